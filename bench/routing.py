@@ -202,7 +202,7 @@ class HomeAndCostUntold(Policy):
         self.fade(arrival.at)
         order = self.rng.sample(self.fleet.up, len(self.fleet.up))
         group = [self._loads[engine] for engine in order]
-        index, uncached = self._selector.choose(group, _prefixes(arrival), 0, arrival.prompt * BYTES_PER_TOKEN, float(arrival.prompt))
+        index, uncached, _ = self._selector.choose(group, _prefixes(arrival), 0, arrival.prompt * BYTES_PER_TOKEN, float(arrival.prompt))
         charged = max(uncached, CHARGE_TOKENS_MIN) * self.gateways
         group[index].send(charged)
         return Sent(order[index], charged)

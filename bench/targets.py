@@ -44,6 +44,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tollwa
 
 # Exact versions: a comparison with whatever is newest today could not be repeated.
 VLLM_ROUTER_VERSION = "0.1.17"
+SGLANG_ROUTER_VERSION = "0.3.2"
 LITELLM_VERSION = "1.106.2"
 
 
@@ -198,7 +199,7 @@ def snapshot_entries(key_digest: bytes, upstream_url: str, limited: Limited = Li
 def start_vllm_router(directory: Path, upstream_url: str) -> Target:
     """The Rust router of the vLLM project, one worker thread. It checks no key. Raises `Unavailable`."""
     # The package asks for an inference stack that its binary does not use; these are what its launcher imports.
-    python = _virtual_environment(
+    python = make_environment(
         f"vllm-router-{VLLM_ROUTER_VERSION}",
         ["--no-deps", f"vllm-router=={VLLM_ROUTER_VERSION}"],
         ["setproctitle", "fastapi", "uvicorn", "aiohttp", "orjson"],
@@ -213,7 +214,7 @@ def start_vllm_router(directory: Path, upstream_url: str) -> Target:
 
 def start_litellm(directory: Path, upstream_url: str) -> Target:
     """LiteLLM's proxy with a master key, one worker, no database. Raises `Unavailable`."""
-    python = _virtual_environment(f"litellm-{LITELLM_VERSION}", [f"litellm[proxy]=={LITELLM_VERSION}"])
+    python = make_environment(f"litellm-{LITELLM_VERSION}", [f"litellm[proxy]=={LITELLM_VERSION}"])
     port, key = find_free_port(), "sk-benchmark"  # it takes no other form
     config = directory / "litellm.yaml"
     config.write_text(f"""\
@@ -244,7 +245,7 @@ def external(name: str, command: str) -> Starter:
     return start_external
 
 
-def _virtual_environment(name: str, *installs: Sequence[str]) -> Path:
+def make_environment(name: str, *installs: Sequence[str]) -> Path:
     """The interpreter of an environment outside the repository, made on first use by these `pip install` arguments."""
     directory = CACHE / f"{name}-py{sys.version_info[0]}.{sys.version_info[1]}"
     python, complete = directory / "bin" / "python", directory / "complete"

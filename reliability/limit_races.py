@@ -4,20 +4,18 @@ bound that docs/limits.md publishes.
 Limits per day are used, because next to nothing of them returns during a run: what is admitted can be counted."""
 
 import asyncio
-import json
 import random
 import signal
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
 
-from reliability.platforms import Part, Platform, apart, reserved_ports, wait_until_served
+from reliability.platforms import Platform, apart, prepared_gateway, start_gateways
 from reliability.records import Line, record
 from tests.storage.counter_servers import CounterServer, counter_server, find_servers
 
@@ -89,35 +87,9 @@ def gateways(scratch: Path, server: CounterServer) -> Iterator[tuple[Platform, l
         "TOLLWAY__GATEWAY__LIMITS__DECISION_SECONDS": str(DECISION_SECONDS),
     }
     with apart(scratch, gateway_environment=environment) as (platform, parts), ExitStack() as others:
-        link = parts.control.arguments[parts.control.arguments.index("--link") + 1]
-        kept = json.loads((platform.directory / "secrets.json").read_bytes())
-        secrets = {"TOLLWAY_PEPPER": kept["peppers"]["1"], "TOLLWAY_VAULT_KEY": kept["vault_key"]}
-        started: list[Part] = []
-        urls = [platform.gateway_url]
-        for number in range(1, GATEWAYS):
-            public, internal = others.enter_context(reserved_ports(2))
-            where = ("--listen", f"127.0.0.1:{public}", "--internal", f"127.0.0.1:{internal}", "--control-link-url", f"http://{link}")
-            directory = scratch / f"gateway-{number}"
-            own = {**environment, **secrets, "TOLLWAY_JOIN_TOKEN": make_join_token(platform)}
-            gateway = Part(("-m", "tollway", "gateway", "--data-dir", str(directory / "data"), *where), directory, own)
-            others.callback(gateway.discard)
-            started.append(gateway)
-            urls.append(f"http://127.0.0.1:{public}")
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(Part.start, started))
-        for url in urls:
-            wait_until_served(url, platform.tenant.api_key)
-        time.sleep(3 * 2.0)  # each has acknowledged since the last one began, so all know how many they are
-        yield platform, urls
-
-
-def make_join_token(platform: Platform) -> str:
-    """Return a token with which one gateway registers itself."""
-    headers = {"authorization": f"Bearer {platform.platform_key}"}
-    with httpx2.Client(base_url=platform.control_url, headers=headers, trust_env=False) as http:
-        answer = http.post("/v1/platform/node_join_tokens", json={"name": "race"})
-    assert answer.status_code == 200, answer.text
-    return str(answer.json()["value"])
+        joined = [others.enter_context(prepared_gateway(platform, parts, scratch, n, environment)) for n in range(1, GATEWAYS)]
+        start_gateways(platform, joined)
+        yield platform, [platform.gateway_url, *(url for _, url in joined)]
 
 
 def _race(

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -277,6 +278,43 @@ def apart(
         finally:
             for each in (parts.gateway, parts.control):
                 each.discard()
+
+
+@contextmanager
+def prepared_gateway(
+    platform: Platform, parts: Apart, scratch: Path, number: int, environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[Part, str]]:
+    """A further gateway of a platform, a node of its own with a join token, and its address. It is not started yet."""
+    link = parts.control.arguments[parts.control.arguments.index("--link") + 1]
+    kept = json.loads((platform.directory / "secrets.json").read_bytes())
+    own = {"TOLLWAY_PEPPER": kept["peppers"]["1"], "TOLLWAY_VAULT_KEY": kept["vault_key"], "TOLLWAY_JOIN_TOKEN": make_join_token(platform)}
+    with reserved_ports(2) as (public, internal):
+        where = ("--listen", f"127.0.0.1:{public}", "--internal", f"127.0.0.1:{internal}", "--control-link-url", f"http://{link}")
+        directory = scratch / f"gateway-{number}"
+        arguments = ("-m", "tollway", "gateway", "--data-dir", str(directory / "data"), *where)
+        gateway = Part(arguments, directory, {**(environment or {}), **own})
+        try:
+            yield gateway, f"http://127.0.0.1:{public}"
+        finally:
+            gateway.discard()
+
+
+def start_gateways(platform: Platform, gateways: Sequence[tuple[Part, str]]) -> None:
+    """Start gateways that are prepared, and wait until each serves and all of the platform know how many they are."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda each: each[0].start(), gateways))
+    for _, url in gateways:
+        wait_until_served(url, platform.tenant.api_key)
+    time.sleep(3 * 2.0)  # each has acknowledged since the last one began
+
+
+def make_join_token(platform: Platform) -> str:
+    """Return a token with which one gateway registers itself."""
+    headers = {"authorization": f"Bearer {platform.platform_key}"}
+    with httpx2.Client(base_url=platform.control_url, headers=headers, trust_env=False) as http:
+        answer = http.post("/v1/platform/node_join_tokens", json={"name": "gateway"})
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["value"])
 
 
 def _seeded(gateway_url: str, control_url: str, scratch: Path, engine: Part, engine_url: str, environment: Mapping[str, str]) -> Platform:

@@ -20,6 +20,7 @@ HOT = [
     "domain/ids.py",
     "gateway/authenticate.py",
     "gateway/authorize.py",
+    "gateway/blame.py",
     "gateway/memory_counters.py",
     "gateway/deadlines.py",
     "gateway/directory.py",

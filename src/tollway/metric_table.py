@@ -53,6 +53,12 @@ GATEWAY_METRICS = (
     _counter("tollway_tokens", "tokens", ("endpoint", "model", "class"), "Quantities used, by disjoint billing class."),
     _counter("tollway_replayed_answers", "requests", (), "Answers that were given again by idempotency key."),
     _counter("tollway_fallbacks", "requests", ("model",), "Requests that were sent on to a fallback of their model, by the fallback."),
+    _counter(
+        "tollway_hedges",
+        "requests",
+        ("model", "result"),
+        "Hedged requests: won by the second attempt, lost to the first, failed where neither was answered; over_budget were not hedged.",
+    ),
     _gauge("tollway_requests_running", "requests", "Requests between admission and the last byte."),
     _histogram("gen_ai_server_request_duration_seconds", _MODEL_LABELS, "Duration of admitted requests."),
     _histogram("gen_ai_server_time_to_first_token_seconds", _MODEL_LABELS, "Time from a request's arrival to its first token."),

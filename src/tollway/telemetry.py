@@ -218,6 +218,7 @@ class Metrics:
         self.retries = 0
         self.replays = 0
         self.fallbacks: dict[str, int] = {}
+        self.hedges: dict[tuple[str, str], int] = {}
         self.connections_refused = 0
         self.connections_shed = 0
         self.running = 0
@@ -258,6 +259,11 @@ class Metrics:
         key = (deployment_id, reason)
         self.ejections[key] = self.ejections.get(key, 0) + 1
 
+    def count_hedge(self, model: str, result: str) -> None:
+        """A request for `model` was hedged, or was not for the budget: `won`, `lost`, `failed` or `over_budget`."""
+        key = (model, result)
+        self.hedges[key] = self.hedges.get(key, 0) + 1
+
     def render(self) -> bytes:
         """The Prometheus text exposition of everything counted. Resets the lag maximum: each scrape sees its own interval."""
         registry = CollectorRegistry(auto_describe=False)
@@ -293,6 +299,7 @@ class _Families(Collector):
         yield _counter("tollway_upstream_retries", [((), metrics.retries)])
         yield _counter("tollway_replayed_answers", [((), metrics.replays)])
         yield _counter("tollway_fallbacks", metrics.fallbacks.items())
+        yield _counter("tollway_hedges", metrics.hedges.items())
         yield _counter("tollway_connections_refused", [((), metrics.connections_refused)])
         yield _counter("tollway_connections_shed", [((), metrics.connections_shed)])
         yield _counter("tollway_task_restarts", metrics.task_restarts.items())

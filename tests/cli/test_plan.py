@@ -335,6 +335,28 @@ def test_pooling_of_a_deployment_is_planned_like_its_other_fields(tmp_path: Path
     assert plan(without, without) == []
 
 
+def test_costs_and_priorities_of_a_deployment_are_planned_and_refused_where_they_cannot_be(tmp_path: Path) -> None:
+    costly = parse(tmp_path, LLAMA_CPP % ", relative_cost: 7")
+    assert plan(parse(tmp_path, LLAMA_CPP % ""), costly) == [("deployment", ("small", "http://10.0.0.1:8000"), False)]
+    for wrong, told in ((", relative_cost: 0", "relative_cost must be"), (", priorities: true", "no priorities are known")):
+        with pytest.raises(OperatorError, match=told):
+            parse(tmp_path, LLAMA_CPP % wrong)
+
+
+def test_hedging_and_goals_of_a_model_are_planned_and_refused_where_they_cannot_be(tmp_path: Path) -> None:
+    def of(more: str) -> PlatformFile:
+        return parse(tmp_path, f"models: {{m: {{endpoints: [chat/completions], {more}}}}}")
+
+    wanted = of("hedge_after_ms: 900, hedge_percent: 10, latency_goal_ms: 2000")
+    assert [change.body for change in make_plan(of("hedge_percent: 10"), wanted)] == [{"hedge_after_ms": 900, "latency_goal_ms": 2000}]
+    assert make_plan(wanted, wanted) == []
+    for wrong in ("hedge_after_ms: 0", "hedge_percent: 51", "latency_goal_ms: 600001", "hedge_after_ms: soon"):
+        with pytest.raises(OperatorError, match=r"hedge|latency"):
+            of(wrong)
+    with pytest.raises(OperatorError, match="retry_started: false"):
+        of("hedge_after_ms: 900, retry_started: false")
+
+
 PLANS = """
 plans:
   starter:

@@ -66,6 +66,28 @@ class TestModels:
         assert answered(operator.get(f"{MODELS}/first"))["fallbacks"] == ["third", "second"]
         assert answered(operator.post(f"{MODELS}/first", json={"fallbacks": []}))["fallbacks"] == []
 
+    def test_hedge_and_have_goals_within_their_bounds(self, control: Running) -> None:
+        operator = control.operator()
+        made = make_model(control, "quick")
+        assert (made["hedge_after_ms"], made["hedge_percent"], made["latency_goal_ms"]) == (None, 5, None)
+        stated = {"hedge_after_ms": 900, "hedge_percent": 10, "latency_goal_ms": 2000}
+        assert answered(operator.post(f"{MODELS}/quick", json=stated)) == {**made, **stated}
+        for field, wrong in (
+            ("hedge_after_ms", 0),
+            ("hedge_after_ms", 600_001),
+            ("hedge_percent", 0),
+            ("hedge_percent", 51),
+            ("hedge_percent", None),
+        ):
+            refused(operator.post(f"{MODELS}/quick", json={field: wrong}), 400, "invalid_value", field)
+        refused(operator.post(f"{MODELS}/quick", json={"latency_goal_ms": "soon"}), 400, "invalid_value", "latency_goal_ms")
+        refused(operator.post(f"{MODELS}/quick", json={"retry_started": False}), 400, "invalid_value", "hedge_after_ms")
+        assert answered(operator.get(f"{MODELS}/quick"))["retry_started"] is True
+        lifted = answered(operator.post(f"{MODELS}/quick", json={"hedge_after_ms": None, "latency_goal_ms": None, "retry_started": False}))
+        assert (lifted["hedge_after_ms"], lifted["latency_goal_ms"]) == (None, None)
+        body = {"name": "once", "endpoints": ["embeddings"], "retry_started": False, "hedge_after_ms": 5}
+        refused(operator.post(MODELS, json=body), 400, "invalid_value", "hedge_after_ms")
+
     def test_names_stay_unique_after_archiving(self, control: Running) -> None:
         operator = control.operator()
         make_model(control, "once")
@@ -139,6 +161,10 @@ class TestDeployments:
         path = f"{DEPLOYMENTS}/{made['id']}"
         assert answered(operator.post(path, json={"weight": 0, "tier": 2})) == {**made, "weight": 0, "tier": 2}
         assert answered(operator.post(path, json={"credential": None}))["has_credential"] is False
+        assert (made["priorities"], made["relative_cost"]) == (False, None)
+        assert answered(operator.post(path, json={"relative_cost": 7}))["relative_cost"] == 7
+        assert answered(operator.post(path, json={"relative_cost": None}))["relative_cost"] is None
+        refused(operator.post(path, json={"relative_cost": 0}), 400, "invalid_value", "relative_cost")
         assert made["pooling"] is True
         assert answered(operator.post(path, json={"pooling": False}))["pooling"] is False
         refused(operator.post(path, json={"pooling": "off"}), 400, "invalid_value", "pooling")

@@ -100,7 +100,7 @@ async def test_what_the_engine_refuses_is_told_without_naming_it(engine: RealEng
         assert refused.error["code"] in ("context_length_exceeded", "invalid_request", "upstream_error")
         if engine.knows_models:
             absent = await post(running.port, chat("absent"))
-            assert (absent.status, absent.error["code"]) == (503, "upstream_error")
+            assert (absent.status, absent.error["code"]) == (502, "upstream_error")
             assert b"no-such-model" not in absent.body
         assert (await post(running.port, chat(max_tokens=1))).status == 200, "a refusal is no reason to shun it"
         assert {final.outcome for final in running.sink.finals[:-1]} == {Outcome.UPSTREAM_ERROR}

@@ -15,7 +15,7 @@ import msgspec
 from tests.fakes import PATIENCE_SECONDS, Clock, Script, Step, Transport, UsageSink, Vault
 from tollway.domain import keys
 from tollway.domain.billing_classes import UnitPrices
-from tollway.domain.catalog import CacheIsolation, Deployment, Endpoint, Engine, UnknownParameters
+from tollway.domain.catalog import HEDGE_PERCENT_FIRST, CacheIsolation, Deployment, Endpoint, Engine, UnknownParameters
 from tollway.domain.keys import KeyType
 from tollway.domain.limits import UNLIMITED, Limits
 from tollway.domain.prices import PriceTerms, PriceVersion
@@ -68,6 +68,11 @@ class Served:
     regions: Sequence[str | None] = ()
     fallbacks: tuple[str, ...] = ()
     input_price: int = 100
+    hedge_after_ms: int | None = None
+    hedge_percent: int = HEDGE_PERCENT_FIRST
+    latency_goal_ms: int | None = None
+    priorities: bool = False
+    costs: Sequence[int | None] = ()
 
 
 NOWHERE = "http://127.0.0.1:9"
@@ -130,6 +135,9 @@ def plane(
                 unknown_parameters=served.unknown_parameters,
                 groups=served.groups,
                 fallbacks=served.fallbacks,
+                hedge_after_ms=served.hedge_after_ms,
+                hedge_percent=served.hedge_percent,
+                latency_goal_ms=served.latency_goal_ms,
             )
         )
         for tier, url in enumerate(served.urls):
@@ -139,6 +147,7 @@ def plane(
                 tier=0 if served.one_tier else tier, status=Status.ACTIVE, created_at=0, credential=served.credential,
                 region=served.regions[tier] if served.regions else None,
                 cache_isolation=served.cache_isolation, translated_endpoints=served.translated_endpoints,
+                priorities=served.priorities, relative_cost=served.costs[tier] if served.costs else None,
             )  # fmt: skip
             made.add(DeploymentEntry(id=id, deployment=deployment))
     made.finish_reset(1)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from tests.fakes import Upstream
-from tests.gateway.harness import NOWHERE, Served, chat, completion, gateway, healthy, plane, post, whole
+from tests.gateway.harness import Served, chat, completion, gateway, healthy, plane, post, whole
 from tests.gateway.test_admin_listener import ask, request
 from tollway.domain import faults
 from tollway.domain.catalog import Endpoint
@@ -18,6 +18,9 @@ from tollway.gateway.prefix_routing import HOME_HOLD
 from tollway.gateway.route import explain, route
 
 REFUSED = [b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"]
+
+NOWHERES = [f"http://127.0.0.{number}:9" for number in range(1, 5)]
+"""Addresses of four engines that do not answer."""
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -48,7 +51,7 @@ async def test_metrics_count_choices_by_the_kind_of_candidate() -> None:
 
 
 async def test_internal_route_explains_ranks_and_costs() -> None:
-    async with gateway({"m": Served([NOWHERE, NOWHERE, NOWHERE], one_tier=True)}) as running:
+    async with gateway({"m": Served(NOWHERES[:3], one_tier=True)}) as running:
         down, busy, idle = running.plane.upstreams.of("m")
         down.health.fail(Fault(faults.UPSTREAM_CONNECT), Endpoint.CHAT_COMPLETIONS, "a", time.monotonic(), has_begun=False)
         busy.load.send(700.0)
@@ -78,7 +81,7 @@ async def test_internal_route_refuses_what_it_cannot_explain(query: str, status:
 
 
 def test_explanation_changes_nothing_and_lists_a_drained_deployment_last() -> None:
-    with plane({"m": Served([NOWHERE, NOWHERE], one_tier=True)}) as (made, _, _):
+    with plane({"m": Served(NOWHERES[:2], one_tier=True)}) as (made, _, _):
         drained, other = made.upstreams.of("m")
         drained.deployment = msgspec.structs.replace(drained.deployment, weight=0)
         first = explain("m", Endpoint.CHAT_COMPLETIONS, 10, made.upstreams, 0.0, test=False)
@@ -93,7 +96,7 @@ def test_ranks_of_the_explanation_are_those_by_which_deployments_are_chosen() ->
     """In any state of four deployments the candidates of a request are in the order of the explanation's ranks, from the first one on."""
     request_of_a_model = SimpleNamespace(endpoint=Endpoint.CHAT_COMPLETIONS, body=b"{}", headers={}, upload=None, body_bytes=2)
     call: Any = SimpleNamespace(
-        model=SimpleNamespace(id="m", share_cache=True),
+        model=SimpleNamespace(id="m", share_cache=True, latency_goal_ms=None),
         caller=SimpleNamespace(is_test=False, residency=None),
         request=request_of_a_model,
         names=frozenset(),
@@ -102,7 +105,7 @@ def test_ranks_of_the_explanation_are_those_by_which_deployments_are_chosen() ->
     dice = random.Random(7)
     seen = set()
     for _ in range(300):
-        with plane({"m": Served([NOWHERE] * 4, one_tier=True)}) as (made, _, _):
+        with plane({"m": Served(NOWHERES, one_tier=True)}) as (made, _, _):
             for upstream in made.upstreams.of("m"):
                 tier, weight = dice.choice((0, 0, 1)), dice.choice((0, 1, 1, 2))
                 upstream.deployment = msgspec.structs.replace(upstream.deployment, tier=tier, weight=weight)

@@ -35,6 +35,7 @@ def loads(count: int) -> list[Load]:
 class Choice(NamedTuple):
     place: int
     charged_tokens: float
+    kind: int
 
 
 def choose(selector: Selector, group: list[Load], prompt: bytes, session: int = 0) -> Choice:
@@ -166,9 +167,9 @@ def test_86_tenant_that_makes_its_prompts_look_alike_does_not_overload_a_deploym
     computed = [0.0] * 4  # tokens that wait at each deployment: nothing of these prompts is in a cache, and no answer begins meanwhile
     for _ in range(2000):
         if alike == "session":
-            index, charged = selector.choose(group, [], 77, 8000, 2000.0)
+            index, charged, _ = selector.choose(group, [], 77, 8000, 2000.0)
         else:
-            index, charged = selector.choose(group, [1, 2, 3], 0, 8000, 2000.0)
+            index, charged, _ = selector.choose(group, [1, 2, 3], 0, 8000, 2000.0)
         group[index].send(charged)
         computed[index] += 2000.0
     assert max(computed) - min(computed) <= 10 * ANCHOR_REQUESTS_MIN * 2000.0

@@ -624,7 +624,7 @@ async def test_an_open_stream_holds_nothing_that_only_another_attempt_would_need
         (exchange,) = running.plane.active.exchanges
         call, request = exchange.call, exchange.call.request
         assert (request.body, request.headers, request.traceparent, call.names) == (b"", {}, "", ())
-        assert exchange._connection._reader._parser is None and exchange._client._reader._parser is None  # type: ignore[attr-defined]
+        assert exchange.connection._reader._parser is None and exchange._client._reader._parser is None  # type: ignore[attr-defined]
         upstream.gate.set()
         await client.reader.readuntil(b"[DONE]\n\n")
         assert (await running.sink.settled()).outcome is Outcome.COMPLETED

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reliability import limit_races
+from reliability import limit_races, platforms
 from reliability.platforms import Part, apart, reserved_ports
 from reliability.running import WAIT_SECONDS
 from tests.storage.counter_servers import counter_server, find_servers
@@ -27,7 +27,7 @@ def test_second_gateway_without_a_server_ends_with_a_text_unless_limits_per_gate
         link = parts.control.arguments[parts.control.arguments.index("--link") + 1]
         kept = json.loads((platform.directory / "secrets.json").read_bytes())
         own = {"TOLLWAY_PEPPER": kept["peppers"]["1"], "TOLLWAY_VAULT_KEY": kept["vault_key"]}
-        own["TOLLWAY_JOIN_TOKEN"] = limit_races.make_join_token(platform)
+        own["TOLLWAY_JOIN_TOKEN"] = platforms.make_join_token(platform)
         where = ("--listen", f"127.0.0.1:{public}", "--internal", f"127.0.0.1:{internal}", "--control-link-url", f"http://{link}")
         second = Part(("-m", "tollway", "gateway", "--data-dir", str(tmp_path / "second"), *where), tmp_path / "out", own)
         try:

@@ -143,7 +143,7 @@ class Platform:
             return {}
         settings = (
             "endpoints", "published", "output_tokens_max", "context_length", "unknown_parameters", "retry_started", "share_cache",
-            "groups", "fallbacks",
+            "groups", "fallbacks", "hedge_after_ms", "hedge_percent", "latency_goal_ms",
         )  # fmt: skip
         models: dict[str, Any] = {}
         for model in self._control.list_all("/platform/models"):

@@ -14,7 +14,15 @@ from tollway.cli.plan import warn_of_shared_caches
 from tollway.cli.platform_file import resolve_credential
 from tollway.cli.times import Zone
 from tollway.domain.billing_classes import BillingClass
-from tollway.domain.catalog import CacheIsolation, Endpoint, Engine
+from tollway.domain.catalog import (
+    HEDGE_PERCENT_FIRST,
+    HEDGE_PERCENT_MAX,
+    RELATIVE_COST_MAX,
+    TIME_MS_MAX,
+    CacheIsolation,
+    Endpoint,
+    Engine,
+)
 from tollway.settings import OperatorError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -116,6 +124,57 @@ def fallbacks(
 
 
 @app.command()
+def hedge(
+    name: Name,
+    after_ms: Annotated[
+        int | None, typer.Option("--after-ms", min=1, max=TIME_MS_MAX, help="Milliseconds without the begin of an answer.")
+    ] = None,
+    percent: Annotated[
+        int, typer.Option("--percent", min=1, max=HEDGE_PERCENT_MAX, help="Share of the requests that are hedged at most.")
+    ] = HEDGE_PERCENT_FIRST,
+    off: Annotated[bool, typer.Option("--off", help="Hedge no request.")] = False,
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Send a request whose answer has not begun to a second deployment too. The first answer counts, and it alone is charged."""
+    if (after_ms is not None) is off:
+        raise OperatorError("name a time with --after-ms, or --off", hint="tollway models hedge MODEL --after-ms 2000", exit_code=2)
+    with connect(control_url, key, data_dir) as control:
+        body = {"hedge_after_ms": None} if off else {"hedge_after_ms": after_ms, "hedge_percent": percent}
+        changed = control.post(f"/platform/models/{segment(name)}", body)
+    if output is Output.JSON:
+        print_json(changed)
+    else:
+        after = changed["hedge_after_ms"]
+        print(
+            f"{name}: no hedging" if after is None else f"{name}: hedged after {after} ms, at most {changed['hedge_percent']} % of requests"
+        )
+
+
+@app.command()
+def goal(
+    name: Name,
+    latency_ms: Annotated[int | None, typer.Option("--latency-ms", min=1, max=TIME_MS_MAX, help="Milliseconds to the first token.")] = None,
+    no_goal: Annotated[bool, typer.Option("--none", help="Let costs count for nothing.")] = False,
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Choose the cheapest deployments of a model while they are likely to answer within this time."""
+    if (latency_ms is not None) is no_goal:
+        raise OperatorError("name a time with --latency-ms, or --none", hint="tollway models goal MODEL --latency-ms 2000", exit_code=2)
+    with connect(control_url, key, data_dir) as control:
+        changed = control.post(f"/platform/models/{segment(name)}", {"latency_goal_ms": latency_ms})
+    if output is Output.JSON:
+        print_json(changed)
+    else:
+        print(f"{name}: no goal" if latency_ms is None else f"{name}: first token within {latency_ms} ms, then as cheap as possible")
+
+
+@app.command()
 @with_price_options
 def price(
     name: Name,
@@ -156,6 +215,10 @@ def deploy(
         typer.Option(help="Endpoint that the upstream has not got, translated to chat completions: messages, responses (repeatable)."),
     ] = None,
     test: Annotated[bool, typer.Option("--test", help="Serve test keys, and only these; their requests are not billed.")] = False,
+    priorities: Annotated[bool, typer.Option("--priorities", help="Tell the engine the priority of the service tier.")] = False,
+    relative_cost: Annotated[
+        int | None, typer.Option(min=1, max=RELATIVE_COST_MAX, help="Cost of the same work beside that at other deployments.")
+    ] = None,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
@@ -175,6 +238,8 @@ def deploy(
         "pooling": pooling,
         "translated_endpoints": translate or [],
         "test": test,
+        "priorities": priorities,
+        "relative_cost": relative_cost,
     }
     with connect(control_url, key, data_dir) as control:
         made = control.post("/platform/deployments", body)

@@ -30,6 +30,12 @@ ONCE_SECONDS = 15.0
 """Time in which `--once` waits for the first report of each source."""
 
 
+DEPLOYMENT_FIELDS = (
+    "engine", "upstream_model", "tier", "weight", "region", "cache_isolation", "test", "priorities", "relative_cost",
+)  # fmt: skip
+"""Fields that a source gives each deployment that it reports."""
+
+
 @app.command()
 def drain(
     deployment_id: Id,
@@ -154,7 +160,7 @@ def _compare(control: Control, model: str, states: list[SourceState]) -> list[tu
             "model": model,
             "base_url": base_url,
             "credential": source.credential and resolve_credential(source.credential, os.environ, f"credential of {model}"),
-            **{name: getattr(source, name) for name in ("engine", "upstream_model", "tier", "weight", "region", "cache_isolation", "test")},
+            **{name: getattr(source, name) for name in DEPLOYMENT_FIELDS},
         }
         made = control.post("/platform/deployments", body)
         done.append(("deployment_added", f"{made['id']} {base_url}"))

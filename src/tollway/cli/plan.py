@@ -60,6 +60,7 @@ class PlannedChange:
 
 DEPLOYMENT_FIELDS: tuple[str, ...] = (
     "engine", "upstream_model", "tier", "weight", "region", "cache_isolation", "pooling", "translated_endpoints", "test",
+    "priorities", "relative_cost",
 )  # fmt: skip
 """Fields of a deployment that are read, compared and changed; a credential is only changed."""
 
@@ -115,7 +116,10 @@ def warn_of_shared_caches(
 
 
 def _plan_model(name: str, current: ModelFile | None, wanted: ModelFile) -> Iterator[PlannedChange]:
-    settings = ("endpoints", "output_tokens_max", "context_length", "unknown_parameters", "retry_started", "share_cache", "groups")
+    settings = (
+        "endpoints", "output_tokens_max", "context_length", "unknown_parameters", "retry_started", "share_cache", "groups",
+        "hedge_after_ms", "hedge_percent", "latency_goal_ms",
+    )  # fmt: skip
     yield from _difference("model", (name,), current, wanted, settings)
     prices = {} if current is None or current.prices is UNSET else current.prices
     for currency, price in _items(wanted.prices):

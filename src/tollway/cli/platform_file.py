@@ -60,9 +60,12 @@ from tollway.domain.catalog import (
     FALLBACKS_MAX,
     GROUP_NAME,
     GROUP_PREFIX,
+    HEDGE_PERCENT_MAX,
     MODEL_GROUPS_MAX,
     MODEL_NAME,
     REGION,
+    RELATIVE_COST_MAX,
+    TIME_MS_MAX,
     CacheIsolation,
     Endpoint,
     Engine,
@@ -75,6 +78,7 @@ from tollway.domain.periods import find_zone
 from tollway.domain.price_books import parse_discount
 from tollway.domain.tenants import QUEUE_WEIGHT_MAX, REGIONS_MAX
 from tollway.domain.usage import ServiceTier
+from tollway.engines.table import ENGINES
 from tollway.settings import OperatorError, read_yaml, unknown_name
 
 
@@ -143,12 +147,15 @@ class DeploymentFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     pooling: bool | UnsetType = UNSET
     translated_endpoints: list[Endpoint] | UnsetType = UNSET
     test: bool | UnsetType = UNSET
+    priorities: bool | UnsetType = UNSET
+    relative_cost: int | UnsetType | None = UNSET
 
 
 class ModelFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One model of the catalog. `published: true` publishes it; there is no way back but archiving. `groups`: the groups of models that it
     is in, on which limits and budgets can be set as `group:NAME`. `fallbacks`: the models that serve in its place while it
-    cannot, in their order."""
+    cannot, in their order. `hedge_after_ms`: when a request whose answer has not begun is sent to a second deployment too, at most
+    `hedge_percent` of them. `latency_goal_ms`: time to the first token within which the cheapest deployments serve."""
 
     endpoints: list[Endpoint]
     published: bool | UnsetType = UNSET
@@ -159,6 +166,9 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     share_cache: bool | UnsetType = UNSET
     groups: list[str] | UnsetType = UNSET
     fallbacks: list[str] | UnsetType = UNSET
+    hedge_after_ms: int | UnsetType | None = UNSET
+    hedge_percent: int | UnsetType = UNSET
+    latency_goal_ms: int | UnsetType | None = UNSET
     prices: dict[str, PriceFile] | UnsetType = UNSET
     deployments: dict[str, DeploymentFile] | UnsetType = UNSET
 
@@ -358,6 +368,18 @@ def _check_ranges(parsed: msgspec.Struct) -> None:
                 raise ValueError(f"deployment {base_url}: the address must be http(s)://host[:port][/path] without /v1")
         if not parsed.endpoints:
             raise ValueError("endpoints must not be empty")
+        for name, most in (("hedge_after_ms", TIME_MS_MAX), ("hedge_percent", HEDGE_PERCENT_MAX), ("latency_goal_ms", TIME_MS_MAX)):
+            stated = getattr(parsed, name)
+            if stated is not UNSET and stated is not None and not 1 <= stated <= most:
+                raise ValueError(f"{name} must be between 1 and {most}")
+        if parsed.retry_started is False and parsed.hedge_after_ms is not UNSET and parsed.hedge_after_ms is not None:
+            raise ValueError("a request that is hedged is sent to two engines, which retry_started: false forbids")
+        for base_url, deployment in () if parsed.deployments is UNSET else parsed.deployments.items():
+            cost = deployment.relative_cost
+            if cost is not UNSET and cost is not None and not 1 <= cost <= RELATIVE_COST_MAX:
+                raise ValueError(f"deployment {base_url}: relative_cost must be between 1 and {RELATIVE_COST_MAX}")
+            if deployment.priorities is True and not ENGINES[deployment.engine].priorities:
+                raise ValueError(f"deployment {base_url}: no priorities are known that the engine {deployment.engine} takes")
         for group in () if parsed.groups is UNSET else parsed.groups:
             if not GROUP_NAME.fullmatch(group):
                 raise ValueError(f"group {group!r}: a name is 1 to 64 of the characters A-Z a-z 0-9 . _ -")

@@ -21,6 +21,7 @@ from tollway.domain.faults import (
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.snapshot import DeploymentEntry, ModelEntry
 from tollway.domain.tenants import Status
+from tollway.engines.table import ENGINES
 from tollway.storage import catalog as storage
 from tollway.storage import prices as stored_prices
 from tollway.storage.database import PlatformTx
@@ -42,6 +43,7 @@ def create_model(tx: PlatformTx, model: Model) -> Model:
     if storage.find_model(tx, model.name) is not None:
         raise Fault(NAME_TAKEN, param="name")
     _check_fallbacks(tx, model)
+    _check_hedging(model)
     storage.insert_model(tx, model)
     return model
 
@@ -65,6 +67,7 @@ def update_model(tx: PlatformTx, name: str, changed: dict[str, object], now: int
     model = msgspec.structs.replace(_get_active_model(tx, name), **changed)
     if "fallbacks" in changed:
         _check_fallbacks(tx, model)
+    _check_hedging(model)
     storage.put_model(tx, model)
     if model.published:
         publish.publish(tx, ModelEntry, [name], now)
@@ -109,6 +112,13 @@ def _check_fallbacks(tx: PlatformTx, model: Model) -> None:
             raise Fault(PARAMETER_INVALID, param="fallbacks", message=f"There is no model {name} that is not archived.")
 
 
+def _check_hedging(model: Model) -> None:
+    """Raise PARAMETER_INVALID if requests would be hedged that may be sent to one engine only."""
+    if model.hedge_after_ms is not None and not model.retry_started:
+        message = "A request that is hedged is sent to two engines, which `retry_started: false` forbids."
+        raise Fault(PARAMETER_INVALID, param="hedge_after_ms", message=message)
+
+
 def _get_active_model(tx: PlatformTx, name: str) -> Model:
     model = get_model(tx, name)
     if model.status is not Status.ACTIVE:
@@ -127,6 +137,7 @@ def create_deployment(tx: PlatformTx, deployment: Deployment, now: int) -> Deplo
         raise Fault(MODEL_UNKNOWN, param="model")
     _get_active_model(tx, model.name)
     check_base_url(deployment.base_url)
+    _check_priorities(deployment)
     storage.insert_deployment(tx, deployment)
     publish.publish(tx, DeploymentEntry, [deployment.id], now)
     return deployment
@@ -153,9 +164,17 @@ def update_deployment(tx: PlatformTx, deployment_id: str, changed: dict[str, obj
         raise Fault(STATE_CONFLICT, message="The deployment is archived.")
     deployment = msgspec.structs.replace(deployment, **changed)
     check_base_url(deployment.base_url)
+    _check_priorities(deployment)
     storage.put_deployment(tx, deployment)
     publish.publish(tx, DeploymentEntry, [deployment_id], now)
     return deployment
+
+
+def _check_priorities(deployment: Deployment) -> None:
+    """Raise PARAMETER_INVALID if an engine would be told priorities that takes none."""
+    if deployment.priorities and not ENGINES[deployment.engine].priorities:
+        message = f"Tollway knows of no priorities that the engine {deployment.engine} takes."
+        raise Fault(PARAMETER_INVALID, param="priorities", message=message)
 
 
 def archive_deployment(tx: PlatformTx, deployment_id: str, now: int) -> Deployment:

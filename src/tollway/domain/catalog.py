@@ -117,6 +117,14 @@ COUNTED_ENDPOINTS = {Endpoint.COUNT_TOKENS: Endpoint.MESSAGES, Endpoint.INPUT_TO
 """Endpoints that count the tokens of a request, and those that such a request would be sent to."""
 
 
+HEDGE_PERCENT_FIRST = 5
+"""Share of the requests of a model that are hedged at most, unless it says otherwise: about those beyond the 95th percentile."""
+HEDGE_PERCENT_MAX = 50
+TIME_MS_MAX = 600_000
+"""Longest time of hedging and of a latency goal: ten minutes."""
+RELATIVE_COST_MAX = 1_000_000
+
+
 class UnknownParameters(StrEnum):
     """Policy for request fields that neither the dialect nor the engine's table knows."""
 
@@ -142,7 +150,9 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     begun can be sent again elsewhere (true for stateless inference). `share_cache`: True lets tenants share the engine's prefix cache,
     which is measurable across tenants, so the default isolates them by salt. `groups`: names of the groups of models that it
     is in, at most MODEL_GROUPS_MAX, ordered; limits and budgets can be set on a group. `fallbacks`:
-    names of models that serve in its place while it cannot, in their order.
+    names of models that serve in its place while it cannot, in their order. `hedge_after_ms`: time after which a request whose answer has
+    not begun is sent to a second deployment too, None for never; at most `hedge_percent` of the requests are. `latency_goal_ms`: time to
+    the first token within which requests go to its cheapest deployments, None if costs do not count.
     """
 
     name: str
@@ -157,6 +167,9 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     share_cache: bool = False
     groups: tuple[str, ...] = ()
     fallbacks: tuple[str, ...] = ()
+    hedge_after_ms: int | None = None
+    hedge_percent: int = HEDGE_PERCENT_FIRST
+    latency_goal_ms: int | None = None
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,6 +179,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     which an upstream that confuses answers must not be trusted with. `translated_endpoints`: those that the upstream has not got, so that
     the gateway translates them to chat completions; beside those that no server of this kind has. `test`: it serves requests of test keys,
     and only these.
+    `priorities`: the engine schedules by priority, so it is told that of the service tier. `relative_cost`: of the same work at the
+    deployments of its model, in the operator's own unit; None if it is not stated, which is the highest.
     `region`: where it is; None if that is not stated. `base_url`: http(s)://host[:port][/path], without the /v1. `credential`: sealed by
     the vault, None if the upstream asks for none.
     """
@@ -185,6 +200,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     pooling: bool = True
     translated_endpoints: tuple[Endpoint, ...] = ()
     test: bool = False
+    priorities: bool = False
+    relative_cost: int | None = None
 
 
 def is_resident(deployment: Deployment, residency: frozenset[str] | None) -> bool:

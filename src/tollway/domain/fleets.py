@@ -53,6 +53,8 @@ class FleetSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     credential: str | None = None
     cache_isolation: CacheIsolation = CacheIsolation.ENGINE
     test: bool = False
+    priorities: bool = False
+    relative_cost: int | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError unless there is exactly one source that can be asked."""

@@ -8,7 +8,7 @@ else: keys as digests, credentials sealed, no names of people or things. Version
 import msgspec
 
 from tollway.domain.budgets import BudgetLevel, BudgetMode
-from tollway.domain.catalog import Deployment, Endpoint, UnknownParameters
+from tollway.domain.catalog import HEDGE_PERCENT_FIRST, Deployment, Endpoint, UnknownParameters
 from tollway.domain.keys import KeyType
 from tollway.domain.limits import UNLIMITED, Limits
 from tollway.domain.prices import PriceTerms, PriceVersion
@@ -78,7 +78,8 @@ class KeyEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="model", omit_defaults=True):
     """A published model: `id` is its public name. `prices` are of all price lists and service tiers, ordered by valid_from, never empty.
-    `groups`: the groups of models that it is in. `fallbacks`: names of models, which need not be published."""
+    `groups`: the groups of models that it is in. `fallbacks`: names of models, which need not be published. `hedge_after_ms`,
+    `hedge_percent`, `latency_goal_ms`: see `catalog.Model`."""
 
     id: str
     endpoints: tuple[Endpoint, ...]
@@ -91,6 +92,9 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     share_cache: bool = False
     groups: tuple[str, ...] = ()
     fallbacks: tuple[str, ...] = ()
+    hedge_after_ms: int | None = None
+    hedge_percent: int = HEDGE_PERCENT_FIRST
+    latency_goal_ms: int | None = None
 
 
 class DeploymentEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="deployment", omit_defaults=True):

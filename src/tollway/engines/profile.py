@@ -6,6 +6,7 @@ import msgspec
 
 from tollway.domain.catalog import Endpoint, Engine
 from tollway.domain.reconciliation import PromptCount
+from tollway.domain.usage import ServiceTier
 
 SAMPLING_FIELDS = frozenset({"top_k", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos", "min_tokens", "skip_special_tokens"})
 """Request fields of sampling that most engines have beyond OpenAI's."""
@@ -66,7 +67,8 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
     it rejects a request in an error that it calls its own (status 500 and above). `drain_messages`: whole texts of errors (status 500 and
     above) by which it says that it shuts down and has not begun the request. `counters`: where it publishes its token counters; None if it
     does not. `readiness`: where it says whether it takes requests; None if it does not. `load`: where it says how much waits there; None if
-    it does not.
+    it does not. `priorities`: the value of the request field `priority` for each service tier, where it schedules by priority; empty if it
+    takes none.
     """
 
     engine: Engine
@@ -84,3 +86,4 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
     counters: CounterNames | None = None
     readiness: ReadinessProbe | None = None
     load: LoadSource | None = None
+    priorities: Mapping[ServiceTier, int] = msgspec.field(default_factory=dict)

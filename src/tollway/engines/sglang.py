@@ -2,6 +2,7 @@
 
 from tollway.domain.catalog import Endpoint, Engine
 from tollway.domain.reconciliation import PromptCount
+from tollway.domain.usage import ServiceTier
 from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile, LoadSource, ReadinessProbe
 
 PROFILE = EngineProfile(
@@ -45,4 +46,7 @@ PROFILE = EngineProfile(
     readiness=ReadinessProbe("/ready", seconds=2.0),
     # srt/entrypoints/v1_loads.py, one element for each data-parallel rank; a snapshot may be a second old.
     load=LoadSource("/v1/loads?include=core", "num_waiting_uncached_tokens", list="loads", in_tokens=True),
+    # With --enable-priority-scheduling (srt/managers/schedule_policy.py): the higher number first, the opposite of vLLM's;
+    # --schedule-low-priority-values-first would turn it round.
+    priorities={ServiceTier.PRIORITY: 10, ServiceTier.STANDARD: 0, ServiceTier.FLEX: -10, ServiceTier.BATCH: -20},
 )

@@ -2,6 +2,7 @@
 
 from tollway.domain.catalog import Endpoint, Engine
 from tollway.domain.reconciliation import PromptCount
+from tollway.domain.usage import ServiceTier
 from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile, LoadSource, ReadinessProbe
 
 PROFILE = EngineProfile(
@@ -62,4 +63,6 @@ PROFILE = EngineProfile(
     readiness=ReadinessProbe("/health"),
     # v1/metrics/loggers.py
     load=LoadSource("/metrics", "vllm:num_requests_waiting"),
+    # With --scheduling-policy priority (v1/core/sched/request_queue.py): the lower number first; without it the field is ignored.
+    priorities={ServiceTier.PRIORITY: -10, ServiceTier.STANDARD: 0, ServiceTier.FLEX: 10, ServiceTier.BATCH: 20},
 )

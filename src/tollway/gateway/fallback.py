@@ -14,10 +14,10 @@ import msgspec
 
 from tollway.domain.faults import MODEL_OVERLOADED, REGION_UNSERVED, UPSTREAM_NONE, Blame, Fault
 from tollway.gateway.authorize import with_model
+from tollway.gateway.blame import may_retry
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.plane import Plane
 from tollway.gateway.ports import Client
-from tollway.gateway.relay import may_retry
 from tollway.gateway.request import AskedFor, Call, Request
 from tollway.wire import bodies
 

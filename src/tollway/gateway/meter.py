@@ -99,17 +99,23 @@ class UsageRecord(Ending):
     def attempt(self, deployment_id: str) -> None:
         """Another upstream is asked: what an earlier one used is not this request's."""
         self.attempts += 1
+        if self.attempts > 1:
+            self.choose(deployment_id)
+            self._progress[self._slot * SLOT_WORDS + RETRIES_WORD] = self.attempts - 1
+        else:
+            self.deployment_id = deployment_id
+
+    def choose(self, deployment_id: str) -> None:
+        """Take the attempt at this deployment for the request's: what others used is not."""
         self.deployment_id = deployment_id
         self.anomaly = None
         self.input_estimate = 0
-        if self.attempts > 1:
-            write_quantities(self._progress, self._slot, NOTHING, self._used)
-            self._used = NOTHING
-            self._output = 0
-            self.source = _NONE
-            self.first_token_at = None
-            self._progress[self._first_token_word] = 0
-            self._progress[self._slot * SLOT_WORDS + RETRIES_WORD] = self.attempts - 1
+        write_quantities(self._progress, self._slot, NOTHING, self._used)
+        self._used = NOTHING
+        self._output = 0
+        self.source = _NONE
+        self.first_token_at = None
+        self._progress[self._first_token_word] = 0
 
     def note(self, used: Quantities, source: UsageSource) -> None:
         """Note what is known to be used so far: kept where a crash cannot reach it, before the bytes that carry it go to the client."""

@@ -24,6 +24,7 @@ from tollway.gateway.buffers import BufferHold
 from tollway.gateway.deadlines import read_timeout, require_time
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.fallback import fall_back, name_model
+from tollway.gateway.hedging import may_hedge, relay_hedged
 from tollway.gateway.limit import charge_upload, limit, limit_shared
 from tollway.gateway.meter import UsageRecord, meter
 from tollway.gateway.observe import observe
@@ -108,9 +109,14 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
                 permit.headers = call.dialect.identify(request.id) + fallback_header + permit.headers
                 bounds = plane.bounds
                 compose = None if request.upload is None or plane.body_readers is None else plane.body_readers.compose
-                refused = await relay(
-                    permit, candidates, record, receiver, bounds, plane.active, plane.retries, plane.metrics, driver, compose
-                )
+                if call.model.hedge_after_ms is not None and may_hedge(call, candidates):
+                    refused = await relay_hedged(
+                        permit, candidates, record, receiver, bounds, plane.active, plane.retries, plane.hedges, plane.metrics, driver
+                    )
+                else:
+                    refused = await relay(
+                        permit, candidates, record, receiver, bounds, plane.active, plane.retries, plane.metrics, driver, compose
+                    )
                 if refused is not None:
                     await _relay_later(refused, permit, record, receiver, plane, driver, compose)
     except ClientGone:

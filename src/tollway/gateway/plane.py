@@ -10,6 +10,7 @@ from tollway.gateway.body_reader_pool import BodyReaders
 from tollway.gateway.budgets import Budgets
 from tollway.gateway.buffers import BufferBounds, Buffers
 from tollway.gateway.directory import Directory
+from tollway.gateway.hedging import HedgeBudgets
 from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.memory_counters import MemoryCounters
 from tollway.gateway.model_listing import ModelListings
@@ -76,6 +77,7 @@ class Plane:
         expose("tollway_shedding_part", lambda: shedder.steps / STEPS)
         expose("tollway_shedding_refused", lambda: shedder.refused)
         self.retries = RetryBudget()
+        self.hedges = HedgeBudgets()
         self.request_ids = RequestIds(random_bits)
         self.now_us = now_us
         self.draining = False

@@ -59,25 +59,23 @@ _OTHER = 2
 
 
 class Load:
-    """Load of one deployment. `queued_tokens`: estimate of the prompt tokens that wait there. `point`: in [0, 1), of the deployment's id,
-    the same at every gateway. `chosen`: how often it was, by each of CANDIDATE_KINDS.
+    """Load of one engine. `queued_tokens`: estimate of the prompt tokens that wait there. `point`: in [0, 1), of the engine's address,
+    the same at every gateway. Deployments at one address, such as the adapters of a model and their base, have one load.
 
     What this gateway sent, times the number of gateways, is an estimate that follows each request and sees only a part of the traffic. What
     the engine reports sees everything and is old. So a report sets the difference between both, and that is kept while it fades away
     (`fade`), because what it was due to is computed or answered before long.
     """
 
-    __slots__ = ("_correction", "_mean_tokens", "_requests", "_sent_tokens", "chosen", "point", "queued_tokens")
+    __slots__ = ("_correction", "_mean_tokens", "_requests", "_sent_tokens", "point", "queued_tokens")
 
-    def __init__(self, id: str) -> None:
-        """`id`: of the deployment."""
-        self.point = (crc32(id.encode()) << 21 | crc32(id.encode(), 1) >> 11) * 2.0**-53
+    def __init__(self, address: str) -> None:
+        self.point = (crc32(address.encode()) << 21 | crc32(address.encode(), 1) >> 11) * 2.0**-53
         self.queued_tokens = 0.0
         self._sent_tokens = 0.0
         self._requests = 0
         self._mean_tokens = 0.0
         self._correction = 0.0
-        self.chosen = [0] * len(CANDIDATE_KINDS)
 
     def send(self, tokens: float) -> None:
         """Add `tokens` of a request of this gateway that was sent, and of all that the other gateways are taken to send beside it."""
@@ -121,15 +119,17 @@ class Load:
 
 class Charge:
     """The load that a request is to the deployment that it is sent to, until its answer begins. `chosen`: the deployment for which
-    `uncached_tokens` were estimated; any other one is charged with all `tokens`. `gateways`: how many send as much."""
+    `uncached_tokens` were estimated; any other one is charged with all `tokens`. `gateways`: how many send as much. `ahead_tokens`: prompt
+    tokens that the deployment is taken to compute before the first token, the request's own included."""
 
-    __slots__ = ("_charged", "_charged_tokens", "chosen", "gateways", "tokens", "uncached_tokens")
+    __slots__ = ("_charged", "_charged_tokens", "ahead_tokens", "chosen", "gateways", "tokens", "uncached_tokens")
 
     def __init__(self, chosen: Load, tokens: float, uncached_tokens: float, gateways: int) -> None:
         self.chosen = chosen
         self.tokens = tokens
         self.uncached_tokens = uncached_tokens
         self.gateways = gateways
+        self.ahead_tokens = 0.0
         self._charged: Load | None = None
         self._charged_tokens = 0.0
 
@@ -137,6 +137,7 @@ class Charge:
         """The request is sent to the deployment of this load. Short prompts count as CHARGE_TOKENS_MIN, or nothing would spread them."""
         tokens = self.uncached_tokens if load is self.chosen else self.tokens
         self._charged = load
+        self.ahead_tokens = load.queued_tokens + tokens
         self._charged_tokens = max(tokens, CHARGE_TOKENS_MIN) * self.gateways
         load.send(self._charged_tokens)
 
@@ -201,9 +202,9 @@ class Selector:
         self._counts_before: dict[int, int] = {}
         self._counted = self._counted_before = 0
 
-    def choose(self, group: list[Load], prefixes: list[int], session: int, prompt_bytes: int, tokens: float) -> tuple[int, float]:
-        """Return the index of the deployment with the lowest cost for a prompt, and the tokens of the prompt that it is charged with. The
-        deployment is remembered as the owner of the prompt's prefixes.
+    def choose(self, group: list[Load], prefixes: list[int], session: int, prompt_bytes: int, tokens: float) -> tuple[int, float, int]:
+        """Return the index of the deployment with the lowest cost for a prompt, the tokens of the prompt that it is charged with, and the
+        index of the reason in CANDIDATE_KINDS. The deployment is remembered as the owner of the prompt's prefixes.
 
         `group`: usable deployments, at least one, in random order. `prefixes`: of `hash_prefixes`. `session`: checksum of the session that
         the client named, which takes the place of the prefixes; 0 for none. `tokens`: about how many the prompt has.
@@ -217,8 +218,7 @@ class Selector:
         if session:
             prefixes = [session]
         elif not prefixes:
-            group[chosen].chosen[_OTHER] += 1
-            return chosen, tokens
+            return chosen, tokens, _OTHER
         level = self._count(prefixes, len(group))
         is_hot = level < 0
         owners = self._owners
@@ -244,12 +244,11 @@ class Selector:
             if cost < best:
                 chosen, uncached, kind = owner, left, _OWNER
         load = group[chosen]
-        load.chosen[kind] += 1
         for prefix in prefixes:
             owners[prefix] = load
         if len(owners) > TABLE_MAX:
             self._owners_before, self._owners = owners, {}
-        return chosen, tokens if is_hot else uncached
+        return chosen, tokens if is_hot else uncached, kind
 
     def find_anchor(self, prefixes: list[int], session: int, deployments: int) -> int:
         """Count a prompt and return its anchor: its session, or the shortest of its prefixes that carries little enough traffic. 0 if it

@@ -28,9 +28,10 @@ import msgspec
 from tollway.domain import faults
 from tollway.domain.billing_classes import NOTHING, Quantities
 from tollway.domain.catalog import Deployment
-from tollway.domain.faults import Fault, FaultKind, Retry
+from tollway.domain.faults import Fault, FaultKind
 from tollway.domain.usage import Anomaly, Outcome, UsageSource
 from tollway.engines.table import ENGINES
+from tollway.gateway.blame import HeldFaults, may_retry
 from tollway.gateway.buffers import LARGE_BYTES, BufferHold
 from tollway.gateway.dialects.dialect import AnswerStream, BoundedStream, MeasuredStream, Translation
 from tollway.gateway.dialects.engine_errors import read_answer_fault
@@ -41,13 +42,15 @@ from tollway.gateway.meter import UsageRecord
 from tollway.gateway.ports import Client, OutputHold
 from tollway.gateway.request import INFINITE, Call, Permit
 from tollway.gateway.uploads import Upload
-from tollway.gateway.upstreams.connection import Pool, UpstreamAnswer, UpstreamConnection
+from tollway.gateway.upstreams.connection import ConnectionState, Pool, UpstreamAnswer, UpstreamConnection
 from tollway.gateway.upstreams.upstream import Upstream, find_attempt_id
 from tollway.telemetry import Metrics
 from tollway.wire import sse
 from tollway.wire.http import chunk_size
 
 CHECKPOINT_SECONDS: Final = 1.0
+REFUSALS: Final = frozenset({faults.UPSTREAM_REFUSED, faults.UPSTREAM_RATE_LIMITED})
+"""Faults with which an engine refuses a request for its load, so that it may be sent again later."""
 ANSWER_GROWTH_BYTES = 1024 * 1024
 """Steps in which an answer that is held until it is whole is counted."""
 _LF: Final = ord("\n")
@@ -132,18 +135,17 @@ class RetryBudget:
 
 
 class Exchange:
-    """One attempt at one upstream: its callbacks, its deadlines, and what the coroutine waits for."""
+    """One attempt at one upstream: its callbacks, its deadlines, and what the coroutine waits for. `attempt`: its number, from 1. `fault`:
+    with which it ended, if it did."""
 
     __slots__ = (
         "_bounds",
         "_buffer",
         "_checkpointed",
         "_client",
-        "_connection",
         "_deadline",
         "_driver",
         "_events",
-        "_fault",
         "_fed",
         "_fed_at",
         "_in_event",
@@ -155,7 +157,10 @@ class Exchange:
         "_sent_at",
         "_waiter",
         "_withheld",
+        "attempt",
         "call",
+        "connection",
+        "fault",
         "finished",
         "headers",
         "is_cut",
@@ -176,11 +181,12 @@ class Exchange:
         now: float,
     ) -> None:
         self.call = call
-        self._connection = connection
+        self.connection = connection
         self._client = client
         self._record = record
         self._bounds = bounds
         self._driver = driver
+        self.attempt = record.attempts
         self._pending = b""
         self._buffer: BufferHold | None = None
         self._next_bytes = LARGE_BYTES
@@ -189,7 +195,7 @@ class Exchange:
         self.stream: AnswerStream | None = None
         self.stream_bytes = 0
         self.headers = _EVENTS
-        self._fault: Fault | None = None
+        self.fault: Fault | None = None
         self._waiter: Waiter | None = None
         self.finished = False
         self.terminator = b""
@@ -206,23 +212,28 @@ class Exchange:
     def wait(self) -> Waiter:
         """Await the result to sleep until there is a whole answer, a first event, the end, a fault of the upstream, or the time to commit.
         Raises that Fault here or there, and there whatever interrupts the request."""
-        if self._fault is not None:
-            raise self._fault
-        if self._has_news():
+        if self.fault is not None:
+            raise self.fault
+        if self.has_news():
             return OVER
         self._waiter = Waiter()
         return self._waiter
 
-    def _has_news(self) -> bool:
+    def share(self, waiter: Waiter) -> None:
+        """Resume `waiter`, which others do too, in place of `wait`."""
+        self._waiter = waiter
+
+    def has_news(self) -> bool:
+        """Return whether there is something to commit to, or the end."""
         if self._client.committed:
             return self.finished
-        return bool(self._pending) or self.finished or (self.stream is None and self._connection.answer.complete)
+        return bool(self._pending) or self.finished or (self.stream is None and self.connection.answer.complete)
 
     def hold(self, size: int) -> FaultKind | None:
         """Hold `size` bytes more of a large message for the upstream. Return the fault if the budget does not suffice."""
         buffer = self._buffer
         if buffer is None:
-            account = self._connection.upstream.account
+            account = self.connection.upstream.account
             buffer = self._buffer = BufferHold(account.buffers, account)
         return buffer.grow_to(buffer.bytes + size)
 
@@ -238,7 +249,7 @@ class Exchange:
             self._deadline = INFINITE
         self.call.release()
         self._release_buffer()
-        self._connection.release_parser()
+        self.connection.release_parser()
         client = self._client
         client.begin_stream(headers)
         if self._pending:
@@ -249,7 +260,7 @@ class Exchange:
         """The stream ended as it should, or its budgets are spent: write its FINAL. Awaited: until that is durable."""
         stream = self.stream
         assert stream is not None
-        upstream = self._connection.upstream
+        upstream = self.connection.upstream
         if self.is_cut:
             _note_cut(self._record, self.call, upstream, stream, self.stream_bytes)
             return self._record.finish(Outcome.BUDGET_STOPPED)
@@ -261,7 +272,7 @@ class Exchange:
         """The exchange is over, however it ended: its connection is given back or ended."""
         record, client = self._record, self._client
         if record.final is None and self.stream is not None:
-            _note_cut(record, self.call, self._connection.upstream, self.stream, self.stream_bytes)
+            _note_cut(record, self.call, self.connection.upstream, self.stream, self.stream_bytes)
         if record.anomaly is not None:
             metrics.count(metrics.anomalies, record.anomaly)
         active.exchanges.discard(self)
@@ -272,9 +283,24 @@ class Exchange:
             assert self._output_hold is not None
             self._output_hold.abandon()
         if self.finished and not self.is_cut:
-            self._connection.settle(_monotonic())
+            self.connection.settle(_monotonic())
         else:
-            self._connection.close()
+            self.connection.close()
+
+    def abandon(self, active: Active) -> None:
+        """The exchange is over and counts for nothing: another attempt is answered, or takes its place."""
+        active.exchanges.discard(self)
+        self._release_buffer()
+        if self.connection.state is not ConnectionState.CLOSED:
+            self.connection.close()
+
+    def read_fault(self) -> Fault:
+        """Return the fault that a whole answer with another status than 200 tells."""
+        answer = self.connection.answer
+        if answer.status == 408 and self.connection.requests > 1:
+            return Fault(faults.UPSTREAM_STALE, detail="the engine closed an idle connection with 408")
+        engine = ENGINES[self.connection.upstream.deployment.engine]
+        return read_answer_fault(answer.status, b"".join(answer.body), engine, answer.retry_after, self._record.now_us())
 
     def _resume(self, error: Exception | None = None) -> None:
         waiter, self._waiter = self._waiter, None
@@ -283,9 +309,9 @@ class Exchange:
 
     def fail(self, fault: Fault) -> None:
         """End the exchange with a fault; the first one counts."""
-        if self._fault is None and not self.finished:
-            self._fault = fault
-            self._connection.close()
+        if self.fault is None and not self.finished:
+            self.fault = fault
+            self.connection.close()
             self._resume(fault)
 
     # What the upstream's connection tells.
@@ -341,10 +367,7 @@ class Exchange:
                     self.fail(Fault(faults.OVERLOADED, retry_after_seconds=1, detail="budget for buffered bytes"))
                 elif answer.complete:
                     if self._client.committed:
-                        engine = ENGINES[self._connection.upstream.deployment.engine]
-                        self.fail(
-                            read_answer_fault(answer.status, b"".join(answer.body), engine, answer.retry_after, self._record.now_us())
-                        )
+                        self.fail(self.read_fault())
                     else:
                         self._resume()
                 return
@@ -358,8 +381,8 @@ class Exchange:
     def _is_of_another(self, id: bytes) -> bool:
         """Return whether an answer with this id of a request is that of another one: then the attempt has failed, and the engine confuses
         answers."""
-        upstream, record = self._connection.upstream, self._record
-        if id == find_attempt_id(self.call.request, record.attempts).encode():
+        upstream = self.connection.upstream
+        if id == find_attempt_id(self.call.request, self.attempt).encode():
             upstream.echoes_ids = True
             return False
         if not upstream.echoes_ids:
@@ -388,8 +411,8 @@ class Exchange:
             call.request.sends_media = is_sound(content_type)
         if new_media is not None and call.request.sends_media:
             self.headers = b"content-type: %b\r\n" % content_type
-            return new_media(call.answer_context(self._connection.upstream.deployment))
-        deployment = self._connection.upstream.deployment
+            return new_media(call.answer_context(self.connection.upstream.deployment))
+        deployment = self.connection.upstream.deployment
         translation = call.find_translation(deployment)
         new_stream = call.dialect.new_stream if translation is None else translation.new_stream
         return new_stream(call.answer_context(deployment))
@@ -448,7 +471,7 @@ class Exchange:
     def _relay_reserved(self, hold: OutputHold, stream: AnswerStream, data: bytes, waiting: Iterator[bytes]) -> None:
         """Relay events of a stream whose output budgets reserve while it runs, each once its output is reserved: those that wait already,
         and those of `data`."""
-        answer, events = self._connection.answer, self._events
+        answer, events = self.connection.answer, self._events
         assert events is not None
         fault: Fault | None = None
         out = b""
@@ -474,7 +497,7 @@ class Exchange:
         is_withheld = self._withheld is not None
         if is_withheld:
             self._in_event = True  # what follows waits behind it
-            self._connection.pause()
+            self.connection.pause()
         else:
             self._in_event = events.has_rest
             used, source = stream.used, stream.source
@@ -498,10 +521,10 @@ class Exchange:
     def _go_on(self, is_covered: bool) -> None:
         """Relay the event that was withheld and what follows, if its output is reserved by now; if not, end the stream."""
         withheld, self._withheld = self._withheld, None
-        if withheld is None or self.finished or self._fault is not None:
+        if withheld is None or self.finished or self.fault is not None:
             return
         out, incoming = withheld
-        stream, connection, hold = self.stream, self._connection, self._output_hold
+        stream, connection, hold = self.stream, self.connection, self._output_hold
         assert stream is not None and hold is not None
         if not is_covered:
             self.terminator = cast(BoundedStream, stream).end_early(out, self._record.used)
@@ -524,7 +547,7 @@ class Exchange:
     def lost(self) -> None:
         if self.finished:
             return
-        connection = self._connection
+        connection = self.connection
         answer = connection.answer
         if answer.complete and not answer.broken and not self.call.request.sends_media:  # of sound nobody knows whether it is whole
             self.received(answer)
@@ -541,12 +564,12 @@ class Exchange:
 
     def pause(self) -> None:
         self._is_client_slow = True
-        self._connection.pause()
+        self.connection.pause()
 
     def resume(self) -> None:
         self._is_client_slow = False
         if self._withheld is None:
-            self._connection.resume()
+            self.connection.resume()
 
     # What the server's clock tells.
 
@@ -556,18 +579,18 @@ class Exchange:
 
     def tick(self, now: float) -> None:
         """Look at the deadlines; called about twice a second, so they hold to half a second."""
-        if self._fed or self._connection.paused:  # while paused, the silence is the client's
+        if self._fed or self.connection.paused:  # while paused, the silence is the client's
             self._fed = False
             self._fed_at = self._sent_at = now
         bounds = self._bounds
-        if self.finished or self._fault is not None:
+        if self.finished or self.fault is not None:
             return
         kind = self._find_timeout(now)
         if kind is not None:
             self._driver.interrupt(Fault(kind))
             return
         if self._client.committed:
-            self._connection.release_parser()
+            self.connection.release_parser()
             if now - self._sent_at > bounds.heartbeat_seconds and not self.call.request.sends_media:
                 self._sent_at = now
                 self._client.send(sse.HEARTBEAT)
@@ -653,24 +676,17 @@ async def relay(
             try:
                 exchange = await _attempt(permit, upstream, record, client, bounds, active, metrics, driver, compose, fault)
                 if exchange is not None:
-                    if charge is not None:
-                        charge.release()
                     now = _monotonic()
+                    if charge is not None:
+                        if permit.call.model.latency_goal_ms is not None:
+                            upstream.first_token_times.observe(charge.ahead_tokens, now - exchange.started)
+                        charge.release()
                     upstream.health.begin_answer(endpoint, now)
                     upstream.observe_first_token(now - exchange.started, permit.call.prompt_bytes, now)
                     try:
                         while not exchange.finished:
                             await exchange.wait()
-                        keeper = permit.call.response_keeper
-                        if keeper is not None:
-                            assert exchange.stream is not None
-                            exchange.stream.terminator = await keeper.keep_stream(exchange.stream.terminator)
-                        recorder = permit.call.answer_recorder
-                        if recorder is not None and not exchange.is_cut:
-                            assert exchange.stream is not None
-                            await recorder.keep_stream(exchange.stream.terminator)
-                        await exchange.finish()
-                        client.end_stream(exchange.terminator)
+                        await end_stream(permit.call, exchange, client)
                     finally:
                         exchange.close(active, metrics)
                 is_answered = True
@@ -704,55 +720,9 @@ async def relay(
         held_faults.decide(is_answered=False)
     if fault is None:
         raise Fault(faults.UPSTREAM_NONE)
-    if fault.kind in (faults.UPSTREAM_REFUSED, faults.UPSTREAM_RATE_LIMITED):
+    if fault.kind in REFUSALS:
         return fault
     raise fault
-
-
-_OF_REQUEST_PERHAPS = frozenset(
-    {faults.UPSTREAM_FAILED, faults.UPSTREAM_CUT, faults.UPSTREAM_INVALID, faults.UPSTREAM_TIMEOUT_FIRST, faults.UPSTREAM_TIMEOUT_TOTAL}
-)
-"""Faults that a request may cause at an engine that is well: by a picture that it cannot read, or a prompt that stops it."""
-
-
-class HeldFaults:
-    """Faults of one request of which it is not known yet whether they are the upstreams' or its own.
-
-    If another upstream answered it, the upstreams before are to blame. If two failed and none answered, the request is, and no upstream
-    counts a failure: one tenant's request must not take an engine from its neighbours.
-    """
-
-    __slots__ = ("_call", "_held")
-
-    def __init__(self, call: Call) -> None:
-        self._call = call
-        self._held: list[tuple[Upstream, Fault]] | None = None
-
-    def add(self, upstream: Upstream, fault: Fault, *, has_begun: bool) -> None:
-        """Hold a fault that may be the request's; tell the upstream at once of any other, and of one in mid-answer."""
-        if not has_begun and fault.kind in _OF_REQUEST_PERHAPS:
-            if self._held is None:
-                self._held = []
-            self._held.append((upstream, fault))
-        else:
-            self._blame(upstream, fault, has_begun=has_begun)
-
-    def decide(self, *, is_answered: bool) -> None:
-        """The request has ended: tell the upstreams that are to blame."""
-        held = self._held
-        if held is not None and (is_answered or len(held) == 1):
-            for upstream, fault in held:
-                self._blame(upstream, fault, has_begun=False)
-
-    def _blame(self, upstream: Upstream, fault: Fault, *, has_begun: bool) -> None:
-        call = self._call
-        upstream.fail(fault, call.request.endpoint, call.caller.organization.id, _monotonic(), has_begun=has_begun)
-
-
-def may_retry(fault: Fault, call: Call) -> bool:
-    """Return whether a request that failed with a fault, before anything was sent to the client, may be sent again elsewhere."""
-    retry = fault.kind.retry
-    return retry is Retry.SAFE or (retry is Retry.STARTED and call.model.retry_started)
 
 
 async def _attempt(
@@ -807,36 +777,58 @@ async def _attempt(
             del pieces
         await exchange.wait()
         if call.stream and (exchange.stream is not None or not connection.answer.complete):
-            recorder = call.answer_recorder
-            if recorder is not None:
-                recorder.describe_stream(exchange.headers)
-            exchange.commit(exchange.headers + _explain(exchange, upstream, record) + permit.headers)
-            permit.headers = b""
-            permit.reduce_input(record.input_tokens)
+            begin_stream(permit, exchange, upstream, record)
             has_begun = True
             return exchange
-        received = connection.answer
-        body = b"".join(received.body)
-        if received.status == 408 and connection.requests > 1:
-            raise Fault(faults.UPSTREAM_STALE, detail="the engine closed an idle connection with 408")
-        if call.stream or received.status != 200:
-            raise read_answer_fault(received.status, body, ENGINES[upstream.deployment.engine], received.retry_after, record.now_us())
-        read_answer = call.dialect.read_answer if translation is None else translation.read_answer
-        answer = read_answer(body, call.answer_context(deployment))
-        exchange.finished = True
-        described = b"content-type: %b\r\n" % answer.content_type if answer.content_type else _JSON
-        content = answer.body
-        if call.response_keeper is not None:
-            content = await call.response_keeper.keep_body(content)
-        if call.answer_recorder is not None:
-            await call.answer_recorder.keep_body(described, content)
-        _note_completed(record, call, upstream, answer.used, answer.source, answer.anomaly, len(body))
-        await record.finish(_COMPLETED)
-        client.answer(200, described + _explain(exchange, upstream, record) + permit.headers, content)
+        await answer_whole(permit, exchange, upstream, record, client)
         return None
     finally:
         if not has_begun:
             exchange.close(active, metrics)
+
+
+def begin_stream(permit: Permit, exchange: Exchange, upstream: Upstream, record: UsageRecord) -> None:
+    """Send the client the head of a stream, and what has gathered of it."""
+    recorder = permit.call.answer_recorder
+    if recorder is not None:
+        recorder.describe_stream(exchange.headers)
+    exchange.commit(exchange.headers + _explain(exchange, upstream) + permit.headers)
+    permit.headers = b""
+    permit.reduce_input(record.input_tokens)
+
+
+async def end_stream(call: Call, exchange: Exchange, client: Client) -> None:
+    """End a stream whose last event has come. Raises Fault metering_unavailable, or as those do that store the answer."""
+    stream = exchange.stream
+    assert stream is not None
+    if call.response_keeper is not None:
+        stream.terminator = await call.response_keeper.keep_stream(stream.terminator)
+    if call.answer_recorder is not None and not exchange.is_cut:
+        await call.answer_recorder.keep_stream(stream.terminator)
+    await exchange.finish()
+    client.end_stream(exchange.terminator)
+
+
+async def answer_whole(permit: Permit, exchange: Exchange, upstream: Upstream, record: UsageRecord, client: Client) -> None:
+    """Give the client the whole answer that an exchange has received. Raises Fault for one that is none."""
+    call, deployment = permit.call, upstream.deployment
+    translation = call.find_translation(deployment)
+    received = exchange.connection.answer
+    if call.stream or received.status != 200:
+        raise exchange.read_fault()
+    body = b"".join(received.body)
+    read_answer = call.dialect.read_answer if translation is None else translation.read_answer
+    answer = read_answer(body, call.answer_context(deployment))
+    exchange.finished = True
+    described = b"content-type: %b\r\n" % answer.content_type if answer.content_type else _JSON
+    content = answer.body
+    if call.response_keeper is not None:
+        content = await call.response_keeper.keep_body(content)
+    if call.answer_recorder is not None:
+        await call.answer_recorder.keep_body(described, content)
+    _note_completed(record, call, upstream, answer.used, answer.source, answer.anomaly, len(body))
+    await record.finish(_COMPLETED)
+    client.answer(200, described + _explain(exchange, upstream) + permit.headers, content)
 
 
 async def _compose_upload(
@@ -856,11 +848,11 @@ async def _compose_upload(
     return await driver.in_task(compose(call, deployment, translation))
 
 
-def _explain(exchange: Exchange, upstream: Upstream, record: UsageRecord) -> bytes:
+def _explain(exchange: Exchange, upstream: Upstream) -> bytes:
     """Return header lines that say what served a request, at which attempt, and how many milliseconds after its receipt it was sent."""
     tenths = int((exchange.started - exchange.call.request.started) * 10_000 + 0.5)  # mypyc compiles formats of integers only
     form = b"%bx-tollway-attempts: %d\r\nx-tollway-overhead-ms: %d.%d\r\n"
-    return form % (upstream.explanation, record.attempts, tenths // 10, tenths % 10)
+    return form % (upstream.explanation, exchange.attempt, tenths // 10, tenths % 10)
 
 
 def _note_completed(

@@ -30,6 +30,9 @@ from tollway.gateway.uploads import Upload
 from tollway.wire import bodies, forms
 from tollway.wire.http import NO_HEADERS
 
+PRIORITY_ENDPOINTS = frozenset({Endpoint.CHAT_COMPLETIONS, Endpoint.COMPLETIONS, Endpoint.RESPONSES})
+"""Endpoints at which engines that schedule by priority read it."""
+
 INFINITE: Final = inf
 """Timeout of a request whose client named none."""
 
@@ -339,10 +342,11 @@ class ModelGrant:
         self._injected: dict[tuple[str, bytes | None, int | None], tuple[Deployment, bodies.InjectedFields]] = {}
 
     def injected_fields(
-        self, deployment: Deployment, dialect: Dialect, usage: bytes | None, output_cap: int | None
+        self, deployment: Deployment, dialect: Dialect, usage: bytes | None, output_cap: int | None, tier: ServiceTier
     ) -> bodies.InjectedFields:
-        """Return the fields that the gateway sets in a body for `deployment`. `usage`: the value of the dialect's usage options."""
-        key = (deployment.id, usage, output_cap)
+        """Return the fields that the gateway sets in a body for `deployment`. `usage`: the value of the dialect's usage options. `tier`:
+        the service tier, of which an engine is told the priority."""
+        key = (f"{deployment.id} {tier}" if deployment.priorities else deployment.id, usage, output_cap)
         known = self._injected.get(key)
         if known is not None and known[0] is deployment:
             return known[1]
@@ -350,6 +354,8 @@ class ModelGrant:
         fields = dialect.list_injected(output_cap, model, usage)
         if not self.model.share_cache and dialect.form_kinds is None and dialect.endpoint in ENGINES[deployment.engine].salted_endpoints:
             fields["cache_salt"] = self.cache_salt
+        if deployment.priorities and dialect.endpoint in PRIORITY_ENDPOINTS:
+            fields["priority"] = b"%d" % ENGINES[deployment.engine].priorities.get(tier, 0)
         injected = bodies.InjectedFields(fields)
         if output_cap is None or output_cap == self.model.output_tokens_max:  # a cap that a budget sets is of one request
             self._injected[key] = deployment, injected
@@ -553,7 +559,7 @@ class Call:
         usage, options = None, dialect.usage_options
         if self.stream and options is not None:
             usage = options.continuous if self.wants_continuous(deployment) else options.final
-        return self.grant.injected_fields(deployment, dialect, usage, self.output_cap)
+        return self.grant.injected_fields(deployment, dialect, usage, self.output_cap, self.price.tier)
 
     def find_prompt_salt(self, deployment: Deployment, translation: Translation | None) -> bytes:
         """Return the organization's salt that stands before the prompt, where the deployment is isolated in this way, the API has a system

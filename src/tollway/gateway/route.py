@@ -13,8 +13,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 from zlib import crc32
 
-from tollway.domain.catalog import Endpoint, is_resident
+from tollway.domain.catalog import RELATIVE_COST_MAX, Endpoint, is_resident
 from tollway.domain.faults import REGION_UNSERVED, UPSTREAM_NONE, Fault
+from tollway.gateway.latency_goals import TRIAL_REQUESTS, list_cheapest
 from tollway.gateway.prefix_routing import BOUNDARIES, CANDIDATE_KINDS, HOME_HOLD, Charge, find_home_by_weight, hash_prefixes
 from tollway.gateway.request import Call
 from tollway.gateway.upstreams.health import Reliability
@@ -22,6 +23,9 @@ from tollway.gateway.upstreams.upstream import Upstream, Upstreams
 
 CANDIDATES_MAX = 4
 """Most upstreams tried for one request; more would only delay the error that the client gets in the end."""
+
+COST_UNKNOWN = RELATIVE_COST_MAX + 1
+"""Cost of a deployment that states none: more than any other."""
 
 PROMPT_SEARCH_BYTES = 512
 """First bytes of a body in which the begin of the prompt is looked for; where it is not found, the body counts from its begin."""
@@ -66,7 +70,11 @@ def route(call: Call, upstreams: Upstreams, now: float, random: Callable[[], flo
     if known and _are_equal(known, now):
         turn = int(random() * len(known))
         group = known[turn:] + known[:turn]
-        group.insert(0, group.pop(_select(call, group, upstreams)))
+        if call.model.latency_goal_ms is None:
+            group.insert(0, group.pop(_select(call, group, upstreams)))
+        else:
+            cheapest = _list_cheapest(call, group, random)
+            group.insert(0, group.pop(cheapest[_select(call, [group[index] for index in cheapest], upstreams)]))
         return group[:CANDIDATES_MAX]
     endpoint = call.request.endpoint
     ranked: list[_Rank] = []
@@ -91,8 +99,10 @@ def route(call: Call, upstreams: Upstreams, now: float, random: Callable[[], flo
         best = first[:4]  # all that ranks before the place
         group = [known[rank.number] for rank in ranked if rank[:4] == best]
         if len(group) > 1:
+            cheapest = list(range(len(group))) if call.model.latency_goal_ms is None else _list_cheapest(call, group, random)
+            group = [group[index] for index in cheapest]
             has_shares = len({upstream.deployment.weight for upstream in group}) > 1
-            ranked.insert(0, ranked.pop(_find_share(call, group, upstreams) if has_shares else _select(call, group, upstreams)))
+            ranked.insert(0, ranked.pop(cheapest[_find_share(call, group, upstreams) if has_shares else _select(call, group, upstreams)]))
     candidates = [known[rank.number] for rank in ranked[:CANDIDATES_MAX]]
     if not first.is_full:
         candidates[0].health.begin_trial(endpoint, now)
@@ -151,7 +161,9 @@ def explain(
                 "limit": upstream.limit,
                 "queued_tokens": round(queued),
                 "cost": {"home": round(queued + prompt_tokens * (1.0 - HOME_HOLD)), "other": round(queued + prompt_tokens)},
-                "chosen": dict(zip(CANDIDATE_KINDS, upstream.load.chosen, strict=True)),
+                "chosen": dict(zip(CANDIDATE_KINDS, upstream.chosen, strict=True)),
+                "relative_cost": deployment.relative_cost,
+                "first_token_seconds": round(upstream.first_token_times.expect(queued + prompt_tokens), 3),
             }
         )
     return rows
@@ -172,6 +184,15 @@ def _are_equal(known: list[Upstream], now: float) -> bool:
     return True
 
 
+def _list_cheapest(call: Call, group: list[Upstream], random: Callable[[], float]) -> list[int]:
+    """Return the indices of the deployments of `group` that the latency goal of the model leaves, in their order."""
+    costs = [upstream.deployment.relative_cost or COST_UNKNOWN for upstream in group]
+    tokens = max(group[0].estimate_input(call.request.body_bytes), 1)
+    expected = [upstream.first_token_times.expect(upstream.load.queued_tokens + tokens) for upstream in group]
+    is_trial = random() * TRIAL_REQUESTS < 1.0
+    return list_cheapest(costs, expected, (call.model.latency_goal_ms or 0) / 1000, is_trial=is_trial)
+
+
 def _find_share(call: Call, group: list[Upstream], upstreams: Upstreams) -> int:
     """Return the index of the deployment of `group` in whose share of the traffic a request falls. Those of one conversation or session
     fall into one share, at every gateway; others by chance, which the order of `group` is."""
@@ -189,7 +210,8 @@ def _select(call: Call, group: list[Upstream], upstreams: Upstreams) -> int:
     tokens = float(max(group[0].estimate_input(prompt_bytes), 1))
     loads = [upstream.load for upstream in group]
     selector = upstreams.find_selector(call.model.id, test=call.caller.is_test)
-    index, uncached = selector.choose(loads, prefixes, session, prompt_bytes, tokens)
+    index, uncached, kind = selector.choose(loads, prefixes, session, prompt_bytes, tokens)
+    group[index].chosen[kind] += 1
     call.charge = Charge(loads[index], tokens, uncached, upstreams.gateways)
     return index
 

@@ -80,6 +80,9 @@ def read_model(row: Any) -> Model:
         share_cache=row.share_cache,
         groups=tuple(json.loads(row.model_groups)),
         fallbacks=tuple(json.loads(row.fallbacks)),
+        hedge_after_ms=row.hedge_after_ms,
+        hedge_percent=row.hedge_percent,
+        latency_goal_ms=row.latency_goal_ms,
     )
 
 
@@ -95,6 +98,9 @@ def _model_columns(model: Model) -> dict[str, Any]:
         "share_cache": model.share_cache,
         "model_groups": json.dumps(model.groups),
         "fallbacks": json.dumps(model.fallbacks),
+        "hedge_after_ms": model.hedge_after_ms,
+        "hedge_percent": model.hedge_percent,
+        "latency_goal_ms": model.latency_goal_ms,
     }
 
 
@@ -164,6 +170,8 @@ def read_deployment(row: Any) -> Deployment:
         pooling=row.pooling,
         translated_endpoints=tuple(Endpoint(endpoint) for endpoint in json.loads(row.translated_endpoints)),
         test=row.test,
+        priorities=row.priorities,
+        relative_cost=row.relative_cost,
     )
 
 
@@ -180,4 +188,6 @@ def _deployment_columns(deployment: Deployment) -> dict[str, Any]:
         "pooling": deployment.pooling,
         "translated_endpoints": json.dumps(deployment.translated_endpoints),
         "test": deployment.test,
+        "priorities": deployment.priorities,
+        "relative_cost": deployment.relative_cost,
     }

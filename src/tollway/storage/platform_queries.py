@@ -194,6 +194,9 @@ def _read_models(tx: Transaction, ids: Sequence[str] | None) -> Iterator[Entry]:
             share_cache=model.share_cache,
             groups=model.groups,
             fallbacks=model.fallbacks,
+            hedge_after_ms=model.hedge_after_ms,
+            hedge_percent=model.hedge_percent,
+            latency_goal_ms=model.latency_goal_ms,
         )
 
 

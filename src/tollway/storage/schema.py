@@ -12,7 +12,7 @@ from enum import StrEnum
 import sqlalchemy as sa
 from sqlalchemy.schema import SchemaItem
 
-from tollway.domain.catalog import CacheIsolation, Engine, UnknownParameters
+from tollway.domain.catalog import HEDGE_PERCENT_FIRST, CacheIsolation, Engine, UnknownParameters
 from tollway.domain.epochs import RefusalReason
 from tollway.domain.keys import KeyType
 from tollway.domain.limits import DIMENSIONS, LimitLevel
@@ -192,6 +192,9 @@ models = sa.Table(
     sa.Column("model_groups", sa.Text, nullable=False, server_default="[]"),  # JSON array of names
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("fallbacks", sa.Text, nullable=False, server_default="[]"),  # JSON array of names of models
+    sa.Column("hedge_after_ms", sa.Integer),
+    sa.Column("hedge_percent", sa.Integer, nullable=False, server_default=str(HEDGE_PERCENT_FIRST)),
+    sa.Column("latency_goal_ms", sa.Integer),
     one_of("status", Status),
     one_of("unknown_parameters", UnknownParameters),
     sa.CheckConstraint("output_tokens_max > 0", name="output_tokens_max_positive"),
@@ -215,6 +218,8 @@ deployments = sa.Table(
     sa.Column("pooling", sa.Boolean, nullable=False, server_default=sa.true()),
     sa.Column("translated_endpoints", sa.Text, nullable=False, server_default="[]"),  # JSON array of domain.catalog.Endpoint
     sa.Column("test", sa.Boolean, nullable=False, server_default=sa.false()),  # serves test keys, and only these
+    sa.Column("priorities", sa.Boolean, nullable=False, server_default=sa.false()),  # the engine schedules by priority
+    sa.Column("relative_cost", sa.Integer),
     one_of("engine", Engine),
     one_of("cache_isolation", CacheIsolation),
     one_of("status", Status),

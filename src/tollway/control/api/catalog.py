@@ -21,6 +21,9 @@ Reader = Annotated[Operator, Depends(may(Permission.PLATFORM_CATALOG_READ))]
 Writer = Annotated[Operator, Depends(may(Permission.PLATFORM_CATALOG_WRITE))]
 
 
+NULLABLE = frozenset({"output_tokens_max", "context_length", "hedge_after_ms", "latency_goal_ms"})
+
+
 @router.get("/v1/platform/models")
 def list_models(_caller: Reader, plane: Plane, query: Annotated[PageQuery, Query()], include_archived: bool = False) -> ListOut[ModelOut]:
     """The catalog, by name."""
@@ -45,6 +48,9 @@ def create_model(_caller: Writer, plane: Plane, body: ModelCreate) -> ModelOut:
         share_cache=body.share_cache,
         groups=tuple(sorted(set(body.groups))),
         fallbacks=tuple(body.fallbacks),
+        hedge_after_ms=body.hedge_after_ms,
+        hedge_percent=body.hedge_percent,
+        latency_goal_ms=body.latency_goal_ms,
     )
     with plane.database.platform() as tx:
         return model_out(catalog.create_model(tx, model))
@@ -76,10 +82,11 @@ def retrieve_model(_caller: Reader, plane: Plane, model: str) -> ModelOut:
 
 @router.post("/v1/platform/models/{model:path}")
 def update_model(_caller: Writer, plane: Plane, model: str, body: ModelUpdate) -> ModelOut:
-    """Change what is named in the body; a null `output_tokens_max` or `context_length` lifts that bound."""
+    """Change what is named in the body; a null `output_tokens_max` or `context_length` lifts that bound, a null `hedge_after_ms` or
+    `latency_goal_ms` ends what it is for."""
     changed = {name: getattr(body, name) for name in body.model_fields_set}
     for name, value in changed.items():
-        if value is None and name not in ("output_tokens_max", "context_length"):
+        if value is None and name not in NULLABLE:
             raise Fault(PARAMETER_INVALID, param=name, message=f"Invalid value for {name}: it cannot be null.")
     if "endpoints" in changed:
         changed["endpoints"] = tuple(dict.fromkeys(changed["endpoints"]))

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, StringConstraints
 
 from tollway.control.api.schemas import Identified, In, ModelName, Region, printable, seconds
-from tollway.domain.catalog import TRANSLATED_ENDPOINTS, CacheIsolation, Deployment, Endpoint, Engine
+from tollway.domain.catalog import RELATIVE_COST_MAX, TRANSLATED_ENDPOINTS, CacheIsolation, Deployment, Endpoint, Engine
 
 
 def _translatable(value: Endpoint) -> Endpoint:
@@ -21,6 +21,7 @@ CacheIsolationName = Annotated[CacheIsolation, Field(strict=False)]
 TranslatedEndpoints = Annotated[
     list[Annotated[Endpoint, Field(strict=False), AfterValidator(_translatable)]], Field(max_length=len(TRANSLATED_ENDPOINTS))
 ]
+RelativeCost = Annotated[int, Field(ge=1, le=RELATIVE_COST_MAX)]
 UpstreamText = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(printable)]
 BaseUrl = Annotated[str, StringConstraints(min_length=8, max_length=2048)]
 Credential = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[\x21-\x7e]+$")]
@@ -41,6 +42,8 @@ class DeploymentCreate(In):
     pooling: bool = True
     translated_endpoints: TranslatedEndpoints = Field(default_factory=list)
     test: bool = False
+    priorities: bool = False
+    relative_cost: RelativeCost | None = None
 
 
 class DeploymentUpdate(In):
@@ -56,6 +59,8 @@ class DeploymentUpdate(In):
     pooling: bool | None = None
     translated_endpoints: TranslatedEndpoints | None = None
     test: bool | None = None
+    priorities: bool | None = None
+    relative_cost: RelativeCost | None = None
 
 
 class DeploymentOut(Identified):
@@ -73,6 +78,8 @@ class DeploymentOut(Identified):
     pooling: bool
     translated_endpoints: list[str]
     test: bool
+    priorities: bool
+    relative_cost: int | None
     created_at: int
 
 
@@ -92,5 +99,7 @@ def deployment_out(deployment: Deployment) -> DeploymentOut:
         pooling=deployment.pooling,
         translated_endpoints=[str(endpoint) for endpoint in deployment.translated_endpoints],
         test=deployment.test,
+        priorities=deployment.priorities,
+        relative_cost=deployment.relative_cost,
         created_at=seconds(deployment.created_at),
     )

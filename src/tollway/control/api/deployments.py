@@ -26,7 +26,7 @@ router = routes.router(tags=["deployments"])
 Reader = Annotated[Operator, Depends(may(Permission.PLATFORM_CATALOG_READ))]
 Writer = Annotated[Operator, Depends(may(Permission.PLATFORM_CATALOG_WRITE))]
 
-NULLABLE = frozenset({"region", "credential"})
+NULLABLE = frozenset({"region", "credential", "relative_cost"})
 """Fields that an update may take away."""
 
 
@@ -64,6 +64,8 @@ def create_deployment(_caller: Writer, plane: Plane, body: DeploymentCreate) -> 
         pooling=body.pooling,
         translated_endpoints=tuple(sorted(set(body.translated_endpoints))),
         test=body.test,
+        priorities=body.priorities,
+        relative_cost=body.relative_cost,
     )
     with plane.database.platform() as tx:
         return deployment_out(catalog.create_deployment(tx, deployment, now))

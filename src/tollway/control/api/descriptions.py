@@ -171,6 +171,16 @@ FIELDS: Mapping[str, FieldText] = {
     "output_tokens": FieldText("Output tokens that are billed, 0 or more.", 34),
     "origin": FieldText("The key of the settings from which the key descends: `first` or `second`.", "first"),
     "context_length": FieldText("Most tokens of one prompt, 1 to 2147483647; null if nothing is stated.", 131072),
+    "hedge_after_ms": FieldText(
+        "Milliseconds after which a request whose answer has not begun is sent to a second deployment too, 1 to 600000; null for never.",
+        900,
+    ),
+    "hedge_percent": FieldText("Share of the requests that are hedged at most, 1 to 50 %.", 5),
+    "latency_goal_ms": FieldText(
+        "Time to the first token within which the cheapest deployments serve, 1 to 600000 ms; null if costs do not count.", 2000
+    ),
+    "priorities": FieldText("Whether the engine schedules by priority, so that it is told that of the service tier.", False),
+    "relative_cost": FieldText("Cost of the same work beside that at the model's other deployments, 1 to 1000000; null if unknown.", 3),
     "output_tokens_max": FieldText("Most output tokens of one request, 1 to 2147483647; null for the engine's own bound.", 4096),
     "owner": FieldText("The owner."),
     "owner_project_access": FieldText("Always `active`.", "active"),

@@ -5,10 +5,22 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from tollway.control.api.schemas import Endpoints, Identified, In, ModelName, UnknownParametersPolicy, seconds
-from tollway.domain.catalog import FALLBACKS_MAX, GROUP_NAME, GROUP_PREFIX, MODEL_GROUPS_MAX, Model, UnknownParameters
+from tollway.domain.catalog import (
+    FALLBACKS_MAX,
+    GROUP_NAME,
+    GROUP_PREFIX,
+    HEDGE_PERCENT_FIRST,
+    HEDGE_PERCENT_MAX,
+    MODEL_GROUPS_MAX,
+    TIME_MS_MAX,
+    Model,
+    UnknownParameters,
+)
 
 ModelGroups = Annotated[list[Annotated[str, StringConstraints(pattern=rf"^{GROUP_NAME.pattern}$")]], Field(max_length=MODEL_GROUPS_MAX)]
 Fallbacks = Annotated[list[ModelName], Field(max_length=FALLBACKS_MAX)]
+TimeMs = Annotated[int, Field(ge=1, le=TIME_MS_MAX)]
+HedgePercent = Annotated[int, Field(ge=1, le=HEDGE_PERCENT_MAX)]
 MODEL_GROUPS_TEXT = (
     f"Names of the groups of models that it is in, {MODEL_GROUPS_MAX} at most: 1 to 64 characters of A-Z a-z 0-9 . _ -. Limits and budgets"
     f" on `{GROUP_PREFIX}` and a name hold for all models of a group together."
@@ -27,6 +39,9 @@ class ModelCreate(In):
     share_cache: bool = False
     groups: ModelGroups = Field(default_factory=list, description=MODEL_GROUPS_TEXT, examples=[["large"]])
     fallbacks: Fallbacks = Field(default_factory=list)
+    hedge_after_ms: TimeMs | None = None
+    hedge_percent: HedgePercent = HEDGE_PERCENT_FIRST
+    latency_goal_ms: TimeMs | None = None
 
 
 class ModelUpdate(In):
@@ -40,6 +55,9 @@ class ModelUpdate(In):
     share_cache: bool | None = None
     groups: ModelGroups | None = Field(default=None, description=MODEL_GROUPS_TEXT, examples=[["large"]])
     fallbacks: Fallbacks | None = None
+    hedge_after_ms: TimeMs | None = None
+    hedge_percent: HedgePercent | None = None
+    latency_goal_ms: TimeMs | None = None
 
 
 class ModelOut(Identified):
@@ -55,6 +73,9 @@ class ModelOut(Identified):
     share_cache: bool
     groups: Annotated[list[str], Field(description=MODEL_GROUPS_TEXT, examples=[["large"]])]
     fallbacks: list[str]
+    hedge_after_ms: int | None
+    hedge_percent: int
+    latency_goal_ms: int | None
     created_at: int
 
 
@@ -72,5 +93,8 @@ def model_out(model: Model) -> ModelOut:
         share_cache=model.share_cache,
         groups=list(model.groups),
         fallbacks=list(model.fallbacks),
+        hedge_after_ms=model.hedge_after_ms,
+        hedge_percent=model.hedge_percent,
+        latency_goal_ms=model.latency_goal_ms,
         created_at=seconds(model.created_at),
     )

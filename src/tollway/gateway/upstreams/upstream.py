@@ -26,6 +26,7 @@ from tollway.engines.table import ENGINES
 from tollway.gateway.buffers import Buffers
 from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.dialects.table import DIALECTS
+from tollway.gateway.latency_goals import FirstTokenTimes
 from tollway.gateway.ports import Vault
 from tollway.gateway.prefix_routing import CANDIDATE_KINDS, Load, Selector
 from tollway.gateway.request import INFINITE, Request
@@ -68,7 +69,8 @@ class Upstream:
 
     `probe_at`: when it is asked next whether it takes requests, in seconds of the monotonic clock. `running`: requests that it has been
     sent and that have not ended, changed by whoever relays. `limit`: most of them, beyond which further ones wait (`gateway.waiting`).
-    `load`: in prompt tokens, kept where there are several deployments to choose from. `explanation`: header lines of an answer that say
+    `load`: of its engine in prompt tokens, kept where there are several deployments to choose from. `chosen`: how often it was, by each of
+    CANDIDATE_KINDS. `first_token_times`: learned where its model has a latency goal. `explanation`: header lines of an answer that say
     what served it.
     """
 
@@ -82,10 +84,14 @@ class Upstream:
         buffers: Buffers,
         concurrency: ConcurrencyBounds | None = None,
         on_place: Callable[["Upstream"], None] = lambda _: None,
+        load: Load | None = None,
     ) -> None:
-        """`connections`: those of all upstreams. `on_place`: called when there may be a place at it that somebody waits for."""
+        """`connections`: those of all upstreams. `on_place`: called when there may be a place at it that somebody waits for. `load`: that
+        of an engine at which other deployments are, too."""
         self.running = 0
-        self.load = Load(deployment.id)
+        self.load = load or Load(deployment.base_url)
+        self.chosen = [0] * len(CANDIDATE_KINDS)
+        self.first_token_times = FirstTokenTimes()
         self._concurrency = ConcurrencyLimit(concurrency or ConcurrencyBounds())
         self.limit = self._concurrency.limit
         self._on_place = on_place
@@ -375,9 +381,9 @@ class Upstreams:
         return selector
 
     def list_alternatives(self) -> list[Upstream]:
-        """Return the upstreams of models that have several, so that their load decides something."""
+        """Return the upstreams of models that have several, so that their load decides something; of those at one engine one."""
         groups = (*self._by_model.values(), *self._by_model_for_tests.values())
-        return [upstream for group in groups if len(group) > 1 for upstream in group]
+        return list({upstream.load: upstream for group in groups if len(group) > 1 for upstream in group}.values())
 
     def all(self) -> Iterable[Upstream]:
         """Return every upstream."""
@@ -394,7 +400,7 @@ class Upstreams:
                 upstream.running,
                 upstream.limit,
                 upstream.load.queued_tokens,
-                list(zip(CANDIDATE_KINDS, upstream.load.chosen, strict=True)),
+                list(zip(CANDIDATE_KINDS, upstream.chosen, strict=True)),
             )
             for id, upstream in self._by_id.items()
         ]
@@ -423,8 +429,11 @@ class Upstreams:
             self._tell_of_place(before)
             return
         self.remove(entry.id)
+        load = next(
+            (each.load for each in self._by_id.values() if each.identity[:3] == (deployment.base_url, credential, deployment.engine)), None
+        )
         upstream = self._by_id[entry.id] = Upstream(
-            deployment, credential, self._metrics, self._log, self.connections, self._buffers, self._concurrency, self._tell_of_place
+            deployment, credential, self._metrics, self._log, self.connections, self._buffers, self._concurrency, self._tell_of_place, load
         )
         self._place_of(deployment).setdefault(deployment.model, []).append(upstream)
         self._tell_of_place(upstream)

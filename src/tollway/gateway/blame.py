@@ -1,0 +1,56 @@
+"""Attribution of faults: which upstream counts a failure, and which request may be sent again elsewhere."""
+
+import time
+from typing import Final
+
+from tollway.domain import faults
+from tollway.domain.faults import Fault, Retry
+from tollway.gateway.request import Call
+from tollway.gateway.upstreams.upstream import Upstream
+
+_monotonic: Final = time.monotonic
+
+_OF_REQUEST_PERHAPS = frozenset(
+    {faults.UPSTREAM_FAILED, faults.UPSTREAM_CUT, faults.UPSTREAM_INVALID, faults.UPSTREAM_TIMEOUT_FIRST, faults.UPSTREAM_TIMEOUT_TOTAL}
+)
+"""Faults that a request may cause at an engine that is well: by a picture that it cannot read, or a prompt that stops it."""
+
+
+class HeldFaults:
+    """Faults of one request of which it is not known yet whether they are the upstreams' or its own.
+
+    If another upstream answered it, the upstreams before are to blame. If two failed and none answered, the request is, and no upstream
+    counts a failure: one tenant's request must not take an engine from its neighbours.
+    """
+
+    __slots__ = ("_call", "_held")
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._held: list[tuple[Upstream, Fault]] | None = None
+
+    def add(self, upstream: Upstream, fault: Fault, *, has_begun: bool) -> None:
+        """Hold a fault that may be the request's; tell the upstream at once of any other, and of one in mid-answer."""
+        if not has_begun and fault.kind in _OF_REQUEST_PERHAPS:
+            if self._held is None:
+                self._held = []
+            self._held.append((upstream, fault))
+        else:
+            self._blame(upstream, fault, has_begun=has_begun)
+
+    def decide(self, *, is_answered: bool) -> None:
+        """The request has ended: tell the upstreams that are to blame."""
+        held = self._held
+        if held is not None and (is_answered or len(held) == 1):
+            for upstream, fault in held:
+                self._blame(upstream, fault, has_begun=False)
+
+    def _blame(self, upstream: Upstream, fault: Fault, *, has_begun: bool) -> None:
+        call = self._call
+        upstream.fail(fault, call.request.endpoint, call.caller.organization.id, _monotonic(), has_begun=has_begun)
+
+
+def may_retry(fault: Fault, call: Call) -> bool:
+    """Return whether a request that failed with a fault, before anything was sent to the client, may be sent again elsewhere."""
+    retry = fault.kind.retry
+    return retry is Retry.SAFE or (retry is Retry.STARTED and call.model.retry_started)
