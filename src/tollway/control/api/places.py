@@ -97,7 +97,7 @@ class Places:
     refused_until: dict[str, float] = field(default_factory=dict)
     latest: "Asked | None" = None
     latest_of_another: "Asked | None" = None
-    """Of another sharer than `latest`."""
+    """The last request of another sharer than that of `latest`."""
 
     def note(self, sharer: str) -> None:
         """Note that a sharer asks now."""
