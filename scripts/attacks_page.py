@@ -57,6 +57,10 @@ ROWS = {
     40: ("a key by another header; two credentials", "no difference; 400 if they differ"),
     41: ("a revoked key", "401 from the change on; what runs ends within a second"),
     44: ("a key of the other plane", "403"),
+    50: (
+        "codes of devices that are guessed, sent as a link or redeemed twice; refresh tokens that were copied",
+        "five tries; a link approves nothing; the whole login ends",
+    ),
     56: ("a neighbour's prefix cache; keys of an engine's media cache", "a salt for each organization; 400"),
     57: ("labels of metrics by model, path and user", "names of the catalog only"),
     60: ("leaving at any moment; usage omitted, negated, inflated, taken back", "its engine aborted; billed within what can be true"),
@@ -205,6 +209,11 @@ ROWS = {
         "invented names of end users, one for each request, to fill the accounts of budgets or to begin an end user's budget anew",
         "5,000 have an account at a gateway, 100,000 of a budget at control; one that gave way is recalled; further names are refused",
     ),
+    110: ("signing in as somebody with more permissions: a link for them, a reset, their sessions", "403 `grant_exceeds_grantor`"),
+    111: ("session fixation: a session planted in the browser of somebody who then signs in", "a new secret; the planted session ends"),
+    112: ("cookie tossing: a second cookie of the same name from another host of the domain", "`__Host-`; two are none"),
+    113: ("a form or a program of another site that uses the session of a browser", "403 `csrf_failed`; the REST API takes no cookie"),
+    114: ("open redirect: a sign-in that leads to another site", "to the account page"),
     122: (
         "forms that two parsers may read differently: preambles, padded or missing boundaries, bare line feeds, endless headers,"
         " headers and fields that stand twice, files that contain a boundary",

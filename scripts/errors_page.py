@@ -98,6 +98,19 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             " not match, no rule of the identity provider matches its claims, or the key that it stands for was revoked.",
             "Ask for another token; see docs/identity.md for what a token must say.",
         ),
+        "session_missing": ("The page is for people who signed in, and the session has ended.", "Sign in again."),
+        "sign_in_refused": (
+            "The address, the password, the code or the link is not right. The answer is the same for an unknown address.",
+            "Name the organization if you are in several; ask an owner for a link (`tollway users link`).",
+        ),
+        "csrf_failed": (
+            "A form was not sent from a page of this site, or from a page of another session.",
+            "Open the page again. Behind a proxy, `control.public_url` is the address that people use.",
+        ),
+        "too_many_sign_ins": (
+            "Too many passwords or codes were tried for one account or from one address.",
+            "Wait 15 minutes. A one-time link, the identity provider and sessions that exist are not concerned.",
+        ),
         "insufficient_scope": (
             "The key is of another kind than the path needs, or is not allowed to call it.",
             "Use an API key for inference, an admin key for the organization, a platform key for operators.",

@@ -159,6 +159,7 @@ CONTROL_METRICS = (
     ),
     _counter("tollway_control_job_failures", "runs", ("job",), "Failed runs of a periodic job in this process."),
     _gauge("tollway_control_job_duration_seconds", "seconds", "Duration of the latest run of a periodic job in this process.", ("job",)),
+    _counter("tollway_control_sign_ins", "sign-ins", ("method", "result"), "Sign-ins of people: succeeded, refused or throttled."),
     _gauge("tollway_reconciliation_models", "models", "Models by the result of the latest compared hour.", ("state",)),
     _gauge(
         "tollway_reconciliation_drift_tokens",

@@ -21,6 +21,7 @@ from tests.storage.databases import prove_prices
 from tollway.control import audited_operations, keys, nodes
 from tollway.control.api.app import PUBLIC_ROUTERS
 from tollway.control.mail import MailDirectory
+from tollway.control.passwords import Passwords
 from tollway.control.plane import ControlPlane
 from tollway.control.publish import Publications
 from tollway.domain import ids
@@ -177,8 +178,11 @@ def answered(response: httpx2.Response) -> Any:
 
 
 @contextmanager
-def running(database_url: str, archive_directory: Path, quotas: QuotaSizes = DEFAULT_SIZES) -> Iterator[Running]:
-    """A control plane over the migrated database at `database_url`, for the length of the block. `quotas`: their sizes."""
+def running(
+    database_url: str, archive_directory: Path, quotas: QuotaSizes = DEFAULT_SIZES, public_url: str | None = None
+) -> Iterator[Running]:
+    """A control plane over the migrated database at `database_url`, for the length of the block. `quotas`: their sizes. `public_url`: the
+    address under which it says that it is reached."""
     database, clock = Database.open(database_url), ControlClock()
     platform_key, second_platform_key, node_key = mint(KeyType.PLATFORM), mint(KeyType.PLATFORM), mint(KeyType.NODE)
     with database.platform() as tx:
@@ -206,6 +210,8 @@ def running(database_url: str, archive_directory: Path, quotas: QuotaSizes = DEF
         log=log,
         mail=MailDirectory(archive_directory.parent / "mail", lambda: serve_control.new_id("mail")),
         quotas=quotas,
+        public_url=public_url,
+        passwords=Passwords(memory_kib=256),  # what the product takes, each time, would be most of the time of a test
     )
     database.on_publish(plane.publications.advance)
     public, link = socket.create_server(("127.0.0.1", 0)), socket.create_server(("127.0.0.1", 0))

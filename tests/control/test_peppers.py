@@ -110,6 +110,7 @@ def test_pending_invitation_needs_its_pepper(database: Database) -> None:
             own=[Grant(OWNER)],
             invited_by="key_maker",
             ingredients=ingredients(1),
+            page_url=None,
             sizes=DEFAULT_SIZES,
             now=NOW,
         )

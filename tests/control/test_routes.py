@@ -34,8 +34,17 @@ def refused(response: httpx2.Response, status: int, code: str, param: str | None
     return error
 
 
-OAUTH_PATHS = {"/v1/oauth/token", "/.well-known/jwks.json", "/.well-known/oauth-authorization-server"}
+OAUTH_PATHS = {
+    "/v1/oauth/token",
+    "/v1/oauth/device_authorization",
+    "/v1/oauth/revoke",
+    "/.well-known/jwks.json",
+    "/.well-known/oauth-authorization-server",
+}
 """Paths of OAuth, which programs without a key use to get a token."""
+
+SIGN_IN_PATHS = {"/sign-in", "/sign-in/code", "/link", "/join", "/assets/pages.css"}
+"""Paths of pages on which people sign in."""
 
 
 class TestEveryRoute:
@@ -44,15 +53,18 @@ class TestEveryRoute:
             assert each.routes
             for route in each.routes:
                 assert isinstance(route, ApiRoute)
-                assert route.access.name in {"organization", "platform", "node", "join token", "invitation", "public"}
+                assert route.access.name in {"organization", "platform", "node", "join token", "invitation", "session", "public"}
                 if route.access.name == "public":
-                    assert route.path in {"/livez", "/readyz", "/metrics", "/openapi.json", "/reference", *OAUTH_PATHS}
+                    assert route.path in {"/livez", "/readyz", "/metrics", "/openapi.json", "/reference", *OAUTH_PATHS, *SIGN_IN_PATHS}
 
     def test_refuses_whoever_shows_no_key(self, control: Running) -> None:
         for each, url in zip(create_apps(control.plane), (control.url, control.link_url), strict=True):
             with httpx2.Client(base_url=url) as nobody:
                 for method, path, name in walk(each.routes):
-                    if name != "public":
+                    if name == "session":
+                        leads = (303, "GET") if method == "GET" else (403, "POST")
+                        assert (nobody.request(method, path).status_code, method) == leads
+                    elif name != "public":
                         refused(nobody.request(method, path), 401, "invalid_api_key")
 
     def test_refuses_keys_that_are_not_for_it(self, control: Running, alice: TenantSetup) -> None:
@@ -64,6 +76,8 @@ class TestEveryRoute:
                     for method, path, name in walk(each.routes):
                         if name in ("join token", "invitation"):
                             refused(client.request(method, path), 401, "invalid_api_key")
+                        elif name == "session":
+                            assert client.request(method, path).status_code in (303, 403)
                         elif name != "public" and owner not in allowed[name]:
                             refused(client.request(method, path), 403, "insufficient_scope")
 
@@ -348,6 +362,7 @@ class TestHead:
             "platform": (control.operator(), control.operator()),
             "node": (control.node(), control.node()),
             "public": (control.client(None), control.node()),
+            "session": (control.client(None), control.client(None)),
         }
         tried = 0
         for number, each in enumerate(create_apps(control.plane)):
@@ -356,7 +371,7 @@ class TestHead:
                     client = clients[name][number]
                     got, head = client.get(path), client.head(path)
                     assert head.status_code == got.status_code and head.content == b"", path
-                    assert head.headers["content-type"] == got.headers["content-type"], path
+                    assert head.headers.get("content-type") == got.headers.get("content-type"), path
                     tried += 1
         assert tried > 30
 

@@ -11,6 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.control.browsing import Browser
 from tests.control.harness import Running, TenantSetup, answered, find_token, make_tenant
 from tests.control.test_federation import make_federation
 from tests.control.test_routes import refused
@@ -345,6 +346,15 @@ def add_federation(control: Running, tenant: TenantSetup) -> dict[str, str]:
     return {"workload_identity_provider_id": made.provider["id"], "workload_identity_federation_rule_id": made.rule["id"]}
 
 
+def sign_in(control: Running, admin: httpx2.Client, user_id: str) -> str:
+    """Sign a person in by a link. Return the id of their session."""
+    browser = Browser(control)
+    browser.open(answered(admin.post(f"/v1/organization/users/{user_id}/sign_in_links"))["url"])
+    browser.send("/link")
+    session_id: str = answered(admin.get(f"/v1/organization/users/{user_id}/sessions"))["data"][0]["id"]
+    return session_id
+
+
 def add_people(control: Running, tenant: TenantSetup) -> dict[str, str]:
     """Return ids of a person, a group, a role and an invitation of an organization."""
     admin, number = control.client(tenant.admin_key), str(time.monotonic_ns())
@@ -354,6 +364,7 @@ def add_people(control: Running, tenant: TenantSetup) -> dict[str, str]:
     role = {"role_name": f"role {number}", "permissions": ["usage.read"]}
     return {
         "user_id": joined["user"]["id"],
+        "session_id": sign_in(control, admin, joined["user"]["id"]),
         "group_id": answered(admin.post("/v1/organization/groups", json={"name": f"group {number}"}))["id"],
         "role_id": answered(admin.post("/v1/organization/roles", json=role))["id"],
         "invite_id": invite["id"],

@@ -121,7 +121,7 @@ def format_cef(event: Mapping[str, Any]) -> str:
     fields = {
         "rt": event["effective_at"] * 1000,
         "externalId": event["id"],
-        "suser": event["actor"]["api_key"]["id"],
+        "suser": _actor_id(event),
         "spriv": record["actor_kind"],
         "src": record["address"],
         "cs1Label": "request",
@@ -183,7 +183,7 @@ def _flatten(event: Mapping[str, Any]) -> dict[str, Any]:
         "sequence": record["sequence"],
         "at": event["effective_at"],
         "event": event["type"],
-        "actor": event["actor"]["api_key"]["id"],
+        "actor": _actor_id(event),
         "address": record["address"],
         "target": record["target_id"],
     }
@@ -197,3 +197,10 @@ def _parse_key(text: str) -> bytes:
     if len(key) != audit_chains.KEY_BYTES:
         raise OperatorError("a public key has 64 hexadecimal digits", exit_code=2)
     return key
+
+
+def _actor_id(event: Mapping[str, Any]) -> str:
+    """Return the id of the credential, or of the person who signed in."""
+    actor = event["actor"]
+    found: str = actor["session"]["user"]["id"] if actor["type"] == "session" else actor["api_key"]["id"]
+    return found

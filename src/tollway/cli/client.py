@@ -1,7 +1,7 @@
 """A client of the control plane's REST API, for the commands that administer a running installation.
 
-Where and who: `--control-url` and `--key`, else TOLLWAY_CONTROL_URL and TOLLWAY_KEY, else what the demo or `tollway
-serve` left in the data directory of this machine. A key given as `-` is read from standard input, so that it stands in
+Where and who: `--control-url` and `--key`, else TOLLWAY_CONTROL_URL and TOLLWAY_KEY, else the login of this machine (`tollway login`)
+or what the demo or `tollway serve` left in its data directory. A key given as `-` is read from standard input, so that it stands in
 no process list and no history."""
 
 import json
@@ -20,6 +20,7 @@ from urllib.parse import quote
 import httpx2
 import typer
 
+from tollway.cli.logins import find_access_token, find_login_url
 from tollway.cli.times import find_zone
 from tollway.domain import ids
 from tollway.settings import OperatorError
@@ -100,17 +101,34 @@ def find_address(control_url: str | None, key: str | None, data_dir: Path | None
     if key == "-":
         key = sys.stdin.readline().strip()
     key = key or os.environ.get("TOLLWAY_KEY") or None
-    if url is None:
-        url = _read_addresses(directory).get("control_url")
+    url = url or _read_addresses(directory).get("control_url") or find_login_url()
+    if key is None and url is not None and role is Role.ADMIN:
+        key = find_access_token(_without_version(url))
     if key is None:
         key = _read(directory / "demo.json").get(role) or _read(directory / "secrets.json").get(Role.OPERATOR)
+    if key is None and url is not None and role is Role.OPERATOR:
+        key = find_access_token(_without_version(url))
     if url is None or key is None:
         what = "control plane" if url is None else "key"
         option = "--control-url or TOLLWAY_CONTROL_URL" if url is None else "TOLLWAY_KEY or --key -"
         raise OperatorError(
             f"no {what} given, and none is running in {directory}", hint=f"set {option}, or name its --data-dir", exit_code=2
         )
-    return ControlAddress(url.rstrip("/").removesuffix("/v1"), key)
+    return ControlAddress(_without_version(url), key)
+
+
+def find_control_url(control_url: str | None, data_dir: Path | None) -> str:
+    """Return the address of the control plane: the one that is given, else that of the data directory, else the one at which this machine
+    is logged in. Raises OperatorError if there is none."""
+    url = control_url or os.environ.get("TOLLWAY_CONTROL_URL") or _read_addresses(_data_directory(data_dir)).get("control_url")
+    url = url or find_login_url()
+    if url is None:
+        raise OperatorError("no control plane given", hint="set --control-url or TOLLWAY_CONTROL_URL", exit_code=2)
+    return _without_version(url)
+
+
+def _without_version(url: str) -> str:
+    return url.rstrip("/").removesuffix("/v1")
 
 
 def find_internal_url(internal_url: str | None, data_dir: Path | None) -> str:
@@ -320,7 +338,7 @@ class Control:
 
 
 HINTS = {
-    "invalid_api_key": "the key is unknown, revoked or expired; see TOLLWAY_KEY, --key or --data-dir",
+    "invalid_api_key": "the key is unknown, revoked or expired; see TOLLWAY_KEY, --key, --data-dir or `tollway login`",
     "insufficient_scope": "tenants' commands need an admin key (tw_admin_), operators' a platform key (tw_platform_)",
     "period_blocked": "see `tollway periods blockers`; if a disk is gone for good: `tollway nodes lost`, and a second person approves",
     "doubtful_price": "see them with `tollway prices check`; if they are meant, publish with --accept-warnings",

@@ -80,3 +80,64 @@ def remove(
         place = "" if project is None else f"/projects/{control.get_project(project)['id']}"
         gone = control.delete(f"/organization{place}/users/{segment(user_id)}")
     print_json(gone) if output is Output.JSON else print(f"removed {user_id}")
+
+
+@app.command()
+def link(
+    user_id: Annotated[str, typer.Argument(metavar="USER_ID", help="Id, as `tollway users list` shows it.")],
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Print a link that signs a person in once within a day, to set their first password or one that they forgot."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        made = control.post(f"/organization/users/{segment(user_id)}/sign_in_links")
+    print_json(made) if output is Output.JSON else print(made["url"])
+
+
+@app.command()
+def sessions(
+    user_id: Annotated[str, typer.Argument(metavar="USER_ID", help="Id, as `tollway users list` shows it.")],
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List where a person is signed in."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        rows = list(control.get(f"/organization/users/{segment(user_id)}/sessions")["data"])
+    print_rows(output, ["id", "kind", "method", "address", "agent"], rows, none="not signed in anywhere")
+
+
+@app.command("end-session")
+def end_session(
+    user_id: Annotated[str, typer.Argument(metavar="USER_ID", help="Id, as `tollway users list` shows it.")],
+    session_id: Annotated[str, typer.Argument(metavar="SESSION_ID", help="Id, as `tollway users sessions` shows it.")],
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """End a session of a person, from its next request on."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        gone = control.delete(f"/organization/users/{segment(user_id)}/sessions/{segment(session_id)}")
+    print_json(gone) if output is Output.JSON else print(f"ended {session_id}")
+
+
+@app.command()
+def reset(
+    user_id: Annotated[str, typer.Argument(metavar="USER_ID", help="Id, as `tollway users list` shows it.")],
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Remove a person's password, authenticator app and recovery codes, and end their sessions."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        gone = control.delete(f"/organization/users/{segment(user_id)}/credentials")
+    print_json(gone) if output is Output.JSON else print(f"{user_id} has no password and no session any more: see `tollway users link`")

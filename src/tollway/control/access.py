@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tollway.control import peppers as stored_peppers
+from tollway.control import sessions
 from tollway.control.keys import Grantor
+from tollway.control.sessions import LiveSession
 from tollway.domain import ids, keys, roles
 from tollway.domain.faults import (
     DATABASE_UNAVAILABLE,
@@ -16,6 +18,7 @@ from tollway.domain.faults import (
     PARAMETER_MISSING,
     RESOURCE_UNKNOWN,
     SCOPE_INSUFFICIENT,
+    SESSION_MISSING,
     Blame,
     Fault,
     FaultKind,
@@ -40,13 +43,20 @@ NODE_MISMATCH = FaultKind(
 @dataclass(frozen=True, slots=True)
 class Tenant:
     """Someone who may act in one organization: with a key of its own, or an operator on its behalf (`is_operator`). `expires_at`: of the
-    key presented, None if it does not expire. `grants`: the roles that the key holds."""
+    key presented, None if it does not expire. `grants`: the roles that the key holds. `live`: the session of a person who signed in, whose
+    id `key_id` is then: what they make does not end with their session, and is theirs, whichever session it was made in."""
 
     key_id: str
     organization_id: str
     is_operator: bool = False
     expires_at: int | None = None
     grants: tuple[Grant, ...] = ()
+    live: LiveSession | None = None
+
+    @property
+    def session_id(self) -> str | None:
+        """The id of the session of a person, for the log; None for a key."""
+        return None if self.live is None else self.live.session.id
 
     @property
     def grantor(self) -> Grantor:
@@ -71,10 +81,11 @@ class Joiner:
 
 @dataclass(frozen=True, slots=True)
 class Invitee:
-    """A person who presents the token of an invitation. `key_id`: the id of the invitation."""
+    """A person who presents the token of an invitation. `key_id`: the id of the invitation. `email`: where it was sent."""
 
     key_id: str
     invited_to: str
+    email: str
 
 
 def identify(database: Database, peppers: Mapping[int, bytes], current: int, secret: bytes, now: int) -> ActiveKey:
@@ -126,6 +137,30 @@ def require_tenant(database: Database, key: ActiveKey, organization_id: str | No
         if not ids.is_id(ids.ORGANIZATION, organization_id) or not platform_queries.has_organization(tx, organization_id):
             raise Fault(RESOURCE_UNKNOWN)
     return Tenant(key.id, organization_id, is_operator=True, expires_at=key.expires_at, grants=key.grants)
+
+
+def identify_person(database: Database, peppers: Mapping[int, bytes], secret: str | None, now: int) -> Tenant:
+    """Return who has the session of a browser with this secret at `now`. Raises Fault SESSION_MISSING."""
+    live = None if secret is None else sessions.find_session(database, peppers, secret, now)
+    if live is None:
+        raise Fault(SESSION_MISSING)
+    return as_tenant(live)
+
+
+def identify_by_token(database: Database, peppers: Mapping[int, bytes], secret: str, organization_id: str | None, now: int) -> Tenant:
+    """Return who has this access token of a login with the command line at `now`. `organization_id`: the one that they name, if any. Raises
+    Fault KEY_INVALID, RESOURCE_UNKNOWN."""
+    live = sessions.find_by_secret(database, peppers, secret, now)
+    if live is None:
+        raise Fault(KEY_INVALID)
+    if organization_id not in (None, live.organization_id):
+        raise Fault(RESOURCE_UNKNOWN)
+    return as_tenant(live)
+
+
+def as_tenant(live: LiveSession) -> Tenant:
+    """Return the person of a session as someone who may act: what a key of theirs would be."""
+    return Tenant(live.user.id, live.organization_id, grants=live.grants, live=live)
 
 
 def require_operator(key: ActiveKey, permission: Permission) -> Operator:
@@ -188,8 +223,8 @@ def identify_invitee(database: Database, peppers: Mapping[int, bytes], secret: b
             found = stored_people.find_invite_owner(tx, [keys.digest(pepper, secret) for pepper in peppers.values()], now)
     if found is None:
         raise Fault(KEY_INVALID)
-    organization_id, invite_id = found
-    return Invitee(invite_id, organization_id)
+    organization_id, invite_id, email = found
+    return Invitee(invite_id, organization_id, email)
 
 
 def is_node_valid(database: Database, node: Node, now: int) -> bool:

@@ -49,9 +49,11 @@ def create_invite(
     invited_by: str,
     ingredients: Ingredients,
     sizes: QuotaSizes,
+    page_url: str | None,
     now: int,
 ) -> SentInvite:
-    """Create an invitation for the address `email` (lower case). Raises STATE_CONFLICT (a person has the address, a project is archived),
+    """Create an invitation for the address `email` (lower case). `page_url`: the page on which it can be accepted, if its address is known.
+    Raises STATE_CONFLICT (a person has the address, a project is archived),
     PARAMETER_INVALID (a role), RESOURCE_UNKNOWN (a project), GRANT_EXCEEDS_GRANTOR, QUOTA_EXCEEDED."""
     publish.lock(tx)  # takes turns with other creations
     if storage.find_user_by_email(tx, email) is not None:
@@ -76,7 +78,7 @@ def create_invite(
     )
     made = domain_keys.new_invite_token(ingredients.random_bytes)
     storage.insert_invite(tx, invite, ingredients.pepper.digest(made.secret), invited_by)
-    return SentInvite(invite, _compose(email, made.secret))
+    return SentInvite(invite, _compose(email, made.secret, page_url))
 
 
 class PromisedRoles(NamedTuple):
@@ -131,9 +133,17 @@ class Joined:
 def accept_invite(
     tx: TenantTx, invite_id: str, *, name: str, user_id: str, key_id: str, ingredients: Ingredients, sizes: QuotaSizes, now: int
 ) -> Joined:
-    """Add the invited person with what was promised, and make a key that has their roles. A role or a project that is gone meanwhile is
-    left out. Raises RESOURCE_UNKNOWN if the invitation cannot be accepted any more, or the key that sent it may not act any more;
-    GRANT_EXCEEDS_GRANTOR if that key could not promise as much now; STATE_CONFLICT, QUOTA_EXCEEDED."""
+    """Add the invited person as `add_invited` does, and make a key that has their roles."""
+    member = add_invited(tx, invite_id, name=name, user_id=user_id, sizes=sizes, now=now)
+    wanted = WantedKey(type=KeyType.ADMIN, name=f"First key of {member.user.email}", user_id=user_id)
+    key = keys.create_admin_key(tx, wanted, id=key_id, ingredients=ingredients, sizes=sizes, now=now)
+    return Joined(member, key)
+
+
+def add_invited(tx: TenantTx, invite_id: str, *, name: str, user_id: str, sizes: QuotaSizes, now: int) -> Member:
+    """Add the invited person with what was promised. A role or a project that is gone meanwhile is left out. Raises RESOURCE_UNKNOWN if the
+    invitation cannot be accepted any more, or whoever sent it may not act any more; GRANT_EXCEEDS_GRANTOR if they could not promise as much
+    now; STATE_CONFLICT, QUOTA_EXCEEDED."""
     publish.lock(tx)
     invite = storage.find_invite(tx, invite_id)
     if invite is None or not storage.accept_invite(tx, invite_id, now):
@@ -150,9 +160,7 @@ def accept_invite(
     for project_id, project_role in in_projects.items():
         if project_role is not None and roles.is_active_project(tx, project_id):
             people.add_project_member(tx, project_id, user_id, project_role.id, own=[Grant(project_role, project_id)], now=now)
-    wanted = WantedKey(type=KeyType.ADMIN, name=f"First key of {invite.email}", user_id=user_id)
-    key = keys.create_admin_key(tx, wanted, id=key_id, ingredients=ingredients, sizes=sizes, now=now)
-    return Joined(member, key)
+    return member
 
 
 def _require_promised(tx: TenantTx, invite: Invite) -> Role:
@@ -162,13 +170,16 @@ def _require_promised(tx: TenantTx, invite: Invite) -> Role:
     return role
 
 
-def _compose(email: str, secret: str) -> Message:
+def _compose(email: str, secret: str, page_url: str | None) -> Message:
+    page = ""
+    if page_url is not None:
+        page = f"To join with a password, open this page:\n\n    {page_url}?token={secret}\n\n"
     text = (
-        "You were invited to an organization of Tollway. To join, run this where the command `tollway` is installed,\n"
-        "with the address of your control plane:\n\n"
+        f"You were invited to an organization of Tollway.\n\n{page}"
+        "To join with a key, run this where the command `tollway` is installed, with the address of your control plane:\n\n"
         '    tollway invites accept "Your Name"\n\n'
         f"It asks for this token: {secret}\n\n"
-        "The invitation can be accepted once, within seven days. It prints a key that is yours alone.\n"
+        "The invitation can be accepted once, within seven days. The command prints a key that is yours alone.\n"
         "If you do not expect this message, ignore it.\n"
     )
     return Message(email, "Invitation to an organization of Tollway", text)

@@ -14,6 +14,8 @@ from tollway.domain.roles import Grant, Role
 from tollway.storage import keys as stored_keys
 from tollway.storage import people as storage
 from tollway.storage import roles as stored_roles
+from tollway.storage import sessions as stored_sessions
+from tollway.storage import sign_in as stored_sign_in
 from tollway.storage.database import TenantTx
 
 
@@ -74,12 +76,14 @@ def change_role(tx: TenantTx, user_id: str, role_id: str, *, own: Sequence[Grant
 
 
 def remove_user(tx: TenantTx, user_id: str, *, own: Sequence[Grant], now: int) -> None:
-    """Remove a person with all that they hold, and revoke their keys from the next request on. Raises RESOURCE_UNKNOWN,
-    GRANT_EXCEEDS_GRANTOR."""
+    """Remove a person with all that they hold, and revoke their keys and end their sessions from the next request on. Raises
+    RESOURCE_UNKNOWN, GRANT_EXCEEDS_GRANTOR."""
     publish.lock(tx)
     get_user(tx, user_id)
     roles.require_covered(own, stored_roles.list_user_grants(tx, tx.organization_id, user_id))
     stored_keys.revoke_user_keys(tx, user_id, now)
+    stored_sessions.delete_user_sessions(tx, user_id)
+    stored_sign_in.delete_credentials(tx, user_id)
     storage.remove_user(tx, user_id, now)
 
 

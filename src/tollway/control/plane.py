@@ -10,8 +10,10 @@ from pathlib import Path
 from tollway.control.jobs import JobStates
 from tollway.control.keys import Ingredients, Pepper
 from tollway.control.mail import Mail
+from tollway.control.passwords import Passwords
 from tollway.control.publish import Publications
 from tollway.control.reconcile import Reconciliation
+from tollway.control.sign_in_counts import SignInCounts
 from tollway.domain import ids
 from tollway.domain.keys import RANDOM_BYTES
 from tollway.domain.money import PICO
@@ -32,7 +34,7 @@ class ControlPlane:
     `limits_store`: where gateways share the counters of limits; None: each counts in its own memory and reports.
     `requests_per_minute`: those that the keys of one organization may send together to the REST API. `quotas`: sizes of the quotas of each
     organization. `mail`: how people are written to. `public_url`: the address under which clients reach the REST API, without a path;
-    None if it is not known.
+    None if it is not known. `passwords`: hashes those of people. `sign_ins`: counts for metrics.
     """
 
     database: Database
@@ -53,6 +55,13 @@ class ControlPlane:
     requests_per_minute: int = 3000
     quotas: QuotaSizes = field(default_factory=lambda: DEFAULT_SIZES)
     public_url: str | None = None
+    passwords: Passwords = field(default_factory=Passwords)
+    sign_ins: SignInCounts = field(default_factory=SignInCounts)
+
+    @property
+    def pepper(self) -> Pepper:
+        """The pepper of new digests."""
+        return Pepper(self.pepper_version, self.peppers[self.pepper_version])
 
     @property
     def token_issuer(self) -> str:
@@ -74,5 +83,4 @@ class ControlPlane:
 
     def new_ingredients(self) -> Ingredients:
         """Return what a new key is made of."""
-        pepper = Pepper(self.pepper_version, self.peppers[self.pepper_version])
-        return Ingredients(self.random_bytes(RANDOM_BYTES), pepper)
+        return Ingredients(self.random_bytes(RANDOM_BYTES), self.pepper)

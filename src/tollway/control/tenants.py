@@ -19,6 +19,7 @@ from tollway.domain.snapshot import KeyEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.tenants import Organization, Project, ServiceAccount, Status
 from tollway.storage import keys as stored_keys
 from tollway.storage import periods as stored_periods
+from tollway.storage import sessions as stored_sessions
 from tollway.storage import stored_responses
 from tollway.storage import tenants as storage
 from tollway.storage.database import PlatformTx, TenantTx
@@ -96,6 +97,7 @@ def archive_organization(tx: TenantTx, now: int) -> tuple[Organization, int]:
     get_organization(tx)
     stored_responses.delete_all(tx)
     revoked = stored_keys.revoke_organization_keys(tx, now)
+    stored_sessions.delete_organization_sessions(tx)
     archived = storage.archive_organization(tx, now)
     publish.publish(tx, KeyEntry, revoked, now)
     publish.publish(tx, ProjectEntry, archived, now)

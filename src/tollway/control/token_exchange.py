@@ -13,7 +13,8 @@ from urllib.parse import unquote_plus
 
 import msgspec
 
-from tollway.control import access, federation, publish, signing_keys
+from tollway.control import access, device_login, federation, publish, signing_keys
+from tollway.control.oauth import ExchangeRefused, IssuedToken, Parameters
 from tollway.control.plane import ControlPlane
 from tollway.control.signing_keys import Signer
 from tollway.domain import ids
@@ -41,29 +42,6 @@ JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 SUBJECT_TOKEN_TYPES = ("urn:ietf:params:oauth:token-type:jwt", "urn:ietf:params:oauth:token-type:id_token")
 ISSUED_TOKEN_TYPE = "urn:ietf:params:oauth:token-type:access_token"
 
-Parameters = Mapping[str, str]
-
-
-class ExchangeRefused(Exception):
-    """The refusal of a token. `error`: a code of RFC 6749, section 5.2. `description`: for the client's developer. `detail`: for the
-    log."""
-
-    def __init__(self, error: str, description: str, *, status: int = 400, detail: str = "") -> None:
-        super().__init__(error)
-        self.error = error
-        self.description = description
-        self.status = status
-        self.detail = detail
-
-
-@dataclass(frozen=True, slots=True)
-class IssuedToken:
-    """A new access token. `issued_token_type`: of RFC 8693, section 2.2.1; None for other grants."""
-
-    access_token: str
-    expires_in: int
-    issued_token_type: str | None = None
-
 
 @dataclass(frozen=True, slots=True)
 class Proven:
@@ -81,9 +59,12 @@ def exchange(plane: ControlPlane, parameters: Parameters, authorization: str | N
     grant_type = parameters.get("grant_type")
     if grant_type is None:
         raise ExchangeRefused("invalid_request", "The parameter grant_type is missing.")
+    for_people = device_login.GRANTS.get(grant_type)
+    if for_people is not None:
+        return for_people(plane, parameters)
     prove = _GRANTS.get(grant_type)
     if prove is None:
-        raise ExchangeRefused("unsupported_grant_type", f"The supported grant types are {', '.join(_GRANTS)}.")
+        raise ExchangeRefused("unsupported_grant_type", f"The supported grant types are {', '.join(GRANT_TYPES)}.")
     proven = prove(plane, parameters, authorization)
     return _issue(plane, grant_type, proven)
 
@@ -233,7 +214,7 @@ _GRANTS: Mapping[str, Callable[[ControlPlane, Parameters, str | None], Proven]] 
     TOKEN_EXCHANGE: _prove_exchanged,
     JWT_BEARER: _prove_assertion_of_rule,
 }
-GRANT_TYPES = tuple(_GRANTS)
+GRANT_TYPES = (*_GRANTS, *device_login.GRANTS)
 """The grant types of the token endpoint."""
 
 # ---- Issue --------------------------------------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ class ActorKind(StrEnum):
 
     OPERATOR = "operator"
     ADMIN_KEY = "admin_key"
+    USER = "user"
+    """A person with a session."""
     JOIN_TOKEN = "join_token"
     INVITE = "invite"
     """The token of an invitation, which its person accepts."""

@@ -116,6 +116,15 @@ AUTHENTICATIONS_EXCEEDED = FaultKind(
     code="too_many_failed_authentications", status=429, blame=_T, type="requests",
     message="Incorrect API key provided. Too many authentications from your address have failed.",
 )  # fmt: skip
+SESSION_MISSING = FaultKind(code="session_missing", status=401, blame=_T, message="Sign in first.")
+SIGN_IN_REFUSED = FaultKind(code="sign_in_refused", status=401, blame=_T, message="The address, the password or the code is not right.")
+FORM_REFUSED = FaultKind(
+    code="csrf_failed", status=403, blame=_T, message="The form was not sent from a page of this site. Open the page again.",
+    type="insufficient_permissions",
+)  # fmt: skip
+SIGN_INS_EXCEEDED = FaultKind(
+    code="too_many_sign_ins", status=429, blame=_T, message="Too many attempts to sign in. Try again in 15 minutes.", type="requests"
+)
 MODEL_UNKNOWN = FaultKind(code="model_not_found", status=404, blame=_T, message="The model does not exist or you do not have access to it.")
 ENDPOINT_UNSUPPORTED = _client("endpoint_not_supported", 400, "This model cannot be used with this endpoint.")
 

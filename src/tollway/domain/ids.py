@@ -35,6 +35,7 @@ SIGNING_KEY = "sigkey"
 TOKEN = "token"
 IDENTITY_PROVIDER = "idp"
 FEDERATION_RULE = "fedrule"
+SESSION = "sess"
 
 RANDOM_BITS = 74
 """Random bits that one UUIDv7 takes: rand_a (12) and rand_b (62)."""

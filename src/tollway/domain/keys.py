@@ -26,7 +26,12 @@ _PUBLIC_CHARS, _SECRET_CHARS, _CHECK_CHARS = 8, 43, 6
 _KEY = re.compile(r"tw_(live|test|admin|platform|node)_[0-9A-Za-z]{8}[0-9A-Za-z]{43}[0-9A-Za-z]{6}")
 _JOIN = "join"
 _INVITE = "invite"
-_TOKEN = re.compile(r"tw_(join|invite)_[0-9A-Za-z]{8}[0-9A-Za-z]{43}[0-9A-Za-z]{6}")
+_SESSION = "session"
+_LINK = "link"
+_USER = "user"
+_REFRESH = "refresh"
+_DEVICE = "device"
+_TOKEN = re.compile(r"tw_(join|invite|session|link|user|refresh|device)_[0-9A-Za-z]{8}[0-9A-Za-z]{43}[0-9A-Za-z]{6}")
 
 RANDOM_BYTES = 40
 """Random bytes that one new key takes: 8 for the public part, 32 for the secret."""
@@ -186,8 +191,35 @@ def new_invite_token(random_bytes: bytes) -> NewKey:
     return _make(_INVITE, random_bytes)
 
 
-def _make(type: str, random_bytes: bytes) -> NewKey:
-    public_id = _base62(int.from_bytes(random_bytes[:8], "big"), _PUBLIC_CHARS)
+def new_session_secret(random_bytes: bytes) -> NewKey:
+    """The secret of a session of a browser, in the format of a key (`tw_session_`), from RANDOM_BYTES fresh random bytes."""
+    return _make(_SESSION, random_bytes)
+
+
+def new_link_token(random_bytes: bytes) -> NewKey:
+    """The token of a link that signs a person in once, in the format of a key (`tw_link_`), from RANDOM_BYTES fresh random bytes."""
+    return _make(_LINK, random_bytes)
+
+
+def new_user_token(random_bytes: bytes) -> NewKey:
+    """An access token of a person who logged in with the command line, in the format of a key (`tw_user_`), from RANDOM_BYTES fresh random
+    bytes."""
+    return _make(_USER, random_bytes)
+
+
+def new_refresh_token(random_bytes: bytes, family: str | None = None) -> NewKey:
+    """A token for the next access token, in the format of a key (`tw_refresh_`), from RANDOM_BYTES fresh random bytes. `family`: the public
+    id of the token before, which all tokens of one login have in common; None for the first."""
+    return _make(_REFRESH, random_bytes, family)
+
+
+def new_device_code(random_bytes: bytes) -> NewKey:
+    """The code with which a device asks for tokens, in the format of a key (`tw_device_`), from RANDOM_BYTES fresh random bytes."""
+    return _make(_DEVICE, random_bytes)
+
+
+def _make(type: str, random_bytes: bytes, public_id: str | None = None) -> NewKey:
+    public_id = public_id or _base62(int.from_bytes(random_bytes[:8], "big"), _PUBLIC_CHARS)
     body = f"tw_{type}_{public_id}{_base62(int.from_bytes(random_bytes[8:40], 'big'), _SECRET_CHARS)}"
     secret = body + _base62(zlib.crc32(body.encode()), _CHECK_CHARS)
     return NewKey(secret, public_id, redact(secret))
@@ -212,6 +244,31 @@ def is_join_token(secret: str) -> bool:
 def is_invite_token(secret: str) -> bool:
     """Return whether `secret` is a well-formed token of an invitation with a right checksum."""
     return _is_token(_INVITE, secret)
+
+
+def is_session_secret(secret: str) -> bool:
+    """Return whether `secret` is a well-formed secret of a session with a right checksum."""
+    return _is_token(_SESSION, secret)
+
+
+def is_link_token(secret: str) -> bool:
+    """Return whether `secret` is a well-formed token of a one-time link with a right checksum."""
+    return _is_token(_LINK, secret)
+
+
+def is_user_token(secret: str) -> bool:
+    """Return whether `secret` is a well-formed access token of a person with a right checksum."""
+    return _is_token(_USER, secret)
+
+
+def is_device_code(secret: str) -> bool:
+    """Return whether `secret` is a well-formed code of a device with a right checksum."""
+    return _is_token(_DEVICE, secret)
+
+
+def find_family(secret: str) -> str | None:
+    """Return the public id of a well-formed refresh token with a right checksum; None for anything else."""
+    return secret[len("tw_refresh_") :][:_PUBLIC_CHARS] if _is_token(_REFRESH, secret) else None
 
 
 def _is_token(type: str, secret: str) -> bool:

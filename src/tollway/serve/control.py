@@ -36,6 +36,7 @@ from tollway.control import (
     publish,
     reconcile,
     retention,
+    sessions,
     stored_responses,
     token_exchange,
 )
@@ -83,6 +84,9 @@ IDEMPOTENCY_SECONDS = 3_600.0
 
 STORED_RESPONSES_SECONDS = 60.0
 """Interval of the job that removes responses whose time is over. Nobody can read them meanwhile."""
+
+SESSIONS_SECONDS = 3_600.0
+"""Interval of the job that removes sessions and links that have ended, which nobody can use any more."""
 
 ISSUER_KEYS_SECONDS = 15.0
 """Interval of the job that fetches keys of organizations' issuers that are due, which a token with an unknown key makes them."""
@@ -421,6 +425,10 @@ def _list_jobs(
             if turn.is_over():
                 break
 
+    def remove_ended_sessions(turn: Turn) -> None:
+        while sessions.remove_ended(plane.database, turn.at) and not turn.is_over():
+            pass
+
     overrides = _audit_job(plane, "rate_limit.override_ended", "limit_overrides")
 
     def remove_ended_overrides(turn: Turn) -> None:
@@ -473,6 +481,12 @@ def _list_jobs(
             name="stored_responses",
             work=in_thread(remove_stored_responses),
             interval_seconds=STORED_RESPONSES_SECONDS,
+            deadline_seconds=THREAD_SECONDS_MAX,
+        ),
+        Job(
+            name="ended_sessions",
+            work=in_thread(remove_ended_sessions),
+            interval_seconds=SESSIONS_SECONDS,
             deadline_seconds=THREAD_SECONDS_MAX,
         ),
         Job(

@@ -11,6 +11,7 @@ engines' addresses, is corrected.
 import asyncio
 import json
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -31,8 +32,10 @@ from tollway.serve.logs import Log
 from tollway.serve.sockets import open_listener
 from tollway.serve.supervisor import Event, Program, Supervisor, run_until_signal
 from tollway.settings import OperatorError, Settings
+from tollway.worker_threads import run_in_thread
 
 ORGANIZATION, PROJECT, CURRENCY = "demo", "demo", "EUR"
+PERSON = "demo@example.com"
 REAL_MODEL, SIMULATED_MODEL = "smollm2-135m", "sim-echo"
 
 LIMITS = {"requests_per_minute": 1_000_000, "concurrent_requests": 10_000}
@@ -192,6 +195,7 @@ async def _seed(installation: Installation, models: list[DemoModel], say: Say) -
         for model in models:
             await _seed_model(api, model)
         keys = await _seed_tenant(api, installation.directory / "demo-keys.json")
+        sign_in_url = await _seed_person(api, installation.directory / "control" / "mail")
     say("tenant, key, models and prices are in place")
     served = [model.name for model in models if model.base_url is not None]
     await _wait_for_models(addresses["gateway_url"], keys["api_key"], served)
@@ -202,6 +206,7 @@ async def _seed(installation: Installation, models: list[DemoModel], say: Say) -
         "api_key": keys["api_key"],
         "admin_key": keys["admin_key"],
         "platform_key": platform_key,
+        "sign_in_url": sign_in_url,
         "model": served[0],
         "models": served,
     }
@@ -266,6 +271,37 @@ async def _seed_tenant(api: "_Api", path: Path) -> dict[str, str]:
     return kept
 
 
+async def _seed_person(api: "_Api", mail: Path) -> str | None:
+    """The owner of the organization, who accepts an invitation as everybody does. Returns a link that signs them in once; None where a mail
+    server has the invitation, or the address of control is not known to it."""
+    found = (await api.get("/organization/users", emails=PERSON))["data"]
+    if not found:
+        for each in (await api.get("/organization/invites", limit=100))["data"]:
+            if each["email"] == PERSON and each["status"] == "pending":
+                await api.delete(f"/organization/invites/{each['id']}")
+        await api.post("/organization/invites", {"email": PERSON, "role": "owner"})
+        token = await run_in_thread(_find_invite_token, mail)
+        if token is None:
+            return None
+        found = [(await api.post("/invites/accept", {"name": "Demo"}, key=token))["user"]]
+    try:
+        made = await api.post(f"/organization/users/{found[0]['id']}/sign_in_links", {})
+    except OperatorError:
+        return None
+    url: str = made["url"]
+    return url
+
+
+def _find_invite_token(mail: Path) -> str | None:
+    """Return the token of the latest invitation of the person of the demo, if it was written as a file."""
+    for path in sorted(mail.glob("*.eml"), reverse=True):
+        text = path.read_text()
+        token = re.search(r"tw_invite_\w+", text)
+        if f"To: {PERSON}\n" in text and token is not None:
+            return token.group(0)
+    return None
+
+
 async def _wait_for_models(gateway_url: str, api_key: str, names: list[str]) -> None:
     """Wait until the gateway lists `names` for the key: it has the snapshot that holds both."""
     headers = {"authorization": f"Bearer {api_key}"}
@@ -300,8 +336,12 @@ class _Api:
         answer = await self._http.get(path)
         return None if answer.status_code == 404 else self._read(answer)
 
-    async def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        return self._read(await self._http.post(path, json=body or None))
+    async def post(self, path: str, body: Mapping[str, Any], key: str | None = None) -> Any:
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        return self._read(await self._http.post(path, json=body or None, headers=headers))
+
+    async def delete(self, path: str) -> Any:
+        return self._read(await self._http.delete(path))
 
     async def put(self, path: str, body: Mapping[str, Any]) -> Any:
         return self._read(await self._http.put(path, json=body))
@@ -347,6 +387,7 @@ Tollway is ready.
   API key         {key}
   admin key       {demo["admin_key"]}
   models          {", ".join(demo["models"])}
+  sign in, once   {demo["sign_in_url"] or "`tollway users link` makes a link"}
 
 All of this as variables of a shell:
 

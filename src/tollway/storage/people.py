@@ -203,17 +203,24 @@ def delete_invite(tx: TenantTx, invite_id: str, now: int) -> None:
     tx.connection.execute(invites.update().where(own).values(deleted_at=now))
 
 
-def find_invite_owner(tx: PlatformTx, digests: Sequence[bytes], now: int) -> tuple[str, str] | None:
-    """Return organization and id of the pending invitation with one of `digests`, of an organization that is not archived, whose sender's
-    key may still act."""
+def find_invite_owner(tx: PlatformTx, digests: Sequence[bytes], now: int) -> tuple[str, str, str] | None:
+    """Return organization, id and address of the pending invitation with one of `digests`, of an organization that is not archived, whose
+    sender may still act: a key, or a person with a session."""
     query = (
-        sa.select(invites.c.organization_id, invites.c.id)
+        sa.select(invites.c.organization_id, invites.c.id, invites.c.email)
         .join(organizations, organizations.c.id == invites.c.organization_id)
-        .join(api_keys, api_keys.c.id == invites.c.invited_by)
+        .outerjoin(api_keys, api_keys.c.id == invites.c.invited_by)
+        .outerjoin(users, sa.and_(users.c.organization_id == invites.c.organization_id, users.c.id == invites.c.invited_by))
         .where(
             invites.c.digest.in_(digests),
-            api_keys.c.revoked_at.is_(None),
-            sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > now),
+            sa.or_(
+                sa.and_(
+                    api_keys.c.id.is_not(None),
+                    api_keys.c.revoked_at.is_(None),
+                    sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > now),
+                ),
+                sa.and_(users.c.id.is_not(None), users.c.removed_at.is_(None)),
+            ),
             invites.c.accepted_at.is_(None),
             invites.c.deleted_at.is_(None),
             invites.c.expires_at > now,
@@ -221,11 +228,19 @@ def find_invite_owner(tx: PlatformTx, digests: Sequence[bytes], now: int) -> tup
         )
     )
     row = tx.connection.execute(query).one_or_none()
-    return None if row is None else (row.organization_id, row.id)
+    return None if row is None else (row.organization_id, row.id, row.email)
 
 
 def find_inviter_grants(tx: PlatformTx, invite_id: str, now: int) -> list[Grant] | None:
-    """Return the roles of the key that sent an invitation, as they are now; None if that key may not act any more."""
+    """Return the roles of the key, or of the person, that sent an invitation, as they are now; None if it may not act any more."""
+    sender = (
+        sa.select(users.c.organization_id, users.c.id)
+        .join(invites, sa.and_(invites.c.organization_id == users.c.organization_id, invites.c.invited_by == users.c.id))
+        .where(invites.c.id == invite_id, users.c.removed_at.is_(None))
+    )
+    person = tx.connection.execute(sender).one_or_none()
+    if person is not None:
+        return list_user_grants(tx, person.organization_id, person.id)
     query = (
         sa.select(api_keys, *ROLE_COLUMNS)
         .join(invites, invites.c.invited_by == api_keys.c.id)

@@ -13,7 +13,16 @@ from typing import Any
 import sqlalchemy as sa
 
 from tollway.domain.audit import HIDDEN, RowChange
-from tollway.storage import schema, schema_budgets, schema_money, schema_people, schema_periods, schema_prices, schema_tokens
+from tollway.storage import (
+    schema,
+    schema_budgets,
+    schema_money,
+    schema_people,
+    schema_periods,
+    schema_prices,
+    schema_sign_in,
+    schema_tokens,
+)
 
 AUDITED: Mapping[sa.Table, str] = {
     schema.organizations: "organization",
@@ -35,6 +44,8 @@ AUDITED: Mapping[sa.Table, str] = {
     schema_people.group_members: "group_member",
     schema_people.role_assignments: "role_assignment",
     schema_people.invites: "invite",
+    schema_sign_in.user_credentials: "user_credentials",
+    schema_sign_in.user_sessions: "session",
     schema_tokens.token_signing_keys: "signing_key",
     schema_tokens.identity_providers: "identity_provider",
     schema_tokens.federation_rules: "federation_rule",

@@ -73,6 +73,7 @@ SHARED: Mapping[str, tuple[str, ...]] = {
     "publish_head": ("SELECT", "UPDATE"),
     "changes": ("DELETE", "INSERT"),
     "idempotency_keys": WRITE,
+    "sign_in_attempts": WRITE,  # digests, with the attempts of a window
     "used_assertions": WRITE,  # digests, so that none is exchanged twice
     "epochs": (),
     "lost_declarations": (),

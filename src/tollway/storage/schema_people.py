@@ -77,7 +77,7 @@ invites = sa.Table(
     sa.Column("project_roles", sa.Text, nullable=False),  # JSON object: role by project
     sa.Column("pepper_version", sa.Integer, nullable=False),
     sa.Column("digest", sa.LargeBinary(32), nullable=False, unique=True),
-    sa.Column("invited_by", sa.String(64), nullable=False),  # the key with which it was made
+    sa.Column("invited_by", sa.String(64), nullable=False),  # the key with which it was made, or the person with a session
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("expires_at", sa.BigInteger, nullable=False),
     sa.Column("accepted_at", sa.BigInteger),

@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tollway.control import automatic_closing, epochs, quarantine
 from tollway.control.access import NODE_MISMATCH
 from tollway.control.api import (
+    account_pages,
     api_keys,
     audit_logs,
     budgets,
@@ -34,6 +35,7 @@ from tollway.control.api import (
     corrections,
     deployments,
     descriptions,
+    device_pages,
     errors,
     federation,
     groups,
@@ -58,6 +60,8 @@ from tollway.control.api import (
     reference,
     roles,
     service_accounts,
+    sessions,
+    sign_in_pages,
     spend_limits,
     stored_responses,
     tokens,
@@ -119,6 +123,7 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     audit_logs.router,
     peppers.router,
     users.router,
+    sessions.router,
     invites.router,
     groups.router,
     roles.router,
@@ -126,6 +131,7 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     tokens.router,
     unsupported.router,
 )
+PAGE_ROUTERS: Sequence[APIRouter] = (sign_in_pages.router, account_pages.router, device_pages.router)
 LINK_ROUTERS: Sequence[APIRouter] = (link.router, records.router, budgets.link_router, limits.link_router, stored_responses.router)
 
 
@@ -136,12 +142,13 @@ def create_apps(plane: ControlPlane) -> tuple[FastAPI, FastAPI]:
     registry = CollectorRegistry()
     registry.register(plane.reconciliation)
     registry.register(plane.jobs)
+    registry.register(plane.sign_ins)
     counters = Counters(
         _declare(Counter, "tollway_control_requests", registry),
         _declare(Counter, "tollway_control_refusals", registry),
     )
     return (
-        _create_app("api", plane, counters, [*PUBLIC_ROUTERS, _health(), _description()], BODY_BYTES_MAX),
+        _create_app("api", plane, counters, [*PUBLIC_ROUTERS, *PAGE_ROUTERS, _health(), _description()], BODY_BYTES_MAX),
         _create_app("link", plane, counters, [*LINK_ROUTERS, _health(), _metrics(plane, registry)], LINK_BODY_BYTES_MAX),
     )
 
@@ -380,6 +387,7 @@ class Envelope:
                 "duration_ms": round(seconds * 1000, 3),
                 "key_id": getattr(caller, "key_id", None),
                 "organization_id": getattr(caller, "organization_id", None),
+                "session_id": getattr(caller, "session_id", None),
                 "error_code": fault.kind.code if fault else None,
                 "blame": fault.kind.blame if fault else None,
                 "detail": fault.detail if fault and fault.detail else None,

@@ -12,7 +12,7 @@ from tollway.control.api import routes
 from tollway.control.api.routes import Plane, may
 from tollway.control.api.schemas import Identified, ListOut, Out, list_out, seconds
 from tollway.control.audit import AuditFilter
-from tollway.domain.audit import AuditRecord
+from tollway.domain.audit import Actor, ActorKind, AuditRecord
 from tollway.domain.keys import Operator
 from tollway.domain.pages import Page
 from tollway.domain.roles import Permission
@@ -70,11 +70,32 @@ class ActorKeyOut(Out):
     type: Literal["user"] = "user"
 
 
-class ActorOut(Out):
-    """The actor of an event."""
+class ActorUserOut(Out):
+    """The person of a session."""
 
-    type: Literal["api_key"] = "api_key"
-    api_key: ActorKeyOut
+    id: str
+
+
+class ActorSessionOut(Out):
+    """The session of an actor."""
+
+    ip_address: Annotated[str, Field(description="Network address of the person.", examples=["192.0.2.1"])]
+    user: ActorUserOut
+
+
+class ActorOut(Out):
+    """The actor of an event: a credential (`api_key`), or a person who signed in (`session`). The other field is null."""
+
+    type: Literal["api_key", "session"]
+    api_key: ActorKeyOut | None = None
+    session: Annotated[ActorSessionOut | None, Field(description="The session of a person; null for a credential.", examples=[None])] = None
+
+    @classmethod
+    def of(cls, actor: Actor) -> Self:
+        """Return an actor as OpenAI's clients read it."""
+        if actor.kind == ActorKind.USER:
+            return cls(type="session", session=ActorSessionOut(ip_address=actor.address, user=ActorUserOut(id=actor.id)))
+        return cls(type="api_key", api_key=ActorKeyOut(id=actor.id))
 
 
 class AuditProjectOut(Out):
@@ -127,7 +148,7 @@ class AuditLogOut(Identified):
             id=record.id,
             type=record.event,
             effective_at=seconds(record.recorded_at),
-            actor=ActorOut(api_key=ActorKeyOut(id=record.actor.id)),
+            actor=ActorOut.of(record.actor),
             project=AuditProjectOut(id=record.target.project_id) if record.target.project_id else None,
             record=AuditRecordOut(
                 sequence=record.sequence,

@@ -479,6 +479,7 @@ PARAMETERS: Mapping[str, FieldText] = {
     "context_levels": FieldText("Taken, and without effect.", ["medium"]),
     "vector_store_ids": FieldText("Taken, and without effect.", ["vs_1"]),
     "batch": FieldText("Taken, and without effect.", False),
+    "session_id": FieldText("The session.", "sess_0198c5f2a3b47c11a0b1c2d3e4f50617"),
     "user_id": FieldText("The person.", _USER),
     "group_id": FieldText("The group.", "group_0198c5f2a3b47c11a0b1c2d3e4f50617"),
     "role_id": FieldText("The role.", "role_viewer"),
@@ -492,7 +493,8 @@ PARAMETERS: Mapping[str, FieldText] = {
 SECURITY_SCHEMES: Mapping[str, Mapping[str, str]] = {
     name: {"type": "http", "scheme": "bearer", "description": text}
     for name, text in {
-        "adminKey": "An admin key of the organization (tw_admin_...), or an operator key with the header `OpenAI-Organization`.",
+        "adminKey": "An admin key of the organization (tw_admin_...), the access token of a login (tw_user_...),"
+        " or an operator key with the header `OpenAI-Organization`.",
         "operatorKey": "A key of an operator of the platform (tw_platform_...).",
         "nodeKey": "The key of a gateway (tw_node_...).",
         "inviteToken": "The token of an invitation, as it came by mail (tw_invite_...).",

@@ -30,6 +30,9 @@ from tollway.domain.roles import NO_ROLE, Permission
 
 router = routes.router(tags=["invites"])
 
+JOIN_PATH = "/join"
+"""Path of the page on which an invitation is accepted (`sign_in_pages`)."""
+
 Reader = Annotated[Tenant, Depends(may(Permission.USERS_READ))]
 Writer = Annotated[Tenant, Depends(may(Permission.USERS_WRITE))]
 
@@ -63,6 +66,7 @@ def create_invite(caller: Writer, plane: Plane, body: InviteCreate) -> InviteCre
             invited_by=caller.key_id,
             ingredients=plane.new_ingredients(),
             sizes=plane.quotas,
+            page_url=None if plane.public_url is None else f"{plane.public_url}{JOIN_PATH}",
             now=now,
         )
         fields = _fields(sent.invite, invites.find_promised_roles(tx, [sent.invite])[sent.invite.id], now)

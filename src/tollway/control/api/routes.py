@@ -43,7 +43,8 @@ from tollway.control.api.places import Place
 from tollway.control.audit import AuditedOperation
 from tollway.control.idempotency import KeptAnswer
 from tollway.control.plane import ControlPlane
-from tollway.domain import ids
+from tollway.control.sessions import LiveSession
+from tollway.domain import ids, keys
 from tollway.domain.audit import Actor, ActorKind, Target
 from tollway.domain.faults import (
     CONTENT_CODING_UNSUPPORTED,
@@ -52,6 +53,7 @@ from tollway.domain.faults import (
     PARAMETER_INVALID,
     PARAMETER_UNKNOWN,
     RESOURCE_UNKNOWN,
+    SCOPE_INSUFFICIENT,
     Fault,
 )
 from tollway.domain.keys import Operator
@@ -83,11 +85,13 @@ Caller = Tenant | Operator | NodeCaller | JoiningCaller | InvitedCaller
 @dataclass(frozen=True, slots=True)
 class Access:
     """A rule of who may call a route. As a dependency it yields the caller. `check` runs in a thread and raises a Fault to refuse.
-    `permission`: the one that admins and operators need; None for other callers."""
+    `permission`: the one that admins and operators need; None for other callers. `read_credential`: the bytes by which a request says who
+    sends it."""
 
     name: str
     check: Callable[[ControlPlane, Request], Caller | None]
     permission: Permission | None = None
+    read_credential: Callable[[ControlPlane, Request], bytes] = lambda _plane, request: _credential(request)
 
     async def __call__(self, request: Request) -> Any:
         """The caller, as `check` returned it before the body was read. A coroutine, so that health needs no worker thread."""
@@ -109,12 +113,28 @@ def _credential(request: Request) -> bytes:
 
 
 def _identify(plane: ControlPlane, request: Request) -> ActiveKey:
+    if _find_person(plane, request) is not None:
+        raise Fault(SCOPE_INSUFFICIENT)
     return access.identify(plane.database, plane.peppers, plane.pepper_version, _presented(request), plane.now())
 
 
+def _find_person(plane: ControlPlane, request: Request) -> Tenant | None:
+    """Return the person who logged in with the command line, if their access token is presented."""
+    secret = _presented(request).decode("ascii")
+    if not keys.is_user_token(secret):
+        return None
+    return access.identify_by_token(plane.database, plane.peppers, secret, request.headers.get("openai-organization"), plane.now())
+
+
+def _identify_tenant(plane: ControlPlane, request: Request) -> Tenant:
+    person = _find_person(plane, request)
+    if person is not None:
+        return person
+    return access.require_tenant(plane.database, _identify(plane, request), request.headers.get("openai-organization"))
+
+
 def _check_tenant(permission: Permission, plane: ControlPlane, request: Request) -> Tenant:
-    key = _identify(plane, request)
-    tenant = access.require_tenant(plane.database, key, request.headers.get("openai-organization"))
+    tenant = _identify_tenant(plane, request)
     access.require_permission(tenant, permission, request.path_params.get("project_id"))
     return tenant
 
@@ -144,6 +164,9 @@ def may(permission: Permission) -> Access:
         return Access("platform", functools.partial(_check_operator, permission), permission)
     return Access("organization", functools.partial(_check_tenant, permission), permission)
 
+
+organization_caller = Access("organization", _identify_tenant)
+"""Access for whoever may act in an organization, whatever their roles are: for what they may know of themselves."""
 
 node = Access("node", _check_node)
 joiner = Access("join token", _check_joiner)
@@ -209,7 +232,7 @@ class ApiRoute(APIRoute):
             request.scope["query_string"] = query.encode("latin-1")
             strict = StrictRequest(request.scope, request.receive)
             place: Place = request.scope["tollway.place"]
-            credential = _credential(strict)
+            credential = required.read_credential(plane_of(strict), strict)
             if required is not public:
                 await place.recognize(credential)
             checked_at = plane_of(strict).now()
@@ -270,6 +293,8 @@ def _describe_operation(request: Request, caller: Caller, event: str, name: str)
             kind = ActorKind.JOIN_TOKEN
         case InvitedCaller():
             kind = ActorKind.INVITE
+        case Tenant(live=LiveSession()):
+            kind = ActorKind.USER
         case Tenant(is_operator=False):
             kind = ActorKind.ADMIN_KEY
         case _:

@@ -1,5 +1,6 @@
 """The token endpoint, and what publishes the keys that verify its tokens (RFC 6749, RFC 8414, RFC 7517)."""
 
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl
 
@@ -9,12 +10,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tollway.control import signing_keys, token_exchange
-from tollway.control.api import routes
+from tollway.control import device_login, signing_keys, token_exchange
+from tollway.control.api import pages, routes
+from tollway.control.api.device_pages import DEVICE_PATH
 from tollway.control.api.routes import Plane, public
 from tollway.control.api.schemas import In, Out
+from tollway.control.oauth import ExchangeRefused
 from tollway.control.plane import ControlPlane
-from tollway.control.token_exchange import ExchangeRefused
 from tollway.domain.faults import BODY_TOO_LARGE, MEDIA_TYPE_UNSUPPORTED, RESOURCE_UNKNOWN, Fault
 from tollway.wire import bodies
 from tollway.wire.json_web_tokens import encode_part
@@ -28,6 +30,8 @@ BODY_BYTES_MAX = 32_768
 PARAMETERS_MAX = 32
 
 TOKEN_PATH = "/v1/oauth/token"
+DEVICE_AUTHORIZATION_PATH = "/v1/oauth/device_authorization"
+REVOCATION_PATH = "/v1/oauth/revoke"
 KEYS_PATH = "/.well-known/jwks.json"
 
 _FORM = "application/x-www-form-urlencoded"
@@ -39,6 +43,9 @@ class TokenOut(Out):
     access_token: Annotated[str, Field(description="The token: a bearer credential for the endpoints of inference.", examples=["eyJ..."])]
     token_type: Annotated[Literal["Bearer"], Field(description="Always `Bearer`.", examples=["Bearer"])] = "Bearer"
     expires_in: Annotated[int, Field(description="Lifetime in seconds, 1 to 900.", examples=[900])]
+    refresh_token: Annotated[
+        str | None, Field(description="Token for the next access token of a person, once; null for a program.", examples=[None])
+    ] = None
     issued_token_type: Annotated[
         str | None, Field(description="The kind of token (RFC 8693), where a token was exchanged; null otherwise.", examples=[None])
     ] = None
@@ -74,6 +81,16 @@ class ServerOut(Out):
     issuer: Annotated[str, Field(description="The issuer of access tokens.", examples=["https://control.example.com"])]
     token_endpoint: Annotated[
         str, Field(description="Address of the token endpoint.", examples=["https://control.example.com/v1/oauth/token"])
+    ]
+    device_authorization_endpoint: Annotated[
+        str,
+        Field(
+            description="Address at which a login on a device begins (RFC 8628).",
+            examples=["https://control.example.com/v1/oauth/device_authorization"],
+        ),
+    ]
+    revocation_endpoint: Annotated[
+        str, Field(description="Address at which a login ends (RFC 7009).", examples=["https://control.example.com/v1/oauth/revoke"])
     ]
     jwks_uri: Annotated[str, Field(description="Address of the keys.", examples=["https://control.example.com/.well-known/jwks.json"])]
     grant_types_supported: Annotated[list[str], Field(description="Supported grant types.", examples=[["client_credentials"]])]
@@ -120,6 +137,70 @@ async def create_token(plane: Plane, request: Request) -> Response:
     return JSONResponse(answer, status, headers)
 
 
+class DeviceCodeOut(Out):
+    """Codes of a login on a device (RFC 8628, section 3.2)."""
+
+    device_code: Annotated[str, Field(description="Code with which the device asks for tokens.", examples=["tw_device_..."])]
+    user_code: Annotated[str, Field(description="Code that the person enters on the page.", examples=["WDJB-MJHT"])]
+    verification_uri: Annotated[str, Field(description="Address of the page.", examples=["https://control.example.com/device"])]
+    verification_uri_complete: Annotated[
+        str, Field(description="The same with the code in it.", examples=["https://control.example.com/device?user_code=WDJB-MJHT"])
+    ]
+    expires_in: Annotated[int, Field(description="Seconds in which the person can enter the code, 1 to 600.", examples=[600])]
+    interval: Annotated[int, Field(description="Seconds to wait between two questions for tokens, 1 or more.", examples=[5])]
+
+
+class RevokedOut(Out):
+    """A token has ended, or was none."""
+
+
+@router.post(DEVICE_AUTHORIZATION_PATH, dependencies=[Depends(public)], response_model=DeviceCodeOut, responses=_REFUSALS)
+async def create_device_code(plane: Plane, request: Request) -> Response:
+    """Begin a login on a device, such as `tollway login` (RFC 8628). The parameter `client_id` is `tollway-cli`."""
+    origin = pages.get_origin(plane, request)
+    address = "" if request.client is None else request.client.host
+    agent = request.headers.get("user-agent", "")
+
+    def begin(parameters: Mapping[str, str]) -> dict[str, object]:
+        begun = device_login.begin(plane, parameters, address=address, agent=agent)
+        page = f"{origin}{DEVICE_PATH}"
+        return {
+            "device_code": begun.device_code,
+            "user_code": begun.user_code,
+            "verification_uri": page,
+            "verification_uri_complete": f"{page}?user_code={begun.user_code}",
+            "expires_in": device_login.LIFETIME_SECONDS,
+            "interval": device_login.INTERVAL_SECONDS,
+        }
+
+    return await _answer(plane, request, begin)
+
+
+@router.post(REVOCATION_PATH, dependencies=[Depends(public)], response_model=RevokedOut, responses=_REFUSALS)
+async def revoke_token(plane: Plane, request: Request) -> Response:
+    """End the login of a person by its refresh token or access token (RFC 7009). Anything else changes nothing, and is answered alike."""
+    address = "" if request.client is None else request.client.host
+    request_id = request.scope["tollway.request_id"]
+
+    def revoke(parameters: Mapping[str, str]) -> dict[str, object]:
+        device_login.revoke(plane, parameters, address=address, request_id=request_id)
+        return {}
+
+    return await _answer(plane, request, revoke)
+
+
+async def _answer(plane: ControlPlane, request: Request, carry_out: Callable[[Mapping[str, str]], dict[str, object]]) -> Response:
+    """Return the answer to a request with parameters, or the refusal in the words of RFC 6749."""
+    body = await request.body()
+    if len(body) > BODY_BYTES_MAX:
+        raise Fault(BODY_TOO_LARGE)
+    try:
+        answer = await run_in_threadpool(carry_out, _read_parameters(body, request.headers.get("content-type", "")))
+    except ExchangeRefused as refused:
+        return JSONResponse({"error": refused.error, "error_description": refused.description}, refused.status)
+    return JSONResponse(answer)
+
+
 def answer_token_request(plane: ControlPlane, body: bytes, content_type: str, authorization: str | None) -> tuple[int, dict[str, object]]:
     """Return the status and the answer of the token endpoint."""
     try:
@@ -134,6 +215,8 @@ def answer_token_request(plane: ControlPlane, body: bytes, content_type: str, au
     answer: dict[str, object] = {"access_token": issued.access_token, "token_type": "Bearer", "expires_in": issued.expires_in}
     if issued.issued_token_type is not None:
         answer["issued_token_type"] = issued.issued_token_type
+    if issued.refresh_token is not None:
+        answer["refresh_token"] = issued.refresh_token
     return 200, answer
 
 
@@ -154,6 +237,8 @@ def retrieve_server(plane: Plane) -> ServerOut:
     return ServerOut(
         issuer=url,
         token_endpoint=url + TOKEN_PATH,
+        device_authorization_endpoint=url + DEVICE_AUTHORIZATION_PATH,
+        revocation_endpoint=url + REVOCATION_PATH,
         jwks_uri=url + KEYS_PATH,
         grant_types_supported=list(token_exchange.GRANT_TYPES),
         response_types_supported=[],

@@ -18,6 +18,7 @@ from tollway.storage import (
     schema_prices,
     schema_reconcile,
     schema_responses,
+    schema_sign_in,
     schema_tokens,
 )
 from tollway.storage.database import Database
@@ -34,6 +35,7 @@ TABLES = (
     schema_prices,
     schema_reconcile,
     schema_responses,
+    schema_sign_in,
     schema_tokens,
 )
 """The modules whose tables stand on the one MetaData, once they are imported."""

@@ -1,0 +1,73 @@
+"""The tables of people's sign-in, on the MetaData of `schema`: credentials, sessions and one-time links."""
+
+import sqlalchemy as sa
+
+from tollway.storage.schema import metadata
+
+user_credentials = sa.Table(
+    "user_credentials",
+    metadata,
+    sa.Column("organization_id", sa.String(64), primary_key=True),
+    sa.Column("user_id", sa.String(64), primary_key=True),
+    sa.Column("password_hash", sa.LargeBinary),  # Argon2id with its parameters and salt; null without a password
+    sa.Column("password_set_at", sa.BigInteger),
+    sa.Column("code_secret", sa.LargeBinary),  # of the authenticator app, sealed by the vault; null without one
+    sa.Column("code_step", sa.BigInteger),  # of the code that was accepted last
+    sa.Column("recovery_digests", sa.LargeBinary),  # JSON array: SHA-256 of each unused recovery code
+    sa.ForeignKeyConstraint(["organization_id", "user_id"], ["users.organization_id", "users.id"]),
+)
+
+user_sessions = sa.Table(
+    "user_sessions",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("organization_id", sa.String(64), nullable=False),
+    sa.Column("user_id", sa.String(64), nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("method", sa.String(32), nullable=False),
+    sa.Column("digest", sa.LargeBinary(32), nullable=False, unique=True),  # of the cookie, or of the access token
+    sa.Column("refresh_id", sa.String(16), unique=True),  # the part that all refresh tokens of the session have in common
+    sa.Column("refresh_digest", sa.LargeBinary(32)),  # of the one refresh token that is valid
+    sa.Column("token_expires_at", sa.BigInteger),  # of the access token; null for a browser
+    sa.Column("address", sa.String(64), nullable=False),
+    sa.Column("agent", sa.String(256), nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("last_used_at", sa.BigInteger, nullable=False),
+    sa.Column("expires_at", sa.BigInteger, nullable=False, index=True),
+    sa.ForeignKeyConstraint(["organization_id", "user_id"], ["users.organization_id", "users.id"]),
+)
+
+sign_in_links = sa.Table(
+    "sign_in_links",
+    metadata,
+    sa.Column("digest", sa.LargeBinary(32), primary_key=True),
+    sa.Column("organization_id", sa.String(64), nullable=False),
+    sa.Column("user_id", sa.String(64), nullable=False),
+    sa.Column("created_by", sa.String(64), nullable=False),
+    sa.Column("expires_at", sa.BigInteger, nullable=False, index=True),
+    sa.ForeignKeyConstraint(["organization_id", "user_id"], ["users.organization_id", "users.id"]),
+)
+
+sign_in_attempts = sa.Table(  # attempts of a window, by a digest of the account or the address that they are of
+    "sign_in_attempts",
+    metadata,
+    sa.Column("digest", sa.LargeBinary(32), primary_key=True),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("window_ends_at", sa.BigInteger, nullable=False, index=True),
+)
+
+device_logins = sa.Table(  # logins of the command line that wait for their person; a person approves or denies one
+    "device_logins",
+    metadata,
+    sa.Column("digest", sa.LargeBinary(32), primary_key=True),  # of the code of the device
+    sa.Column("user_code", sa.String(8), nullable=False, unique=True),
+    sa.Column("address", sa.String(64), nullable=False),
+    sa.Column("agent", sa.String(256), nullable=False),
+    sa.Column("interval_seconds", sa.Integer, nullable=False),
+    sa.Column("polled_at", sa.BigInteger),
+    sa.Column("user_id", sa.String(64)),  # of the person who decided
+    sa.Column("is_approved", sa.Boolean),  # null until somebody did
+    sa.Column("expires_at", sa.BigInteger, nullable=False, index=True),
+)
+
+sa.Index(None, user_sessions.c.organization_id, user_sessions.c.user_id)
