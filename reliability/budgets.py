@@ -1,4 +1,4 @@
-"""Races for the last money of a hard budget: several gateways, many concurrent requests, and gateways that are killed meanwhile.
+"""Races for the last money of a hard budget or of prepaid credit: several gateways, many requests at once, and gateways that are killed.
 
 What must hold when all records have arrived: nothing is spent beyond the budget, and so much of it was spent that what is left would not
 pay another request.
@@ -128,20 +128,28 @@ async def ask(client: httpx2.AsyncClient, url: str, key: str, number: int, token
     return f"{answer.status_code} {answer.json()['error']['code']}"
 
 
-def race(fleet: Fleet, *, limit: str, workers: int, kills: Sequence[float], tokens: int = 60, seconds_max: float = 60.0) -> Race:
+def race(
+    fleet: Fleet,
+    *,
+    limit: str,
+    workers: int,
+    kills: Sequence[float],
+    tokens: int = 60,
+    seconds_max: float = 60.0,
+    is_prepaid: bool = False,
+) -> Race:
     """Spend a new hard budget of the organization of `limit` from all gateways at once, until every gateway has refused for two seconds.
 
-    `kills`: seconds after the begin at which a gateway is killed and started again, in turn.
+    `kills`: seconds after the begin at which a gateway is killed and started again, in turn. `is_prepaid`: spend credit of `limit` instead,
+    and what races before have left of theirs.
     """
     platform = fleet.platform
     headers = {"authorization": f"Bearer {platform.tenant.admin_key}"}
     with httpx2.Client(base_url=platform.control_url, headers=headers, timeout=WAIT_SECONDS, trust_env=False) as admin:
-        body = {"name": "race", "amount": limit, "window": "total", "mode": "hard"}
-        made = admin.post("/v1/organization/budgets", json=body)
-        assert made.status_code == 200, made.text
-        budget_id = made.json()["id"]
+        budget_id = _grant_credit(platform, limit) if is_prepaid else _create_budget(admin, limit)
         time.sleep(1.0)  # every gateway has heard of it
-        result = Race(parse_sum(limit))
+        before = admin.get(f"/v1/organization/budgets/{budget_id}").json()
+        result = Race(parse_sum(before["left"]))
         asyncio.run(_spend(fleet, result, workers, kills, tokens, seconds_max))
         for part in fleet.gateways:  # each hands in what it has, and closes its epoch
             assert part.end(signal.SIGTERM) == 0
@@ -152,10 +160,29 @@ def race(fleet: Fleet, *, limit: str, workers: int, kills: Sequence[float], toke
                 break
             time.sleep(0.1)
         assert stood["leased"] == "0", f"leases of ended runs still count: {stood}"
-        result.spent_pico = parse_sum(stood["spent"])
+        result.spent_pico = parse_sum(stood["spent"]) - parse_sum(before["spent"])
     for part in fleet.gateways:
         part.start()
     return result
+
+
+def _create_budget(admin: httpx2.Client, limit: str) -> str:
+    """Create a hard budget of the organization; return its id."""
+    made = admin.post("/v1/organization/budgets", json={"name": "race", "amount": limit, "window": "total", "mode": "hard"})
+    assert made.status_code == 200, made.text
+    return str(made.json()["id"])
+
+
+def _grant_credit(platform: Platform, amount: str) -> str:
+    """Grant credit to the organization and hold it to that; return the id of the prepaid budget."""
+    headers = {"authorization": f"Bearer {platform.platform_key}"}
+    path = f"/v1/platform/organizations/{platform.tenant.organization_id}"
+    with httpx2.Client(base_url=platform.control_url, headers=headers, timeout=WAIT_SECONDS, trust_env=False) as operator:
+        made = operator.post(f"{path}/credit_grants", json={"category": "paid", "amount": amount})
+        assert made.status_code == 200, made.text
+        held = operator.put(f"{path}/prepayment", json={"is_prepaid": True})
+        assert held.status_code == 200, held.text
+    return str(held.json()["budget_id"])
 
 
 async def _spend(fleet: Fleet, result: Race, workers: int, kills: Sequence[float], tokens: int, seconds_max: float) -> None:

@@ -224,6 +224,10 @@ ROWS = {
         "the connection is reset, the sound is not billed; sound without a length or chunks is never whole",
     ),
     126: ("ids of stored responses of others: read, continued, deleted, cancelled", "as an id that never was, byte for byte"),
+    109: (
+        "a grant of credit, a close or a delivery of records that is repeated, to have credit twice or to burn it twice",
+        "each transaction of credit has an id that derives from its cause, and what a period burns replaces what was there",
+    ),
 }  # fmt: skip
 """Attacks that are tried, and what they get. The rows between are the control plane's, or need what is not served yet."""
 

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,22 @@ from tests.control.test_collect import fill, take
 from tests.control.test_corrections import APPROVER
 from tests.control.test_periods import NOVEMBER, NOW, OCTOBER, declare_lost, ended
 from tests.link import samples
-from tests.link.samples import NODE, ORGANIZATION, admit, final, frames
+from tests.link.samples import EPOCH, NODE, ORGANIZATION, admit, final, frames
 from tests.storage.databases import become_owner
-from tollway.control import budgets, price_drafts, prices, quarantine, rating
+from tollway.control import budgets, credits, price_drafts, prices, quarantine, rating
+from tollway.control.credits import WantedGrant
 from tollway.control.verify import compare
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.budgets import BudgetMode, BudgetWindow
 from tollway.domain.corrections import AdjustmentKind, AdjustmentState, ApprovalDecision
-from tollway.domain.ids import BUDGET, BUDGET_RAISE, PRICE_DRAFT, new_id
+from tollway.domain.credits import MINUTE_US, CreditMove, GrantCategory
+from tollway.domain.ids import BUDGET, BUDGET_RAISE, CREDIT_GRANT, PRICE_DRAFT, new_id
 from tollway.domain.keys import KeyOrigin
 from tollway.domain.periods import PeriodState
 from tollway.domain.price_books import DraftLine, DraftState, PriceDraft
 from tollway.domain.quotas import DEFAULT_SIZES
 from tollway.domain.usage import Anomaly, Outcome, Record, ServiceTier, Tick, UsageSource
-from tollway.storage import schema, schema_budgets, schema_money, schema_periods, schema_prices, schema_reconcile  # noqa: F401
+from tollway.storage import schema, schema_budgets, schema_credits, schema_money, schema_periods, schema_prices, schema_reconcile  # noqa: F401
 from tollway.storage.database import Database, PlatformTx
 from tollway.storage.record_archive import Archive
 
@@ -61,6 +64,8 @@ KINDS = {
     "usage_adjustments": "kind",
     "usage_events": "outcome",
     "usage_rollups": "width_seconds",
+    "credit_transactions": "move",
+    "credit_draws": "is_final",
     "ledger_accounts": "owner",
 }
 """Columns by whose values the rows of a table differ in kind: a row of each kind is changed."""
@@ -75,6 +80,8 @@ ENUMS = {
     "anomaly": list(Anomaly),
     "kind": list(AdjustmentKind),
     "decision": list(ApprovalDecision),
+    "category": list(GrantCategory),
+    "move": list(CreditMove),
     "actor_origin": list(KeyOrigin),
     "approver_origin": list(KeyOrigin),
 }
@@ -83,6 +90,8 @@ OWN_WORDS = "what the platform alone knows, of itself; the database refuses to c
 NO_MONEY = "no amount, no period and no proof follows from it"
 CONTROLS_CLOCK = "an instant of control's own clock, which the archive does not know; the database refuses to change it"
 SPENDING_LIMIT = "what gateways may spend from now on; a bill follows from the events, which are compared, and from no budget"
+WHICH_BURNS = "which usage burns it from now on; what closed months burned is compared"
+PROVISIONAL = "of an open month: computed again from its events when it closes; what closed months drew is compared"
 SENT_DOWN = "how far back gateways are told of prices; what was billed follows from valid_from"
 
 HARMLESS = {
@@ -93,6 +102,9 @@ HARMLESS = {
     "budgets.(name|mode|window_type|amount_pico|thresholds|is_operators|created_at|archived_at|plan_id)": SPENDING_LIMIT,
     "budgets.(fallback_model|throttle_requests_per_minute)": SPENDING_LIMIT,
     "budget_raises.*": SPENDING_LIMIT,
+    "credit_grants.(reference|closed_at)": NO_MONEY,
+    "credit_grants.(cost_basis_bp|priority|effective_at|expires_at|voided_at|project_id|model|models)": WHICH_BURNS,
+    "credit_draws.(drawn_pico|is_final)": PROVISIONAL,
     "budget_windows.end_at": "no request was admitted between the two instants; otherwise what was spent differs",
     "budget_leases.(granted_pico|sequence|renewed_at)": SPENDING_LIMIT + ". A gateway states them itself when it asks the next time",
     "budget_alerts.*": "a message of the past; the spending that it speaks of is compared",
@@ -124,6 +136,7 @@ ROWS_HARMLESS = {
     "organizations": "one that used nothing: " + NO_MONEY,
     "budgets": SPENDING_LIMIT,
     "budget_raises": SPENDING_LIMIT,
+    "credit_draws": PROVISIONAL,
     "budget_alerts": "a message of the past; the spending that it speaks of is compared",
     "price_drafts": "a draft is not a price: what was published of it stands in book_prices",
     "price_terms": "terms under which nothing was admitted yet: what was admitted is compared with them",
@@ -141,6 +154,7 @@ def books(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     with request.getfixturevalue(f"{request.param}_template").copied(directory) as url:
         database = Database.open(url)
         fill(database)
+        add_credit(database)
         close_books(database, archive)
         add_rest(database, archive)
         with database.platform(write=False) as tx:
@@ -180,6 +194,27 @@ def add_rest(database: Database, archive: Archive) -> None:
         # Nobody agreed yet, so that the record stays open.
         unreadable = records.index(b"{}") + 1
         quarantine.write_off(tx, NODE, epoch, unreadable, reason="r", actor=APPROVER, limit_pico=0, now=NOW)
+
+
+def add_credit(database: Database) -> None:
+    """Grant credit of which something is left in the open month, and credit that a closed month ends."""
+    wanted = WantedGrant(
+        category=GrantCategory.PAID,
+        amount_pico=10**15,
+        currency=None,
+        cost_basis_bp=None,
+        priority=1,
+        effective_at=None,
+        expires_at=None,
+        reference="r",
+        project_id=None,
+        model="",
+    )
+    ending = replace(wanted, category=GrantCategory.GOODWILL, amount_pico=10**6, expires_at=EPOCH // MINUTE_US * MINUTE_US + MINUTE_US)
+    with database.platform() as tx:
+        for number, each in enumerate((wanted, ending)):
+            credits.create_grant(tx, ORGANIZATION, each, id=new_id(CREDIT_GRANT, EPOCH, number), now=EPOCH)
+        credits.void_grant(tx, ORGANIZATION, new_id(CREDIT_GRANT, EPOCH, 1), EPOCH)
 
 
 def add_budget(database: Database) -> None:
@@ -303,6 +338,7 @@ GUARDED_TABLES = [
     *schema_money.APPEND_ONLY,
     *schema_periods.APPEND_ONLY,
     *schema_prices.APPEND_ONLY,
+    schema_credits.credit_transactions,
     schema_periods.billing_periods,
     schema_prices.price_drafts,
     schema_money.epochs,

@@ -9,9 +9,10 @@ from reliability.budgets import fleet, race
 pytestmark = pytest.mark.system
 
 
-def test_hard_budget_raced_for_by_gateways_that_are_killed_is_spent_and_never_overspent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_prepaid", [False, True], ids=["budget", "credit"])
+def test_money_raced_for_by_gateways_that_are_killed_is_spent_and_never_overspent(tmp_path: Path, is_prepaid: bool) -> None:
     with fleet(tmp_path, 3) as running:
-        result = race(running, limit="5", workers=12, kills=(1.5, 3.0))
+        result = race(running, limit="5", workers=12, kills=(1.5, 3.0), is_prepaid=is_prepaid)
     print(result.describe())
     assert result.overspent_pico == 0
     assert result.spent_percent >= 99

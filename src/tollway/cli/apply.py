@@ -275,7 +275,7 @@ class Platform:
         wanted: Mapping[str, BudgetFile] | UnsetType | None,
     ) -> dict[str, Any]:
         """Return the budgets of an organization or a project that the file names, of the organization's `budgets`."""
-        there = [each for each in budgets if each["subject_id"] == subject_id and each["plan_id"] is None]
+        there = [each for each in budgets if each["subject_id"] == subject_id and each["plan_id"] is None and not each["is_prepaid"]]
         for each in there:
             self._budget_counts[place, each["mode"] == BudgetMode.ALERT] += 1
         named = None if wanted is None else {} if wanted is UNSET else wanted

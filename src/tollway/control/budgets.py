@@ -8,6 +8,9 @@ allow are together at most the limit:
 - A charge moves the cost of events from the lease of their gateway run to the spent amount, in the transaction that stores the events.
 - A lease counts until its epoch is closed or declared lost. Nothing has to be done then: `storage.budgets.list_leases` leaves it out.
 
+The limit of a prepaid budget is what it has spent and what the organization's credit still allows (`credits.find_usable_credit`). The
+collector draws on that credit in the transaction that charges the budget, so its limit and what it has spent grow together.
+
 A budget of mode `alert` is charged in the same way, but gateways are not told of it and nothing is leased of it.
 
 A gateway states its lease's total with each request. Control takes it over, because no later answer than the last can have changed it: a
@@ -20,11 +23,12 @@ from typing import NamedTuple
 
 import msgspec
 
-from tollway.control import limits, publish, quotas
+from tollway.control import credits, limits, publish, quotas
 from tollway.domain import ids
 from tollway.domain.budgets import (
     END_USERS_MAX,
     PLAN_BUDGET,
+    PREPAID_BUDGET,
     SPEND_LIMIT,
     SUBJECT_BUDGETS_MAX,
     Budget,
@@ -36,6 +40,7 @@ from tollway.domain.budgets import (
     BudgetWindow,
     LeaseGrant,
     LeaseRequest,
+    Limit,
     check_amount,
     cut_window,
     extend_lease,
@@ -127,7 +132,7 @@ def create_budget(
     )
     _check_terms(tx, budget)
     there = storage.list_of_subjects(tx, [subject.id])
-    alike = [each for each in there if each.binds == budget.binds and each.plan_id is None]
+    alike = [each for each in there if each.binds == budget.binds and each.plan_id is None and not each.is_prepaid]
     if len(alike) >= SUBJECT_BUDGETS_MAX:
         kind = "budgets that bind" if budget.binds else "budgets that only alert"
         raise Fault(STATE_CONFLICT, message=f"A {subject.level.replace('_', ' ')} may have {SUBJECT_BUDGETS_MAX} {kind} at a time.")
@@ -234,6 +239,8 @@ def raise_budget(
         raise Fault(PARAMETER_INVALID, param="ends_at", message="A raise ends after it begins, in the future, and within a year.")
     publish.lock(tx)
     budget = _get_changeable(tx, budget_id, by_operator)
+    if budget.is_prepaid:
+        _refuse_budget_of_plan(budget)
     quotas.require_creation(tx, sizes, Quota.BUDGET_RAISES, now)
     more = BudgetRaise(id=id, budget_id=budget_id, amount_pico=amount_pico, starts_at=begins_at, ends_at=ends_at, created_at=now)
     storage.insert_raise(tx, more)
@@ -259,6 +266,8 @@ def _get_changeable(tx: TenantTx, budget_id: str, by_operator: bool) -> Budget:
 
 
 def _refuse_budget_of_plan(budget: Budget) -> None:
+    if budget.is_prepaid:
+        raise Fault(STATE_CONFLICT, message="The limit of this budget is the organization's credit: grant some, or end prepayment.")
     if budget.plan_id is not None:
         raise Fault(STATE_CONFLICT, message="The organization has this budget by its plan: change the plan, or raise the budget.")
 
@@ -319,6 +328,65 @@ def _make_plan_budget(organization_id: str, currency: str, plan: Plan, amount_pi
     )
 
 
+# ---- Prepayment ---------------------------------------------------------------------------------------------------------
+
+
+def set_prepaid(tx: TenantTx, *, is_prepaid: bool, id: str, now: int) -> Budget | None:
+    """Hold the requests of the organization to its credit, or not any more. `id`: of a new budget. Returns the budget that does it.
+
+    Raises RESOURCE_UNKNOWN.
+    """
+    publish.lock(tx)
+    currency = get_currency(tx)
+    there = find_prepaid(tx)
+    if is_prepaid is (there is not None):
+        return there
+    if there is not None:
+        storage.update_budget(tx, msgspec.structs.replace(there, archived_at=now))
+        _publish(tx, there, now)
+        return None
+    budget = Budget(
+        id=id,
+        organization_id=tx.organization_id,
+        level=BudgetLevel.ORGANIZATION,
+        subject_id=tx.organization_id,
+        name=PREPAID_BUDGET,
+        mode=BudgetMode.HARD,
+        window=BudgetWindow.TOTAL,
+        amount_pico=1,  # which nothing reads
+        currency=currency,
+        thresholds=(),
+        is_operators=True,
+        created_at=now,
+        counts_from=now // MINUTE_US * MINUTE_US,
+        is_prepaid=True,
+    )
+    storage.insert_budget(tx, budget)
+    _publish(tx, budget, now)
+    return budget
+
+
+def find_prepaid(tx: TenantTx) -> Budget | None:
+    """Return the budget that holds the requests of the organization to its credit; None if none does."""
+    return next((each for each in storage.list_of_subjects(tx, [tx.organization_id]) if each.is_prepaid), None)
+
+
+def tell_of_credit(tx: TenantTx, now: int) -> None:
+    """Let gateways ask anew what the organization's credit allows, because some of it has ended."""
+    publish.lock(tx)
+    held = find_prepaid(tx)
+    if held is not None:
+        publish.publish(tx, BudgetEntry, [held.id], now)
+
+
+def _find_limit(tx: Transaction, budget: Budget, raises: Sequence[BudgetRaise], window: Bounds, at: int, spent_pico: int) -> Limit:
+    """Return the limit of a budget at an instant of a window in which so much is spent."""
+    if not budget.is_prepaid:
+        return find_limit(budget, raises, window, at)
+    usable = credits.find_usable_credit(tx, budget.organization_id, at)
+    return Limit(spent_pico + usable.pico, min(window.end_at, usable.until_at))
+
+
 # ---- How budgets stand --------------------------------------------------------------------------------------------------
 
 
@@ -373,11 +441,12 @@ def describe(tx: TenantTx, budgets: Sequence[Budget], now: int) -> list[BudgetSt
     for budget in budgets:
         bounds = cut_window(budget.window, now, organization.time_zone, existing.get(budget.id, []))
         find_spent = storage.find_spent_of_each if budget.is_of_each else storage.find_spent
+        spent_pico = find_spent(tx, budget.id, bounds.start_at)
         standing = BudgetStanding(
             budget=budget,
             window=bounds,
-            limit=find_limit(budget, raises.get(find_budget_of_each(budget.id) or budget.id, []), bounds, now),
-            spent_pico=find_spent(tx, budget.id, bounds.start_at),
+            limit=_find_limit(tx, budget, raises.get(find_budget_of_each(budget.id) or budget.id, []), bounds, now, spent_pico),
+            spent_pico=spent_pico,
             leased_pico=sum(each.outstanding_pico for each in storage.list_leases(tx, budget.id, bounds.start_at)),
         )
         found.append(standing)
@@ -460,7 +529,7 @@ def _renew(
     others = [each for each in leases if (each.node_id, each.epoch) != (run.node_id, run.epoch)]
     is_recalled = request.current_pico is None
     stated = replace(own, granted_pico=own.granted_pico if request.current_pico is None else request.current_pico, sequence=run.sequence)
-    limit = find_limit(budget, raises, window, max(min(now, window.end_at - 1), window.start_at))
+    limit = _find_limit(tx, budget, raises, window, max(min(now, window.end_at - 1), window.start_at), spent_pico)
     free_pico = limit.pico - spent_pico - stated.outstanding_pico - sum(each.outstanding_pico for each in others)
     holders = 1 + sum(1 for each in others if each.outstanding_pico)
     grown = 0 if is_recalled else extend_lease(free_pico, request.need_pico, request.target_pico, holders)

@@ -26,9 +26,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from tollway.control import budgets
+from tollway.control import budgets, credits
 from tollway.control.batches import Batch, BatchRefused
 from tollway.control.budgets import ChargeSums
+from tollway.control.credits import UsageSums
 from tollway.control.rating import BillingAccount, RatedBatch
 from tollway.control.record_checks import Owners, reject_foreign, reject_impossible_instants
 from tollway.domain.epochs import Watermark
@@ -146,6 +147,8 @@ def book_batch(tx: PlatformTx, batch: Batch, now: int) -> RatedBatch:
     Raises storage's EventRace (begin again).
     """
     rated, sums, charges = _store_events(tx, batch, now)
+    if sums.burned is not None:
+        credits.draw(tx, sums.burned)
     rollups.add_rollups(tx, sums.rollups)
     stored_reconcile.add_usage(tx, sums.engine_usage)
     stored_ledger.post(tx, sums.postings, now)
@@ -181,11 +184,13 @@ def list_billing_accounts(tx: PlatformTx, organization_ids: Iterable[str]) -> di
 
 @dataclass(slots=True)
 class _Sums:
-    """Sums that are stored beside the events of a batch, made while the database stores the events."""
+    """Sums that are stored beside the events of a batch, made while the database stores the events. `burned`: what credit pays, None if no
+    organization has any."""
 
     rollups: list[RollupRow] = field(default_factory=list)
     engine_usage: dict[UsageKey, EngineUsage] = field(default_factory=dict)
     postings: list[Posting] = field(default_factory=list)
+    burned: UsageSums | None = None
 
 
 def _store_events(tx: PlatformTx, batch: Batch, now: int) -> tuple[RatedBatch, _Sums, ChargeSums | None]:
@@ -210,7 +215,9 @@ def _store_events(tx: PlatformTx, batch: Batch, now: int) -> tuple[RatedBatch, _
         nonlocal charges
         rated = RatedBatch(accounts, offers, calendars, known)
         charges = budgets.open_charges(tx, organization_ids)
+        sums.burned = credits.open_usage(tx, organization_ids)
         rows = rated.rate(batch) if charges is None else charges.watch(rated.rate(batch))
+        rows = rows if sums.burned is None else sums.burned.watch(rows)
 
         def add_up() -> None:
             sums.rollups = rollups.rollup_rows(rated.roll_up())

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from tollway.control import epochs
+from tollway.control import credits, epochs
 from tollway.control.conditions import digest_conditions, list_conditions
 from tollway.control.epochs import Blocker, BlockerKind
 from tollway.control.ledger import UNBILLED
@@ -227,6 +227,7 @@ def _finish(tx: PlatformTx, period: Period, conditions_digest: bytes, now: int) 
         conditions_digest=conditions_digest,
     )
     statement = make_statement(replace(period, closed=closed))
+    credits.settle_period(tx, period, now)
     stored.close(tx, period, replace(closed, period_hash=hash_statement(statement)))
     return get_period(tx, period.id)
 

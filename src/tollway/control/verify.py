@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
-from tollway.control import verify_budgets, verify_periods
+from tollway.control import verify_budgets, verify_credits, verify_periods
 from tollway.control.batches import Batch, BatchRefused, FinalRecord
 from tollway.control.collect import list_billing_accounts
 from tollway.control.corrections import transaction_id as correction_transaction_id
@@ -141,6 +141,8 @@ class _Walk:
     """Counts, by month, of the absent events that retention has removed."""
     booked: dict[str, BookedEvent] = field(default_factory=dict)
     """Absent events that a correction names, by id."""
+    credited: tuple[dict[str, int], dict[str, int]] = field(default_factory=lambda: ({}, {}))
+    """Sums of the entries of credits by account: as they are, and as they should be."""
 
 
 def verify(database: Database, archive: Archive) -> VerificationReport:
@@ -202,6 +204,7 @@ def compare(tx: PlatformTx, archive: Archive) -> VerificationReport:
         verify_budgets.compare_budgets(tx, walk.charges, findings.add)
         verify_periods.compare_periods(tx, periods, reached, findings.add)
         corrections = verify_periods.compare_corrections(tx, periods, walk.booked, findings.add)
+        walk.credited = verify_credits.compare_credits(tx, periods.by_organization, findings.add)
         report.adjustments = len(corrections.by_id)
         _compare_ledger(walk, corrections)
         for table, target, count in list_orphans(tx):
@@ -524,7 +527,7 @@ def _compare_sums(table: str, expected: Iterator[tuple[Key, Value]], stored: Ite
 
 def _compare_ledger(walk: _Walk, corrections: Corrections) -> None:
     """Each transaction against zero, and those of corrections against these; usage has been compared where its records passed by."""
-    replayed: dict[str, int] = {}
+    replayed = dict(walk.credited[0])
     for posting in stored_ledger.iterate_transactions(walk.tx):
         walk.report.transactions += 1
         sums: dict[str, int] = {}
@@ -552,7 +555,7 @@ def _compare_correction(posting: Posting, cause: AdjustmentCause, corrections: C
 
 def _compare_balances(walk: _Walk, corrections: Corrections, replayed: dict[str, int]) -> None:
     """Balances against the replay of all entries, and against what events and corrections come to; and their sum against zero."""
-    report, findings, owed = walk.report, walk.findings, dict[str, int]()
+    report, findings, owed = walk.report, walk.findings, dict(walk.credited[1])
     for organization_id, costs in walk.costs.items():
         for account_id, pico in entries_of(organization_id, costs, walk.accounts[organization_id].currency).items():
             owed[account_id] = owed.get(account_id, 0) + pico
@@ -566,7 +569,9 @@ def _compare_balances(walk: _Walk, corrections: Corrections, replayed: dict[str,
         if balance.posted_pico != replayed.get(account_id, 0):
             findings.add("balances", f"{account_id} is {balance.posted_pico}, its entries sum to {replayed.get(account_id, 0)}")
         elif balance.posted_pico != owed.get(account_id, 0):
-            findings.add("balances", f"{account_id} is {balance.posted_pico}, its events and corrections come to {owed.get(account_id, 0)}")
+            findings.add(
+                "balances", f"{account_id} is {balance.posted_pico}, its events, corrections and credits come to {owed.get(account_id, 0)}"
+            )
         replayed.pop(account_id, None)
         owed.pop(account_id, None)
     for account_id in sorted({name for sums in (replayed, owed) for name, pico in sums.items() if pico}):

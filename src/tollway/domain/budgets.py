@@ -36,6 +36,9 @@ SPEND_LIMIT = "spend_limit"
 SPEND_ALERT = "spend_alert"
 """Name of the budgets that OpenAI's admin API shows as spend alerts."""
 
+PREPAID_BUDGET = "prepaid"
+"""Name of the budget that holds an organization to its credit."""
+
 PLAN_BUDGET = "plan"
 """Name of the budget that an organization has by its plan."""
 
@@ -112,6 +115,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     `plan_id`: of the plan that the organization has it by; it changes and ends with the plan. `end_user`: the end user, as requests name
     it, whose requests alone are counted; EACH_END_USER where each end user has the budget by itself; empty for all requests together.
     `throttle_requests_per_minute`: requests that each gateway lets through in a minute once a soft budget is spent; 0 refuses them.
+    `is_prepaid`: its limit is not its amount, but what the organization's credit allows (`domain.credits`).
     """
 
     id: str
@@ -134,6 +138,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     plan_id: str | None = None
     end_user: str = ""
     throttle_requests_per_minute: int = 0
+    is_prepaid: bool = False
 
     @property
     def binds(self) -> bool:

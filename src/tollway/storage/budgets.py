@@ -108,6 +108,7 @@ def _columns(budget: Budget) -> dict[str, Any]:
         "plan_id": budget.plan_id,
         "end_user": budget.end_user or None,
         "throttle_requests_per_minute": budget.throttle_requests_per_minute or None,
+        "is_prepaid": budget.is_prepaid or None,
         "archived_at": budget.archived_at,
         **_terms(budget),
     }
@@ -228,6 +229,7 @@ def read_budget(row: Any) -> Budget:
         plan_id=row.plan_id,
         end_user=row.end_user or "",
         throttle_requests_per_minute=row.throttle_requests_per_minute or 0,
+        is_prepaid=row.is_prepaid or False,
     )
 
 

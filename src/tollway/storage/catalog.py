@@ -52,6 +52,12 @@ def find_unknown_scopes(tx: Transaction, scopes: Iterable[str]) -> list[str]:
     return [each for each in named if each not in known]
 
 
+def list_models_of_group(tx: Transaction, group: str) -> list[str]:
+    """Return the names of the models that tenants can use and that are in a group, ordered."""
+    query = sa.select(models.c.name, models.c.model_groups).where(models.c.status == Status.ACTIVE, models.c.published)
+    return [row.name for row in tx.connection.execute(query.order_by(models.c.name)) if group in json.loads(row.model_groups)]
+
+
 def list_models(tx: PlatformTx, window: PageWindow, *, include_archived: bool) -> Page[Model]:
     """The catalog, ordered by name; the window's cursor is a name."""
     query = sa.select(models)

@@ -26,21 +26,27 @@ class _EntryRow(NamedTuple):
 
 def post(tx: PlatformTx, postings: Sequence[Posting], now: int) -> None:
     """Book transactions and move the balances. The caller has seen to it that each sums to zero and was not booked before."""
-    if not postings:
+    # Entries first: once its transaction is there, the database takes no more of them.
+    post_entries(tx, [(posting.id, posting.entries) for posting in postings], now)
+    if postings:
+        insert_rows(tx, ledger_transactions, TRANSACTION_COLUMNS, map(_transaction_row, postings))
+
+
+def post_entries(tx: PlatformTx, booked: Sequence[tuple[str, tuple[Entry, ...]]], now: int) -> None:
+    """Store the entries of transactions, by their ids, and move the balances. The caller stores the transactions themselves."""
+    if not booked:
         return
     changes: dict[str, int] = {}
     accounts: dict[str, Account] = {}
-    entries: list[_EntryRow] = []
-    for posting in postings:
-        for line, entry in enumerate(posting.entries, 1):
+    rows: list[_EntryRow] = []
+    for transaction_id, entries in booked:
+        for line, entry in enumerate(entries, 1):
             account_id, pico = entry.account.id, entry.amount_pico
             accounts[account_id] = entry.account
             changes[account_id] = changes.get(account_id, 0) + pico
-            entries.append(_EntryRow(posting.id, line, account_id, amount_text(pico)))
+            rows.append(_EntryRow(transaction_id, line, account_id, amount_text(pico)))
     _open_accounts(tx, accounts, now)
-    # Entries first: once its transaction is there, the database takes no more of them.
-    insert_rows(tx, ledger_entries, _EntryRow._fields, entries)
-    insert_rows(tx, ledger_transactions, TRANSACTION_COLUMNS, map(_transaction_row, postings))
+    insert_rows(tx, ledger_entries, _EntryRow._fields, rows)
     _move_balances(tx, changes, now)
 
 
@@ -219,11 +225,12 @@ def iterate_balances(tx: PlatformTx) -> Iterator[Balance]:
         yield _balance(row)
 
 
-def _with_entries(tx: Transaction, rows: Sequence[Any]) -> list[Posting]:
+def list_entries(tx: Transaction, transaction_ids: Sequence[str]) -> dict[str, tuple[Entry, ...]]:
+    """Return the entries of transactions, by transaction and in order."""
     query = (
         sa.select(ledger_entries, ledger_accounts)
         .join(ledger_accounts, ledger_accounts.c.id == ledger_entries.c.account_id)
-        .where(ledger_entries.c.transaction_id.in_([row.id for row in rows]))
+        .where(ledger_entries.c.transaction_id.in_(transaction_ids))
         .order_by(ledger_entries.c.transaction_id, ledger_entries.c.line)
     )
     entries: dict[str, list[Entry]] = {}
@@ -234,6 +241,11 @@ def _with_entries(tx: Transaction, rows: Sequence[Any]) -> list[Posting]:
         if account is None:
             account = accounts[account_id] = _account(row)
         entries.setdefault(row.transaction_id, []).append(Entry(account, row.amount_pico))
+    return {id: tuple(listed) for id, listed in entries.items()}
+
+
+def _with_entries(tx: Transaction, rows: Sequence[Any]) -> list[Posting]:
+    entries = list_entries(tx, [row.id for row in rows])
     return [
         Posting(
             id=row.id,
@@ -241,7 +253,7 @@ def _with_entries(tx: Transaction, rows: Sequence[Any]) -> list[Posting]:
             period_at=row.period_at,
             cause=_cause(row),
             booked_at=row.booked_at,
-            entries=tuple(entries.get(row.id, ())),
+            entries=entries.get(row.id, ()),
         )
         for row in rows
     ]

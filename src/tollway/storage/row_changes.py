@@ -16,6 +16,7 @@ from tollway.domain.audit import HIDDEN, RowChange
 from tollway.storage import (
     schema,
     schema_budgets,
+    schema_credits,
     schema_money,
     schema_people,
     schema_periods,
@@ -51,6 +52,7 @@ AUDITED: Mapping[sa.Table, str] = {
     schema_tokens.federation_rules: "federation_rule",
     schema_budgets.budgets: "budget",
     schema_budgets.budget_raises: "budget_raise",
+    schema_credits.credit_grants: "credit_grant",
     schema_prices.price_books: "price_book",
     schema_prices.price_drafts: "price_draft",
     schema_prices.book_prices: "price",

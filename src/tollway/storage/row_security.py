@@ -40,7 +40,8 @@ CONDITIONS: Mapping[str, str] = {
     "ledger_accounts": f"owner = {OWN} OR owner = 'platform'",  # the other side of each posting; its balance is not shown
     # Rows that name what is an organization's: the policy of that table decides.
     "balances": f"EXISTS (SELECT 1 FROM ledger_accounts AS parent WHERE parent.id = account_id AND parent.owner = {OWN})",
-    "ledger_entries": "EXISTS (SELECT 1 FROM ledger_transactions AS parent WHERE parent.id = transaction_id)",
+    "ledger_entries": "EXISTS (SELECT 1 FROM ledger_transactions AS parent WHERE parent.id = transaction_id)"
+    " OR EXISTS (SELECT 1 FROM credit_transactions AS parent WHERE parent.id = transaction_id)",
     "period_blocks": "EXISTS (SELECT 1 FROM billing_periods AS parent WHERE parent.id = period_id)",
     "quarantine_resolutions": "EXISTS (SELECT 1 FROM quarantined_records AS parent WHERE (parent.node_id, parent.epoch, parent.seq)"
     " = (quarantine_resolutions.node_id, quarantine_resolutions.epoch, quarantine_resolutions.seq))",
@@ -61,6 +62,7 @@ READ_ONLY = frozenset(
         *("quarantined_records", "quarantine_resolutions", "write_off_requests", "usage_events", "usage_rollups"),
         *("ledger_accounts", "ledger_transactions", "ledger_entries", "balances"),
         *("price_books", "book_prices"),
+        *("credit_grants", "credit_draws", "credit_transactions"),
     }
 )
 """Tables of which an organization sees its own rows (and general ones), and writes none."""

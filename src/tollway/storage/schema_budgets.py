@@ -29,6 +29,7 @@ budgets = sa.Table(
     sa.Column("plan_id", sa.String(64)),  # of the plan that the organization has it by
     sa.Column("end_user", sa.String(512)),  # whose requests alone are counted, `*` for each by itself; null for all requests
     sa.Column("throttle_requests_per_minute", sa.Integer),  # that each gateway lets through once it is spent; null refuses them
+    sa.Column("is_prepaid", sa.Boolean),  # its limit is the organization's credit; null for no
     sa.Column("parent_id", sa.String(64)),  # of a row that stands for one end user: the budget of each, whose terms hold
     one_of("level", BudgetLevel),
     one_of("mode", BudgetMode),

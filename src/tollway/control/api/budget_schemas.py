@@ -193,13 +193,15 @@ class BudgetOut(Identified):
     throttle_requests_per_minute: Annotated[
         int | None,
         Field(
-            description="Requests that each gateway lets pass in a minute once the budget is spent; null to refuse them.", examples=[None]
+            description="Requests that each gateway lets pass in a minute once the budget is spent, 1 or more; null for none.",
+            examples=[None],
         ),
     ]
     plan_id: Annotated[
         str | None,
         Field(description="The plan by which the organization has it; null for none.", examples=[None]),
     ]
+    is_prepaid: Annotated[bool, Field(description="Whether its limit is the organization's credit.", examples=[False])]
     currency: str
     amount: Annotated[str, Field(description="What may be spent in one window, without raises, as a decimal string.", examples=["100"])]
     thresholds: Annotated[list[int], Field(description="Percentages of the limit that raise an alert.", examples=[[50, 80, 100]])]
@@ -285,10 +287,11 @@ def _budget_fields(standing: BudgetStanding) -> dict[str, object]:
         "end_user": budget.end_user or None,
         "throttle_requests_per_minute": budget.throttle_requests_per_minute or None,
         "plan_id": budget.plan_id,
+        "is_prepaid": budget.is_prepaid,
         "mode": budget.mode,
         "window": budget.window,
         "currency": budget.currency.lower(),
-        "amount": money.format_amount(budget.amount_pico),
+        "amount": money.format_amount(standing.limit.pico if budget.is_prepaid else budget.amount_pico),
         "thresholds": list(budget.thresholds),
         "managed_by": "operator" if budget.is_operators else "organization",
         "limit": money.format_amount(standing.limit.pico),

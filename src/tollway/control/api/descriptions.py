@@ -451,6 +451,7 @@ PARAMETERS: Mapping[str, FieldText] = {
     "include_archived": FieldText("Return archived resources too.", False),
     "include_closed": FieldText("Return published and discarded drafts too.", False),
     "only_lost": FieldText("Return only runs that were declared lost.", False),
+    "grant_id": FieldText("The grant of credit.", "grant_0198c5f2a3b47c11a0b1c2d3e4f50617"),
     "key_id": FieldText("The key.", _KEY),
     "service_account_id": FieldText("The service account.", "svcacct_0198c5f2a3b47c11a0b1c2d3e4f50617"),
     "alert_id": FieldText("The spend alert.", "bud_0198c5f2a3b47c11a0b1c2d3e4f50617"),

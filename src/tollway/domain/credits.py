@@ -1,0 +1,178 @@
+"""Credits: what an organization has been given or has paid in advance, and the order in which its usage burns it.
+
+A grant is used by requests that were admitted between its beginning and its end, and that its scope covers. Which grant a request burns is
+decided in one total order over grants (`burn_order`) and one over usage (by the minute of admission, then project, then model), so the
+result is the same in whatever order usage arrives. Money is integer pico-currency of the organization; instants are whole minutes.
+docs/credits.md explains the whole.
+"""
+
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from typing import NamedTuple
+
+import msgspec
+
+from tollway.domain.money import AMOUNT_PICO_MAX
+from tollway.domain.periods import INSTANT_MAX
+
+MINUTE_US = 60_000_000
+
+PRIORITY_MAX = 1000
+"""Highest number of a priority; the lowest number burns first."""
+
+COST_BASIS_BP_MAX = 10_000
+"""A grant that is paid in full, in hundredths of a percent of its amount."""
+
+GRANTS_MAX = 500
+"""Open grants of one organization: neither used up nor ended before a closed period."""
+
+
+class GrantCategory(StrEnum):
+    """The reason for which credit was granted."""
+
+    PAID = "paid"
+    PROMOTIONAL = "promotional"
+    GOODWILL = "goodwill"
+
+
+class CreditGrant(msgspec.Struct, frozen=True, kw_only=True):
+    """Credit of an organization.
+
+    `cost_basis_bp`: what the organization paid for it, in hundredths of a percent of the amount. `priority`: 0 to PRIORITY_MAX; the lowest
+    burns first. It is used by requests that are admitted from `effective_at` (inclusive) to `expires_at` (exclusive; None: without end) and
+    before `voided_at`. `project_id`: whose requests alone use it; None for all. `model`: as it was asked for, a model or a group
+    (`group:large`) whose requests alone use it; empty for all. `models`: the models that these were when it was granted. `reference`: of
+    the payment or the decision, in the operator's words.
+    """
+
+    id: str
+    organization_id: str
+    category: GrantCategory
+    amount_pico: int
+    currency: str
+    cost_basis_bp: int
+    priority: int
+    effective_at: int
+    expires_at: int | None
+    created_at: int
+    reference: str = ""
+    project_id: str | None = None
+    model: str = ""
+    models: tuple[str, ...] = ()
+    voided_at: int | None = None
+
+    @property
+    def is_scoped(self) -> bool:
+        """Return whether only a part of the organization's requests can use it."""
+        return self.project_id is not None or self.model != ""
+
+    @property
+    def ends_at(self) -> int:
+        """Return the instant (exclusive) until which requests that are admitted can use it."""
+        return min(INSTANT_MAX if each is None else each for each in (self.expires_at, self.voided_at))
+
+    def covers(self, usage: "CreditUsage") -> bool:
+        """Return whether usage can burn it."""
+        return (
+            self.effective_at <= usage.minute_at < self.ends_at
+            and self.project_id in (None, usage.project_id)
+            and (self.model == "" or usage.model in self.models)
+        )
+
+
+class CreditUsage(NamedTuple):
+    """Usage that burns credit alike: that of one project and model which was admitted in one minute."""
+
+    minute_at: int
+    project_id: str
+    model: str
+
+
+def burn_order(grant: CreditGrant) -> tuple[object, ...]:
+    """Return the key by which grants burn: scoped ones first, then by priority, expiry (without end last), cost basis (lowest first), and
+    age. The id makes the order total."""
+    expires_at = INSTANT_MAX if grant.expires_at is None else grant.expires_at
+    return (not grant.is_scoped, grant.priority, expires_at, grant.cost_basis_bp, grant.created_at, grant.id)
+
+
+def burn(grants: Iterable[CreditGrant], left: Mapping[str, int], usage: Mapping[CreditUsage, int]) -> dict[str, int]:
+    """Return what usage burns of grants, by grant. `left`: of each grant. What no grant covers is left out: it is owed."""
+    ordered, still = sorted(grants, key=burn_order), dict(left)
+    burned: dict[str, int] = {}
+    for place in sorted(usage):
+        pico = usage[place]
+        for grant in ordered:
+            part = min(pico, still[grant.id])
+            if part > 0 and grant.covers(place):
+                still[grant.id] -= part
+                burned[grant.id] = burned.get(grant.id, 0) + part
+                pico -= part
+    return burned
+
+
+class UsableCredit(NamedTuple):
+    """Credit that all requests of an organization can burn at an instant, and until when (exclusive) that is certain."""
+
+    pico: int
+    until_at: int
+
+
+def find_usable(grants: Iterable[CreditGrant], left: Mapping[str, int], at: int) -> UsableCredit:
+    """Return what any request can use at instant `at`: of grants that are in force and have no scope. One that was voided is no longer
+    usable at once."""
+    pico, until_at = 0, INSTANT_MAX
+    for grant in grants:
+        if grant.is_scoped or grant.voided_at is not None:
+            continue
+        if at < grant.effective_at:
+            until_at = min(until_at, grant.effective_at)
+        elif at < grant.ends_at:
+            pico += max(left[grant.id], 0)
+            until_at = min(until_at, grant.ends_at)
+    return UsableCredit(pico, until_at)
+
+
+class GrantProblem(NamedTuple):
+    """A field of a grant whose value it cannot have, and the reason as a clause."""
+
+    field: str
+    reason: str
+
+
+def find_problem(grant: CreditGrant) -> GrantProblem | None:
+    """Return what is wrong with the terms of a grant; None if nothing is."""
+    if not 0 < grant.amount_pico <= AMOUNT_PICO_MAX:
+        return GrantProblem("amount", "it must be more than zero and at most 9,223,372 currency units")
+    if not 0 <= grant.priority <= PRIORITY_MAX:
+        return GrantProblem("priority", f"it must be from 0 to {PRIORITY_MAX}")
+    if not 0 <= grant.cost_basis_bp <= COST_BASIS_BP_MAX:
+        return GrantProblem("cost_basis_percent", "it must be from 0 to 100")
+    if grant.effective_at % MINUTE_US or (grant.expires_at is not None and grant.expires_at % MINUTE_US):
+        return GrantProblem("expires_at", "grants begin and end at whole minutes")
+    if grant.expires_at is not None and grant.expires_at <= grant.effective_at:
+        return GrantProblem("expires_at", "it must be after the grant begins")
+    if grant.effective_at < grant.created_at // MINUTE_US * MINUTE_US:
+        return GrantProblem("effective_at", "a grant cannot begin in the past")
+    return None
+
+
+class CreditMove(StrEnum):
+    """The cause of a transaction of a grant's account."""
+
+    GRANT = "grant"
+    BURN = "burn"
+    EXPIRE = "expire"
+    VOID = "void"
+
+
+class CreditTransaction(msgspec.Struct, frozen=True, kw_only=True):
+    """A transaction of a grant's account. `period_at`: the start of the billing period whose usage it burns or at whose close the rest is
+    booked; None for the grant itself. `amount_pico`: above zero."""
+
+    id: str
+    organization_id: str
+    grant_id: str
+    move: CreditMove
+    period_at: int | None
+    amount_pico: int
+    booked_at: int

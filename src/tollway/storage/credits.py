@@ -1,0 +1,205 @@
+"""Credits at rest: grants, what usage has drawn of them in each period, and the transactions of their accounts.
+
+`lock_open` comes before anything is drawn. Its lock lasts to the end of the transaction, so of two that draw on the grants of an
+organization the second sees what the first did.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from tollway.domain.billing_classes import BillingClass
+from tollway.domain.credits import MINUTE_US, CreditGrant, CreditMove, CreditTransaction, CreditUsage, GrantCategory
+from tollway.domain.ledger import Entry
+from tollway.domain.pages import Page, PageWindow
+from tollway.storage import ledger
+from tollway.storage.database import PlatformTx, Transaction
+from tollway.storage.pages import fetch_page
+from tollway.storage.schema_credits import credit_draws, credit_grants, credit_transactions
+from tollway.storage.schema_money import usage_events
+
+ROWS_FETCHED = 1000
+"""Rows that are read at once where there may be many."""
+
+# ---- Grants -------------------------------------------------------------------------------------------------------------
+
+
+def insert_grant(tx: PlatformTx, grant: CreditGrant) -> None:
+    """Store a new grant."""
+    tx.connection.execute(
+        credit_grants.insert().values(
+            id=grant.id,
+            organization_id=grant.organization_id,
+            category=grant.category,
+            amount_pico=grant.amount_pico,
+            currency=grant.currency,
+            cost_basis_bp=grant.cost_basis_bp,
+            priority=grant.priority,
+            effective_at=grant.effective_at,
+            expires_at=grant.expires_at,
+            created_at=grant.created_at,
+            reference=grant.reference,
+            project_id=grant.project_id,
+            model=grant.model or None,
+            models=json.dumps(grant.models) if grant.model else None,
+            voided_at=grant.voided_at,
+        )
+    )
+
+
+def void_grant(tx: PlatformTx, grant: CreditGrant, at: int) -> None:
+    """Store that no request from an instant on can use a grant."""
+    tx.connection.execute(credit_grants.update().where(credit_grants.c.id == grant.id).values(voided_at=at))
+
+
+def close_grants(tx: PlatformTx, grant_ids: Sequence[str], now: int) -> None:
+    """Store that nothing is left of grants, and nothing can be drawn of them any more."""
+    tx.connection.execute(credit_grants.update().where(credit_grants.c.id.in_(grant_ids)).values(closed_at=now))
+
+
+def find_grant(tx: Transaction, organization_id: str, grant_id: str) -> CreditGrant | None:
+    """Return a grant of an organization, whatever is left of it."""
+    query = sa.select(credit_grants).where(credit_grants.c.organization_id == organization_id, credit_grants.c.id == grant_id)
+    row = tx.connection.execute(query).one_or_none()
+    return None if row is None else _grant(row)
+
+
+def find_holders(tx: Transaction, organization_ids: Iterable[str]) -> set[str]:
+    """Return those of these organizations that have open grants."""
+    query = sa.select(credit_grants.c.organization_id).where(
+        credit_grants.c.organization_id.in_(sorted(organization_ids)), credit_grants.c.closed_at.is_(None)
+    )
+    return set(tx.connection.execute(query.distinct()).scalars())
+
+
+def list_open(tx: Transaction, organization_id: str) -> list[CreditGrant]:
+    """Return the grants of an organization of which something may be left, by id."""
+    return [_grant(row) for row in tx.connection.execute(_select_open(organization_id))]
+
+
+def lock_open(tx: PlatformTx, organization_id: str) -> list[CreditGrant]:
+    """Return what `list_open` does, under a lock."""
+    return [_grant(row) for row in tx.connection.execute(_select_open(organization_id).with_for_update())]
+
+
+def _select_open(organization_id: str) -> sa.Select[Any]:
+    own = sa.select(credit_grants).where(credit_grants.c.organization_id == organization_id, credit_grants.c.closed_at.is_(None))
+    return own.order_by(credit_grants.c.id)
+
+
+def iterate_grants(tx: PlatformTx) -> Iterator[CreditGrant]:
+    """Yield the grants of all organizations, by organization and id: for verification."""
+    query = sa.select(credit_grants).order_by(credit_grants.c.organization_id, credit_grants.c.id)
+    for row in tx.connection.execute(query.execution_options(yield_per=ROWS_FETCHED)):
+        yield _grant(row)
+
+
+def _grant(row: Any) -> CreditGrant:
+    return CreditGrant(
+        id=row.id,
+        organization_id=row.organization_id,
+        category=GrantCategory(row.category),
+        amount_pico=row.amount_pico,
+        currency=row.currency,
+        cost_basis_bp=row.cost_basis_bp,
+        priority=row.priority,
+        effective_at=row.effective_at,
+        expires_at=row.expires_at,
+        created_at=row.created_at,
+        reference=row.reference,
+        project_id=row.project_id,
+        model=row.model or "",
+        models=tuple(json.loads(row.models)) if row.models else (),
+        voided_at=row.voided_at,
+    )
+
+
+# ---- Draws --------------------------------------------------------------------------------------------------------------
+
+
+def list_draws(tx: Transaction, grant_ids: Sequence[str]) -> dict[tuple[str, int], int]:
+    """Return what was drawn of grants, by grant and period."""
+    query = sa.select(credit_draws).where(credit_draws.c.grant_id.in_(grant_ids))
+    return {(row.grant_id, row.period_at): row.drawn_pico for row in tx.connection.execute(query)}
+
+
+def put_draws(tx: PlatformTx, organization_id: str, period_at: int, drawn: Mapping[str, int], *, is_final: bool) -> None:
+    """Store what the usage of a period has drawn of grants, by grant, in place of what stood there."""
+    for grant_id in sorted(drawn):
+        values = {"drawn_pico": drawn[grant_id], "is_final": is_final}
+        key = {"organization_id": organization_id, "grant_id": grant_id, "period_at": period_at}
+        insert = tx.insert(credit_draws).values(**key, **values)
+        tx.connection.execute(insert.on_conflict_do_update(index_elements=list(key), set_=values))
+
+
+def iterate_final_draws(tx: PlatformTx) -> Iterator[tuple[str, int, int]]:
+    """Yield grant, period and amount of what the usage of closed periods has drawn: for verification."""
+    query = sa.select(credit_draws).where(credit_draws.c.is_final).execution_options(yield_per=ROWS_FETCHED)
+    for row in tx.connection.execute(query):
+        yield row.grant_id, row.period_at, row.drawn_pico
+
+
+def sum_usage(tx: Transaction, organization_id: str, period_at: int) -> dict[CreditUsage, int]:
+    """Return what the events of an organization that are booked in a period cost, by minute of admission, project and model."""
+    event = usage_events.c
+    minute = event.admitted_at // MINUTE_US
+    cost = sum((sa.func.coalesce(event[f"{each}_pico"], 0) for each in BillingClass), start=sa.literal(0))
+    query = (
+        sa.select(minute.label("minute"), event.project_id, event.model, sa.func.sum(cost).label("pico"))
+        .where(event.organization_id == organization_id, event.period_at == period_at)
+        .group_by(minute, event.project_id, event.model)
+    )
+    found = tx.connection.execute(query.execution_options(yield_per=ROWS_FETCHED))
+    return {CreditUsage(int(row.minute) * MINUTE_US, row.project_id, row.model): int(row.pico) for row in found if row.pico}
+
+
+# ---- Transactions -------------------------------------------------------------------------------------------------------
+
+
+def post(tx: PlatformTx, booked: Sequence[tuple[CreditTransaction, tuple[Entry, ...]]], now: int) -> None:
+    """Book transactions with their entries, and move the balances. The caller has seen to it that each sums to zero and was not booked
+    before."""
+    ledger.post_entries(tx, [(each.id, entries) for each, entries in booked], now)
+    if booked:
+        tx.connection.execute(credit_transactions.insert(), [{**_columns(each)} for each, _ in booked])
+
+
+def _columns(each: CreditTransaction) -> dict[str, Any]:
+    return {
+        "id": each.id,
+        "organization_id": each.organization_id,
+        "grant_id": each.grant_id,
+        "move": each.move,
+        "period_at": each.period_at,
+        "amount_pico": each.amount_pico,
+        "booked_at": each.booked_at,
+    }
+
+
+def list_transactions(tx: Transaction, organization_id: str, window: PageWindow) -> Page[CreditTransaction]:
+    """Return the transactions of an organization's grants, in the order of their booking (that of their ids)."""
+    query = sa.select(credit_transactions).where(credit_transactions.c.organization_id == organization_id)
+    return fetch_page(tx, query, credit_transactions.c.id, window, _transaction)
+
+
+def iterate_transactions(tx: PlatformTx) -> Iterator[tuple[CreditTransaction, tuple[Entry, ...]]]:
+    """Yield every transaction of credit with its entries: for verification."""
+    query = sa.select(credit_transactions).order_by(credit_transactions.c.id).execution_options(yield_per=500)
+    for rows in tx.connection.execute(query).partitions():
+        entries = ledger.list_entries(tx, [row.id for row in rows])
+        for row in rows:
+            yield _transaction(row), entries.get(row.id, ())
+
+
+def _transaction(row: Any) -> CreditTransaction:
+    return CreditTransaction(
+        id=row.id,
+        organization_id=row.organization_id,
+        grant_id=row.grant_id,
+        move=CreditMove(row.move),
+        period_at=row.period_at,
+        amount_pico=row.amount_pico,
+        booked_at=row.booked_at,
+    )

@@ -1,0 +1,57 @@
+"""The tables of credits, on the MetaData of `schema`: what was granted, what usage has drawn of it, and transactions of its accounts."""
+
+import sqlalchemy as sa
+
+from tollway.domain.credits import CreditMove, GrantCategory
+from tollway.storage.schema import metadata, one_of
+from tollway.storage.schema_money import Amount
+
+credit_grants = sa.Table(
+    "credit_grants",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("organization_id", sa.String(64), sa.ForeignKey("organizations.id"), nullable=False),
+    sa.Column("category", sa.String(16), nullable=False),
+    sa.Column("amount_pico", Amount, nullable=False),
+    sa.Column("currency", sa.String(3), nullable=False),
+    sa.Column("cost_basis_bp", sa.Integer, nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("effective_at", sa.BigInteger, nullable=False),
+    sa.Column("expires_at", sa.BigInteger),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("reference", sa.String(256), nullable=False),
+    sa.Column("project_id", sa.String(64)),  # whose requests alone use it; null for all
+    sa.Column("model", sa.String(128)),  # a model or a group of models, as it was asked for; null for all
+    sa.Column("models", sa.Text),  # JSON array of the models that these were when it was granted
+    sa.Column("voided_at", sa.BigInteger),  # from then on no request can use it
+    sa.Column("closed_at", sa.BigInteger),  # when nothing was left of it after a period was closed
+    one_of("category", GrantCategory),
+    sa.UniqueConstraint("organization_id", "id"),
+)
+sa.Index(None, credit_grants.c.organization_id, credit_grants.c.closed_at)
+
+credit_draws = sa.Table(  # what the usage of a period has burned of a grant
+    "credit_draws",
+    metadata,
+    sa.Column("organization_id", sa.String(64), primary_key=True),
+    sa.Column("grant_id", sa.String(64), primary_key=True),
+    sa.Column("period_at", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("drawn_pico", Amount, nullable=False),  # provisional until the period is closed
+    sa.Column("is_final", sa.Boolean, nullable=False),
+    sa.ForeignKeyConstraint(["organization_id", "grant_id"], ["credit_grants.organization_id", "credit_grants.id"]),
+)
+
+credit_transactions = sa.Table(  # append-only; each with two entries in ledger_entries
+    "credit_transactions",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),  # derived from the cause: a replay cannot book twice
+    sa.Column("organization_id", sa.String(64), nullable=False),
+    sa.Column("grant_id", sa.String(64), nullable=False),
+    sa.Column("move", sa.String(16), nullable=False),
+    sa.Column("period_at", sa.BigInteger),
+    sa.Column("amount_pico", Amount, nullable=False),
+    sa.Column("booked_at", sa.BigInteger, nullable=False),
+    one_of("move", CreditMove),
+    sa.ForeignKeyConstraint(["organization_id", "grant_id"], ["credit_grants.organization_id", "credit_grants.id"]),
+)
+sa.Index(None, credit_transactions.c.organization_id, credit_transactions.c.id)

@@ -1,0 +1,268 @@
+"""Credits at control: granted, burned by usage, settled at the close of periods, and held to by prepaid budgets; on each database."""
+
+from typing import Any
+
+import pytest
+
+from tests.control.harness import Running, TenantSetup, answered
+from tests.control.test_collect import balances, take
+from tests.control.test_periods import NOVEMBER, OCTOBER, SEPTEMBER, close, ended
+from tests.link import samples
+from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, PROJECT, frames
+from tollway.control import budgets, credits
+from tollway.control.credits import WantedGrant
+from tollway.control.verify import verify
+from tollway.domain import ids
+from tollway.domain.budgets import LeaseGrant, LeaseRequest
+from tollway.domain.credits import MINUTE_US, CreditGrant, CreditMove, GrantCategory
+from tollway.domain.faults import Fault
+from tollway.domain.pages import PageWindow
+from tollway.domain.usage import Final, Record, Tick, billed
+from tollway.storage.database import Database
+from tollway.storage.record_archive import Archive
+
+BEGIN = EPOCH // MINUTE_US * MINUTE_US
+PREPAID = ids.new_id(ids.BUDGET, EPOCH, 9)
+
+
+def cost_of(final: Final) -> int:
+    return billed(final).times(samples.PRICE.unit_prices).total
+
+
+COST = cost_of(samples.final(samples.admit(1)))
+"""Cost of each sample request."""
+
+
+def add_grant(database: Database, amount_pico: int, number: int = 1, now: int = EPOCH, **terms: Any) -> CreditGrant:
+    wanted: dict[str, Any] = {
+        "category": GrantCategory.PAID,
+        "amount_pico": amount_pico,
+        "currency": None,
+        "cost_basis_bp": None,
+        "priority": 0,
+        "effective_at": None,
+        "expires_at": None,
+        "reference": "",
+        "project_id": None,
+        "model": "",
+    } | terms
+    with database.platform() as tx:
+        return credits.create_grant(tx, ORGANIZATION, WantedGrant(**wanted), id=ids.new_id(ids.CREDIT_GRANT, EPOCH, number), now=now)
+
+
+def left(database: Database) -> dict[str, int]:
+    with database.tenant(ORGANIZATION, write=False) as tx:
+        return {each.grant.id: each.left_pico for each in credits.list_standings(tx, ORGANIZATION)}
+
+
+def moves(database: Database) -> list[tuple[str, CreditMove, int]]:
+    with database.tenant(ORGANIZATION, write=False) as tx:
+        page = credits.list_transactions(tx, ORGANIZATION, PageWindow(limit=100))
+    return [(each.grant_id, each.move, each.amount_pico) for each in page.items]
+
+
+def balance(database: Database, kind: str, owner: str = "platform") -> int:
+    return balances(database).get(f"{owner}/{kind}/EUR", 0)
+
+
+def set_prepaid(database: Database) -> None:
+    with database.tenant(ORGANIZATION) as tx:
+        budgets.set_prepaid(tx, is_prepaid=True, id=PREPAID, now=EPOCH)
+
+
+def renew(database: Database, sequence: int, current: int, need: int, *, node_id: str = NODE, now: int = EPOCH) -> LeaseGrant:
+    request = LeaseRequest(budget_id=PREPAID, at=now, current_pico=current, need_pico=need)
+    with database.platform() as tx:
+        return budgets.renew_leases(tx, node_id=node_id, epoch=EPOCH, sequence=sequence, requests=[request], now=now)[0]
+
+
+class TestGrants:
+    def test_109_credit_is_booked_burned_provisionally_and_settled_at_the_close_once(self, database: Database, archive: Archive) -> None:
+        promised = add_grant(database, COST + 1, 1, category=GrantCategory.PROMOTIONAL)
+        paid = add_grant(database, 10 * COST, 2)
+        assert balance(database, "prepayments") == 10 * COST and balance(database, f"credit:{paid.id}", ORGANIZATION) == -10 * COST
+        body = frames([*ended(1, EPOCH + 10**6), *ended(2, EPOCH + 2 * 10**6), Tick(at=SEPTEMBER.end_at)])
+        take(database, archive, body)
+        assert left(database) == {promised.id: 0, paid.id: 9 * COST + 1}, "of the same priority that of the lower cost basis burns first"
+        assert balance(database, "unbilled", ORGANIZATION) == 2 * COST, "nothing is booked yet"
+        assert verify(database, archive).differences == []
+        close(database, SEPTEMBER.start_at)
+        assert balance(database, "unbilled", ORGANIZATION) == 0
+        assert (balance(database, f"credit:{promised.id}", ORGANIZATION), balance(database, f"credit:{paid.id}", ORGANIZATION)) == (
+            0,
+            -9 * COST - 1,
+        )
+        assert left(database) == {paid.id: 9 * COST + 1}
+        assert sum(balances(database).values()) == 0
+        close(database, SEPTEMBER.start_at)
+        take(database, archive, body)
+        assert left(database) == {paid.id: 9 * COST + 1}, "a second close and a second delivery change nothing"
+        assert verify(database, archive).differences == []
+
+    def test_late_usage_takes_its_place_in_the_canonical_order_at_the_close(self, database: Database, archive: Archive) -> None:
+        short = add_grant(database, COST, 1, expires_at=BEGIN + 10 * MINUTE_US)
+        long = add_grant(database, COST, 2)
+        early = samples.admit(1)
+        later = samples.admit(2, admitted_at=BEGIN + 20 * MINUTE_US)
+        first: list[Record | bytes] = [later, samples.final(later), early, samples.final(early), Tick(at=SEPTEMBER.end_at)]
+        take(database, archive, frames(first))
+        assert left(database) == {short.id: 0, long.id: 0}
+        close(database, SEPTEMBER.start_at)
+        assert {each: pico for each, move, pico in moves(database) if move is CreditMove.BURN} == {short.id: COST, long.id: COST}
+        assert verify(database, archive).differences == []
+
+    def test_rest_of_a_grant_that_expired_goes_to_breakage_and_of_a_voided_one_back_once(
+        self, database: Database, archive: Archive
+    ) -> None:
+        expiring = add_grant(database, 5 * COST, 1, expires_at=BEGIN + 10 * MINUTE_US)
+        voided = add_grant(database, 7 * COST, 2, priority=9, category=GrantCategory.GOODWILL)
+        with database.platform() as tx:
+            credits.void_grant(tx, ORGANIZATION, voided.id, EPOCH + MINUTE_US)
+        with pytest.raises(Fault), database.platform() as tx:
+            credits.void_grant(tx, ORGANIZATION, voided.id, EPOCH + 2 * MINUTE_US)
+        body = frames(
+            [
+                *ended(1, EPOCH + 10**6),
+                Tick(at=SEPTEMBER.end_at),
+                *ended(2, OCTOBER.start_at),
+                Tick(at=OCTOBER.end_at),
+                *ended(3, NOVEMBER.start_at),
+            ]
+        )
+        take(database, archive, body)
+        close(database, SEPTEMBER.start_at)
+        assert balance(database, "breakage") == 0, "a request of September that ends in October may still burn it"
+        close(database, OCTOBER.start_at)
+        booked = {(each, move): pico for each, move, pico in moves(database)}
+        burned = booked[expiring.id, CreditMove.BURN]
+        assert booked[expiring.id, CreditMove.EXPIRE] == 5 * COST - burned == -balance(database, "breakage")
+        assert booked[voided.id, CreditMove.VOID] == 7 * COST and balance(database, "goodwill_expense") == 0
+        assert left(database) == {}
+        assert sum(balances(database).values()) == 0
+        assert verify(database, archive).differences == []
+
+    def test_grant_of_a_project_or_model_pays_for_its_requests_alone(self, database: Database, archive: Archive) -> None:
+        of_project, of_model = add_grant(database, 10 * COST, 1), add_grant(database, 10 * COST, 2)
+        with database.platform() as tx:  # the project and the model of the samples are in no catalog
+            tx.connection.exec_driver_sql(f"UPDATE credit_grants SET project_id = '{PROJECT}' WHERE id = '{of_project.id}'")
+            tx.connection.exec_driver_sql(f"""UPDATE credit_grants SET model = 'x', models = '["x"]' WHERE id = '{of_model.id}'""")
+        take(database, archive, frames([*ended(1, EPOCH + 10**6)]))
+        assert left(database) == {of_project.id: 9 * COST, of_model.id: 10 * COST}
+        with database.tenant(ORGANIZATION, write=False) as tx:
+            assert credits.find_usable_credit(tx, ORGANIZATION, EPOCH).pico == 0
+
+    def test_altered_grants_draws_and_transactions_are_found(self, database: Database, archive: Archive) -> None:
+        add_grant(database, 10 * COST)
+        take(database, archive, frames([*ended(1, EPOCH + 10**6), Tick(at=SEPTEMBER.end_at)]))
+        close(database, SEPTEMBER.start_at)
+        for table, statement in (
+            ("credit_transactions", f"UPDATE credit_grants SET amount_pico = '{11 * COST}'"),
+            ("credit_draws", "UPDATE credit_draws SET drawn_pico = '1'"),
+            ("credit_draws", "UPDATE credit_draws SET is_final = false"),
+        ):
+            with database.platform() as tx:
+                tx.connection.exec_driver_sql(statement)
+                found = _verify_in(tx, archive)
+                tx.connection.rollback()
+            assert table in found, statement
+
+
+def _verify_in(tx: Any, archive: Archive) -> set[str]:
+    from tollway.control.verify import compare
+
+    return {each.table for each in compare(tx, archive).differences}
+
+
+class TestPrepaid:
+    def test_leases_are_granted_of_the_credit_and_never_beyond_it(self, database: Database, archive: Archive) -> None:
+        set_prepaid(database)
+        assert renew(database, 1, 0, 5).granted_pico == 0
+        add_grant(database, 3 * COST)
+        assert renew(database, 2, 0, 2 * COST).granted_pico == 2 * COST
+        assert renew(database, 1, 0, 2 * COST, node_id=OTHER_NODE).granted_pico == COST
+        take(database, archive, frames([*ended(1, EPOCH + 10**6)]))
+        after = renew(database, 3, 2 * COST, COST)
+        assert (after.granted_pico, after.limit_pico, after.spent_pico, after.free_pico) == (2 * COST, 3 * COST, COST, 0)
+        add_grant(database, 5, 2)
+        assert renew(database, 4, 2 * COST, COST).granted_pico == 2 * COST + 5
+        assert verify(database, archive).differences == []
+
+    def test_credit_that_expires_is_not_leased_and_gateways_ask_again_then(self, database: Database) -> None:
+        set_prepaid(database)
+        expires_at = BEGIN + 5 * MINUTE_US
+        add_grant(database, 100, 1, expires_at=expires_at)
+        add_grant(database, 7, 2, effective_at=expires_at)
+        before = renew(database, 1, 0, 60)
+        assert (before.granted_pico, before.until_at) == (60, expires_at)
+        assert renew(database, 2, 0, 60, now=expires_at).granted_pico == 7
+
+    def test_second_delivery_and_a_closed_period_leave_the_limit_as_it_is(self, database: Database, archive: Archive) -> None:
+        set_prepaid(database)
+        add_grant(database, 3 * COST)
+        body = frames([*ended(1, EPOCH + 10**6), Tick(at=SEPTEMBER.end_at)])
+        take(database, archive, body)
+        take(database, archive, body)
+        close(database, SEPTEMBER.start_at)
+        assert (renew(database, 1, COST, 0).limit_pico, renew(database, 2, COST, 9 * COST).granted_pico) == (3 * COST, 3 * COST)
+
+
+class TestRoutes:
+    def test_operator_grants_and_the_organization_alone_sees_it(self, control: Running, alice: TenantSetup, bob: TenantSetup) -> None:
+        operator, admin, other = (control.client(key) for key in (control.platform_key, alice.admin_key, bob.admin_key))
+        path = f"/v1/platform/organizations/{alice.organization_id}"
+        body = {"category": "paid", "amount": "100", "reference": "Order 4711"}
+        sent = {"idempotency-key": "order-4711"}
+        made = answered(operator.post(f"{path}/credit_grants", json=body, headers=sent))
+        again = answered(operator.post(f"{path}/credit_grants", json=body, headers=sent))
+        assert made == again and (made["left"], made["cost_basis_percent"]) == ("100", 100)
+        held = answered(operator.put(f"{path}/prepayment", json={"is_prepaid": True}))
+        assert answered(operator.put(f"{path}/prepayment", json={"is_prepaid": True}))["budget_id"] == held["budget_id"]
+        shown = answered(admin.get("/v1/organization/credits"))
+        assert (shown["usable"], shown["is_prepaid"], [each["id"] for each in shown["data"]]) == ("100", True, [made["id"]])
+        (budget,) = [each for each in answered(admin.get("/v1/organization/limits"))["budgets"] if each["id"] == held["budget_id"]]
+        assert (budget["limit"], budget["left"], budget["is_prepaid"]) == ("100", "100", True)
+        assert (
+            operator.post(
+                f"/v1/organization/budgets/{held['budget_id']}",
+                json={"amount": "1"},
+                headers={"openai-organization": alice.organization_id},
+            ).status_code
+            == 409
+        )
+        statement = answered(admin.get("/v1/organization/credits/statement"))["data"]
+        assert [(each["move"], each["amount"]) for each in statement] == [("grant", "100")]
+        assert answered(other.get("/v1/organization/credits"))["data"] == []
+        assert answered(other.get("/v1/organization/credits/statement"))["data"] == []
+        assert admin.post(f"{path}/credit_grants", json=body).status_code == 403
+        foreign = f"/v1/platform/organizations/{bob.organization_id}/credit_grants/{made['id']}/void"
+        assert operator.post(foreign).status_code == 404
+        voided = answered(operator.post(f"{path}/credit_grants/{made['id']}/void"))
+        assert voided["voided_at"] is not None
+        assert answered(admin.get("/v1/organization/credits"))["usable"] == "0"
+        assert answered(operator.put(f"{path}/prepayment", json={"is_prepaid": False}))["budget_id"] is None
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"amount": "0"},
+            {"amount": "-1"},
+            {"amount": "9300000"},
+            {"category": "gift"},
+            {"currency": "USD"},
+            {"priority": 1001},
+            {"cost_basis_percent": 101},
+            {"expires_at": 60},
+            {"expires_at": 4_000_000_001},
+            {"effective_at": 60},
+            {"project_id": "proj_00000000000000000000000000000000"},
+            {"model": "nowhere"},
+            {"model": "group:nowhere"},
+            {"reference": "a\nb"},
+        ],
+    )
+    def test_bad_grant_is_refused_before_anything_changes(self, control: Running, alice: TenantSetup, fields: dict[str, Any]) -> None:
+        operator, admin = control.client(control.platform_key), control.client(alice.admin_key)
+        before = answered(admin.get("/v1/organization/credits/statement"))["data"]
+        path = f"/v1/platform/organizations/{alice.organization_id}/credit_grants"
+        assert operator.post(path, json={"category": "paid", "amount": "10"} | fields).status_code in {400, 404}
+        assert answered(admin.get("/v1/organization/credits/statement"))["data"] == before
