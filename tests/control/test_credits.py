@@ -1,5 +1,8 @@
 """Credits at control: granted, burned by usage, settled at the close of periods, and held to by prepaid budgets; on each database."""
 
+from collections.abc import Generator
+from contextlib import suppress
+from random import Random
 from typing import Any
 
 import pytest
@@ -11,15 +14,16 @@ from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, PROJECT, frames
 from tollway.control import budgets, credits
 from tollway.control.credits import WantedGrant
-from tollway.control.verify import verify
+from tollway.control.verify import compare, verify
 from tollway.domain import ids
 from tollway.domain.budgets import LeaseGrant, LeaseRequest
 from tollway.domain.credits import MINUTE_US, CreditGrant, CreditMove, GrantCategory
 from tollway.domain.faults import Fault
 from tollway.domain.pages import PageWindow
-from tollway.domain.usage import Final, Record, Tick, billed
+from tollway.domain.usage import Final, Record, Tick, billed, encode
 from tollway.storage.database import Database
 from tollway.storage.record_archive import Archive
+from tollway.wire.segments import extend, first_chain
 
 BEGIN = EPOCH // MINUTE_US * MINUTE_US
 PREPAID = ids.new_id(ids.BUDGET, EPOCH, 9)
@@ -145,7 +149,7 @@ class TestGrants:
         of_project, of_model = add_grant(database, 10 * COST, 1), add_grant(database, 10 * COST, 2)
         with database.platform() as tx:  # the project and the model of the samples are in no catalog
             tx.connection.exec_driver_sql(f"UPDATE credit_grants SET project_id = '{PROJECT}' WHERE id = '{of_project.id}'")
-            tx.connection.exec_driver_sql(f"""UPDATE credit_grants SET model = 'x', models = '["x"]' WHERE id = '{of_model.id}'""")
+            tx.connection.exec_driver_sql(f"""UPDATE credit_grants SET model = 'x', models = 'x' WHERE id = '{of_model.id}'""")
         take(database, archive, frames([*ended(1, EPOCH + 10**6)]))
         assert left(database) == {of_project.id: 9 * COST, of_model.id: 10 * COST}
         with database.tenant(ORGANIZATION, write=False) as tx:
@@ -168,8 +172,6 @@ class TestGrants:
 
 
 def _verify_in(tx: Any, archive: Archive) -> set[str]:
-    from tollway.control.verify import compare
-
     return {each.table for each in compare(tx, archive).differences}
 
 
@@ -266,3 +268,67 @@ class TestRoutes:
         path = f"/v1/platform/organizations/{alice.organization_id}/credit_grants"
         assert operator.post(path, json={"category": "paid", "amount": "10"} | fields).status_code in {400, 404}
         assert answered(admin.get("/v1/organization/credits/statement"))["data"] == before
+
+
+class TestHistories:
+    """Random histories of grants, usage, repeated deliveries, voids and closes, on each database."""
+
+    @pytest.mark.parametrize("seed", [1, 2])
+    def test_no_history_burns_more_than_there_is_or_leaves_the_ledger_unbalanced(
+        self, database: Database, archive: Archive, seed: int
+    ) -> None:
+        chance = Random(seed)
+        months = [SEPTEMBER, OCTOBER, NOVEMBER]
+        set_prepaid(database)
+        chain, records, sent, grants, now = frames_of(), 0, list[bytes](), list[CreditGrant](), EPOCH
+        for step in range(1, 41):
+            match chance.choice(["grant", "use", "use", "use", "repeat", "void", "lease", "pass"]):
+                case "grant":
+                    terms = {"priority": chance.randrange(2), "category": chance.choice(list(GrantCategory))}
+                    expires_at = now // MINUTE_US * MINUTE_US + chance.randrange(1, 40 * 1440) * MINUTE_US
+                    end, number = chance.choice([None, expires_at]), len(grants) + 1
+                    grants.append(add_grant(database, chance.randrange(1, 4 * COST), number, now, expires_at=end, **terms))
+                case "use":
+                    at = chance.randrange(max(now - 3600_000_000, EPOCH), now + 1)
+                    of = samples.admit(records, admitted_at=at)
+                    records += 1
+                    part = [chain.send(of), chain.send(samples.final(of, ended_at=min(at + 1000, now + 1000), first_token_at=None))]
+                    take(database, archive, part, first_seq=len(sent) + 1, now=now + 1000)
+                    sent += part
+                case "repeat" if sent:
+                    take(database, archive, sent, now=now + 1000)
+                case "void" if grants:
+                    with suppress(Fault), database.platform() as tx:
+                        credits.void_grant(tx, ORGANIZATION, chance.choice(grants).id, now)
+                case "lease":
+                    with database.tenant(ORGANIZATION, write=False) as tx:
+                        usable = credits.find_usable_credit(tx, ORGANIZATION, now)
+                    granted = renew(database, step, 0, chance.randrange(2 * COST), now=now)
+                    assert granted.granted_pico <= usable.pico
+                case "pass":
+                    now += chance.randrange(1, 9 * 86_400) * 1_000_000
+                    part = [chain.send(Tick(at=now))]
+                    take(database, archive, part, first_seq=len(sent) + 1, now=now)
+                    sent += part
+                    while months and now >= months[0].end_at:
+                        with suppress(Fault):
+                            close(database, months[0].start_at, now=now)
+                        months.pop(0)
+            assert all(pico >= 0 for pico in left(database).values())
+            assert sum(balances(database).values()) == 0
+        assert verify(database, archive).differences == []
+
+
+def frames_of() -> Generator[bytes, Record, None]:
+    """Take records one by one, and give each as the next frame of the epoch."""
+    made = _frames()
+    next(made)
+    return made
+
+
+def _frames() -> Generator[bytes, Record, None]:
+    chain, seq, data = first_chain(NODE, EPOCH), 0, b""
+    while True:
+        record = yield data
+        seq += 1
+        chain, data = extend(chain, seq, encode(record))

@@ -25,7 +25,12 @@ def compare_credits(tx: PlatformTx, periods: Mapping[str, Sequence[Period]], add
     """Compare grants, draws and transactions with what periods and their events say. Returns what the entries come to by account, and what
     they should. `periods`: by organization, in order."""
     found = {transaction.id: (transaction, entries) for transaction, entries in stored.iterate_transactions(tx)}
-    draws = {(grant_id, period_at): pico for grant_id, period_at, pico in stored.iterate_final_draws(tx)}
+    draws: dict[tuple[str, int], int] = {}
+    for draw in stored.iterate_draws(tx):
+        if all(period.start_at != draw.period_at for period in periods.get(draw.organization_id, ())):
+            add("credit_draws", f"{draw.grant_id} was drawn on in no period of its organization")
+        if draw.is_final:
+            draws[draw.grant_id, draw.period_at] = draw.drawn_pico
     of_organization: dict[str, list[CreditGrant]] = {}
     for grant in stored.iterate_grants(tx):
         of_organization.setdefault(grant.organization_id, []).append(grant)

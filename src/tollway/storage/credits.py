@@ -4,9 +4,8 @@
 organization the second sees what the first did.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -43,7 +42,7 @@ def insert_grant(tx: PlatformTx, grant: CreditGrant) -> None:
             reference=grant.reference,
             project_id=grant.project_id,
             model=grant.model or None,
-            models=json.dumps(grant.models) if grant.model else None,
+            models="\n".join(grant.models) if grant.model else None,
             voided_at=grant.voided_at,
         )
     )
@@ -111,7 +110,7 @@ def _grant(row: Any) -> CreditGrant:
         reference=row.reference,
         project_id=row.project_id,
         model=row.model or "",
-        models=tuple(json.loads(row.models)) if row.models else (),
+        models=tuple(row.models.split("\n")) if row.models else (),
         voided_at=row.voided_at,
     )
 
@@ -134,11 +133,20 @@ def put_draws(tx: PlatformTx, organization_id: str, period_at: int, drawn: Mappi
         tx.connection.execute(insert.on_conflict_do_update(index_elements=list(key), set_=values))
 
 
-def iterate_final_draws(tx: PlatformTx) -> Iterator[tuple[str, int, int]]:
-    """Yield grant, period and amount of what the usage of closed periods has drawn: for verification."""
-    query = sa.select(credit_draws).where(credit_draws.c.is_final).execution_options(yield_per=ROWS_FETCHED)
-    for row in tx.connection.execute(query):
-        yield row.grant_id, row.period_at, row.drawn_pico
+class DrawRow(NamedTuple):
+    """A draw of the usage of a period on a grant, final once the period is closed."""
+
+    organization_id: str
+    grant_id: str
+    period_at: int
+    drawn_pico: int
+    is_final: bool
+
+
+def iterate_draws(tx: PlatformTx) -> Iterator[DrawRow]:
+    """Yield what usage has drawn on all grants: for verification."""
+    for row in tx.connection.execute(sa.select(credit_draws).execution_options(yield_per=ROWS_FETCHED)):
+        yield DrawRow(*row)
 
 
 def sum_usage(tx: Transaction, organization_id: str, period_at: int) -> dict[CreditUsage, int]:

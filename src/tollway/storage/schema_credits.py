@@ -22,7 +22,7 @@ credit_grants = sa.Table(
     sa.Column("reference", sa.String(256), nullable=False),
     sa.Column("project_id", sa.String(64)),  # whose requests alone use it; null for all
     sa.Column("model", sa.String(128)),  # a model or a group of models, as it was asked for; null for all
-    sa.Column("models", sa.Text),  # JSON array of the models that these were when it was granted
+    sa.Column("models", sa.Text),  # the models that these were when it was granted, one a line
     sa.Column("voided_at", sa.BigInteger),  # from then on no request can use it
     sa.Column("closed_at", sa.BigInteger),  # when nothing was left of it after a period was closed
     one_of("category", GrantCategory),
