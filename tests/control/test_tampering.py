@@ -103,7 +103,7 @@ HARMLESS = {
     "budgets.(fallback_model|throttle_requests_per_minute)": SPENDING_LIMIT,
     "budget_raises.*": SPENDING_LIMIT,
     "credit_grants.(reference|closed_at)": NO_MONEY,
-    "credit_grants.(cost_basis_bp|priority|effective_at|expires_at|voided_at|project_id|model|models)": WHICH_BURNS,
+    "credit_grants.(created_at|cost_basis_bp|priority|effective_at|expires_at|voided_at|project_id|model|models)": WHICH_BURNS,
     "credit_draws.(grant_id|drawn_pico|is_final)": PROVISIONAL,
     "credit_transactions.booked_at": CONTROLS_CLOCK,
     "budget_windows.end_at": "no request was admitted between the two instants; otherwise what was spent differs",

@@ -12,7 +12,8 @@ from tollway.domain.faults import Fault
 from tollway.domain.limits import Standing
 from tollway.gateway.authenticate import authenticate, require_endpoint
 from tollway.gateway.authorize import authorize
-from tollway.gateway.budgets import BudgetHold, describe_budgets, read_max_cost
+from tollway.gateway.budget_listing import describe_budgets
+from tollway.gateway.budgets import BudgetHold, read_max_cost
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.driver import Waiter
 from tollway.gateway.limit import describe_limits
