@@ -28,7 +28,7 @@ Lists are YAML lists, or separated by commas. Secrets are not settings: they liv
 end of this page.
 
 The file is YAML, read strictly: a key stands once, numbers are decimal (`010` is refused, `1:30` is text), booleans are `true` and
-`false`, and merge keys (`<<`) are refused.
+`false`. Anchors, aliases and merge keys (`<<`) are allowed; a key that is written out counts before one that is merged.
 """
 
 

@@ -635,11 +635,15 @@ def unknown_name(what: str, name: str, known: Iterable[str], *, source: str) -> 
 # ---- YAML ------------------------------------------------------------------------------------------------------------
 
 
+MERGE_TAG = "tag:yaml.org,2002:merge"
+"""The type of a plain key `<<`, which YAML 1.1 defines and nearly every reader of 1.2 keeps."""
+
+
 class _StrictLoader(yaml.SafeLoader):
     """YAML without its traps. Plain words are read by the core schema of YAML 1.2: `on` and `yes` are text, and so are 1:30, 0x1F and
     1_000, which YAML 1.1 reads as other numbers. Numbers with a point stay text, because a price must never have been a float; so do
-    dates. A number with a leading zero is refused: octal in 1.1, decimal in 1.2. So are a key that stands twice (PyYAML keeps the
-    last) and merge keys (`<<`), which let a key stand twice by another name."""
+    dates. A number with a leading zero is refused: octal in 1.1, decimal in 1.2. So is a key that stands twice in one mapping (PyYAML
+    keeps the last); a merge key (`<<`) adds the keys of other mappings that are not written out."""
 
 
 def _refuse(node: yaml.Node, problem: str) -> yaml.constructor.ConstructorError:
@@ -647,17 +651,32 @@ def _refuse(node: yaml.Node, problem: str) -> yaml.constructor.ConstructorError:
 
 
 def _mapping_without_duplicates(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = set()
-    for key_node, _ in node.value:
-        if key_node.tag == "tag:yaml.org,2002:merge":
-            raise _refuse(key_node, "merge keys (<<) are not supported: write the keys out")
+    found: dict[str, Any] = {}
+    merged: list[yaml.MappingNode] = []
+    for key_node, value_node in node.value:
+        if key_node.tag == MERGE_TAG:
+            if merged:
+                raise _refuse(key_node, "the key '<<' stands twice: merge several mappings as one list, <<: [*first, *second]")
+            merged = _list_merged(value_node)
+            continue
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str):
             raise _refuse(key_node, f"the key {key!r} must be text: put it into quotes")
-        if key in keys:
+        if key in found:
             raise _refuse(key_node, f"the key {key!r} stands twice")
-        keys.add(key)
-    return loader.construct_mapping(node, deep=True)
+        found[key] = loader.construct_object(value_node, deep=True)
+    for other in merged:
+        found = loader.construct_object(other, deep=True) | found
+    return found
+
+
+def _list_merged(node: yaml.Node) -> list[yaml.MappingNode]:
+    """Return the mappings that a merge key names, the one whose keys count first: <https://yaml.org/type/merge.html>."""
+    items = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    for item in items:
+        if not isinstance(item, yaml.MappingNode):
+            raise _refuse(item, "a merge key (<<) takes a mapping or a list of mappings")
+    return list(items)
 
 
 def _as_written(loader: _StrictLoader, node: yaml.ScalarNode) -> str:

@@ -215,8 +215,12 @@ def test_a_value_of_the_wrong_type_names_its_setting_and_its_source() -> None:
         ("a: 1\nb: 2\na: 3", "line 3.*twice"),
         ("1: x", "must be text"),
         ("a: [", "not valid YAML"),
-        ("base: &base {b: 1}\na: {<<: *base, c: 2}", "line 2.*merge keys"),
-        ("a: {<<: {b: 1}}", "merge keys"),
+        ("a: {<<: text}", "takes a mapping or a list of mappings"),
+        ("a: {<<: [{b: 1}, 2]}", "takes a mapping or a list of mappings"),
+        ("a: &a {b: 1}\nc: {<<: *a, <<: *a}", "line 2.*stands twice"),
+        ("a: {<<: {b: 1}, c: 1, c: 2}", "stands twice"),
+        ("a: {<<: {b: 010}}", "leading zero"),
+        ("a: &a {<<: *a}", "not valid YAML"),
         ("input: 010", "line 1.*leading zero"),
         ("input: -07", "leading zero"),
         ("a: 08", "leading zero"),
@@ -245,6 +249,29 @@ def test_yaml_reads_plain_numbers_booleans_and_null(tmp_path: Path) -> None:
     text = "a: 10\nb: -3\nc: true\nd: False\ne: null\nf: ~\ng:\nh: '010'\ni: &one {j: 0}\nk: *one"
     expected = {"a": 10, "b": -3, "c": True, "d": False, "e": None, "f": None, "g": None, "h": "010", "i": {"j": 0}, "k": {"j": 0}}
     assert read_yaml(write(tmp_path, text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("{<<: *base, output: '2'}", {"input": "1", "output": "2"}),
+        ("{output: '2', <<: *base}", {"input": "1", "output": "2"}),
+        ("{<<: *base, input: '3'}", {"input": "3"}),
+        ("{<<: [*base, *other]}", {"input": "1", "seconds": "4"}),
+        ("{<<: [*other, *base]}", {"input": "9", "seconds": "4"}),
+        ("{<<: {<<: *other, input: '5'}}", {"input": "5", "seconds": "4"}),
+        ("{<<: {}}", {}),
+        ("{'<<': 1}", {"<<": 1}),
+    ],
+)
+def test_yaml_merge_key_adds_the_keys_that_are_not_written_out(tmp_path: Path, text: str, value: object) -> None:
+    anchors = "base: &base {input: '1'}\nother: &other {input: '9', seconds: '4'}\n"
+    assert read_yaml(write(tmp_path, f"{anchors}model: {text}"))["model"] == value
+
+
+def test_yaml_merge_keys_that_repeat_each_other_take_no_more_than_their_keys(tmp_path: Path) -> None:
+    levels = [f"l{n}: &l{n} {{<<: [{', '.join([f'*l{n - 1}'] * 9)}]}}" for n in range(1, 30)]
+    assert read_yaml(write(tmp_path, "\n".join(["l0: &l0 {a: 1}", *levels])))["l29"] == {"a": 1}
 
 
 def test_setting_written_in_yaml_1_1_is_refused(tmp_path: Path) -> None:
