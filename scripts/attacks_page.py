@@ -223,6 +223,10 @@ ROWS = {
         "an engine that breaks off sound, so that a client could take it for whole",
         "the connection is reset, the sound is not billed; sound without a length or chunks is never whole",
     ),
+    124: (
+        "ids of files of another project or organization; stored files that were altered, shortened or moved to another tenant's place",
+        "404 as for one that does not exist; 503 `files_unavailable` for what cannot be opened, and no byte of it",
+    ),
     126: ("ids of stored responses of others: read, continued, deleted, cancelled", "as an id that never was, byte for byte"),
     109: (
         "a grant of credit, a close or a delivery of records that is repeated, to have credit twice or to burn it twice",

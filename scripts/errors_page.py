@@ -219,6 +219,10 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "The request could not be recorded durably, so it was not served.",
             "Come back after `retry-after`. Operators: is the disk of the spool full or failing? `tollway doctor` says.",
         ),
+        "files_unavailable": (
+            "The store of files fails, its disk is nearly full, or a file was altered or sealed under another key.",
+            "Try again; tell the operator if it lasts.",
+        ),
         "not_ready": (
             "The gateway has no snapshot of keys and models yet.",
             "Come back after `retry-after`. Operators: does it reach control?",

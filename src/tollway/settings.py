@@ -312,6 +312,21 @@ class IdempotencySection(msgspec.Struct, frozen=True, kw_only=True):
     """Disk space for all answers; a request with a new key beyond it is answered 503."""
 
 
+class FilesSection(msgspec.Struct, frozen=True, kw_only=True):
+    """Store of files that clients upload (`/v1/files`, docs/apis.md)."""
+
+    directory: str | None = None
+    """Directory of the store. Without one there is nothing at `/v1/files`. Gateways that serve the same clients share one directory."""
+    lifetime_seconds: Annotated[int, msgspec.Meta(ge=3_600, le=2_592_000)] = 30 * 86_400
+    """Time for which a file is kept whose client asks for no other."""
+    organization_files_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1_000
+    """Files of one organization; one more is answered 403."""
+    organization_bytes_max: Bytes = 1024 * 1024 * 1024
+    """Disk space for the files of one organization; an upload beyond it is answered 403."""
+    free_bytes_min: Bytes = 1024 * 1024 * 1024
+    """Disk space that stays free; an upload that would leave less is answered 503."""
+
+
 class GatewaySection(msgspec.Struct, frozen=True, kw_only=True):
     """`tollway gateway`, the data plane."""
 
@@ -346,6 +361,7 @@ class GatewaySection(msgspec.Struct, frozen=True, kw_only=True):
     shedding: SheddingSection = SheddingSection()
     spool: SpoolSection = SpoolSection()
     idempotency: IdempotencySection = IdempotencySection()
+    files: FilesSection = FilesSection()
     limits: LimitsSection = LimitsSection()
 
 

@@ -37,6 +37,7 @@ from tollway.serve.sockets import parse_address
 from tollway.serve.tls import server_context
 from tollway.settings import GatewaySection, LimitsSection, OperatorError
 from tollway.storage.answer_files import AnswerBounds
+from tollway.storage.tenant_files import FileBounds
 from tollway.wire.http import HttpBounds
 
 BOUNDS: Final[Mapping[str, type]] = {
@@ -49,6 +50,7 @@ BOUNDS: Final[Mapping[str, type]] = {
     "queue": QueueBounds,
     "shedding": SheddingBounds,
     "idempotency": AnswerBounds,
+    "files": FileBounds,
 }
 """Sections of the gateway's settings, and the bounds that each becomes."""
 

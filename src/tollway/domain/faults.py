@@ -227,6 +227,9 @@ SPOOL_UNAVAILABLE = FaultKind(
 RESPONSES_UNAVAILABLE = FaultKind(
     code="stored_responses_unavailable", status=503, blame=_P, message="Stored responses cannot be read right now.", type=_SERVER
 )
+FILES_UNAVAILABLE = FaultKind(
+    code="files_unavailable", status=503, blame=_P, message="Files cannot be stored or read right now.", type=_SERVER
+)
 SNAPSHOT_MISSING = FaultKind(code="not_ready", status=503, blame=_P, message="The gateway is starting.", type=_SERVER)
 SNAPSHOT_OUTDATED = FaultKind(
     code="snapshot_outdated",

@@ -37,6 +37,7 @@ TOKEN = "token"
 IDENTITY_PROVIDER = "idp"
 FEDERATION_RULE = "fedrule"
 SESSION = "sess"
+FILE = "file"
 
 RANDOM_BITS = 74
 """Random bits that one UUIDv7 takes: rand_a (12) and rand_b (62)."""

@@ -12,6 +12,7 @@ from tollway.domain.catalog import UnknownParameters
 from tollway.domain.faults import Fault
 from tollway.domain.prices import PriceVersion
 from tollway.domain.usage import ServiceTier
+from tollway.gateway.dialects.answers import Measure
 from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.dialects.engine_fields import ENGINE_FIELDS, NOT_OFFERED
 from tollway.gateway.dialects.fields import NEVER_FORWARDED, PROMPTS_MAX, is_plain
@@ -33,6 +34,8 @@ def authorize(caller: Caller, request: Request, directory: Directory, media: Med
     model_not_found for a model that does not exist, is not allowed to this key, or has no price on the organization's price list (all
     three look the same to the caller).
     """
+    if DIALECTS[request.endpoint].form_kinds is None:
+        return authorize_body(caller, request, bodies.read(request.read_body()), (), directory, media)
     asked, parts = read_body(request, request.read_body())
     return authorize_body(caller, request, asked, parts, directory, media)
 
@@ -108,16 +111,15 @@ def authorize_body(
         if sequences > PROMPTS_MAX:
             raise Fault(faults.PARAMETER_INVALID, param="n", message=f"A request may ask for at most {PROMPTS_MAX} outputs.")
     input_tokens_max = request.body_bytes + shared_bytes + prompts * dialect.prompt_tokens_added + media_tokens
-    measure = None if dialect.measure is None else dialect.measure(asked, media)
-    if measure is not None:
+    measure: Measure | None = None
+    if dialect.measure is not None:
+        measure = dialect.measure(asked, media)
         input_tokens_max += measure.input_tokens_max - measure.file_bytes
     context_length = grant.model.context_length
     if context_length is not None and prompts * context_length < input_tokens_max:
         input_tokens_max = prompts * context_length
     output_tokens_max, output_cap = _cap_output(asked, dialect, grant.model.output_tokens_max, sequences)
-    if measure is not None:
-        output_tokens_max = measure.output_tokens_max
-    stream = dialect.new_media is not None or ("stream" in asked and asked["stream"] is True and "stream" in dialect.fields)
+    stream = "stream" in asked and asked["stream"] is True and "stream" in dialect.fields
     hide_usage = hide_continuous = True
     if stream and dialect.usage_options is not None:
         hide_usage, hide_continuous = dialect.usage_options.find_hidden(asked)
@@ -128,12 +130,12 @@ def authorize_body(
         grant.model,
         dialect,
         price,
-        parts or tuple(asked),
+        tuple(asked),
         dropped,
         output_cap,
         output_tokens_max,
         input_tokens_max,
-        0 if media_tokens or parts else request.body_bytes,
+        0 if media_tokens else request.body_bytes,
         stream,
         prompts,
         sequences,
@@ -141,7 +143,7 @@ def authorize_body(
         hide_continuous,
     )
     if measure is not None:
-        call.measure = measure
+        call.take_measure(measure, parts)
     if caller.end_user_limits is not None:
         call.end_user = dialect.find_end_user(asked)
     if grant.conditional_budgets:

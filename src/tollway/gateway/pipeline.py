@@ -197,13 +197,18 @@ def new_id(plane: Plane) -> str:
 
 def identify_sender(head: RequestHead, plane: Plane) -> Caller:
     """Return who sends a body that is still arriving. Raises Fault."""
-    if plane.directory.obstacle is not None:
-        raise Fault(plane.directory.obstacle, retry_after_seconds=1)
     if plane.shedder.steps:
         _shed(plane.shedder)
-    caller = authenticate(head, plane.directory, plane.digesters, plane.now_us())
+    caller = identify_uploader(head, plane)
     require_endpoint(caller, head.endpoint)
     return caller
+
+
+def identify_uploader(head: RequestHead, plane: Plane) -> Caller:
+    """Return who sends a request that is for no endpoint of a model. Raises Fault."""
+    if plane.directory.obstacle is not None:
+        raise Fault(plane.directory.obstacle, retry_after_seconds=1)
+    return authenticate(head, plane.directory, plane.digesters, plane.now_us())
 
 
 def _shed(shedder: Shedder) -> None:

@@ -14,7 +14,7 @@ from tollway.gateway.hedging import HedgeBudgets
 from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.memory_counters import MemoryCounters
 from tollway.gateway.model_listing import ModelListings
-from tollway.gateway.ports import AnswerStore, ResponseStore, TokenEndpoint, UsageSink, Vault
+from tollway.gateway.ports import AnswerStore, FileStore, ResponseStore, TokenEndpoint, UsageSink, Vault
 from tollway.gateway.relay import Active, RelayBounds, RetryBudget
 from tollway.gateway.shared_counters import SharedCounters
 from tollway.gateway.shedding import STEPS, Shedder, SheddingBounds, read_resident_bytes
@@ -54,6 +54,9 @@ class Plane:
         self.body_readers: BodyReaders | None = None
         self.answer_store: AnswerStore | None = None
         self.response_store: ResponseStore | None = None
+        self.file_store: FileStore | None = None
+        self.file_lifetime_seconds = 0
+        self.file_operations = 0
         self.ask_for_token: TokenEndpoint | None = None
         queue_bounds = queue_bounds or QueueBounds()
         concurrency = ConcurrencyBounds(concurrency_min=queue_bounds.concurrency_min, concurrency_max=queue_bounds.concurrency_max)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from tollway.domain.answers import StoredAnswer
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import Fault
+from tollway.domain.files import FileOwner, StoredFile
 from tollway.domain.limits import LevelLimits
 from tollway.domain.shared_limits import PreparedLimits, StoreAnswer
 
@@ -170,6 +171,30 @@ class ResponseStore(Protocol):
 
     async def delete(self, organization_id: str, project_id: str, id: str) -> bool:
         """Delete a stored response; return False if the project has none of this id. Raises as `find` does."""
+        ...
+
+
+class FileStore(Protocol):
+    """Files of tenants. All functions block, and raise Fault files_unavailable where the store fails."""
+
+    def add(self, owner: FileOwner, file: StoredFile, pieces: Sequence[bytes]) -> None:
+        """Store a file durably. Raises Fault quota_exceeded as well."""
+        ...
+
+    def list_files(self, owner: FileOwner) -> list[StoredFile]:
+        """Return the files of a project, oldest first."""
+        ...
+
+    def find(self, owner: FileOwner, id: str) -> StoredFile | None:
+        """Return a file, None if the project has none with this id."""
+        ...
+
+    def read(self, owner: FileOwner, id: str) -> bytes:
+        """Return the content of a file."""
+        ...
+
+    def delete(self, owner: FileOwner, id: str) -> bool:
+        """Delete a file. Return whether the project had it."""
         ...
 
 

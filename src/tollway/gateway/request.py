@@ -98,10 +98,10 @@ _BARE_HEADS = {endpoint: RequestHead(endpoint, NO_HEADERS) for endpoint in Endpo
 class Request:
     """One request as it reached its route. Times: `started` is monotonic seconds, `received_at` UTC microseconds. `trace_id`: the client's
     or its own. `peer`: the client's address, for the log; empty unless that is wanted. `body_bytes`: length of the body, which is in
-    `upload` if that is not None, else in `body`. `spans`: where the parts of a form begin and end (`forms.list_spans`), once it was read;
-    else empty. `sends_media`: what is being sent is no stream of events, so that no fault can be told in it. `waited_ms`: time in the queue
-    of its model. `asked_for`: the request that it serves with a fallback; None for one of a client's own. `conversation`: that of a
-    response that is stored or continues a stored one; None for all others."""
+    `upload` if that is not None, else in `body`. `spans`: of a form alone, once it was read: where its parts begin and end
+    (`forms.list_spans`). `sends_media`: what is being sent is no stream of events, so that no fault can be told in it. `waited_ms`: time
+    in the queue of its model. `asked_for`: the request that it serves with a fallback;
+    None for one of a client's own. `conversation`: that of a response that is stored or continues a stored one; None for all others."""
 
     __slots__ = (
         "asked_for",
@@ -122,6 +122,8 @@ class Request:
         "upload",
         "waited_ms",
     )
+
+    spans: tuple[int, ...]
 
     def __init__(
         self,
@@ -150,7 +152,6 @@ class Request:
         self.upload: Upload | None = None
         self.waited_ms = 0.0
         self.asked_for: AskedFor | None = None
-        self.spans: tuple[int, ...] = ()
         self.sends_media = False
         self.conversation: Conversation | None = None
 
@@ -472,6 +473,16 @@ class Call:
                 found.append(each)
         self.budgets = (*self.budgets, *(each for each in found if each.mode is not BudgetMode.ALERT))
         self.named_budgets = (*self.named_budgets, *(each.id for each in found))
+
+    def take_measure(self, measure: Measure, parts: tuple[str, ...]) -> None:
+        """Let what a request with media can use bound it, in place of its bytes. `parts`: the fields of the parts of a form, else empty."""
+        self.measure = measure
+        self.output_tokens_max = measure.output_tokens_max
+        if self.dialect.new_media is not None:
+            self.stream = True
+        if parts:
+            self.names = parts
+            self.prompt_bytes = 0
 
     def lower_output(self, tokens: int) -> None:
         """Bound the output of each sequence to `tokens`, in place of what the body says."""

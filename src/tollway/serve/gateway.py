@@ -59,6 +59,7 @@ from tollway.serve.descriptors import RESERVE, describe_shortage, raise_limit, s
 from tollway.serve.limit_counters import GatewayCount, LimitsOptions, start_counters
 from tollway.serve.sockets import url_of
 from tollway.storage.answer_files import AnswerBounds, AnswerFiles
+from tollway.storage.tenant_files import FileBounds, FileDirectory
 from tollway.storage.vault import LocalVault, derive_end_user_key
 from tollway.telemetry import LogWriter
 from tollway.wire.http import HttpBounds
@@ -73,6 +74,9 @@ AGE_CHECK_SECONDS = 0.5
 
 ANSWERS_SECONDS = 60.0
 """Interval at which stored answers that have expired are removed."""
+
+FILES_SECONDS = 600.0
+"""Interval at which files of tenants that have expired are removed; they are not found any more before."""
 
 NOTICE_SECONDS = 2.0
 """Time after which a gateway that is not ready says what it waits for."""
@@ -102,6 +106,7 @@ class GatewayOptions:
     queue: QueueBounds = field(default_factory=QueueBounds)
     shedding: SheddingBounds = field(default_factory=SheddingBounds)
     idempotency: AnswerBounds = field(default_factory=AnswerBounds)
+    files: FileBounds = field(default_factory=FileBounds)
     drain: DrainBounds = field(default_factory=DrainBounds)
     limits: LimitsOptions = field(default_factory=LimitsOptions)
     rules: EdgePolicy | None = None
@@ -178,6 +183,10 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
         answers = AnswerFiles(options.directory / "answers", LocalVault(options.vault_key), options.idempotency, _now_us)
         plane.answer_store = answers
         background.start("answer files", partial(_remove_expired_answers, answers))
+    if options.files.directory is not None:
+        files = FileDirectory(Path(options.files.directory), LocalVault(options.vault_key), options.files, _now_us)
+        plane.file_store, plane.file_lifetime_seconds = files, options.files.lifetime_seconds
+        background.start("tenants' files", partial(_remove_expired_files, files))
     counters = start_counters(options.limits, plane, options.node.node_id, alarm, background)
     count = GatewayCount(options.limits, counters, alarm, stop.set)
     if options.relay.probe_seconds:
@@ -238,6 +247,13 @@ async def _remove_expired_answers(answers: AnswerFiles) -> None:
     while True:
         await run_in_thread(answers.remove_expired)
         await asyncio.sleep(ANSWERS_SECONDS)
+
+
+async def _remove_expired_files(files: FileDirectory) -> None:
+    """Remove files of tenants once they have expired."""
+    while True:
+        await run_in_thread(files.remove_expired)
+        await asyncio.sleep(FILES_SECONDS)
 
 
 async def _wait_for_spool(serving: asyncio.Task[None], opening: Coroutine[None, None, Spool]) -> Spool | None:

@@ -47,11 +47,12 @@ class FormKind(StrEnum):
 
 
 class File(msgspec.Struct, frozen=True):
-    """A file in a form, from `start` to `end` in its `body`."""
+    """A file in a form, from `start` to `end` in its `body`. `name`: as the client wrote it."""
 
     body: bytes
     start: int
     end: int
+    name: str = ""
 
     @property
     def size(self) -> int:
@@ -64,13 +65,14 @@ class File(msgspec.Struct, frozen=True):
 
 
 class Part(msgspec.Struct, frozen=True, gc=False):
-    """One part: its name as it stands there, where its header begins, where its content begins and where that ends."""
+    """One part: its name as it stands there, where its header begins, where its content begins and where that ends. `file_name`: None for
+    a part that is no file."""
 
     name: str
     start: int
     content: int
     end: int
-    is_file: bool
+    file_name: str | None
 
 
 def find_boundary(content_type: bytes) -> bytes | None:
@@ -129,7 +131,7 @@ def _read_header(header: bytes, start: int, content: int, end: int) -> Part:
     if name is None:
         raise _invalid("A part has no content-disposition.")
     try:
-        return Part(name.decode(), start, content, end, file_name is not None)
+        return Part(name.decode(), start, content, end, None if file_name is None else file_name.decode())
     except UnicodeDecodeError:
         raise _invalid("The name of a part is not UTF-8.") from None
 
@@ -168,8 +170,8 @@ def read_fields(body: bytes, parts: Sequence[Part], kinds: Mapping[str, FormKind
 
 
 def _read_value(body: bytes, part: Part, name: str, kind: FormKind) -> Any:
-    if part.is_file:
-        return File(body, part.content, part.end)
+    if part.file_name is not None:
+        return File(body, part.content, part.end, part.file_name)
     if part.end - part.content > TEXT_BYTES_MAX:
         message = f"The value of '{name}' may have at most {TEXT_BYTES_MAX} bytes."
         raise Fault(MEDIA_TOO_LARGE, param=name, message=message)

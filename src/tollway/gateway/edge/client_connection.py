@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Mapping
 
 from tollway.domain import faults
+from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
 from tollway.gateway import pipeline
 from tollway.gateway.buffers import LARGE_BYTES, BufferHold
@@ -173,14 +174,15 @@ class ClientConnection(asyncio.Protocol):
             route = find_route(path)
             if route is not None and route.has_small_body:
                 raise Fault(faults.BODY_TOO_LARGE, message=f"The body must have a stated length of at most {LARGE_BYTES} bytes.")
-            if route is None or route.endpoint is None:
+            if route is None or (route.endpoint is None and not route.takes_upload):
                 raise find_route_fault(path, None) or Fault(faults.ROUTE_UNKNOWN)
         except Fault as fault:
             self._write_fault(fault, close=True)
             return False
         plane = self._edge.plane
         try:
-            caller = pipeline.identify_sender(pipeline.read_head(request.headers, route.endpoint, self.find_address(request)), plane)
+            head = pipeline.read_head(request.headers, route.endpoint or Endpoint.CHAT_COMPLETIONS, self.find_address(request))
+            caller = pipeline.identify_uploader(head, plane) if route.endpoint is None else pipeline.identify_sender(head, plane)
         except Fault as fault:
             self._write_fault(self.throttle(fault, request.headers), close=is_arriving)
             return False
@@ -284,6 +286,8 @@ class ClientConnection(asyncio.Protocol):
             self._write_fault(fault or Fault(faults.ROUTE_UNKNOWN))
         elif not route.has_method(method):
             self._write_fault(Fault(faults.METHOD_UNSUPPORTED), headers=b"allow: %b\r\n" % route.methods)
+        elif route.takes_upload and self._upload is None and http.pieces and not self._admit_upload(http, sum(map(len, http.pieces))):
+            pass  # it has been answered
         elif route.handler is not None:
             route.handler(self, http, path)
         elif route.endpoint is not None:

@@ -16,7 +16,7 @@ import msgspec
 from tollway.domain import faults
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault, FaultKind
-from tollway.gateway import pipeline, queries, response_queries
+from tollway.gateway import files, pipeline, queries, response_queries
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.plane import Plane
@@ -69,13 +69,15 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     """A route of the public listener. `methods`: those that it has, as `allow` lists them. It has either an `endpoint`, whose requests
     `pipeline.answer` answers, or a `handler`, which gets the connection, the request and its path. `any_host`: whether it is served
     under host names that are not ours, as health is, because probes know addresses and not names. `has_small_body`: its handler reads a
-    body of at most LARGE_BYTES, whose length the request states."""
+    body of at most LARGE_BYTES, whose length the request states. `takes_upload`: its handler reads a large body, which is admitted by its
+    head as those of endpoints are."""
 
     methods: bytes
     endpoint: Endpoint | None = None
     handler: Callable[[RoutedConnection, HttpRequest, bytes], None] | None = None
     any_host: bool = False
     has_small_body: bool = False
+    takes_upload: bool = False
 
     def has_method(self, method: bytes) -> bool:
         """Return whether the route has `method`."""
@@ -161,6 +163,15 @@ def _answer_stored_response(connection: RoutedConnection, http: HttpRequest, pat
     driver.start(response_queries.answer(request, connection, connection.plane, driver, http.method, query))
 
 
+def _answer_about_files(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
+    """Answer with files of the caller's project, or store one."""
+    head = pipeline.read_head(http.headers, Endpoint.CHAT_COMPLETIONS, connection.find_address(http))
+    target = path + b"?" + http.target.partition(b"?")[2]
+    request = connection.new_request(http, head, b"")
+    driver = CoroutineDriver(copy_context())
+    driver.start(files.answer(request, http.method, target, http.pieces or (http.body,), connection, connection.plane, driver))
+
+
 def _answer_alive(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
     connection.answer(200, _JSON, b'{"status":"alive"}')
 
@@ -174,6 +185,8 @@ _MODELS = Route(methods=_READ, handler=_list_models)
 _STORED_RESPONSE = Route(methods=b"GET, HEAD, DELETE", handler=_answer_stored_response)
 _STORED_ITEMS = Route(methods=_READ, handler=_answer_stored_response)
 _STORED_CANCEL = Route(methods=b"POST", handler=_answer_stored_response, has_small_body=True)
+_FILES = Route(methods=b"GET, POST", handler=_answer_about_files, takes_upload=True)
+_FILE = Route(methods=b"GET, DELETE", handler=_answer_about_files)
 _ALIVE = Route(methods=_READ, handler=_answer_alive, any_host=True)
 
 ROUTES: dict[bytes, Route] = {
@@ -183,6 +196,7 @@ ROUTES: dict[bytes, Route] = {
         for target in (dialect.target, *dialect.aliases)
     },
     MODELS_TARGET: _MODELS,
+    files.TARGET: _FILES,
     b"/v1/limits": Route(methods=_READ, handler=_list_limits),
     **dict.fromkeys(QUOTED, Route(methods=b"POST", handler=_quote, has_small_body=True)),
     b"/v1/oauth/token": Route(methods=b"POST", handler=_ask_for_token, has_small_body=True),
@@ -204,7 +218,9 @@ def find_route(path: bytes) -> Route | None:
         if path.endswith(response_queries.CANCEL):
             return _STORED_CANCEL
         return _STORED_ITEMS if path.endswith(response_queries.INPUT_ITEMS) else _STORED_RESPONSE
-    return route or (_MODELS if path.startswith(_MODELS_PREFIX) else None)
+    if route is None:
+        route = _MODELS if path.startswith(_MODELS_PREFIX) else _FILE if files.PATH.fullmatch(path) else None
+    return route
 
 
 def find_route_fault(path: bytes, route: Route | None) -> Fault | None:

@@ -1,0 +1,197 @@
+"""Files of tenants in a directory, one sealed file each: `<organization>/<project>/<id>`.
+
+A file is written under another name and renamed once it is on the disk, so one that is there is whole. It begins with the length of its
+sealed description, which the sealed content follows; both are sealed for the file's place, so that none can be moved to another tenant.
+Several
+gateways can use one directory if they share it and the vault's key: whoever adds a file holds a lock (`flock`) of its organization.
+"""
+
+import fcntl
+import os
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+
+from tollway.domain.faults import FILES_UNAVAILABLE, QUOTA_EXCEEDED, Fault
+from tollway.domain.files import FileOwner, StoredFile
+from tollway.storage.vault import LocalVault
+
+_LENGTH = struct.Struct(">I")
+_DESCRIPTION_BYTES_MAX = 16 * 1024
+_LOCK = ".lock"
+_UNFINISHED = ".new"
+_ABANDONED_SECONDS = 3_600
+"""Age from which a file that was not finished is removed: its process died."""
+
+
+class FileBounds(msgspec.Struct, frozen=True, kw_only=True):
+    """The store and its bounds. `directory`: where it is, None for no store. `lifetime_seconds`: of a file for which its client asks for no
+    other. `organization_files_max`, `organization_bytes_max`: of one organization. `free_bytes_min`: what stays free of
+    the disk."""
+
+    directory: str | None = None
+    lifetime_seconds: int = 30 * 86_400
+    organization_files_max: int = 1_000
+    organization_bytes_max: int = 1024 * 1024 * 1024
+    free_bytes_min: int = 1024 * 1024 * 1024
+
+
+class FileDirectory:
+    """The store. Its functions block; call them from worker threads, from several at once if need be."""
+
+    def __init__(self, directory: Path, vault: LocalVault, bounds: FileBounds, now_us: Callable[[], int]) -> None:
+        """Nothing is read or made before the first call, so that a disk that fails keeps no gateway from its start."""
+        self._directory = directory
+        self._vault = vault
+        self._bounds = bounds
+        self._now_us = now_us
+
+    def add(self, owner: FileOwner, file: StoredFile, pieces: Sequence[bytes]) -> None:
+        """Store a file durably. Raises Fault quota_exceeded, or files_unavailable if the disk fails or is full."""
+        place = self._find_place(owner, file.id)
+        with _failures_told():
+            place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with self._locked(owner.organization_id):
+                self._check_quota(owner.organization_id, file.size)
+                unfinished = place.with_name(place.name + _UNFINISHED)
+                try:
+                    self._write(unfinished, owner, file, b"".join(pieces))
+                    os.rename(unfinished, place)
+                except BaseException:
+                    unfinished.unlink(missing_ok=True)
+                    raise
+                _sync_directory(place.parent)
+
+    def _write(self, path: Path, owner: FileOwner, file: StoredFile, content: bytes) -> None:
+        description = self._vault.seal_bytes(msgspec.msgpack.encode(file), context=_find_context(owner, file.id, "description"))
+        sealed = self._vault.seal_bytes(content, context=_find_context(owner, file.id, "content"))
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as target:
+            target.write(_LENGTH.pack(len(description)) + description)
+            target.write(sealed)
+            target.flush()
+            os.fsync(target.fileno())
+
+    def _check_quota(self, organization_id: str, size: int) -> None:
+        """Raise Fault if an organization may not store so many bytes more, or the disk has not got them."""
+        bounds = self._bounds
+        sizes = [path.stat().st_size for path in self._list_paths(self._directory / organization_id)]
+        if len(sizes) >= bounds.organization_files_max or sum(sizes) + size > bounds.organization_bytes_max:
+            message = (
+                f"The organization stores as many files as it may ({bounds.organization_files_max} files,"
+                f" {bounds.organization_bytes_max} bytes). Delete some first."
+            )
+            raise Fault(QUOTA_EXCEEDED, message=message)
+        disk = os.statvfs(self._directory)
+        if disk.f_bavail * disk.f_frsize - size < bounds.free_bytes_min:
+            raise Fault(FILES_UNAVAILABLE, retry_after_seconds=60, detail="the disk is nearly full")
+
+    def list_files(self, owner: FileOwner) -> list[StoredFile]:
+        """Return the files of a project, oldest first. Raises Fault files_unavailable."""
+        with _failures_told():
+            found = [
+                self._read_description(owner, path) for path in self._list_paths(self._directory / owner.organization_id / owner.project_id)
+            ]
+        return sorted((file for file in found if file is not None), key=lambda file: (file.created_at, file.id))
+
+    def find(self, owner: FileOwner, id: str) -> StoredFile | None:
+        """Return a file, None if the project has none with this id. Raises Fault files_unavailable."""
+        with _failures_told():
+            return self._read_description(owner, self._find_place(owner, id))
+
+    def read(self, owner: FileOwner, id: str) -> bytes:
+        """Return the content of a file. Raises Fault files_unavailable, also for one that is gone or was altered."""
+        with _failures_told():
+            with self._find_place(owner, id).open("rb") as source:
+                source.seek(_LENGTH.size + _LENGTH.unpack(source.read(_LENGTH.size))[0])
+                sealed = source.read()
+            return self._vault.unseal_bytes(sealed, context=_find_context(owner, id, "content"))
+
+    def delete(self, owner: FileOwner, id: str) -> bool:
+        """Delete a file. Return whether the project had it. Raises Fault files_unavailable."""
+        place = self._find_place(owner, id)
+        with _failures_told():
+            if self._read_description(owner, place) is None:
+                return False
+            place.unlink(missing_ok=True)
+            _sync_directory(place.parent)
+        return True
+
+    def remove_expired(self) -> None:
+        """Remove files that have expired, and what processes that died left unfinished. Raises OSError."""
+        if not self._directory.is_dir():
+            return
+        now = self._now_us() / 1_000_000
+        for of_organization in self._directory.iterdir():
+            for of_project in of_organization.iterdir() if of_organization.is_dir() else ():
+                for path in of_project.iterdir() if of_project.is_dir() else ():
+                    with suppress(FileNotFoundError):
+                        if path.name.endswith(_UNFINISHED):
+                            if now - path.stat().st_mtime > _ABANDONED_SECONDS:
+                                path.unlink()
+                        else:
+                            owner = FileOwner(of_organization.name, of_project.name)
+                            self._remove_if_expired(owner, path)
+
+    def _remove_if_expired(self, owner: FileOwner, path: Path) -> None:
+        with suppress(ValueError):  # one that was sealed under another key is left to the operator
+            if self._read_any_description(owner, path).expires_at <= self._now_us() // 1_000_000:
+                path.unlink()
+
+    def _read_description(self, owner: FileOwner, path: Path) -> StoredFile | None:
+        """Return what is known of a file; None if there is none, or it has expired."""
+        try:
+            file = self._read_any_description(owner, path)
+        except FileNotFoundError:
+            return None
+        return file if file.expires_at > self._now_us() // 1_000_000 else None
+
+    def _read_any_description(self, owner: FileOwner, path: Path) -> StoredFile:
+        with path.open("rb") as source:
+            size = _LENGTH.unpack(source.read(_LENGTH.size))[0]
+            sealed = source.read(min(size, _DESCRIPTION_BYTES_MAX))
+        opened = self._vault.unseal_bytes(sealed, context=_find_context(owner, path.name, "description"))
+        return msgspec.msgpack.decode(opened, type=StoredFile)
+
+    @contextmanager
+    def _locked(self, organization_id: str) -> Iterator[None]:
+        descriptor = os.open(self._directory / organization_id / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _find_place(self, owner: FileOwner, id: str) -> Path:
+        return self._directory / owner.organization_id / owner.project_id / id
+
+    def _list_paths(self, directory: Path) -> Iterator[Path]:
+        """Yield the finished files below a directory."""
+        for root, _, names in os.walk(directory):
+            yield from (Path(root, name) for name in names if name != _LOCK and not name.endswith(_UNFINISHED))
+
+
+@contextmanager
+def _failures_told() -> Iterator[None]:
+    """Raise Fault files_unavailable for what a disk, or a file that cannot be opened, raises."""
+    try:
+        yield
+    except OSError as error:
+        raise Fault(FILES_UNAVAILABLE, retry_after_seconds=1, detail=f"file store: {error.strerror}") from None
+    except (ValueError, struct.error) as error:
+        raise Fault(FILES_UNAVAILABLE, detail=f"file store: a file cannot be opened: {type(error).__name__}") from None
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _find_context(owner: FileOwner, id: str, part: str) -> str:
+    """Return what a part of a file is sealed for, so that it cannot be moved to another place."""
+    return f"file:{owner.organization_id}:{owner.project_id}:{id}:{part}"
