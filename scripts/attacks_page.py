@@ -232,6 +232,10 @@ ROWS = {
         "a grant of credit, a close or a delivery of records that is repeated, to have credit twice or to burn it twice",
         "each transaction of credit has an id that derives from its cause, and what a period burns replaces what was there",
     ),
+    127: (
+        "requests that differ from a cached one of another tenant in nothing, or in type alone; floods of answers to cache",
+        "never an answer of another project; an organization displaces its own answers only",
+    ),
 }  # fmt: skip
 """Attacks that are tried, and what they get. The rows between are the control plane's, or need what is not served yet."""
 

@@ -327,6 +327,17 @@ class FilesSection(msgspec.Struct, frozen=True, kw_only=True):
     """Disk space that stays free; an upload that would leave less is answered 503."""
 
 
+class ResponseCacheSection(msgspec.Struct, frozen=True, kw_only=True):
+    """Cache of responses in the memory of a gateway, for models and requests that ask for it (docs/apis.md)."""
+
+    total_bytes_max: Annotated[int, msgspec.Meta(ge=0, le=2**40)] = 64 * 1024 * 1024
+    """Memory for all answers; those used longest ago give way. With 0 there is no cache."""
+    organization_bytes_max: Bytes = 16 * 1024 * 1024
+    """Memory for the answers of one organization."""
+    answer_bytes_max: Bytes = 256 * 1024
+    """Longest answer that is stored."""
+
+
 class GatewaySection(msgspec.Struct, frozen=True, kw_only=True):
     """`tollway gateway`, the data plane."""
 
@@ -362,6 +373,7 @@ class GatewaySection(msgspec.Struct, frozen=True, kw_only=True):
     spool: SpoolSection = SpoolSection()
     idempotency: IdempotencySection = IdempotencySection()
     files: FilesSection = FilesSection()
+    response_cache: ResponseCacheSection = ResponseCacheSection()
     limits: LimitsSection = LimitsSection()
 
 

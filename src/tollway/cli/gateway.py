@@ -26,6 +26,7 @@ from tollway.gateway.edge.edge_policy import EdgePolicy, parse_hosts, parse_netw
 from tollway.gateway.edge.server import DrainBounds
 from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.relay import RelayBounds
+from tollway.gateway.response_cache import CacheBounds
 from tollway.gateway.shedding import SheddingBounds
 from tollway.gateway.waiting import QueueBounds
 from tollway.link.epochs import SpoolDamaged
@@ -51,6 +52,7 @@ BOUNDS: Final[Mapping[str, type]] = {
     "shedding": SheddingBounds,
     "idempotency": AnswerBounds,
     "files": FileBounds,
+    "response_cache": CacheBounds,
 }
 """Sections of the gateway's settings, and the bounds that each becomes."""
 

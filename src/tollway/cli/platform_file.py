@@ -65,6 +65,7 @@ from tollway.domain.catalog import (
     MODEL_NAME,
     REGION,
     RELATIVE_COST_MAX,
+    RESPONSE_CACHE_SECONDS_MAX,
     TIME_MS_MAX,
     CacheIsolation,
     Endpoint,
@@ -155,7 +156,8 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One model of the catalog. `published: true` publishes it; there is no way back but archiving. `groups`: the groups of models that it
     is in, on which limits and budgets can be set as `group:NAME`. `fallbacks`: the models that serve in its place while it
     cannot, in their order. `hedge_after_ms`: when a request whose answer has not begun is sent to a second deployment too, at most
-    `hedge_percent` of them. `latency_goal_ms`: time to the first token within which the cheapest deployments serve."""
+    `hedge_percent` of them. `latency_goal_ms`: time to the first token within which the cheapest deployments serve.
+    `response_cache_seconds`: how long an answer can be given again to the same request that asks for it (docs/apis.md)."""
 
     endpoints: list[Endpoint]
     published: bool | UnsetType = UNSET
@@ -169,6 +171,7 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     hedge_after_ms: int | UnsetType | None = UNSET
     hedge_percent: int | UnsetType = UNSET
     latency_goal_ms: int | UnsetType | None = UNSET
+    response_cache_seconds: int | UnsetType = UNSET
     prices: dict[str, PriceFile] | UnsetType = UNSET
     deployments: dict[str, DeploymentFile] | UnsetType = UNSET
 
@@ -315,6 +318,7 @@ _NUMBERS = {
     "output_tokens_max": (1, 2**31 - 1),
     "context_length": (1, 2**31 - 1),
     "queue_weight": (1, QUEUE_WEIGHT_MAX),
+    "response_cache_seconds": (0, RESPONSE_CACHE_SECONDS_MAX),
 }
 """Ranges of numbers, as the API has them (a test compares)."""
 

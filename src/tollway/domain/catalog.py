@@ -32,6 +32,9 @@ def covers_model(scope: str, model: str, groups: Sequence[str]) -> bool:
     return not scope or scope == model or find_group(scope) in groups
 
 
+RESPONSE_CACHE_SECONDS_MAX = 7 * 86_400
+"""Longest time for which an answer can be given again from the cache of responses."""
+
 REGION = re.compile(r"[a-z0-9-]{1,64}")
 """Names of regions, which are the operator's own and compared exactly."""
 
@@ -152,7 +155,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     is in, at most MODEL_GROUPS_MAX, ordered; limits and budgets can be set on a group. `fallbacks`:
     names of models that serve in its place while it cannot, in their order. `hedge_after_ms`: time after which a request whose answer has
     not begun is sent to a second deployment too, None for never; at most `hedge_percent` of the requests are. `latency_goal_ms`: time to
-    the first token within which requests go to its cheapest deployments, None if costs do not count.
+    the first token within which requests go to its cheapest deployments, None if costs do not count. `response_cache_seconds`: how long
+    an answer can be given again to the same request that asks for it, 0 (never) to RESPONSE_CACHE_SECONDS_MAX.
     """
 
     name: str
@@ -170,6 +174,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     hedge_after_ms: int | None = None
     hedge_percent: int = HEDGE_PERCENT_FIRST
     latency_goal_ms: int | None = None
+    response_cache_seconds: int = 0
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):

@@ -79,7 +79,7 @@ class KeyEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="model", omit_defaults=True):
     """A published model: `id` is its public name. `prices` are of all price lists and service tiers, ordered by valid_from, never empty.
     `groups`: the groups of models that it is in. `fallbacks`: names of models, which need not be published. `hedge_after_ms`,
-    `hedge_percent`, `latency_goal_ms`: see `catalog.Model`."""
+    `hedge_percent`, `latency_goal_ms`, `response_cache_seconds`: see `catalog.Model`."""
 
     id: str
     endpoints: tuple[Endpoint, ...]
@@ -95,6 +95,7 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     hedge_after_ms: int | None = None
     hedge_percent: int = HEDGE_PERCENT_FIRST
     latency_goal_ms: int | None = None
+    response_cache_seconds: int = 0
 
 
 class DeploymentEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="deployment", omit_defaults=True):

@@ -33,8 +33,12 @@ class AnswerRecorder:
 
     chunked = False
 
-    def __init__(self, client: Client, claimed: ClaimedAnswer, body_bytes_max: int, buffer: BufferHold) -> None:
-        """`buffer`: holds the recorded stream. One that the budget does not suffice for is not stored, as one that is too long."""
+    def __init__(
+        self, client: Client, claimed: ClaimedAnswer, body_bytes_max: int, buffer: BufferHold, replay_headers: bytes = _REPLAYED
+    ) -> None:
+        """`buffer`: holds the recorded stream. One that the budget does not suffice for is not stored, as one that is too long.
+        `replay_headers`: header lines of an answer that is given again."""
+        self._replay_headers = replay_headers
         self._client = client
         self._claimed = claimed
         self._bytes_max = body_bytes_max
@@ -45,13 +49,18 @@ class AnswerRecorder:
         self._size = 0
         self.is_replayed = False
 
+    @property
+    def has_answer(self) -> bool:
+        """Return whether the answer is stored already."""
+        return self._claimed.answer is not None
+
     def replay(self, headers: bytes) -> bool:
         """Give the stored answer, with further header lines; return False if there is none."""
         answer = self._claimed.answer
         if answer is None:
             return False
         self.is_replayed = True
-        headers = answer.headers + _REPLAYED + headers
+        headers = answer.headers + self._replay_headers + headers
         if answer.is_stream:
             self._client.begin_stream(headers)
             self._client.end_stream(answer.body)

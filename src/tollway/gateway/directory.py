@@ -282,6 +282,12 @@ class Directory:
             if deployment.model == model and deployment.test is caller.is_test and is_resident(deployment, caller.residency)
         ]
 
+    def digest_model(self, model: ModelEntry, caller: Caller) -> bytes:
+        """Return a digest of a model as it is offered to a caller, with the deployments to which that may be routed: another one after any
+        change of them."""
+        deployments = sorted(self._list_deployments_of(model.id, caller), key=lambda each: each.id)
+        return hashlib.sha256(msgspec.json.encode((model, deployments))).digest()
+
     def list_deployments(self) -> list[DeploymentEntry]:
         """Every deployment that may be routed to."""
         return list(self._maps.deployments.values())

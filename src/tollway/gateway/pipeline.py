@@ -14,6 +14,7 @@ from typing import Final
 from tollway.domain import faults
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
+from tollway.domain.usage import Outcome
 from tollway.gateway import conversations
 from tollway.gateway.answer_recorder import AnswerRecorder, claim
 from tollway.gateway.authenticate import authenticate, require_endpoint
@@ -33,6 +34,7 @@ from tollway.gateway.ports import AnswerStore, Client
 from tollway.gateway.refusals import refuse
 from tollway.gateway.relay import ComposeBody, relay
 from tollway.gateway.request import INFINITE, Call, Caller, ClientGone, Permit, Request, RequestHead
+from tollway.gateway.response_cache import MISS, open_cached
 from tollway.gateway.route import route
 from tollway.gateway.shedding import RETRY_SECONDS, Shedder
 from tollway.gateway.uploads import Upload
@@ -100,6 +102,17 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
                 await hold.waiter
             if request.head.timeout_seconds < INFINITE:
                 require_time(request, time.monotonic())
+            if call.model.response_cache_seconds and recorder is None and plane.response_cache is not None:
+                recorder = _open_cached(call, client, plane)
+                if recorder is not None and recorder.has_answer:
+                    permit.record = record = meter(permit, plane.usage_sink, plane.now_us)
+                    async with record:
+                        await record.finish(Outcome.COMPLETED)
+                        recorder.replay(call.dialect.identify(request.id) + fallback_header + limit_headers)
+                    return
+                if recorder is not None:
+                    receiver = call.answer_recorder = recorder
+                    permit.headers = MISS + permit.headers
             candidates = route(call, plane.upstreams, request.started, plane.random)
             if candidates[0].running >= candidates[0].limit:
                 candidates = await plane.queues.wait(call, driver)
@@ -244,6 +257,13 @@ async def _claim_answer(call: Call, key: bytes, client: Client, store: AnswerSto
         key=key,
         pieces=_list_sent_pieces(request),
     )
+
+
+def _open_cached(call: Call, client: Client, plane: Plane) -> AnswerRecorder | None:
+    """Return the recorder of a call that the cache of responses answers, or whose answer it stores; None for one that does not ask."""
+    assert plane.response_cache is not None
+    buffer = BufferHold(plane.buffers, plane.buffers.find_key(call.caller.principal.id))
+    return open_cached(plane.response_cache, call, client, buffer, plane.directory, time.monotonic())
 
 
 def _list_sent_pieces(request: Request) -> Sequence[bytes]:

@@ -16,6 +16,7 @@ from tollway.gateway.memory_counters import MemoryCounters
 from tollway.gateway.model_listing import ModelListings
 from tollway.gateway.ports import AnswerStore, FileStore, ResponseStore, TokenEndpoint, UsageSink, Vault
 from tollway.gateway.relay import Active, RelayBounds, RetryBudget
+from tollway.gateway.response_cache import ResponseCache
 from tollway.gateway.shared_counters import SharedCounters
 from tollway.gateway.shedding import STEPS, Shedder, SheddingBounds, read_resident_bytes
 from tollway.gateway.upstreams.concurrency import ConcurrencyBounds
@@ -57,6 +58,7 @@ class Plane:
         self.file_store: FileStore | None = None
         self.file_lifetime_seconds = 0
         self.file_operations = 0
+        self.response_cache: ResponseCache | None = None
         self.ask_for_token: TokenEndpoint | None = None
         queue_bounds = queue_bounds or QueueBounds()
         concurrency = ConcurrencyBounds(concurrency_min=queue_bounds.concurrency_min, concurrency_max=queue_bounds.concurrency_max)

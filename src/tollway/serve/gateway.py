@@ -38,6 +38,7 @@ from tollway.gateway.edge.server import DrainBounds
 from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.plane import Plane
 from tollway.gateway.relay import RelayBounds
+from tollway.gateway.response_cache import CacheBounds, ResponseCache
 from tollway.gateway.shedding import SheddingBounds, find_memory_bound
 from tollway.gateway.upstreams import load_reports, probes
 from tollway.gateway.waiting import QueueBounds
@@ -107,6 +108,7 @@ class GatewayOptions:
     shedding: SheddingBounds = field(default_factory=SheddingBounds)
     idempotency: AnswerBounds = field(default_factory=AnswerBounds)
     files: FileBounds = field(default_factory=FileBounds)
+    response_cache: CacheBounds = field(default_factory=CacheBounds)
     drain: DrainBounds = field(default_factory=DrainBounds)
     limits: LimitsOptions = field(default_factory=LimitsOptions)
     rules: EdgePolicy | None = None
@@ -187,6 +189,11 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
         files = FileDirectory(Path(options.files.directory), LocalVault(options.vault_key), options.files, _now_us)
         plane.file_store, plane.file_lifetime_seconds = files, options.files.lifetime_seconds
         background.start("tenants' files", partial(_remove_expired_files, files))
+    if options.response_cache.total_bytes_max:
+        cache = plane.response_cache = ResponseCache(options.response_cache)
+        plane.metrics.expose("tollway_response_cache_hits", lambda: cache.hits)
+        plane.metrics.expose("tollway_response_cache_misses", lambda: cache.misses)
+        plane.metrics.expose("tollway_response_cache_bytes", lambda: cache.bytes)
     counters = start_counters(options.limits, plane, options.node.node_id, alarm, background)
     count = GatewayCount(options.limits, counters, alarm, stop.set)
     if options.relay.probe_seconds:

@@ -89,6 +89,7 @@ def read_model(row: Any) -> Model:
         hedge_after_ms=row.hedge_after_ms,
         hedge_percent=row.hedge_percent,
         latency_goal_ms=row.latency_goal_ms,
+        response_cache_seconds=row.response_cache_seconds,
     )
 
 
@@ -107,6 +108,7 @@ def _model_columns(model: Model) -> dict[str, Any]:
         "hedge_after_ms": model.hedge_after_ms,
         "hedge_percent": model.hedge_percent,
         "latency_goal_ms": model.latency_goal_ms,
+        "response_cache_seconds": model.response_cache_seconds,
     }
 
 

@@ -197,6 +197,7 @@ def _read_models(tx: Transaction, ids: Sequence[str] | None) -> Iterator[Entry]:
             hedge_after_ms=model.hedge_after_ms,
             hedge_percent=model.hedge_percent,
             latency_goal_ms=model.latency_goal_ms,
+            response_cache_seconds=model.response_cache_seconds,
         )
 
 

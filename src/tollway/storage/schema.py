@@ -195,6 +195,7 @@ models = sa.Table(
     sa.Column("hedge_after_ms", sa.Integer),
     sa.Column("hedge_percent", sa.Integer, nullable=False, server_default=str(HEDGE_PERCENT_FIRST)),
     sa.Column("latency_goal_ms", sa.Integer),
+    sa.Column("response_cache_seconds", sa.Integer, nullable=False, server_default="0"),
     one_of("status", Status),
     one_of("unknown_parameters", UnknownParameters),
     sa.CheckConstraint("output_tokens_max > 0", name="output_tokens_max_positive"),

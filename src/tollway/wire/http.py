@@ -45,6 +45,7 @@ WANTED = frozenset(
         b"x-stainless-timeout",
         b"x-session-id",
         b"idempotency-key",
+        b"cache-control",
         b"x-forwarded-for",
         b"anthropic-version",
         b"anthropic-beta",
@@ -53,7 +54,7 @@ WANTED = frozenset(
 )
 """Headers the data plane looks at. Each may stand once; a second one would leave two readings, except where LISTS says otherwise."""
 
-_LISTS = frozenset({b"anthropic-beta", b"tracestate", b"x-forwarded-for"})
+_LISTS = frozenset({b"anthropic-beta", b"cache-control", b"tracestate", b"x-forwarded-for"})
 """Wanted headers that are lists by their definition: several lines are joined by a comma (RFC 9110 section 5.3)."""
 
 _CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key"})

@@ -51,6 +51,7 @@ def create_model(_caller: Writer, plane: Plane, body: ModelCreate) -> ModelOut:
         hedge_after_ms=body.hedge_after_ms,
         hedge_percent=body.hedge_percent,
         latency_goal_ms=body.latency_goal_ms,
+        response_cache_seconds=body.response_cache_seconds,
     )
     with plane.database.platform() as tx:
         return model_out(catalog.create_model(tx, model))

@@ -222,6 +222,9 @@ FIELDS: Mapping[str, FieldText] = {
     ),
     "requested_at": FieldText(f"When it was asked for, {_AT}.", 1790000000),
     "resets": FieldText("Starts of the engine in the hour, 0 or more.", 0),
+    "response_cache_seconds": FieldText(
+        "How long an answer can be given again to the same request that asks for it, 0 (never) to 604800 seconds.", 3600
+    ),
     "response_retention_seconds": FieldText(
         "How long responses are stored whose requests ask for it, in seconds, 1 to 31622400; null stores none.", 2592000
     ),

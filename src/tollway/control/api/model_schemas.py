@@ -12,6 +12,7 @@ from tollway.domain.catalog import (
     HEDGE_PERCENT_FIRST,
     HEDGE_PERCENT_MAX,
     MODEL_GROUPS_MAX,
+    RESPONSE_CACHE_SECONDS_MAX,
     TIME_MS_MAX,
     Model,
     UnknownParameters,
@@ -25,6 +26,9 @@ MODEL_GROUPS_TEXT = (
     f"Names of the groups of models that it is in, {MODEL_GROUPS_MAX} at most: 1 to 64 characters of A-Z a-z 0-9 . _ -. Limits and budgets"
     f" on `{GROUP_PREFIX}` and a name hold for all models of a group together."
 )
+
+
+CacheSeconds = Annotated[int, Field(ge=0, le=RESPONSE_CACHE_SECONDS_MAX)]
 
 
 class ModelCreate(In):
@@ -42,6 +46,7 @@ class ModelCreate(In):
     hedge_after_ms: TimeMs | None = None
     hedge_percent: HedgePercent = HEDGE_PERCENT_FIRST
     latency_goal_ms: TimeMs | None = None
+    response_cache_seconds: CacheSeconds = 0
 
 
 class ModelUpdate(In):
@@ -58,6 +63,7 @@ class ModelUpdate(In):
     hedge_after_ms: TimeMs | None = None
     hedge_percent: HedgePercent | None = None
     latency_goal_ms: TimeMs | None = None
+    response_cache_seconds: CacheSeconds | None = None
 
 
 class ModelOut(Identified):
@@ -76,6 +82,7 @@ class ModelOut(Identified):
     hedge_after_ms: int | None
     hedge_percent: int
     latency_goal_ms: int | None
+    response_cache_seconds: int
     created_at: int
 
 
@@ -96,5 +103,6 @@ def model_out(model: Model) -> ModelOut:
         hedge_after_ms=model.hedge_after_ms,
         hedge_percent=model.hedge_percent,
         latency_goal_ms=model.latency_goal_ms,
+        response_cache_seconds=model.response_cache_seconds,
         created_at=seconds(model.created_at),
     )
