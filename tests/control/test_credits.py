@@ -17,7 +17,7 @@ from tollway.control.credits import WantedGrant
 from tollway.control.verify import compare, verify
 from tollway.domain import ids
 from tollway.domain.budgets import LeaseGrant, LeaseRequest
-from tollway.domain.credits import MINUTE_US, CreditGrant, CreditMove, GrantCategory
+from tollway.domain.credits import MINUTE_US, CreditGrant, CreditMove, GrantCategory, Topup, TopupRule
 from tollway.domain.faults import Fault
 from tollway.domain.pages import PageWindow
 from tollway.domain.usage import Final, Record, Tick, billed, encode
@@ -208,7 +208,51 @@ class TestPrepaid:
         assert (renew(database, 1, COST, 0).limit_pico, renew(database, 2, COST, 9 * COST).granted_pico) == (3 * COST, 3 * COST)
 
 
+class TestTopups:
+    def test_more_is_asked_for_below_the_threshold_once_in_a_cool_off_and_granted_once(self, database: Database, archive: Archive) -> None:
+        minute = MINUTE_US
+        add_grant(database, 3 * COST)
+        with database.platform() as tx:
+            credits.put_topup_rule(tx, ORGANIZATION, TopupRule(2 * COST, 5 * COST, 3600), EPOCH)
+        body = frames([record for number in range(1, 5) for record in ended(number, EPOCH + number * 10**6)])
+        take(database, archive, body[:2], now=EPOCH + minute)
+        assert topups(database) == [], "the threshold itself is not below it"
+        take(database, archive, body[2:4], first_seq=3, now=EPOCH + 2 * minute)
+        take(database, archive, body[:4], now=EPOCH + 3 * minute)
+        take(database, archive, body[4:6], first_seq=5, now=EPOCH + 4 * minute)
+        (first,) = topups(database)
+        assert (first.amount_pico, first.usable_pico, first.requested_at) == (5 * COST, COST, EPOCH + 2 * minute)
+        take(database, archive, body[6:], first_seq=7, now=EPOCH + 62 * minute)
+        assert len(topups(database)) == 2, "after the cool-off it is asked for again, although nothing is left to draw on"
+        granted = add_grant(database, 5 * COST, 2, EPOCH + 63 * minute, topup_id=first.id)
+        assert {each.id: each.grant_id for each in topups(database)}[first.id] == granted.id
+        for topup_id in (first.id, "topup_" + "0" * 32):
+            with pytest.raises(Fault, match="conflict"):
+                add_grant(database, 5 * COST, 3, EPOCH + 63 * minute, topup_id=topup_id)
+        assert balance(database, "prepayments") == 8 * COST
+        assert verify(database, archive).differences == []
+
+
+def topups(database: Database) -> list[Topup]:
+    with database.platform(write=False) as tx:
+        return list(credits.list_topups(tx, PageWindow(limit=100), only_open=False).items)
+
+
 class TestRoutes:
+    def test_rule_of_top_ups_is_set_shown_and_ended_and_a_bad_one_is_refused(self, control: Running, alice: TenantSetup) -> None:
+        operator, admin = control.client(control.platform_key), control.client(alice.admin_key)
+        path = f"/v1/platform/organizations/{alice.organization_id}/credit_topup_rule"
+        good = {"threshold": "10", "amount": "100", "cooloff_seconds": 3600}
+        for wrong in ({"threshold": "0"}, {"amount": "-1"}, {"cooloff_seconds": 59}, {"amount": "9300000"}):
+            assert operator.put(path, json=good | wrong).status_code == 400
+        assert answered(admin.get("/v1/organization/credits"))["topup_rule"] is None
+        assert answered(operator.put(path, json=good))["threshold"] == "10"
+        assert answered(admin.get("/v1/organization/credits"))["topup_rule"]["cooloff_seconds"] == 3600
+        assert admin.put(path, json=good).status_code == 403
+        assert answered(operator.get("/v1/platform/credit_topups", params={"only_open": True}))["data"] == []
+        answered(operator.delete(path))
+        assert answered(admin.get("/v1/organization/credits"))["topup_rule"] is None
+
     def test_operator_grants_and_the_organization_alone_sees_it(self, control: Running, alice: TenantSetup, bob: TenantSetup) -> None:
         operator, admin, other = (control.client(key) for key in (control.platform_key, alice.admin_key, bob.admin_key))
         path = f"/v1/platform/organizations/{alice.organization_id}"

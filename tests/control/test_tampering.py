@@ -46,6 +46,7 @@ OTHER_TABLES = {
     "projects", "service_accounts", "api_keys", "models", "deployments", "model_limits",  # who may use what; an event names them by id
     "plans", "plan_limits", "limit_overrides",  # how much of it
     "publish_head", "changes", "nodes", "join_tokens", "limit_reports", "job_leases",  # what gateways are told and tell, and who runs a job
+    "credit_topup_rules", "credit_topups",  # what to ask a customer for; what was granted counts
     "refused_epochs",  # which runs wait for a clock or an operator
     "idempotency_keys", "stored_responses",  # what was answered
     "audit_heads", "audit_records", "audit_checkpoints", "audit_cuts",  # who changed what

@@ -6,11 +6,12 @@ from typing import Annotated, Any
 import typer
 
 from tollway.cli.client import ControlUrl, DataDir, Key, Organization, check_id, complete_projects, connect, connect_tenant
-from tollway.cli.organizations import OrganizationName
+from tollway.cli.organizations import OrganizationName, with_organizations
 from tollway.cli.output import Output, OutputOption, print_fields, print_json, print_rows
 from tollway.cli.times import Zone, read_instant, show_instant
 from tollway.domain import ids
 from tollway.domain.credits import GrantCategory
+from tollway.settings import OperatorError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -86,6 +87,7 @@ def grant(
         typer.Option("--model", metavar="MODEL", help="A model or a group of models (group:NAME) whose requests alone use it."),
     ] = None,
     reference: Annotated[str | None, typer.Option("--reference", metavar="TEXT", help="The payment or decision behind it.")] = None,
+    topup_id: Annotated[str | None, typer.Option("--topup", metavar="ID", help="The top-up that it answers (topup_...).")] = None,
     zone: Zone = None,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
@@ -93,7 +95,7 @@ def grant(
     data_dir: DataDir = None,
 ) -> None:
     """Grant credit to an organization. It pays what is used from now on."""
-    named = {"cost_basis_percent": cost_basis, "model": model, "reference": reference}
+    named = {"cost_basis_percent": cost_basis, "model": model, "reference": reference, "topup_id": topup_id}
     body: dict[str, Any] = {"category": category, "amount": amount, "priority": priority}
     body |= {field: value for field, value in named.items() if value is not None}
     with connect(control_url, key, data_dir) as control:
@@ -123,6 +125,47 @@ def void(
         organization_id = control.get_organization(organization)["id"]
         gone = control.post(f"/platform/organizations/{organization_id}/credit_grants/{grant_id}/void")
     _print_changed(gone, output, f"voided {grant_id}")
+
+
+@app.command()
+def topup(
+    organization: OrganizationName,
+    below: Annotated[str | None, typer.Option("--below", metavar="AMOUNT", help="Ask once less than this is usable.")] = None,
+    amount: Annotated[str | None, typer.Option("--amount", metavar="AMOUNT", help="How much to ask for.")] = None,
+    cooloff_hours: Annotated[int, typer.Option("--cooloff-hours", help="Least time between two top-ups.")] = 24,
+    off: Annotated[bool, typer.Option("--off", help="Ask for no more credit.")] = False,
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Ask for more credit of an organization once less than a threshold is usable; `tollway credits topups` lists what was asked for."""
+    if off is (below is not None or amount is not None) or (not off and None in (below, amount)):
+        raise OperatorError("name --below and --amount, or --off", exit_code=2)
+    with connect(control_url, key, data_dir) as control:
+        path = f"/platform/organizations/{control.get_organization(organization)['id']}/credit_topup_rule"
+        if off:
+            answer = control.delete(path)
+        else:
+            answer = control.put(path, {"threshold": below, "amount": amount, "cooloff_seconds": 3600 * cooloff_hours})
+    _print_changed(answer, output, "no top-ups" if off else f"asks for {answer['amount']} once less than {answer['threshold']} is usable")
+
+
+@app.command()
+def topups(
+    open_only: Annotated[bool, typer.Option("--open", help="Only those that no grant has answered.")] = False,
+    zone: Zone = None,
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List the credit that rules asked for, of all organizations."""
+    with connect(control_url, key, data_dir) as control:
+        rows = list(control.list_all("/platform/credit_topups", only_open=open_only or None))
+        if output is Output.TABLE:
+            rows = with_organizations(control, rows, zone, asked="requested_at")
+    print_rows(output, ["id", "asked", "organization", "amount", "usable", "grant_id"], rows, none="nothing was asked for")
 
 
 @app.command()

@@ -98,6 +98,8 @@ EVENTS: Mapping[str, str] = {
     "create_credit_grant": "credit_grant.created",
     "void_credit_grant": "credit_grant.voided",
     "put_prepayment": "prepayment.updated",
+    "put_topup_rule": "credit_topup_rule.updated",
+    "delete_topup_rule": "credit_topup_rule.deleted",
     "update_spend_limit": "spend_limit.updated",
     "delete_spend_limit": "spend_limit.deleted",
     "create_spend_alert": "spend_alert.created",

@@ -148,7 +148,7 @@ def book_batch(tx: PlatformTx, batch: Batch, now: int) -> RatedBatch:
     """
     rated, sums, charges = _store_events(tx, batch, now)
     if sums.burned is not None:
-        credits.draw(tx, sums.burned)
+        credits.draw(tx, sums.burned, now)
     rollups.add_rollups(tx, sums.rollups)
     stored_reconcile.add_usage(tx, sums.engine_usage)
     stored_ledger.post(tx, sums.postings, now)

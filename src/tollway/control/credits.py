@@ -31,11 +31,15 @@ from tollway.domain.credits import (
     CreditTransaction,
     CreditUsage,
     GrantCategory,
+    Topup,
+    TopupRule,
     UsableCredit,
     burn,
     burn_order,
     find_problem,
+    find_rule_problem,
     find_usable,
+    is_topup_due,
 )
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.ledger import Account, Entry
@@ -45,6 +49,7 @@ from tollway.storage import catalog as stored_catalog
 from tollway.storage import credits as stored
 from tollway.storage import prices as stored_prices
 from tollway.storage import tenants as stored_tenants
+from tollway.storage import topups as stored_topups
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.usage_events import EventRow
 
@@ -74,7 +79,7 @@ class GrantStanding(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WantedGrant:
-    """Credit that an operator grants. `cost_basis_bp`, `effective_at`: None for what is usual."""
+    """Credit that an operator grants. `cost_basis_bp`, `effective_at`: None for what is usual. `topup_id`: of the top-up answered."""
 
     category: GrantCategory
     amount_pico: int
@@ -86,6 +91,7 @@ class WantedGrant:
     reference: str
     project_id: str | None
     model: str
+    topup_id: str | None = None
 
 
 def create_grant(tx: PlatformTx, organization_id: str, wanted: WantedGrant, *, id: str, now: int) -> CreditGrant:
@@ -126,6 +132,8 @@ def create_grant(tx: PlatformTx, organization_id: str, wanted: WantedGrant, *, i
     if len(stored.list_open(tx, organization_id)) >= GRANTS_MAX:
         raise Fault(STATE_CONFLICT, message=f"An organization may have {GRANTS_MAX} grants of which something is left.")
     stored.insert_grant(tx, grant)
+    if wanted.topup_id is not None and not stored_topups.answer_topup(tx, organization_id, wanted.topup_id, grant.id):
+        raise Fault(STATE_CONFLICT, param="topup_id", message="The organization has no such top-up, or it was granted already.")
     stored.post(tx, [_book(grant, CreditMove.GRANT, None, grant.amount_pico, now)], now)
     return grant
 
@@ -223,18 +231,52 @@ class UsageSums:
 
 def open_usage(tx: PlatformTx, organization_ids: Iterable[str]) -> UsageSums | None:
     """Return where the costs of events of these organizations are summed; None if none of them has open grants."""
-    holders = stored.find_holders(tx, organization_ids)
+    ids_ = set(organization_ids)
+    holders = stored.find_holders(tx, ids_) | stored_topups.find_rules(tx, ids_).keys()
     return UsageSums(holders) if holders else None
 
 
-def draw(tx: PlatformTx, sums: UsageSums) -> None:
-    """Draw usage on grants, provisionally: in the order in which it arrives."""
+def draw(tx: PlatformTx, sums: UsageSums, now: int) -> None:
+    """Draw usage on grants, provisionally: in the order in which it arrives. Where it leaves less than a rule allows, ask for a top-up."""
     for organization_id, period_at in sums.list_periods():
         grants = stored.lock_open(tx, organization_id)
         draws = stored.list_draws(tx, [each.id for each in grants])
         burned = burn(grants, _find_left(grants, draws), sums.get_usage(organization_id, period_at))
         drawn = {grant_id: draws.get((grant_id, period_at), 0) + pico for grant_id, pico in burned.items()}
         stored.put_draws(tx, organization_id, period_at, drawn, is_final=False)
+    for organization_id, rule in sorted(stored_topups.find_rules(tx, {each for each, _ in sums.list_periods()}).items()):
+        usable, latest = find_usable_credit(tx, organization_id, now), stored_topups.find_latest(tx, organization_id)
+        if is_topup_due(rule, usable.pico, latest, now):
+            stored_topups.insert_topup(tx, _make_topup(organization_id, rule, usable.pico, latest, now))
+
+
+def _make_topup(organization_id: str, rule: TopupRule, usable_pico: int, latest: Topup | None, now: int) -> Topup:
+    """Return the top-up that follows `latest`: of two collectors that find it due at once, the database refuses the second."""
+    text = f"topup/{organization_id}/{None if latest is None else latest.id}"
+    id = f"{ids.CREDIT_TOPUP}_{now // 1000 & 0xFFFF_FFFF_FFFF:012x}{hashlib.sha256(text.encode()).hexdigest()[:20]}"
+    return Topup(id=id, organization_id=organization_id, amount_pico=rule.amount_pico, usable_pico=usable_pico, requested_at=now)
+
+
+# ---- Top-ups ------------------------------------------------------------------------------------------------------------
+
+
+def put_topup_rule(tx: PlatformTx, organization_id: str, rule: TopupRule | None, now: int) -> None:
+    """Let an organization's credit be topped up by a rule; None for no rule. Raises RESOURCE_UNKNOWN, PARAMETER_INVALID."""
+    _get_currency(tx, organization_id)
+    problem = None if rule is None else find_rule_problem(rule)
+    if problem is not None:
+        raise Fault(PARAMETER_INVALID, param=problem.field, message=f"'{problem.field}' cannot be used: {problem.reason}.")
+    stored_topups.put_rule(tx, organization_id, rule, now)
+
+
+def find_topup_rule(tx: Transaction, organization_id: str) -> TopupRule | None:
+    """Return the rule by which an organization's credit is topped up; None for none."""
+    return stored_topups.find_rules(tx, [organization_id]).get(organization_id)
+
+
+def list_topups(tx: PlatformTx, window: PageWindow, *, only_open: bool) -> Page[Topup]:
+    """Return the top-ups that rules asked for; those alone that no grant has answered, if `only_open`."""
+    return stored_topups.list_topups(tx, window, only_open=only_open)
 
 
 # ---- Closed periods -----------------------------------------------------------------------------------------------------

@@ -176,3 +176,44 @@ class CreditTransaction(msgspec.Struct, frozen=True, kw_only=True):
     period_at: int | None
     amount_pico: int
     booked_at: int
+
+
+# ---- Top-ups ------------------------------------------------------------------------------------------------------------
+
+COOLOFF_SECONDS_MIN, COOLOFF_SECONDS_MAX = 60, 31 * 86_400
+"""Shortest and longest time between two top-ups of an organization."""
+
+
+class TopupRule(NamedTuple):
+    """The rule by which more credit is asked for: once less than the threshold is usable, and again after the cool-off at the earliest."""
+
+    threshold_pico: int
+    amount_pico: int
+    cooloff_seconds: int
+
+
+class Topup(msgspec.Struct, frozen=True, kw_only=True):
+    """Credit that a rule asks for. `usable_pico`: what was usable then. `grant_id`: of the grant that answered it; None while none has."""
+
+    id: str
+    organization_id: str
+    amount_pico: int
+    usable_pico: int
+    requested_at: int
+    grant_id: str | None = None
+
+
+def find_rule_problem(rule: TopupRule) -> GrantProblem | None:
+    """Return what is wrong with a rule; None if nothing is."""
+    for field, pico in (("threshold", rule.threshold_pico), ("amount", rule.amount_pico)):
+        if not 0 < pico <= AMOUNT_PICO_MAX:
+            return GrantProblem(field, "it must be more than zero and at most 9,223,372 currency units")
+    if not COOLOFF_SECONDS_MIN <= rule.cooloff_seconds <= COOLOFF_SECONDS_MAX:
+        return GrantProblem("cooloff_seconds", f"it must be from {COOLOFF_SECONDS_MIN} to {COOLOFF_SECONDS_MAX:,}")
+    return None
+
+
+def is_topup_due(rule: TopupRule, usable_pico: int, latest: Topup | None, now: int) -> bool:
+    """Return whether more credit is to be asked for at instant `now`. `latest`: the latest top-up."""
+    is_cool = latest is None or now - latest.requested_at >= rule.cooloff_seconds * 1_000_000
+    return usable_pico < rule.threshold_pico and is_cool

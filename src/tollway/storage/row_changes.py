@@ -53,6 +53,7 @@ AUDITED: Mapping[sa.Table, str] = {
     schema_budgets.budgets: "budget",
     schema_budgets.budget_raises: "budget_raise",
     schema_credits.credit_grants: "credit_grant",
+    schema_credits.credit_topup_rules: "credit_topup_rule",
     schema_prices.price_books: "price_book",
     schema_prices.price_drafts: "price_draft",
     schema_prices.book_prices: "price",

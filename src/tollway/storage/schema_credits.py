@@ -55,3 +55,25 @@ credit_transactions = sa.Table(  # append-only; each with two entries in ledger_
     sa.ForeignKeyConstraint(["organization_id", "grant_id"], ["credit_grants.organization_id", "credit_grants.id"]),
 )
 sa.Index(None, credit_transactions.c.organization_id, credit_transactions.c.id)
+
+credit_topup_rules = sa.Table(  # when more credit is asked for
+    "credit_topup_rules",
+    metadata,
+    sa.Column("organization_id", sa.String(64), sa.ForeignKey("organizations.id"), primary_key=True),
+    sa.Column("threshold_pico", Amount, nullable=False),
+    sa.Column("amount_pico", Amount, nullable=False),
+    sa.Column("cooloff_seconds", sa.Integer, nullable=False),
+    sa.Column("changed_at", sa.BigInteger, nullable=False),
+)
+
+credit_topups = sa.Table(  # top-ups that a rule asked for, and the grant that answered each
+    "credit_topups",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("organization_id", sa.String(64), sa.ForeignKey("organizations.id"), nullable=False),
+    sa.Column("amount_pico", Amount, nullable=False),
+    sa.Column("usable_pico", Amount, nullable=False),  # what was usable then
+    sa.Column("requested_at", sa.BigInteger, nullable=False),
+    sa.Column("grant_id", sa.String(64), sa.ForeignKey("credit_grants.id")),
+)
+sa.Index(None, credit_topups.c.organization_id, credit_topups.c.requested_at)

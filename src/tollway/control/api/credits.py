@@ -11,6 +11,7 @@ from tollway.control.api import routes
 from tollway.control.api.routes import Plane, may
 from tollway.control.api.schemas import (
     Currency,
+    Deleted,
     Identified,
     In,
     ListOut,
@@ -26,7 +27,16 @@ from tollway.control.api.schemas import (
 )
 from tollway.control.credits import GrantStanding, WantedGrant
 from tollway.domain import ids, money
-from tollway.domain.credits import PRIORITY_MAX, CreditMove, CreditTransaction, GrantCategory
+from tollway.domain.credits import (
+    COOLOFF_SECONDS_MAX,
+    COOLOFF_SECONDS_MIN,
+    PRIORITY_MAX,
+    CreditMove,
+    CreditTransaction,
+    GrantCategory,
+    Topup,
+    TopupRule,
+)
 from tollway.domain.keys import Operator
 from tollway.domain.roles import Permission
 
@@ -34,6 +44,7 @@ router = routes.router(tags=["credits"])
 
 Reader = Annotated[Tenant, Depends(may(Permission.COSTS_READ))]
 OperatorWriter = Annotated[Operator, Depends(may(Permission.PLATFORM_ACCOUNTS_WRITE))]
+OperatorReader = Annotated[Operator, Depends(may(Permission.PLATFORM_ACCOUNTS_READ))]
 
 
 class CreditGrantCreate(In):
@@ -79,6 +90,10 @@ class CreditGrantCreate(In):
         Field(description="The payment or the decision behind it, in your words; the organization reads it.", examples=["Order 4711"]),
     ] = None
 
+    topup_id: Annotated[
+        str | None, Field(max_length=64, description="The top-up that it answers, which is answered once; null for none.", examples=[None])
+    ] = None
+
     def wanted(self) -> WantedGrant:
         """Return what is asked for, for the operation."""
         return WantedGrant(
@@ -92,6 +107,7 @@ class CreditGrantCreate(In):
             reference=self.reference or "",
             project_id=self.project_id,
             model=self.model or "",
+            topup_id=self.topup_id,
         )
 
 
@@ -116,6 +132,42 @@ class CreditGrantOut(Identified):
     created_at: int
 
 
+class TopupRuleWrite(In):
+    """The rule by which more credit is asked for."""
+
+    threshold: Annotated[Sum, Field(description="Ask once less than this is usable, above zero, as a decimal string.", examples=["10"])]
+    amount: Annotated[Sum, Field(description="How much to ask for, above zero, as a decimal string.", examples=["100"])]
+    cooloff_seconds: Annotated[
+        int,
+        Field(
+            ge=COOLOFF_SECONDS_MIN,
+            le=COOLOFF_SECONDS_MAX,
+            description="Least time between two top-ups, in seconds.",
+            examples=[86_400],
+        ),
+    ] = 86_400
+
+
+class TopupRuleOut(Out):
+    """The rule by which more credit is asked for."""
+
+    object: Literal["organization.credit_topup_rule"] = "organization.credit_topup_rule"
+    threshold: Annotated[str, Field(description="More is asked for once less than this is usable, as a decimal string.", examples=["10"])]
+    amount: Annotated[str, Field(description="How much is asked for, as a decimal string.", examples=["100"])]
+    cooloff_seconds: Annotated[int, Field(description="Least time between two top-ups, 60 to 2678400 seconds.", examples=[86_400])]
+
+
+class TopupOut(Identified):
+    """Credit that a rule asks for."""
+
+    object: Literal["platform.credit_topup"] = "platform.credit_topup"
+    organization_id: str
+    amount: Annotated[str, Field(description="How much is asked for, as a decimal string.", examples=["100"])]
+    usable: Annotated[str, Field(description="What was usable then, as a decimal string.", examples=["9.5"])]
+    requested_at: Annotated[int, Field(description="When it was asked for, in Unix seconds (UTC).", examples=[1790000000])]
+    grant_id: Annotated[str | None, Field(description="The grant that answered it; null while none has.", examples=[None])]
+
+
 class CreditsOut(Out):
     """The credit of an organization, in the order in which it burns."""
 
@@ -126,6 +178,9 @@ class CreditsOut(Out):
     ]
     is_prepaid: Annotated[bool, Field(description="Whether requests are refused once nothing is usable.", examples=[True])]
     budget_id: Annotated[str | None, Field(description="The budget that does so; null if none.", examples=["bud_0"])]
+    topup_rule: Annotated[
+        TopupRuleOut | None, Field(description="The rule by which more credit is asked for; null for none.", examples=[None])
+    ]
     data: Annotated[list[CreditGrantOut], Field(description="Grants of which something may be left.")]
 
 
@@ -197,6 +252,27 @@ def transaction_out(transaction: CreditTransaction) -> CreditTransactionOut:
     )
 
 
+def rule_out(rule: TopupRule) -> TopupRuleOut:
+    """Return a rule as the API shows it."""
+    return TopupRuleOut(
+        threshold=money.format_amount(rule.threshold_pico),
+        amount=money.format_amount(rule.amount_pico),
+        cooloff_seconds=rule.cooloff_seconds,
+    )
+
+
+def topup_out(topup: Topup) -> TopupOut:
+    """Return a top-up as the API shows it."""
+    return TopupOut(
+        id=topup.id,
+        organization_id=topup.organization_id,
+        amount=money.format_amount(topup.amount_pico),
+        usable=money.format_amount(topup.usable_pico),
+        requested_at=seconds(topup.requested_at),
+        grant_id=topup.grant_id,
+    )
+
+
 # ---- For tenants --------------------------------------------------------------------------------------------------------
 
 
@@ -208,11 +284,13 @@ def retrieve_credits(caller: Reader, plane: Plane) -> CreditsOut:
         usable = credits.find_usable_credit(tx, caller.organization_id, plane.now())
         held = budgets.find_prepaid(tx)
         standings = credits.list_standings(tx, caller.organization_id)
+        rule = credits.find_topup_rule(tx, caller.organization_id)
     return CreditsOut(
         currency=currency.lower(),
         usable=money.format_amount(usable.pico),
         is_prepaid=held is not None,
         budget_id=None if held is None else held.id,
+        topup_rule=None if rule is None else rule_out(rule),
         data=[grant_out(each) for each in standings],
     )
 
@@ -246,6 +324,36 @@ def void_credit_grant(_caller: OperatorWriter, plane: Plane, organization_id: st
     with plane.database.tenant(organization_id) as tenant_tx:
         budgets.tell_of_credit(tenant_tx, now)
     return grant_out(standing)
+
+
+@router.put("/v1/platform/organizations/{organization_id}/credit_topup_rule")
+def put_topup_rule(_caller: OperatorWriter, plane: Plane, organization_id: str, body: TopupRuleWrite) -> TopupRuleOut:
+    """Ask for more credit of an organization whenever less than a threshold is usable, but not before the cool-off has passed."""
+    rule = TopupRule(money.parse_sum(body.threshold), money.parse_sum(body.amount), body.cooloff_seconds)
+    with plane.database.platform() as tx:
+        credits.put_topup_rule(tx, routes.organization(organization_id), rule, plane.now())
+    return rule_out(rule)
+
+
+@router.delete("/v1/platform/organizations/{organization_id}/credit_topup_rule")
+def delete_topup_rule(_caller: OperatorWriter, plane: Plane, organization_id: str) -> Deleted:
+    """Ask for no more credit of an organization."""
+    with plane.database.platform() as tx:
+        credits.put_topup_rule(tx, routes.organization(organization_id), None, plane.now())
+    return Deleted(object="organization.credit_topup_rule.deleted", id=organization_id, pending_nodes=[])
+
+
+@router.get("/v1/platform/credit_topups")
+def list_topups(
+    _caller: OperatorReader,
+    plane: Plane,
+    query: Annotated[PageQuery, Query()],
+    only_open: Annotated[bool, Query(description="Return only those that no grant has answered.")] = False,
+) -> ListOut[TopupOut]:
+    """Credit that rules asked for, of all organizations."""
+    with plane.database.platform(write=False) as tx:
+        page = credits.list_topups(tx, query.window(), only_open=only_open)
+    return list_out(page, topup_out)
 
 
 @router.put("/v1/platform/organizations/{organization_id}/prepayment")
