@@ -117,6 +117,7 @@ COMMAND_OF = {
     "list_transcriptions": "usage",
     "list_costs": "costs",
     "list_period_costs": "costs",
+    "list_requests": "requests",
     "retrieve_receipt": "receipt",
     "retrieve_own_organization": "organizations show",
     "update_own_organization": "organizations key-policy",

@@ -48,6 +48,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "prices": ("prices:app", "Price books, drafts of prices, and organizations' terms."),
     "usage": ("usage:usage", "What was used, by time, project, key or model."),
     "costs": ("usage:costs", "What it costs, exactly, by day, project or line item."),
+    "requests": ("requests:requests", "The latest requests: how they ended, how long they took, what they cost."),
     "receipt": ("receipts:receipt", "The receipt of one request: what was counted, at which price."),
     "ledger": ("ledger:app", "Balances and transactions of the ledger."),
     "anomalies": ("ledger:anomalies", "Usage reports of engines that could not be true, and what was billed instead."),

@@ -144,6 +144,7 @@ EVENTS: Mapping[str, str] = {
     "approve_lost_request": "lost_records.declared",
     "reject_lost_request": "lost_records.rejected",
     # Sensitive reads: what single requests were, and what was recorded here
+    "list_requests": "request_log.read",
     "retrieve_receipt": "receipt.read",
     "export_period": "billing_period.exported",
     "retrieve_record": "quarantined_record.read",

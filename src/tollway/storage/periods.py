@@ -249,6 +249,13 @@ def list_own_periods(tx: TenantTx, window: PageWindow) -> Page[Period]:
     return fetch_page(tx, query, billing_periods.c.id, window, _period)
 
 
+def list_own_starts(tx: TenantTx, *, ended_after: int) -> list[int]:
+    """Return the starts of the organization's periods that end after an instant, in order."""
+    table = billing_periods.c
+    query = sa.select(table.start_at).where(table.organization_id == tx.organization_id, table.end_at > ended_after)
+    return list(tx.connection.execute(query.order_by(table.start_at)).scalars())
+
+
 def count_early_hashes(tx: PlatformTx) -> int:
     """Return the number of periods that have a hash or a digest of conditions and are not closed: for verification."""
     has_any = billing_periods.c.period_hash.is_not(None) | billing_periods.c.conditions_digest.is_not(None)

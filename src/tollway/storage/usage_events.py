@@ -8,6 +8,7 @@ import msgspec
 import sqlalchemy as sa
 from msgspec.structs import astuple
 
+from tollway.domain import ids
 from tollway.domain.billing_classes import OTHER_CLASSES, QUANTITY_CLASSES, TEXT_CLASSES, Amounts, BillingClass, Quantities
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.prices import PriceVersion, RatedLine, rate
@@ -270,6 +271,70 @@ def find_event(tx: TenantTx, request_id: str) -> UsageEvent | None:
     query = sa.select(usage_events).where(usage_events.c.event_id == request_id, usage_events.c.organization_id == tx.organization_id)
     row = tx.connection.execute(query).one_or_none()
     return None if row is None else read_event(row)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFilter:
+    """Conditions on an organization's requests, which must meet all: admitted from `since` to before `until` (microseconds), and one of the
+    values of each other field that has any."""
+
+    since: int
+    until: int
+    project_ids: tuple[str, ...] = ()
+    key_ids: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    endpoints: tuple[str, ...] = ()
+    outcomes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RequestPage:
+    """Events, the latest first. `next_after`: the id behind which to go on; None at the end. It may be one that meets no condition."""
+
+    events: list[UsageEvent]
+    next_after: str | None
+
+
+EXAMINED_MAX = 10_000
+"""Events that one page is searched in. A condition that few requests meet then costs some tens of milliseconds a page, however long the
+span is."""
+
+
+def list_events(tx: TenantTx, period_starts: Sequence[int], wanted: RequestFilter, *, after: str | None, limit: int) -> RequestPage:
+    """Return the latest of the organization's events that meet the conditions: at most `limit`, older than the request `after`, from the
+    first EXAMINED_MAX that are in the span and booked in the periods that begin at `period_starts`."""
+    table = usage_events.c
+    first, end = ids.first_id(ids.REQUEST, wanted.since), ids.first_id(ids.REQUEST, wanted.until)
+    end = end if after is None else min(end, after)
+    parts = []
+    for start_at in period_starts:
+        part = sa.select(table.event_id).where(table.organization_id == tx.organization_id, table.period_at == start_at)
+        part = part.where(table.event_id >= first, table.event_id < end).order_by(table.event_id.desc()).limit(EXAMINED_MAX)
+        parts.append(sa.select(part.subquery().c.event_id))
+    if not parts:
+        return RequestPage([], None)
+    together = sa.union_all(*parts).subquery()
+    examined = sa.select(together.c.event_id).order_by(together.c.event_id.desc()).limit(EXAMINED_MAX).subquery()
+    query = sa.select(usage_events).where(
+        table.event_id.in_(sa.select(examined.c.event_id)), table.event_id >= first, table.event_id < end, *_conditions(wanted)
+    )
+    rows = tx.connection.execute(query.order_by(table.event_id.desc()).limit(limit + 1)).all()
+    if len(rows) > limit:
+        return RequestPage([read_event(row) for row in rows[:limit]], rows[limit - 1].event_id)
+    count, last = tx.connection.execute(sa.select(sa.func.count(), sa.func.min(examined.c.event_id))).one()
+    return RequestPage([read_event(row) for row in rows], last if count == EXAMINED_MAX else None)
+
+
+def _conditions(wanted: RequestFilter) -> Iterator[sa.ColumnElement[bool]]:
+    table = usage_events.c
+    named = (
+        (table.project_id, wanted.project_ids),
+        (table.key_id, wanted.key_ids),
+        (table.model, wanted.models),
+        (table.endpoint, wanted.endpoints),
+        (table.outcome, wanted.outcomes),
+    )
+    yield from (column.in_(values) for column, values in named if values)
 
 
 @dataclass(frozen=True, slots=True)

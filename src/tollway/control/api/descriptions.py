@@ -464,6 +464,8 @@ PARAMETERS: Mapping[str, FieldText] = {
     "project_ids": FieldText("Only these projects (repeatable).", [_PROJECT]),
     "api_key_ids": FieldText("Only these keys (repeatable).", [_KEY]),
     "models": FieldText("Only these models (repeatable).", ["llama-3.1-8b"]),
+    "request_endpoints": FieldText("Only requests at these endpoints (repeatable).", ["chat/completions"]),
+    "outcomes": FieldText("Only requests that ended so (repeatable).", ["completed"]),
     "line_items": FieldText("Only these billing classes (repeatable).", ["output"]),
     "page": FieldText("The `next_page` of the answer before.", "1790003600"),
     "test": FieldText("Return the usage of test keys, which is not billed, instead of that of live keys.", False),
