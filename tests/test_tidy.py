@@ -44,6 +44,8 @@ NOT_INTEGERS: dict[tuple[str, str], str] = {
     ("src/tollway/control/api/app.py", ""): "timeouts and durations in seconds, not amounts",
     ("src/tollway/control/api/limit_schemas.py", "reset_seconds"): "seconds until a limit resets, not amounts",
     ("src/tollway/control/api/usage.py", "float(decimal)"): "OpenAI's costs API answers with JSON numbers, beside an exact decimal",
+    ("src/tollway/control/api/request_log.py", "_ms: float"): "milliseconds, not amounts",
+    ("src/tollway/control/api/request_log.py", "/ 1000"): "microseconds become milliseconds: times, not amounts",
     ("src/tollway/control/api/usage.py", "_ms: float"): "milliseconds, not amounts",
     ("src/tollway/control/api/usage.py", "/ 1000"): "microseconds become milliseconds: times, not amounts",
 }
