@@ -80,7 +80,7 @@ class BudgetCreate(In):
         Field(
             ge=1,
             le=THROTTLE_REQUESTS_MAX,
-            description="Requests that each gateway lets pass in a minute once a soft budget is spent; null to refuse them.",
+            description="Requests that each gateway lets pass in a minute once a soft budget is spent, 1 or more; null to refuse them.",
             examples=[6],
         ),
     ] = None
