@@ -18,6 +18,7 @@ from tollway.domain.catalog import (
     HEDGE_PERCENT_FIRST,
     HEDGE_PERCENT_MAX,
     RELATIVE_COST_MAX,
+    RESPONSE_CACHE_SECONDS_MAX,
     TIME_MS_MAX,
     CacheIsolation,
     Endpoint,
@@ -100,6 +101,30 @@ def set_groups(
     with connect(control_url, key, data_dir) as control:
         changed = control.post(f"/platform/models/{segment(name)}", {"groups": groups or []})
     print_json(changed) if output is Output.JSON else print(f"{name}: {', '.join(changed['groups']) or 'in no group'}")
+
+
+@app.command("cache")
+def set_cache(
+    name: Name,
+    seconds: Annotated[
+        int,
+        typer.Option(
+            "--seconds",
+            metavar="SECONDS",
+            min=0,
+            max=RESPONSE_CACHE_SECONDS_MAX,
+            help="How long an answer can be given again to the same request that asks for it; 0 for never.",
+        ),
+    ],
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Allow answers of a model to be given again, to requests that ask for it (cache-control: max-age)."""
+    with connect(control_url, key, data_dir) as control:
+        changed = control.post(f"/platform/models/{segment(name)}", {"response_cache_seconds": seconds})
+    print_json(changed) if output is Output.JSON else print(f"{name}: answers are given again for {seconds} s")
 
 
 @app.command()

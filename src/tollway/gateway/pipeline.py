@@ -46,8 +46,8 @@ _TRACE_FLAGS = 0x03
 _TRACESTATE = re.compile(rb"[\t\x20-\x7e]{1,512}")
 _CLIENT_REQUEST_ID = re.compile(rb"[\w.-]{1,64}", re.ASCII)
 _JSON = b"content-type: application/json\r\n"
-_RESPONSES: Final = Endpoint.RESPONSES
-_INPUT_TOKENS: Final = Endpoint.INPUT_TOKENS
+_CONVERSING: Final = frozenset({Endpoint.RESPONSES, Endpoint.INPUT_TOKENS})
+"""Endpoints whose requests can continue a stored response."""
 
 
 async def answer(request: Request, client: Client, plane: Plane, driver: CoroutineDriver) -> None:
@@ -70,13 +70,14 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
         caller = authenticate(request.head, plane.directory, plane.digesters, request.received_at)
         if caller.endpoints is not None:
             require_endpoint(caller, request.endpoint)
-        if request.endpoint is _RESPONSES or request.endpoint is _INPUT_TOKENS:
+        conversing = request.endpoint in _CONVERSING
+        if conversing:
             await _prepare_conversation(caller, request, plane, driver)
         if request.upload is None:
             call = authorize(caller, request, plane.directory, plane.media_bounds)
         else:
             call = await _authorize_upload(caller, request, request.upload, plane, driver)
-        if request.conversation is not None and request.conversation.response_id and plane.response_store is not None:
+        if conversing and request.conversation is not None and request.conversation.response_id and plane.response_store is not None:
             call.response_keeper = conversations.ResponseKeeper(plane.response_store, caller, request.conversation)
         fallback_header = b""
         if call.grant.has_fallback and request.head.idempotency_key is None:  # a stored answer is given whatever budgets have left
