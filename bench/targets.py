@@ -178,7 +178,11 @@ def snapshot_entries(key_digest: bytes, upstream_url: str, limited: Limited = Li
         created_at=0,
     )
     organization_id, project_id = f"org_{1:032x}", f"proj_{1:032x}"
-    equal = [msgspec.structs.replace(deployment, id=f"dep_{number:032x}") for number in range(1, deployments + 1)]
+    # One mock serves all; slashes at the end of an address mean nothing, and make it that of another engine for the gateway.
+    equal = [
+        msgspec.structs.replace(deployment, id=f"dep_{number:032x}", base_url=upstream_url + "/" * (number - 1))
+        for number in range(1, deployments + 1)
+    ]
     return [
         OrganizationEntry(id=organization_id, currency="EUR", terms=(PriceTerms(0, PRICE_LIST),), limits=limits, model_limits=by_model),
         ProjectEntry(id=project_id, organization_id=organization_id, limits=limits, model_limits=by_model),

@@ -161,6 +161,9 @@ class TestDeployments:
         path = f"{DEPLOYMENTS}/{made['id']}"
         assert answered(operator.post(path, json={"weight": 0, "tier": 2})) == {**made, "weight": 0, "tier": 2}
         assert answered(operator.post(path, json={"credential": None}))["has_credential"] is False
+        wrong_engine = {**body, "engine": "abacus"}
+        refused(operator.post(DEPLOYMENTS, json=wrong_engine), 400, "invalid_value", "engine")
+        refused(operator.post(DEPLOYMENTS, json={**body, "engine": "llamacpp", "priorities": True}), 400, "invalid_value", "priorities")
         assert (made["priorities"], made["relative_cost"]) == (False, None)
         assert answered(operator.post(path, json={"relative_cost": 7}))["relative_cost"] == 7
         assert answered(operator.post(path, json={"relative_cost": None}))["relative_cost"] is None

@@ -10,6 +10,7 @@ import pytest
 from tests.fakes import Asked, Do, Script, Upstream, until
 from tests.gateway.harness import STREAM_HEAD, Served, chat, gateway, healthy, part, post, streamed, whole
 from tollway.domain.catalog import Endpoint
+from tollway.domain.snapshot import change
 from tollway.domain.usage import Outcome
 from tollway.gateway.relay import RelayBounds
 
@@ -102,3 +103,19 @@ async def test_deployment_that_was_killed_is_avoided_and_used_again_once_it_list
         await until(lambda: not running.plane.active.exchanges)
         assert msgspec.json.decode(first.asked[0].body)["messages"] == chat()["messages"]
         assert {final.outcome for final in running.sink.finals} == {Outcome.COMPLETED}
+
+
+async def test_model_whose_deployments_all_have_weight_zero_is_served_by_none_and_told_so_at_once() -> None:
+    upstreams = [Upstream(healthy("drained")) for _ in range(2)]
+    async with AsyncExitStack() as stack:
+        for upstream in upstreams:
+            await stack.enter_async_context(upstream.listening())
+        served = Served([upstream.url for upstream in upstreams], one_tier=True)
+        running = await stack.enter_async_context(gateway({"m": served}, bounds=BOUNDS))
+        plane = running.plane
+        for entry in list(plane.directory.list_deployments()):
+            drained = msgspec.structs.replace(entry, deployment=msgspec.structs.replace(entry.deployment, weight=0))
+            plane.apply(change(plane.version + 1, drained))
+        refused = await post(running.port, chat())
+        assert (refused.status, refused.error["code"]) == (503, "no_upstream") and int(refused.headers["retry-after"]) >= 1
+        assert not running.sink.admits and not any(upstream.asked for upstream in upstreams)

@@ -247,7 +247,9 @@ async def relay_hedged(
     race = _Race(permit, record, client, bounds, active, metrics, driver)
     active.exchanges.add(race)
     loop = asyncio.get_running_loop()
-    timer = loop.call_later((model.hedge_after_ms or 0) / 1000, race.hedge)
+    after_seconds = (model.hedge_after_ms or 0) / 1000
+    timer = loop.call_later(after_seconds, race.hedge)
+    is_counted = False
     fault: Fault | None = None
     hedge: _Try | None = None
     result = "failed"
@@ -288,13 +290,17 @@ async def relay_hedged(
                     break
                 metrics.retries += 1
                 race.begin(left.pop(0))
-            elif race.is_due and hedge is None and len(race.tries) == 1 and left and race.has_place(left[0]):
-                if hedges.spend(model):
+            elif race.is_due and hedge is None and len(race.tries) == 1 and left:
+                race.is_due = False
+                has_place = race.has_place(left[0])
+                if has_place and hedges.spend(model):
                     race.begin(left.pop(0))
                     hedge = race.tries[-1]
                 else:
-                    metrics.count_hedge(model.id, "over_budget")
-                race.is_due = False
+                    if has_place and not is_counted:
+                        metrics.count_hedge(model.id, "over_budget")
+                        is_counted = True
+                    timer = loop.call_later(after_seconds, race.hedge)  # the engine may hang for good
         assert fault is not None
         if fault.kind in REFUSALS:
             return fault
