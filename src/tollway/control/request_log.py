@@ -6,12 +6,12 @@ when its record has arrived, about a second after its end.
 
 from dataclasses import dataclass
 
+from tollway.domain.request_filters import RequestFilter
 from tollway.domain.usage import UsageEvent
 from tollway.storage import periods as stored_periods
 from tollway.storage import prices as stored_prices
 from tollway.storage import usage_events as stored_events
 from tollway.storage.database import TenantTx
-from tollway.storage.usage_events import RequestFilter
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from tollway.domain import ids
 from tollway.domain.billing_classes import OTHER_CLASSES, QUANTITY_CLASSES, TEXT_CLASSES, Amounts, BillingClass, Quantities
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.prices import PriceVersion, RatedLine, rate
+from tollway.domain.request_filters import RequestFilter
 from tollway.domain.usage import Admit, Anomaly, Final, Outcome, ServiceTier, UsageEvent, UsageSource, billed
 from tollway.storage import prices as stored_prices
 from tollway.storage.bulk import NULL, UNIQUE_VIOLATION, Duplicate, any_of, copy_line, copy_lines, insert_prepared
@@ -271,20 +272,6 @@ def find_event(tx: TenantTx, request_id: str) -> UsageEvent | None:
     query = sa.select(usage_events).where(usage_events.c.event_id == request_id, usage_events.c.organization_id == tx.organization_id)
     row = tx.connection.execute(query).one_or_none()
     return None if row is None else read_event(row)
-
-
-@dataclass(frozen=True, slots=True)
-class RequestFilter:
-    """Conditions on an organization's requests, which must meet all: admitted from `since` to before `until` (microseconds), and one of the
-    values of each other field that has any."""
-
-    since: int
-    until: int
-    project_ids: tuple[str, ...] = ()
-    key_ids: tuple[str, ...] = ()
-    models: tuple[str, ...] = ()
-    endpoints: tuple[str, ...] = ()
-    outcomes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from tollway.control.api.usage import CostReader, Instant, Texts, amount_out
 from tollway.control.request_log import LoggedRequest
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import PARAMETER_INVALID, Fault
+from tollway.domain.request_filters import RequestFilter
 from tollway.domain.usage import Outcome
-from tollway.storage.usage_events import RequestFilter
 
 router = routes.router(tags=["usage"])
 
