@@ -177,6 +177,17 @@ FIGURES: Mapping[str, Figure] = {
         "The attackers run at low priority on the machine of the gateway, because their own CPU would count as the gateway's else.",
         "python -m reliability R20 --seconds 120",
     ),
+    "R21": Figure(
+        "Faults of a fleet",
+        "A model has four deployments of one tier, each at an engine of its own, all of them processes. One after the other, the first "
+        "deployment resets, closes, hangs, drips, is slow, answers each request with 429, 503 or 500, or breaks off before its first "
+        "token; then its engine is killed, frozen and drained in the middle. Every second request is a stream; where the engine "
+        "is silent, the model hedges after a second.",
+        "Every request is answered but those that had begun at an engine that was then killed or frozen. No deployment that is well is "
+        "ejected. Each request has one bill, which the truth logs of the four engines confirm, whatever was tried before.",
+        "Faults of two deployments at once: `tests/gateway/test_fleet_faults.py` has them with engines in the process of the test.",
+        "python -m reliability R21 --requests 24",
+    ),
     "R19": Figure(
         "Answers of other tenants",
         "Twelve tenants send through one gateway to an engine that misbehaves as each request asks: right answers in every framing, "

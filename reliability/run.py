@@ -13,6 +13,7 @@ from reliability import (
     budgets,
     crashes,
     faults,
+    fleet_faults,
     hammer,
     hostile_soak,
     limit_races,
@@ -129,6 +130,10 @@ FIGURES: dict[str, tuple[Add, Take]] = {
     "R20": (
         _option("--seconds", 120.0, "how long each half takes"),
         lambda told: hostile_soak.measure(told.seconds, told.seed),
+    ),
+    "R21": (
+        _option("--requests", 40, "how many requests under each fault"),
+        lambda told: fleet_faults.measure(told.requests, told.seed),
     ),
     "R19": (_option("--requests", 50_000, "how many requests, about 2 ms each"), lambda told: hammer.measure(told.requests, told.seed)),
 }
