@@ -244,14 +244,14 @@ def draw(tx: PlatformTx, sums: UsageSums, now: int) -> None:
         burned = burn(grants, _find_left(grants, draws), sums.get_usage(organization_id, period_at))
         drawn = {grant_id: draws.get((grant_id, period_at), 0) + pico for grant_id, pico in burned.items()}
         stored.put_draws(tx, organization_id, period_at, drawn, is_final=False)
-    for organization_id, rule in sorted(stored_topups.find_rules(tx, {each for each, _ in sums.list_periods()}).items()):
+    for organization_id, rule in stored_topups.lock_rules(tx, {each for each, _ in sums.list_periods()}).items():
         usable, latest = find_usable_credit(tx, organization_id, now), stored_topups.find_latest(tx, organization_id)
         if is_topup_due(rule, usable.pico, latest, now):
             stored_topups.insert_topup(tx, _make_topup(organization_id, rule, usable.pico, latest, now))
 
 
 def _make_topup(organization_id: str, rule: TopupRule, usable_pico: int, latest: Topup | None, now: int) -> Topup:
-    """Return the top-up that follows `latest`: of two collectors that find it due at once, the database refuses the second."""
+    """Return the top-up that follows `latest`. Its id derives from that one and the instant."""
     text = f"topup/{organization_id}/{None if latest is None else latest.id}"
     id = f"{ids.CREDIT_TOPUP}_{now // 1000 & 0xFFFF_FFFF_FFFF:012x}{hashlib.sha256(text.encode()).hexdigest()[:20]}"
     return Topup(id=id, organization_id=organization_id, amount_pico=rule.amount_pico, usable_pico=usable_pico, requested_at=now)

@@ -29,7 +29,19 @@ def put_rule(tx: PlatformTx, organization_id: str, rule: TopupRule | None, now: 
 
 def find_rules(tx: Transaction, organization_ids: Iterable[str]) -> dict[str, TopupRule]:
     """Return the rules of these organizations, by organization."""
-    query = sa.select(credit_topup_rules).where(credit_topup_rules.c.organization_id.in_(sorted(organization_ids)))
+    return _read_rules(tx, _select_rules(organization_ids))
+
+
+def lock_rules(tx: PlatformTx, organization_ids: Iterable[str]) -> dict[str, TopupRule]:
+    """Return what `find_rules` does, in order and under a lock, so that one transaction at a time asks for a top-up."""
+    return _read_rules(tx, _select_rules(organization_ids).order_by(credit_topup_rules.c.organization_id).with_for_update())
+
+
+def _select_rules(organization_ids: Iterable[str]) -> sa.Select[Any]:
+    return sa.select(credit_topup_rules).where(credit_topup_rules.c.organization_id.in_(sorted(organization_ids)))
+
+
+def _read_rules(tx: Transaction, query: sa.Select[Any]) -> dict[str, TopupRule]:
     return {
         row.organization_id: TopupRule(row.threshold_pico, row.amount_pico, row.cooloff_seconds) for row in tx.connection.execute(query)
     }
