@@ -122,6 +122,16 @@ FIGURES: Mapping[str, Figure] = {
         "Revocations while control is away are tests of their own (`tests/system/test_outage.py`).",
         "python -m reliability R11 --seconds 60",
     ),
+    "R22": Figure(
+        "Revocation",
+        "Keys are revoked one after the other, while each gateway is asked with the key every few milliseconds and, at one of five "
+        "revocations, a stream of the key is open at each. With one gateway and with four; once as usual, and once through a proxy that "
+        "ends every stream of changes, so that gateways poll. The time runs from the sending of the revocation to the first refusal.",
+        "At 99 % of the gateways the key is refused within 1 s, and within 5 s where streams of changes are cut; open streams end within "
+        "5 s, by an error. Once control has answered and named no gateway, none takes the key.",
+        "Gateways on other hosts; control under load; a gateway that is frozen (`tests/system/test_outage.py`).",
+        "python -m reliability R22 --revocations 100",
+    ),
     "R14": Figure(
         "Restore",
         "A database is backed up while it is used (SQLite: its backup API; PostgreSQL: pg_dump). Usage goes on and a key is "

@@ -23,6 +23,7 @@ from reliability import (
     page,
     records,
     restores,
+    revocations,
     rollouts,
     timings,
 )
@@ -134,6 +135,10 @@ FIGURES: dict[str, tuple[Add, Take]] = {
     "R21": (
         _option("--requests", 40, "how many requests under each fault"),
         lambda told: fleet_faults.measure(told.requests, told.seed),
+    ),
+    "R22": (
+        _option("--revocations", 100, "how many keys are revoked in each case, up to 3 s each"),
+        lambda told: revocations.measure(told.revocations, told.seed),
     ),
     "R19": (_option("--requests", 50_000, "how many requests, about 2 ms each"), lambda told: hammer.measure(told.requests, told.seed)),
 }

@@ -30,6 +30,7 @@ COMMAND_OF = {
     "delete_project_key": "keys revoke",
     "rotate_project_key": "keys rotate",
     "retire_project_key_secret": "keys retire",
+    "collect_project_key_secret": "keys collect",
     "list_admin_keys": "admin-keys list",
     "create_admin_key": "admin-keys create",
     "retrieve_admin_key": "admin-keys list",

@@ -50,6 +50,11 @@ REFUSED = {
     "address without a scheme": (f"models: {{m: {{{MODEL}, deployments: {{'e:8000': {{{DEPLOYMENT}}}}}}}}}", "must be http"),
     "bound on output": (f"models: {{m: {{{MODEL}, output_tokens_max: 0}}}}", "output_tokens_max must be from 1"),
     "name of a model": (f"models: {{'m m': {{{MODEL}}}}}", "model 'm m'"),
+    "schedule that is too dense": (
+        "organizations: {a: {currency: EUR, rotation_schedule: {interval_seconds: 60}}}",
+        r"a\.rotation_schedule in .*: interval_seconds must be from 3600",
+    ),
+    "field of a key": ("organizations: {a: {currency: EUR, projects: {b: {api_keys: {c: {modles: [m]}}}}}}", "models"),
     "budget of nothing": (BUDGET % 'amount: "0", window: day', "budgets.all in .*: amount '0': it must be more than zero"),
     "budget that is negative": (BUDGET % 'amount: "-1", window: day', "amount '-1': not a plain decimal"),
     "budget that is absurd": (BUDGET % 'amount: "99999999999", window: day', "amount '99999999999': too much"),

@@ -311,6 +311,7 @@ class TestReadiness:
             "limit_overrides",
             "signing_keys",
             "issuer_keys",
+            "scheduled_rotations",
         }
         assert all(job["failures"] == 0 for job in found.values())
         page = control.node().get("/metrics").text
@@ -412,6 +413,7 @@ def test_of_two_processes_one_reads_engines_and_the_other_takes_over_from_a_kill
             "limit_overrides",
             "signing_keys",
             "issuer_keys",
+            "scheduled_rotations",
             "engine_readings",
             "reconciliation",
         }

@@ -10,7 +10,8 @@ import pytest
 from tests.control.harness import NODE_ID, PEPPER, Running, TenantSetup, answered, make_tenant
 from tests.control.test_routes import refused
 from tollway.domain import keys as domain
-from tollway.domain.keys import GRACE_SECONDS_DEFAULT, PreviousSecret, Rotation, shorten_digest
+from tollway.domain.keys import PreviousSecret, Rotation, shorten_digest
+from tollway.domain.rotation_schedules import GRACE_SECONDS_DEFAULT
 
 HOUR = 3600
 

@@ -9,7 +9,7 @@ from tollway.cli.output import Output, OutputOption, print_json, print_new_key, 
 from tollway.cli.rotation import GraceSeconds, report_rotation
 from tollway.cli.times import Zone, with_times
 from tollway.domain import ids
-from tollway.domain.keys import GRACE_SECONDS_DEFAULT
+from tollway.domain.rotation_schedules import GRACE_SECONDS_DEFAULT
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 

@@ -14,8 +14,8 @@ from msgspec import UNSET, UnsetType
 
 from tollway.cli.client import Control, ControlUrl, DataDir, Key, connect, segment
 from tollway.cli.output import Output, OutputOption, ProgressPrinter, print_json
-from tollway.cli.plan import DEPLOYMENT_FIELDS, PlannedChange, list_warnings, make_plan
-from tollway.cli.platform_file import BudgetFile, PlatformFile, ProjectFile, read, resolve_credential
+from tollway.cli.plan import DEPLOYMENT_FIELDS, KEY_FIELDS, PlannedChange, list_warnings, make_plan
+from tollway.cli.platform_file import ApiKeyFile, BudgetFile, PlatformFile, ProjectFile, read, resolve_credential
 from tollway.domain import ids
 from tollway.domain.billing_classes import BillingClass
 from tollway.domain.budgets import SUBJECT_BUDGETS_MAX, BudgetMode
@@ -68,7 +68,7 @@ def export(
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Write models, prices, deployments, organizations, projects, limits and budgets as a file that `apply` reads.
+    """Write models, prices, deployments, organizations, projects, limits, budgets and bounds of keys as a file that `apply` reads.
 
     Secrets are not in it: where an upstream asks for a credential, the file names a variable to set.
     """
@@ -118,6 +118,7 @@ class Platform:
         self._budgets: dict[tuple[str, ...], str] = {}
         self._budget_counts: Counter[tuple[tuple[str, ...], bool]] = Counter()
         """Budgets by the organization or project, and whether they only alert."""
+        self._keys: dict[tuple[str, ...], str] = {}
         self._plans: dict[str, str] = {}
         self._plan_budgets: dict[str, dict[str, str]] = {}
         self._books: dict[str, str] = {}
@@ -204,6 +205,7 @@ class Platform:
                 "currency": each["currency"],
                 "time_zone": each["time_zone"],
                 "queue_weight": each["queue_weight"],
+                **_list_stated(each, ("key_lifetime_seconds_max", "rotation_schedule"), is_export=wanted is None),
                 "plan": next((plan for plan, id in self._plans.items() if id == each["plan_id"]), None),
                 **self._read_limits("organization", {}),
                 **self._read_terms(each["id"]),
@@ -266,7 +268,28 @@ class Platform:
             if any(size is not None for size in of_each.values()):
                 found[name]["end_user_limits"] = of_each
             found[name] |= self._read_budgets((organization, name), each["id"], budgets, None if wanted is None else wanted[name].budgets)
+            found[name] |= self._read_keys((organization, name), each["id"], None if wanted is None else wanted[name].api_keys)
         return found
+
+    def _read_keys(self, place: tuple[str, ...], project_id: str, wanted: Mapping[str, ApiKeyFile] | UnsetType | None) -> dict[str, Any]:
+        """Return the bounds of the keys of a project that the file names; in an export those of every key that has any."""
+        if wanted is UNSET or (wanted is not None and not wanted):
+            return {}
+        there = list(self._control.list_all(f"/organization/projects/{project_id}/api_keys"))
+        names = _file_keys(there, wanted, f"API key of {' / '.join(place)}", ids.KEY)
+        found: dict[str, Any] = {}
+        for each in there:
+            if each["id"] not in names:
+                continue
+            key = {**each, "tags": each["tags"] or None}
+            for field in ("models", "endpoints", "addresses"):
+                key[field] = None if each[field] is None else sorted(each[field])
+            stated = _list_stated(key, KEY_FIELDS, is_export=wanted is None)
+            if stated:
+                name = names[each["id"]]
+                self._keys[*place, name] = f"/organization/projects/{project_id}/api_keys/{each['id']}"
+                found[name] = stated
+        return {"api_keys": found} if found else {}
 
     def _read_budgets(
         self,
@@ -434,6 +457,9 @@ class Platform:
                 control.put(self._limits_path(place).removesuffix("limits") + "end_user_limits", body)
             case "model limits":
                 control.put(self._limits_path(place[:-1]), body, model=place[-1])
+            case "API key":
+                control.act_for_id(self._organizations[place[0]])
+                control.post(self._keys[place], body)
             case "budget" if change.creates:
                 control.act_for_id(self._organizations[place[0]])
                 of_project = {"project_id": self._projects[place[0], place[1]]} if len(place) == 3 else {}
@@ -509,6 +535,11 @@ def _file_keys(there: Sequence[Mapping[str, Any]], wanted: Collection[str] | Non
     if twice is not None:
         raise OperatorError(f"{kind} {twice['name']} is named twice, by name and by id {twice['id']}", exit_code=2)
     return {each["id"]: key for each in there for key in (each["id"], each["name"]) if key in wanted}
+
+
+def _list_stated(row: Mapping[str, Any], fields: Iterable[str], *, is_export: bool) -> dict[str, Any]:
+    """Return fields of what is there; in an export without those that are null."""
+    return {name: row[name] for name in fields if not is_export or row[name] is not None}
 
 
 def _list_sizes(limits: Mapping[str, Any]) -> dict[str, int | None]:

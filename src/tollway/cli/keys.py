@@ -9,10 +9,17 @@ import typer
 
 from tollway.cli.client import Control, ControlUrl, DataDir, Key, Organization, Project, choose_id, complete_keys, connect_tenant, segment
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
-from tollway.cli.rotation import GraceSeconds, report_rotation, require_unused
+from tollway.cli.rotation import (
+    GraceSeconds,
+    RotateEveryDays,
+    RotationGraceSeconds,
+    make_schedule,
+    report_rotation,
+    require_unused,
+)
 from tollway.cli.times import Zone, with_times
 from tollway.domain import ids
-from tollway.domain.keys import GRACE_SECONDS_DEFAULT
+from tollway.domain.rotation_schedules import GRACE_SECONDS_DEFAULT
 from tollway.settings import OperatorError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -38,6 +45,7 @@ class Bound(StrEnum):
     ADDRESSES = "addresses"
     OUTPUT_TOKENS_MAX = "output_tokens_max"
     TAGS = "tags"
+    ROTATION_SCHEDULE = "rotation_schedule"
 
 
 @app.command("list")
@@ -85,6 +93,8 @@ def create(
     ] = None,
     output_tokens_max: Annotated[int | None, typer.Option(help="Most output tokens of one sequence.")] = None,
     tag: Annotated[list[str] | None, typer.Option("--tag", metavar="NAME=TEXT", help="Label of the key (repeatable).")] = None,
+    rotate_every_days: RotateEveryDays = None,
+    rotation_grace_seconds: RotationGraceSeconds = GRACE_SECONDS_DEFAULT,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
     control_url: ControlUrl = None,
@@ -103,6 +113,8 @@ def create(
         body["tags"] = dict(_split_tag(each) for each in tag)
     if expires_in_days is not None:
         body["expires_at"] = int(time.time() + expires_in_days * 86_400)
+    if rotate_every_days is not None:
+        body["rotation_schedule"] = make_schedule(rotate_every_days, rotation_grace_seconds)
     with connect_tenant(control_url, key, data_dir, organization) as control:
         place = control.get_project(project)
         made = control.post(f"/organization/projects/{place['id']}/api_keys", body)
@@ -127,6 +139,8 @@ def update(
     expires_in_days: Annotated[
         float | None, typer.Option("--expires-in-days", metavar="DAYS", help="Days until the key expires; as before if left out.")
     ] = None,
+    rotate_every_days: RotateEveryDays = None,
+    rotation_grace_seconds: RotationGraceSeconds = GRACE_SECONDS_DEFAULT,
     unbound: Annotated[list[Bound] | None, typer.Option("--unbound", help="Take this bound away (repeatable).")] = None,
     project: Project = None,
     output: OutputOption = Output.TABLE,
@@ -142,6 +156,8 @@ def update(
         body["tags"] = dict(_split_tag(each) for each in tag)
     if expires_in_days is not None:
         body["expires_in_seconds"] = int(expires_in_days * 86_400)
+    if rotate_every_days is not None:
+        body["rotation_schedule"] = make_schedule(rotate_every_days, rotation_grace_seconds)
     body.update({each.value: None for each in unbound or ()})
     with connect_tenant(control_url, key, data_dir, organization) as control:
         made = control.post(f"/organization/projects/{control.get_project(project)['id']}/api_keys/{segment(key_id)}", body)
@@ -168,6 +184,27 @@ def rotate(
         body["expires_at"] = int(time.time() + expires_in_days * 86_400)
     with connect_tenant(control_url, key, data_dir, organization) as control:
         made = control.post(f"{_find_path(control, project, key_id)}/rotate", body)
+        zone = control.get_zone(None)
+    if output is Output.JSON:
+        print_json(made)
+        return
+    report_rotation(made, zone, "keys")
+    print(made["value"])
+
+
+@app.command()
+def collect(
+    key_id: KeyName,
+    project: Project = None,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Print the secret that the schedule of a key made, this once: on standard output, alone on its line."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        made = control.post(f"{_find_path(control, project, key_id)}/collect", {})
         zone = control.get_zone(None)
     if output is Output.JSON:
         print_json(made)

@@ -8,7 +8,9 @@ import typer
 
 from tollway.cli.client import Control, ControlUrl, DataDir, Key, Organization, complete_organizations, connect, connect_tenant
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
+from tollway.cli.rotation import RotationGraceSeconds, make_schedule
 from tollway.cli.times import Zone, find_zone, with_times
+from tollway.domain.rotation_schedules import GRACE_SECONDS_DEFAULT
 from tollway.domain.tenants import QUEUE_WEIGHT_MAX, RESPONSE_RETENTION_SECONDS_MAX
 from tollway.settings import OperatorError
 
@@ -72,18 +74,25 @@ def set_key_policy(
     lifetime_days: Annotated[
         int | None, typer.Option("--lifetime-days", metavar="DAYS", help="Most days until a key expires; no bound if left out.")
     ] = None,
+    rotate_every_days: Annotated[
+        float | None,
+        typer.Option("--rotate-every-days", metavar="DAYS", help="Rotate the keys of projects by a schedule; no schedule if left out."),
+    ] = None,
+    rotation_grace_seconds: RotationGraceSeconds = GRACE_SECONDS_DEFAULT,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
     control_url: ControlUrl = None,
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Bound the lifetime of the keys that an organization makes or rotates from now on."""
+    """Bound the lifetime of the keys that an organization makes or rotates from now on, and rotate its keys by a schedule."""
     seconds = None if lifetime_days is None else lifetime_days * 86_400
+    schedule = None if rotate_every_days is None else make_schedule(rotate_every_days, rotation_grace_seconds)
     with connect_tenant(control_url, key, data_dir, organization) as control:
-        changed = control.post("/organization", {"key_lifetime_seconds_max": seconds})
-    bound = "no bound" if lifetime_days is None else f"{lifetime_days} days at most"
-    print_json(changed) if output is Output.JSON else print(f"{changed['name']}: keys live {bound}")
+        changed = control.post("/organization", {"key_lifetime_seconds_max": seconds, "rotation_schedule": schedule})
+    bound = "without bound" if lifetime_days is None else f"{lifetime_days} days at most"
+    rotated = "not rotated by a schedule" if rotate_every_days is None else f"rotated every {rotate_every_days:g} days"
+    print_json(changed) if output is Output.JSON else print(f"{changed['name']}: keys live {bound}, and are {rotated}")
 
 
 @app.command("store-responses")

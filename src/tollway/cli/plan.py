@@ -39,7 +39,7 @@ from tollway.settings import OperatorError
 class PlannedChange:
     """One step. `what`: model, fallbacks of model, price, publication, deployment, plan, plan limits, plan model limits,
     plan budgets, organization, plan of organization, project, limits, end user limits,
-    model limits, budget, price book, book price or terms. `place`: the names that lead to it.
+    model limits, budget, API key, price book, book price or terms. `place`: the names that lead to it.
 
     `fields`: each that changes, old and new; on creation the old ones are None. `body`: what to send.
     """
@@ -219,18 +219,28 @@ def _plan_deployment(place: tuple[str, str], current: DeploymentFile | None, wan
     yield from _difference("deployment", place, current, wanted, fields)
 
 
+ORGANIZATION_FIELDS = ("time_zone", "queue_weight", "key_lifetime_seconds_max", "rotation_schedule")
+"""Fields of an organization that are read, compared and changed by themselves."""
+
+KEY_FIELDS = ("models", "endpoints", "addresses", "output_tokens_max", "tags", "rotation_schedule")
+"""Fields of an API key that are read, compared and changed."""
+
+
 def _plan_organization(name: str, current: OrganizationFile | None, wanted: OrganizationFile) -> Iterator[PlannedChange]:
     if current is None:
         body = {field: value for field, value in _given(wanted).items() if field in ("currency", "time_zone", "queue_weight")}
         fields = {field: (None, value) for field, value in body.items()}
         yield PlannedChange("organization", (name,), True, fields, {"name": name, **body})
+        policy = {field: value for field, value in _given(wanted).items() if field in ORGANIZATION_FIELDS and field not in body}
+        if any(value is not None for value in policy.values()):
+            yield PlannedChange("organization", (name,), False, {field: (None, value) for field, value in policy.items()}, policy)
     elif current.currency != wanted.currency:
         raise OperatorError(
             f"organization {name} is billed in {current.currency}, which cannot change, and not in {wanted.currency}",
             hint="make another organization for another currency",
         )
     else:
-        yield from _difference("organization", (name,), current, wanted, ("time_zone", "queue_weight"))
+        yield from _difference("organization", (name,), current, wanted, ORGANIZATION_FIELDS)
     if wanted.plan is not UNSET:
         before = None if current is None else _or_none(current.plan)
         if before != wanted.plan:
@@ -266,6 +276,15 @@ def _plan_project(place: tuple[str, str], currency: str, current: ProjectFile | 
     yield from _plan_all_limits(place, current, wanted)
     yield from _plan_limits("end user limits", place, UNSET if current is None else current.end_user_limits, wanted.end_user_limits)
     yield from _plan_budgets(place, currency, current, wanted)
+    keys = {} if current is None or current.api_keys is UNSET else current.api_keys
+    for name, key in _items(wanted.api_keys):
+        if name not in keys:
+            raise OperatorError(
+                f"there is no API key {' / '.join((*place, name))}, and a file makes none: its secret would be lost",
+                hint="tollway keys create",
+                exit_code=2,
+            )
+        yield from _difference("API key", (*place, name), keys[name], key, KEY_FIELDS)
 
 
 def _plan_all_limits(
@@ -382,4 +401,6 @@ def _or_none(value: Any) -> Any:
 def _show(value: Any) -> str:
     if value is None:
         return "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_show(each)}" for name, each in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

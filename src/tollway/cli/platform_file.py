@@ -23,7 +23,10 @@
         budgets:
           research: {amount: "500", window: month, thresholds: [80, 100]}
         projects:
-          chat: {limits: {concurrent_requests: 20}}
+          chat:
+            limits: {concurrent_requests: 20}
+            api_keys:
+              search: {endpoints: [embeddings], rotation_schedule: {interval_seconds: 7776000}}
     plans:
       starter:
         limits: {requests_per_minute: 60, concurrent_requests: 5}
@@ -77,6 +80,7 @@ from tollway.domain.limits import DIMENSIONS, Limits, find_model_problem, find_p
 from tollway.domain.money import parse_sum
 from tollway.domain.periods import find_zone
 from tollway.domain.price_books import parse_discount
+from tollway.domain.rotation_schedules import GRACE_SECONDS_DEFAULT, RotationSchedule
 from tollway.domain.tenants import QUEUE_WEIGHT_MAX, REGIONS_MAX
 from tollway.domain.usage import ServiceTier
 from tollway.engines.table import ENGINES
@@ -239,23 +243,44 @@ class PlanFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     monthly_budgets: dict[str, str | None] | UnsetType = UNSET
 
 
+class ScheduleFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Rotation of keys without being asked: every `interval_seconds`, with the old secret valid for `grace_seconds`, a day if left out."""
+
+    interval_seconds: int
+    grace_seconds: int = GRACE_SECONDS_DEFAULT
+
+
+class ApiKeyFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The bounds of one API key of a project, by its name or id. The key must exist: its secret is shown to whoever makes it, never to a
+    pipeline. null takes a bound away. `tags` are replaced as a whole."""
+
+    models: list[str] | UnsetType | None = UNSET
+    endpoints: list[Endpoint] | UnsetType | None = UNSET
+    addresses: list[str] | UnsetType | None = UNSET
+    output_tokens_max: int | UnsetType | None = UNSET
+    tags: dict[str, str] | UnsetType | None = UNSET
+    rotation_schedule: ScheduleFile | UnsetType | None = UNSET
+
+
 class ProjectFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One project of an organization. `model_limits`: its limits on single models, beside those on all. `end_user_limits`: those of each
     end user, as requests name them in `user` or `safety_identifier`. `residency`: the regions of deployments
-    that may serve it; null for any. `budgets`: what it may spend, by name."""
+    that may serve it; null for any. `budgets`: what it may spend, by name. `api_keys`: bounds of keys that exist, by name."""
 
     residency: list[str] | UnsetType | None = UNSET
     limits: LimitsFile | UnsetType = UNSET
     end_user_limits: LimitsFile | UnsetType = UNSET
     model_limits: dict[str, LimitsFile] | UnsetType = UNSET
     budgets: dict[str, BudgetFile] | UnsetType = UNSET
+    api_keys: dict[str, ApiKeyFile] | UnsetType = UNSET
 
 
 class OrganizationFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One organization, by its name or id. Its currency is fixed when it is created; its time zone (UTC unless given) determines the
     billing periods that do not exist yet. `plan`: the plan whose limits it has where it has none of its own. `queue_weight`:
     its share in the queues of models, beside those of other organizations. `model_limits`: its limits on
-    single models, beside those on all. `budgets`: what it may spend, by name."""
+    single models, beside those on all. `budgets`: what it may spend, by name. `key_lifetime_seconds_max`: longest time until
+    a key expires that is made or rotated from now on. `rotation_schedule`: of the keys of its projects."""
 
     currency: str
     time_zone: str | UnsetType = UNSET
@@ -264,6 +289,8 @@ class OrganizationFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     limits: LimitsFile | UnsetType = UNSET
     model_limits: dict[str, LimitsFile] | UnsetType = UNSET
     terms: TermsFile | UnsetType = UNSET
+    key_lifetime_seconds_max: int | UnsetType | None = UNSET
+    rotation_schedule: ScheduleFile | UnsetType | None = UNSET
     budgets: dict[str, BudgetFile] | UnsetType = UNSET
     projects: dict[str, ProjectFile] | UnsetType = UNSET
 
@@ -318,6 +345,7 @@ _NUMBERS = {
     "output_tokens_max": (1, 2**31 - 1),
     "context_length": (1, 2**31 - 1),
     "queue_weight": (1, QUEUE_WEIGHT_MAX),
+    "key_lifetime_seconds_max": (1, 10**9),
     "response_cache_seconds": (0, RESPONSE_CACHE_SECONDS_MAX),
 }
 """Ranges of numbers, as the API has them (a test compares)."""
@@ -341,6 +369,10 @@ def _check_ranges(parsed: msgspec.Struct) -> None:
         _check_currency(parsed.currency)
     if isinstance(parsed, BudgetFile):
         _check_budget(parsed)
+    if isinstance(parsed, ScheduleFile):
+        flaw = RotationSchedule(parsed.interval_seconds, parsed.grace_seconds).find_problem()
+        if flaw is not None:
+            raise ValueError(flaw)
     if isinstance(parsed, PlanFile) and parsed.monthly_budgets is not UNSET:
         for currency, amount in parsed.monthly_budgets.items():
             _check_currency(currency)
@@ -463,10 +495,16 @@ _NESTED: dict[tuple[type[msgspec.Struct], str], type[msgspec.Struct]] = {
     (ProjectFile, "model_limits"): LimitsFile,
     (OrganizationFile, "budgets"): BudgetFile,
     (ProjectFile, "budgets"): BudgetFile,
+    (ProjectFile, "api_keys"): ApiKeyFile,
 }
 """Fields that are mappings by name, and what each value is."""
 
-_SINGLE: dict[str, type[msgspec.Struct]] = {"limits": LimitsFile, "end_user_limits": LimitsFile, "terms": TermsFile}
+_SINGLE: dict[str, type[msgspec.Struct]] = {
+    "limits": LimitsFile,
+    "end_user_limits": LimitsFile,
+    "terms": TermsFile,
+    "rotation_schedule": ScheduleFile,
+}
 """Fields that are one of something, wherever they stand."""
 
 
@@ -488,13 +526,13 @@ def _parse(tree: object, type: type[T], place: str, source: str) -> T:
             value = {each: _parse(body, nested, f"{below}.{each}", source) for each, body in value.items()}
             if name == "deployments":
                 value = {base_url.rstrip("/"): deployment for base_url, deployment in value.items()}
-        elif name in _SINGLE:
+        elif name in _SINGLE and not (value is None and name == "rotation_schedule"):
             value = _parse(value, _SINGLE[name], below, source)
         elif (issubclass(type, UnitsFile) or (type is BudgetFile and name == "amount")) and isinstance(value, int):
             value = str(value)
         elif type is PlanFile and name == "monthly_budgets" and isinstance(value, dict):
             value = {str(code): str(amount) if isinstance(amount, int) else amount for code, amount in value.items()}
-        elif name in ("endpoints", "translated_endpoints", "groups") and isinstance(value, list):
+        elif name in ("endpoints", "translated_endpoints", "groups", "models", "addresses") and isinstance(value, list):
             value = sorted({str(each) for each in value})  # a set: neither order nor repetition is a difference
         values[name] = value
     try:

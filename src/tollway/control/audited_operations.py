@@ -13,6 +13,7 @@ EVENTS: Mapping[str, str] = {
     "delete_project_key": "api_key.deleted",
     "rotate_project_key": "api_key.updated",
     "retire_project_key_secret": "api_key.updated",
+    "collect_project_key_secret": "api_key.secret_collected",
     "create_admin_key": "api_key.created",
     "delete_admin_key": "api_key.deleted",
     "rotate_admin_key": "api_key.updated",

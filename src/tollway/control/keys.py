@@ -19,6 +19,7 @@ from tollway.domain.limits import UNLIMITED, Limits
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.quotas import Quota, QuotaSizes
 from tollway.domain.roles import OPERATOR, Grant, Role
+from tollway.domain.rotation_schedules import RotationSchedule
 from tollway.domain.snapshot import KeyEntry
 from tollway.domain.tenants import ServiceAccount, Status
 from tollway.storage import keys as storage
@@ -62,7 +63,7 @@ class Grantor:
 class WantedKey:
     """Requested properties of a new key. `expires_at` is exclusive; `models` limits the key to these models, None allows all of its
     project. `endpoints`, `addresses`, `output_tokens_max`, `tags`: as those of a `Key`. `grantor`: the key with which it is made; None for
-    the settings. `grant`: the role of an admin key; or `user_id`: the person whose key it is."""
+    the settings. `grant`: the role of an admin key; or `user_id`: the person whose key it is. `schedule`: of its rotation."""
 
     type: KeyType
     name: str
@@ -77,6 +78,7 @@ class WantedKey:
     tags: Mapping[str, str] = field(default_factory=dict)
     grant: Grant | None = None
     user_id: str | None = None
+    schedule: RotationSchedule | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +320,9 @@ def _get_project(tx: TenantTx, project_id: str, *, active: bool) -> None:
 def _insert(tx: TenantTx, project_id: str | None, wanted: WantedKey, id: str, ingredients: Ingredients, now: int) -> ShownKey:
     if wanted.expires_at is not None and wanted.expires_at <= now:
         raise Fault(PARAMETER_INVALID, param="expires_at", message="A key cannot expire before it exists.")
-    expires_at = bound_expiry(wanted.expires_at, wanted.grantor, find_lifetime_max(tx), now)
+    organization = stored_tenants.find_organization(tx)
+    lifetime_seconds = None if organization is None else organization.key_lifetime_seconds_max
+    expires_at = bound_expiry(wanted.expires_at, wanted.grantor, lifetime_seconds, now)
     check_limits(wanted.limits, "limits.")
     made = domain.new_key(wanted.type, ingredients.random_bytes)
     key = Key(
@@ -339,6 +343,8 @@ def _insert(tx: TenantTx, project_id: str | None, wanted: WantedKey, id: str, in
         tags=wanted.tags,
         grant=wanted.grant,
         user_id=wanted.user_id,
+        schedule=wanted.schedule,
+        inherited_schedule=None if project_id is None or organization is None else organization.rotation_schedule,
     )
     storage.insert_key(tx, key, ingredients.pepper.digest(made.secret))
     return ShownKey(key, made.secret)

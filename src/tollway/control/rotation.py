@@ -21,8 +21,9 @@ from tollway.control.keys import (
 )
 from tollway.domain import keys as domain
 from tollway.domain.faults import PARAMETER_INVALID, STATE_CONFLICT, Fault
-from tollway.domain.keys import GRACE_SECONDS_DEFAULT, ROTATION_PAUSE_SECONDS, Key, PreviousSecret, Rotation, SecretUse
+from tollway.domain.keys import ROTATION_PAUSE_SECONDS, Key, PreviousSecret, Rotation, SecretUse
 from tollway.domain.roles import Grant
+from tollway.domain.rotation_schedules import GRACE_SECONDS_DEFAULT
 from tollway.domain.snapshot import KeyEntry
 from tollway.domain.tenants import Status
 from tollway.storage import keys as storage

@@ -15,6 +15,7 @@ from tollway.domain.keys import KeyType
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.project_policies import ModelMode, ModelPermissions, ServiceTiers
 from tollway.domain.quotas import Quota, QuotaSizes
+from tollway.domain.rotation_schedules import RotationSchedule
 from tollway.domain.snapshot import KeyEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.tenants import Organization, Project, ServiceAccount, Status
 from tollway.storage import keys as stored_keys
@@ -71,6 +72,13 @@ def set_key_lifetime_max(tx: TenantTx, seconds: int | None) -> Organization:
     """Bound the lifetime of keys that are made or rotated from now on; None for no bound. Keys that exist keep their expiry."""
     require_active_organization(tx)
     storage.set_key_lifetime_max(tx, seconds)
+    return get_organization(tx)
+
+
+def set_rotation_schedule(tx: TenantTx, schedule: RotationSchedule | None) -> Organization:
+    """Rotate the keys of the organization's projects by a schedule; None for none. It counts from each key's latest rotation."""
+    require_active_organization(tx)
+    storage.set_rotation_schedule(tx, schedule)
     return get_organization(tx)
 
 

@@ -19,6 +19,7 @@ import msgspec
 from tollway.domain.catalog import Endpoint
 from tollway.domain.limits import UNLIMITED, Limits
 from tollway.domain.roles import OPERATOR, Grant, Role
+from tollway.domain.rotation_schedules import RotationSchedule, choose_schedule
 from tollway.domain.tenants import ServiceAccount
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -70,9 +71,6 @@ def may_approve(asked_from: KeyOrigin, approved_from: KeyOrigin) -> bool:
     """Return whether a key of one origin may approve what a key of another asked for: not if one person can have held both."""
     return asked_from is not approved_from
 
-
-GRACE_SECONDS_DEFAULT, GRACE_SECONDS_MAX = 86_400, 30 * 86_400
-"""Time for which the secret before stays valid after a rotation."""
 
 ROTATION_PAUSE_SECONDS = 10
 """Time after a rotation in which another one is refused: it is the same person's second click, or a second person at the same moment."""
@@ -144,7 +142,8 @@ class Key:
     tokens of one sequence, None for no bound of its own; `tags`: labels of its owner's, by name. `last_used_at`: the latest use of any
     secret of it, to USE_SECONDS; None if it was never used. `rotation`: None if it was never rotated. `grant`: the role of a key of an
     admin or an operator, None for other keys; `user_id`: the person whose admin key it is, and whose roles it has instead, None for an
-    admin key of the organization."""
+    admin key of the organization. `schedule`: of its rotation; `inherited_schedule`: that of its organization. `has_uncollected_secret`:
+    whether its present secret was made by its schedule and nobody has collected it yet."""
 
     id: str
     type: KeyType
@@ -166,6 +165,17 @@ class Key:
     tags: Mapping[str, str] = field(default_factory=dict)
     grant: Grant | None = None
     user_id: str | None = None
+    schedule: RotationSchedule | None = None
+    inherited_schedule: RotationSchedule | None = None
+    has_uncollected_secret: bool = False
+
+    def find_next_rotation(self) -> int | None:
+        """Return the instant from which the key is due for its scheduled rotation; None if it has no schedule."""
+        schedule = choose_schedule(self.schedule, self.inherited_schedule)
+        if schedule is None:
+            return None
+        since = self.created_at if self.rotation is None else self.rotation.rotated_at
+        return since + schedule.interval_seconds * 1_000_000
 
 
 class NewKey(msgspec.Struct, frozen=True):

@@ -4,6 +4,8 @@ from enum import StrEnum
 
 import msgspec
 
+from tollway.domain.rotation_schedules import RotationSchedule
+
 
 class Status(StrEnum):
     """State of a tenant: may it act? Archived things keep their history and can never act again."""
@@ -26,7 +28,7 @@ class Organization(msgspec.Struct, frozen=True, kw_only=True):
     None for no bound. `plan_id`: the plan whose limits it has; None for none. `queue_weight`: its share in the
     queue of a model whose deployments are full, beside those of other organizations; 1 to QUEUE_WEIGHT_MAX.
     `response_retention_seconds`: how long responses are stored whose requests ask for it, 1 to RESPONSE_RETENTION_SECONDS_MAX; None stores
-    none."""
+    none. `rotation_schedule`: of the keys of its projects; None for none."""
 
     id: str
     name: str
@@ -38,6 +40,7 @@ class Organization(msgspec.Struct, frozen=True, kw_only=True):
     plan_id: str | None = None
     queue_weight: int = 1
     response_retention_seconds: int | None = None
+    rotation_schedule: RotationSchedule | None = None
 
 
 REGIONS_MAX = 64

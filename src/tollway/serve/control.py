@@ -36,6 +36,7 @@ from tollway.control import (
     publish,
     reconcile,
     retention,
+    scheduled_rotation,
     sessions,
     stored_responses,
     token_exchange,
@@ -50,6 +51,7 @@ from tollway.control.plane import ControlPlane
 from tollway.control.publish import Publications
 from tollway.control.quarantine import WaitingRecords
 from tollway.control.reconcile import ReconcileOptions, Reconciliation
+from tollway.control.scheduled_rotation import Scheduled
 from tollway.domain import ids
 from tollway.domain.audit import Actor, ActorKind
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
@@ -134,6 +136,7 @@ LEVELS = {
     "engine_not_observed": "warning",
     "issuer_keys_failed": "warning",
     "job_failed": "warning",
+    "key_secret_uncollected": "warning",
     "mail_failed": "error",
     "node_clock_ahead": "error",
     "node_mismatch": "error",
@@ -441,6 +444,20 @@ def _list_jobs(
     def keep_signing_keys(_turn: Turn) -> None:
         token_exchange.maintain_signing_keys(replace(plane, database=signing_database))
 
+    scheduled = Scheduled(
+        database=plane.database,
+        recorded=lambda event: _audit_job(plane, event, "scheduled_rotations"),
+        vault=plane.vault,
+        new_ingredients=plane.new_ingredients,
+    )
+
+    def rotate_keys(turn: Turn) -> None:
+        for step in (scheduled_rotation.rotate_due, scheduled_rotation.give_notices):
+            for line in step(scheduled, turn.at):
+                plane.log(line)
+                if turn.is_over():
+                    return
+
     issuers_database = _audit_job(plane, "identity_provider.updated", "issuer_keys")
 
     async def fetch_issuer_keys(turn: Turn) -> None:
@@ -463,6 +480,12 @@ def _list_jobs(
             name="signing_keys",
             work=in_thread(keep_signing_keys),
             interval_seconds=SIGNING_KEYS_SECONDS,
+            deadline_seconds=THREAD_SECONDS_MAX,
+        ),
+        Job(
+            name="scheduled_rotations",
+            work=in_thread(rotate_keys),
+            interval_seconds=scheduled_rotation.ROTATE_SECONDS,
             deadline_seconds=THREAD_SECONDS_MAX,
         ),
         Job(

@@ -14,13 +14,15 @@ from tollway.domain.catalog import Endpoint
 from tollway.domain.keys import Key, KeyOrigin, KeyType, PreviousSecret, Rotation, SecretUse, shorten_digest
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.roles import Grant, find_built_in
-from tollway.domain.tenants import ServiceAccount
+from tollway.domain.rotation_schedules import RotationSchedule
+from tollway.domain.tenants import ServiceAccount, Status
 from tollway.storage.database import PlatformTx, TenantTx
 from tollway.storage.limits import delete_model_limits, read_limits
 from tollway.storage.pages import fetch_page, split_ids
 from tollway.storage.roles import ROLE_COLUMNS, names_role, read_role
-from tollway.storage.schema import api_keys, join_tokens, service_accounts
+from tollway.storage.schema import api_keys, join_tokens, organizations, projects, service_accounts
 from tollway.storage.schema_people import custom_roles, invites
+from tollway.storage.schema_tokens import federation_rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +96,82 @@ def rotate_key(tx: TenantTx, key: Key, previous: PreviousSecret, digest: Digest,
             expires_at=key.expires_at,
             last_used_at=None,
             rotated_at=now,
+            uncollected_secret=None,
+            rotation_notice=None,
         )
     )
+
+
+def keep_uncollected(tx: TenantTx, key_id: str, sealed: bytes | None) -> None:
+    """Store the sealed secret of a key, which nobody has collected yet; None once somebody has."""
+    own = sa.and_(api_keys.c.organization_id == tx.organization_id, api_keys.c.id == key_id)
+    tx.connection.execute(api_keys.update().where(own).values(uncollected_secret=sealed))
+
+
+def find_uncollected(tx: TenantTx, key_id: str) -> bytes | None:
+    """Return the sealed secret of a key that nobody has collected yet."""
+    own = sa.and_(api_keys.c.organization_id == tx.organization_id, api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
+    sealed: bytes | None = tx.connection.execute(sa.select(api_keys.c.uncollected_secret).where(own)).scalar_one_or_none()
+    return sealed
+
+
+def note_rotation(tx: TenantTx, key_id: str, notice: str) -> None:
+    """Store which notice was given of the latest rotation of a key."""
+    own = sa.and_(api_keys.c.organization_id == tx.organization_id, api_keys.c.id == key_id)
+    tx.connection.execute(api_keys.update().where(own).values(rotation_notice=notice))
+
+
+def find_rotation_notice(tx: TenantTx, key_id: str) -> str | None:
+    """Return the latest notice of the latest rotation of a key."""
+    own = sa.and_(api_keys.c.organization_id == tx.organization_id, api_keys.c.id == key_id)
+    notice: str | None = tx.connection.execute(sa.select(api_keys.c.rotation_notice).where(own)).scalar_one_or_none()
+    return notice
+
+
+class KeyPlace(NamedTuple):
+    """Where a key is."""
+
+    organization_id: str
+    project_id: str
+    key_id: str
+
+
+_PLACE = (api_keys.c.organization_id, api_keys.c.project_id, api_keys.c.id)
+
+
+def list_due_rotations(tx: PlatformTx, now: int, count_max: int) -> list[KeyPlace]:
+    """Return keys of projects that their own schedule, or that of their organization, wants to be rotated by `now`."""
+    key, organization = api_keys.c, organizations.c
+    since = sa.func.coalesce(key.rotated_at, key.created_at)
+    live = sa.and_(
+        key.revoked_at.is_(None),
+        sa.or_(key.expires_at.is_(None), key.expires_at > now),
+        sa.or_(key.previous_expires_at.is_(None), key.previous_expires_at <= now),
+        key.project_id.is_not(None),
+        key.uncollected_secret.is_(None),
+        projects.c.status == Status.ACTIVE,
+        ~sa.exists().where(federation_rules.c.key_id == key.id),  # whose secret nobody knows
+    )
+    by_key = sa.and_(key.rotation_interval_seconds.is_not(None), since + key.rotation_interval_seconds * 1_000_000 <= now)
+    by_organization = sa.and_(
+        organization.rotation_interval_seconds.is_not(None), since + organization.rotation_interval_seconds * 1_000_000 <= now
+    )
+    of_project = sa.and_(projects.c.organization_id == key.organization_id, projects.c.id == key.project_id)
+    found: dict[KeyPlace, None] = {}
+    for due in (by_key, by_organization):
+        query = sa.select(*_PLACE).select_from(api_keys).join(projects, of_project)
+        if due is by_organization:
+            query = query.join(organizations, organization.id == key.organization_id)
+        rows = tx.connection.execute(query.where(live, due).order_by(key.id).limit(count_max)).all()
+        found.update((KeyPlace(*row), None) for row in rows)
+    return list(found)[:count_max]
+
+
+def list_open_rotations(tx: PlatformTx, now: int, after: str, count_max: int) -> list[KeyPlace]:
+    """Return keys of projects with a valid secret before their latest rotation, by id after `after`."""
+    key = api_keys.c
+    query = sa.select(*_PLACE).where(key.previous_expires_at > now, key.revoked_at.is_(None), key.project_id.is_not(None), key.id > after)
+    return [KeyPlace(*row) for row in tx.connection.execute(query.order_by(key.id).limit(count_max))]
 
 
 def retire_previous_secret(tx: TenantTx, key_id: str) -> None:
@@ -284,7 +360,7 @@ def _revoke(tx: TenantTx, which: sa.ColumnElement[bool], now: int) -> list[str]:
     revoked = (
         api_keys.update()
         .where(api_keys.c.organization_id == tx.organization_id, which, api_keys.c.revoked_at.is_(None))
-        .values(revoked_at=now)
+        .values(revoked_at=now, uncollected_secret=None)
         .returning(api_keys.c.id)
     )
     ids = sorted(tx.connection.execute(revoked).scalars())
@@ -321,6 +397,8 @@ def _bounds(key: Key) -> dict[str, Any]:
         "addresses": None if key.addresses is None else json.dumps(key.addresses),
         "output_tokens_max": key.output_tokens_max,
         "tags": json.dumps(dict(key.tags)) if key.tags else None,
+        "rotation_interval_seconds": None if key.schedule is None else key.schedule.interval_seconds,
+        "rotation_grace_seconds": None if key.schedule is None else key.schedule.grace_seconds,
     }
 
 
@@ -332,8 +410,11 @@ def _live_keys(tx: TenantTx) -> sa.Select[Any]:
             account.name.label("account_name"),
             account.role.label("account_role"),
             account.created_at.label("account_created_at"),
+            organizations.c.rotation_interval_seconds.label("inherited_interval_seconds"),
+            organizations.c.rotation_grace_seconds.label("inherited_grace_seconds"),
             *ROLE_COLUMNS,
         )
+        .join(organizations, organizations.c.id == api_keys.c.organization_id)
         .outerjoin(service_accounts, account.id == api_keys.c.service_account_id)
         .outerjoin(custom_roles, names_role(api_keys.c.organization_id, api_keys.c.role_id))
         .where(api_keys.c.organization_id == tx.organization_id, api_keys.c.revoked_at.is_(None))
@@ -371,7 +452,14 @@ def _key(row: Any) -> Key:
         tags={} if row.tags is None else json.loads(row.tags),
         grant=read_grant(row),
         user_id=row.user_id,
+        schedule=_schedule(row.rotation_interval_seconds, row.rotation_grace_seconds),
+        inherited_schedule=_schedule(row.inherited_interval_seconds, row.inherited_grace_seconds),
+        has_uncollected_secret=row.uncollected_secret is not None,
     )
+
+
+def _schedule(interval_seconds: int | None, grace_seconds: int | None) -> RotationSchedule | None:
+    return None if interval_seconds is None or grace_seconds is None else RotationSchedule(interval_seconds, grace_seconds)
 
 
 def read_grant(row: Any) -> Grant | None:

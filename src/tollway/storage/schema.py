@@ -76,6 +76,8 @@ organizations = sa.Table(
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("archived_at", sa.BigInteger),
     sa.Column("key_lifetime_seconds_max", sa.BigInteger),
+    sa.Column("rotation_interval_seconds", sa.BigInteger),
+    sa.Column("rotation_grace_seconds", sa.BigInteger),
     sa.Column("plan_id", sa.String(64), sa.ForeignKey("plans.id"), index=True),
     sa.Column("queue_weight", sa.Integer, nullable=False, server_default="1"),
     sa.CheckConstraint("queue_weight > 0", name="queue_weight_positive"),
@@ -161,6 +163,11 @@ api_keys = sa.Table(
     sa.Column("previous_redacted", sa.String(64)),
     sa.Column("previous_expires_at", sa.BigInteger),
     sa.Column("previous_last_used_at", sa.BigInteger),
+    # The schedule of its rotation, and the secret that it made, sealed, until that is collected.
+    sa.Column("rotation_interval_seconds", sa.BigInteger),
+    sa.Column("rotation_grace_seconds", sa.BigInteger),
+    sa.Column("uncollected_secret", sa.LargeBinary),
+    sa.Column("rotation_notice", sa.String(16)),  # control.scheduled_rotation.Notice, the latest that was given of this rotation
     *limit_columns(),
     one_of("type", KeyType),
     sa.CheckConstraint("(type IN ('platform', 'node')) = (organization_id IS NULL)", name="organization_unless_platform"),
@@ -173,6 +180,19 @@ api_keys = sa.Table(
         ["service_accounts.organization_id", "service_accounts.project_id", "service_accounts.id"],
     ),
     sa.UniqueConstraint("organization_id", "id"),
+)
+
+sa.Index(
+    "api_keys_with_schedule",
+    api_keys.c.id,
+    sqlite_where=api_keys.c.rotation_interval_seconds.is_not(None),
+    postgresql_where=api_keys.c.rotation_interval_seconds.is_not(None),
+)
+sa.Index(
+    "api_keys_with_previous_secret",
+    api_keys.c.previous_expires_at,
+    sqlite_where=api_keys.c.previous_expires_at.is_not(None),
+    postgresql_where=api_keys.c.previous_expires_at.is_not(None),
 )
 
 # ---- Catalog ----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.project_policies import ALL_TIERS, ModelPermissions, ServiceTiers
+from tollway.domain.rotation_schedules import RotationSchedule
 from tollway.domain.tenants import Organization, Project, ServiceAccount, Status
 from tollway.storage.database import PlatformTx, TenantTx
 from tollway.storage.limits import delete_model_limits
@@ -66,6 +67,17 @@ def set_key_lifetime_max(tx: TenantTx, seconds: int | None) -> None:
     tx.connection.execute(own.values(key_lifetime_seconds_max=seconds))
 
 
+def set_rotation_schedule(tx: TenantTx, schedule: RotationSchedule | None) -> None:
+    """Store another schedule of the rotation of the organization's keys; None for none."""
+    own = organizations.update().where(organizations.c.id == tx.organization_id)
+    tx.connection.execute(
+        own.values(
+            rotation_interval_seconds=None if schedule is None else schedule.interval_seconds,
+            rotation_grace_seconds=None if schedule is None else schedule.grace_seconds,
+        )
+    )
+
+
 def set_queue_weight(tx: TenantTx, weight: int) -> None:
     """Store another weight of the organization in the queues of models."""
     tx.connection.execute(organizations.update().where(organizations.c.id == tx.organization_id).values(queue_weight=weight))
@@ -96,6 +108,9 @@ def archive_organization(tx: TenantTx, now: int) -> list[str]:
 
 
 def _organization(row: Any) -> Organization:
+    schedule = None
+    if row.rotation_interval_seconds is not None:
+        schedule = RotationSchedule(row.rotation_interval_seconds, row.rotation_grace_seconds)
     return Organization(
         id=row.id,
         name=row.name,
@@ -107,6 +122,7 @@ def _organization(row: Any) -> Organization:
         plan_id=row.plan_id,
         queue_weight=row.queue_weight,
         response_retention_seconds=row.response_retention_seconds,
+        rotation_schedule=schedule,
     )
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from fastapi import Depends, Query
 
-from tollway.control import keys, people, publish, roles, rotation
+from tollway.control import keys, people, publish, roles, rotation, scheduled_rotation
 from tollway.control.access import Tenant
 from tollway.control.api import routes
 from tollway.control.api.routes import Plane, may
@@ -25,6 +25,7 @@ from tollway.control.api.schemas import (
     PageQuery,
     admin_key_created,
     admin_key_out,
+    find_schedule,
     key_out,
     list_out,
 )
@@ -76,6 +77,7 @@ def create_project_key(caller: Writer, plane: Plane, project_id: str, body: KeyC
         addresses=None if body.addresses is None else tuple(body.addresses),
         output_tokens_max=body.output_tokens_max,
         tags=body.tags,
+        schedule=find_schedule(body.rotation_schedule),
     )
     with plane.database.tenant(caller.organization_id) as tx:
         shown = keys.create_project_key(
@@ -134,6 +136,14 @@ def retire_project_key_secret(caller: Writer, plane: Plane, project_id: str, key
         key = keys.get_project_key(tx, project_id, key_id)
     pending = publish.confirm(plane.database, plane.publications, version, now)
     return KeyRetired(**key_out(key, now).model_dump(), pending_nodes=pending)
+
+
+@router.post("/v1/organization/projects/{project_id}/api_keys/{key_id}/collect")
+def collect_project_key_secret(caller: Writer, plane: Plane, project_id: str, key_id: str) -> KeyCreated:
+    """Collect the secret that the schedule of a key made, once: it is in this answer and nowhere else from now on."""
+    with plane.database.tenant(caller.organization_id) as tx:
+        key, secret = scheduled_rotation.collect(tx, project_id, key_id, plane.vault)
+    return KeyCreated(**key_out(key, plane.now()).model_dump(), value=secret)
 
 
 # ---- Admin keys of the organization -----------------------------------------------------------------------------------

@@ -127,6 +127,7 @@ FIELDS: Mapping[str, FieldText] = {
     "from_book_id": FieldText("The book whose prices the draft begins with; null for an empty draft.", _BOOK),
     "frozen_at": FieldText(f"When the period was frozen, {_AT}; null until closing begins.", 1790000000),
     "has_credential": FieldText("Whether a credential is stored for the engine.", True),
+    "has_uncollected_secret": FieldText("Whether the schedule made the present secret and nobody has collected it yet.", False),
     "has_more": FieldText("Whether more items follow.", False),
     "holds_by": FieldText(f"From when on no gateway acts by what was before, not even one that cannot reach control, {_AT}.", 1790899200),
     "holds_from": FieldText(
@@ -232,6 +233,9 @@ FIELDS: Mapping[str, FieldText] = {
     "retried": FieldText("Requests for which more than one engine was asked, 0 or more.", 0),
     "retry_started": FieldText("Whether a request may be sent to another engine after the first one has received it.", True),
     "role": FieldText("The role of the owner.", "member"),
+    "next_rotation_at": FieldText(f"From when on the key is due for its scheduled rotation, {_AT}; null without a schedule.", 1797776000),
+    "interval_seconds": FieldText("Time from one scheduled rotation to the next, 3600 to 34560000.", 7776000),
+    "rotation_schedule": FieldText("Schedule of the rotation; null for none. The shorter interval of key and organization counts."),
     "rotated_at": FieldText(f"When the key was rotated, {_AT}.", 1790000000),
     "rotation": FieldText("The latest rotation of the key; null if it was never rotated."),
     "safe_to_retire": FieldText("Whether the new secret is in use and this one was not used for an hour.", False),

@@ -18,6 +18,7 @@ from tollway.control.api.schemas import (
     OrganizationUpdate,
     PageQuery,
     admin_key_created,
+    find_schedule,
     list_out,
     organization_out,
 )
@@ -69,11 +70,13 @@ def retrieve_own_organization(caller: Reader, plane: Plane) -> OrganizationOut:
 
 @router.post("/v1/organization")
 def update_own_organization(caller: Writer, plane: Plane, body: OrganizationPolicy) -> OrganizationOut:
-    """Bound the lifetime of keys that are made or rotated from now on, and say for how long responses are stored. Keys that exist keep
-    their expiry; responses that are stored are removed by the new time."""
+    """Bound the lifetime of keys that are made or rotated from now on, rotate the keys of all projects by a schedule, and say for how long
+    responses are stored. Keys that exist keep their expiry; responses that are stored are removed by the new time."""
     with plane.database.tenant(caller.organization_id) as tx:
         if "key_lifetime_seconds_max" in body.model_fields_set:
             tenants.set_key_lifetime_max(tx, body.key_lifetime_seconds_max)
+        if "rotation_schedule" in body.model_fields_set:
+            tenants.set_rotation_schedule(tx, find_schedule(body.rotation_schedule))
         if "response_retention_seconds" in body.model_fields_set:
             stored_responses.set_retention(tx, body.response_retention_seconds, plane.now())
         return organization_out(tenants.get_organization(tx))
@@ -88,13 +91,15 @@ def retrieve_organization(_caller: OperatorReader, plane: Plane, organization_id
 
 @router.post("/v1/platform/organizations/{organization_id}")
 def modify_organization(_caller: OperatorWriter, plane: Plane, organization_id: str, body: OrganizationUpdate) -> OrganizationOut:
-    """Change an organization's time zone, the longest lifetime of its keys, its plan, or its weight in queues. Billing periods and keys
-    that exist stay as they are."""
+    """Change an organization's time zone, the longest lifetime and the rotation of its keys, its plan, or its weight in queues. Billing
+    periods and keys that exist stay as they are."""
     with plane.database.tenant(routes.organization(organization_id)) as tx:
         if body.time_zone is not None:
             tenants.set_time_zone(tx, body.time_zone)
         if "key_lifetime_seconds_max" in body.model_fields_set:
             tenants.set_key_lifetime_max(tx, body.key_lifetime_seconds_max)
+        if "rotation_schedule" in body.model_fields_set:
+            tenants.set_rotation_schedule(tx, find_schedule(body.rotation_schedule))
         if body.queue_weight is not None:
             tenants.set_queue_weight(tx, body.queue_weight, plane.now())
         if "plan_id" in body.model_fields_set:

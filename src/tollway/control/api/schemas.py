@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
+import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, create_model
 
 from tollway.control.keys import Grantor, KeyChanges, ShownKey
@@ -15,7 +16,7 @@ from tollway.control.rotation import WantedRotation
 from tollway.domain import money
 from tollway.domain.catalog import MODEL_NAME, REGION, Endpoint, UnknownParameters
 from tollway.domain.currencies import get_currency
-from tollway.domain.keys import GRACE_SECONDS_DEFAULT, GRACE_SECONDS_MAX, USES_MAX, Key, SecretUse
+from tollway.domain.keys import USES_MAX, Key, SecretUse
 from tollway.domain.limits import (
     DIMENSIONS,
     MINUTE_NS,
@@ -30,6 +31,7 @@ from tollway.domain.networks import parse_network
 from tollway.domain.nodes import JoinToken, RegisteredNode
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.periods import find_zone
+from tollway.domain.rotation_schedules import GRACE_SECONDS_DEFAULT, GRACE_SECONDS_MAX, RotationSchedule
 from tollway.domain.tenants import QUEUE_WEIGHT_MAX, RESPONSE_RETENTION_SECONDS_MAX, Organization, ServiceAccount
 
 SECONDS_MAX = 253_402_300_799
@@ -204,11 +206,45 @@ class OrganizationCreate(In):
     queue_weight: QueueWeight = 1
 
 
+def check_schedule(body: "RotationScheduleBody") -> "RotationScheduleBody":
+    problem = body.schedule().find_problem()
+    if problem is not None:
+        raise ValueError(problem)
+    return body
+
+
+class RotationScheduleBody(In):
+    """A rotation without being asked: every `interval_seconds`, with the secret before valid for `grace_seconds`."""
+
+    interval_seconds: int
+    grace_seconds: int = GRACE_SECONDS_DEFAULT
+
+    def schedule(self) -> RotationSchedule:
+        return RotationSchedule(self.interval_seconds, self.grace_seconds)
+
+
+RotationScheduleText = Annotated[RotationScheduleBody, AfterValidator(check_schedule)]
+
+
+def find_schedule(body: RotationScheduleBody | None) -> RotationSchedule | None:
+    return None if body is None else body.schedule()
+
+
+class RotationScheduleOut(Out):
+    interval_seconds: int
+    grace_seconds: int
+
+
+def schedule_out(schedule: RotationSchedule | None) -> RotationScheduleOut | None:
+    return None if schedule is None else RotationScheduleOut(**msgspec.structs.asdict(schedule))
+
+
 class OrganizationUpdate(In):
     """Fields to change. `time_zone`: from the next new billing period on. `plan_id`: null for no plan."""
 
     time_zone: TimeZone | None = None
     key_lifetime_seconds_max: LifetimeSeconds | None = None
+    rotation_schedule: RotationScheduleText | None = None
     plan_id: Annotated[
         str | None, StringConstraints(max_length=64), Field(description="The plan whose limits it has; null for none.", examples=["plan_0"])
     ] = None
@@ -219,9 +255,11 @@ RetentionSeconds = Annotated[int, Field(ge=1, le=RESPONSE_RETENTION_SECONDS_MAX)
 
 
 class OrganizationPolicy(In):
-    """Fields to change. `key_lifetime_seconds_max`: null for no bound. `response_retention_seconds`: null stores no responses."""
+    """Fields to change. `key_lifetime_seconds_max`: null for no bound. `rotation_schedule`: null for none. `response_retention_seconds`:
+    null stores no responses."""
 
     key_lifetime_seconds_max: LifetimeSeconds | None = None
+    rotation_schedule: RotationScheduleText | None = None
     response_retention_seconds: RetentionSeconds | None = None
 
 
@@ -233,6 +271,7 @@ class OrganizationOut(Identified):
     status: str
     created_at: int
     key_lifetime_seconds_max: int | None
+    rotation_schedule: RotationScheduleOut | None
     plan_id: Annotated[str | None, Field(description="The plan whose limits it has; null for none.", examples=["plan_0"])]
     queue_weight: QueueWeight
     response_retention_seconds: int | None
@@ -253,6 +292,7 @@ def organization_out(organization: Organization) -> OrganizationOut:
         status=organization.status,
         created_at=seconds(organization.created_at),
         key_lifetime_seconds_max=organization.key_lifetime_seconds_max,
+        rotation_schedule=schedule_out(organization.rotation_schedule),
         plan_id=organization.plan_id,
         queue_weight=organization.queue_weight,
         response_retention_seconds=organization.response_retention_seconds,
@@ -437,6 +477,7 @@ class KeyCreate(In):
     addresses: AddressRanges | None = None
     output_tokens_max: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     tags: Annotated[dict[TagName, TagText], Field(max_length=TAGS_MAX)] = {}
+    rotation_schedule: RotationScheduleText | None = None
 
 
 class KeyUpdate(In):
@@ -451,6 +492,7 @@ class KeyUpdate(In):
     addresses: AddressRanges | None = None
     output_tokens_max: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     tags: Annotated[dict[TagName, TagText], Field(max_length=TAGS_MAX)] | None = None
+    rotation_schedule: RotationScheduleText | None = None
 
     def changes(self, now: int) -> KeyChanges:
         """Return what was sent."""
@@ -468,6 +510,8 @@ class KeyUpdate(In):
             bounds["tags"] = self.tags or {}
         if self.name is not None:
             bounds["name"] = self.name
+        if "rotation_schedule" in sent:
+            bounds["schedule"] = find_schedule(self.rotation_schedule)
         expires_at = None if self.expires_in_seconds is None else now + self.expires_in_seconds * 1_000_000
         return KeyChanges(bounds, expires_at)
 
@@ -526,6 +570,9 @@ class KeyOut(Identified):
     expires_at: int | None
     last_used_at: int | None
     rotation: RotationOut | None
+    rotation_schedule: RotationScheduleOut | None
+    next_rotation_at: int | None
+    has_uncollected_secret: bool
     owner: KeyOwner
     owner_project_access: Literal["active"] = "active"
     models: list[str] | None
@@ -587,6 +634,9 @@ def key_out(key: Key, now: int) -> KeyOut:
         expires_at=find_seconds(key.expires_at),
         last_used_at=find_seconds(key.last_used_at),
         rotation=rotation_out(key, now),
+        rotation_schedule=schedule_out(key.schedule),
+        next_rotation_at=find_seconds(key.find_next_rotation()),
+        has_uncollected_secret=key.has_uncollected_secret,
         owner=owner,
         models=None if key.models is None else list(key.models),
         limits=limits_out(key.limits),
