@@ -7,9 +7,10 @@ import asyncio
 import json
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,13 +103,13 @@ def run(scratch: Path, gateways: int, revocations: int, *, is_cut: bool) -> Time
 def platform_of(scratch: Path, gateways: int, *, is_cut: bool) -> Iterator[tuple[Platform, list[str]]]:
     """Run a platform with so many gateways, linked to control through a proxy; yield it with their addresses. `is_cut`: the proxy
     ends each connection that follows the stream of changes."""
-    with apart(scratch) as (platform, parts), ExitStack() as others, ThreadPoolExecutor(1) as background:
+    with apart(scratch) as (platform, parts), ThreadPoolExecutor(1) as background, ExitStack() as others:
         assert parts.gateway.end(signal.SIGTERM) == 0  # its link has no proxy
         link = parts.control.arguments[parts.control.arguments.index("--link") + 1]
         (proxied,) = others.enter_context(reserved_ports(1))
-        loop = asyncio.new_event_loop()
-        proxy = background.submit(loop.run_until_complete, _proxy(proxied, link, is_cut=is_cut))
-        others.callback(_end_proxy, loop, proxy)
+        stop = threading.Event()
+        background.submit(asyncio.run, _proxy(proxied, link, stop, is_cut=is_cut))
+        others.callback(stop.set)
         kept = json.loads((platform.directory / "secrets.json").read_bytes())
         own = {"TOLLWAY_PEPPER": kept["peppers"]["1"], "TOLLWAY_VAULT_KEY": kept["vault_key"]}
         own["TOLLWAY__GATEWAY__LIMITS__PER_GATEWAY"] = "true"
@@ -130,18 +131,8 @@ def platform_of(scratch: Path, gateways: int, *, is_cut: bool) -> Iterator[tuple
         yield platform, urls
 
 
-def _end_proxy(loop: asyncio.AbstractEventLoop, proxy: "Future[None]") -> None:
-    def cancel_all() -> None:
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-
-    while not proxy.done():  # a connection may be accepted while the others are cancelled
-        loop.call_soon_threadsafe(cancel_all)
-        time.sleep(0.05)
-
-
-async def _proxy(port: int, link: str, *, is_cut: bool) -> None:
-    """Hand connections on to the link of control until cancelled."""
+async def _proxy(port: int, link: str, stop: threading.Event, *, is_cut: bool) -> None:
+    """Hand connections on to the link of control until `stop` is set."""
     host, _, link_port = link.rpartition(":")
 
     async def hand_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -155,8 +146,9 @@ async def _proxy(port: int, link: str, *, is_cut: bool) -> None:
                     each.cancel()
                 await asyncio.gather(*ways, return_exceptions=True)
 
-    async with await asyncio.start_server(hand_on, "127.0.0.1", port) as server:
-        await server.serve_forever()
+    async with await asyncio.start_server(hand_on, "127.0.0.1", port):
+        while not stop.is_set():
+            await asyncio.sleep(0.1)
 
 
 @asynccontextmanager

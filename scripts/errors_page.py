@@ -236,6 +236,10 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "Operators: restore the connection to control; the gateway serves again by itself.",
         ),
         "internal_error": ("A defect of Tollway.", "Quote `x-request-id` to the operator; the log line of the request has the details."),
+        "key_encryption_unavailable": (
+            "Vault or KMS, which unwraps the data key of the organization, is away. Inference goes on, and so does what seals nothing.",
+            "Come back after `retry-after`.",
+        ),
         "database_unavailable": ("Control cannot reach its database. Inference goes on.", "Come back after `retry-after`."),
     },
     "Administration": {

@@ -37,12 +37,14 @@ SHORT_NAMES = {
 OTHER_VARIABLES = {
     "TOLLWAY_PEPPER": "Secret under which API keys are stored as digests: 64 hexadecimal digits, or while it is rotated two as"
     " VERSION:PEPPER,VERSION:PEPPER, the first for new keys. Gateways and control.",
-    "TOLLWAY_VAULT_KEY": "Key that seals upstream credentials: 64 hexadecimal digits. Gateways and control.",
+    "TOLLWAY_VAULT_KEY": "Key that seals upstream credentials, and wraps the data keys of organizations if no other does: 64"
+    " hexadecimal digits. Gateways and control.",
     "TOLLWAY_NODE_ID": "The node that a gateway is: node_... Each gateway has its own.",
     "TOLLWAY_NODE_KEY": "Key with which a gateway identifies itself to control: tw_node_... Each gateway has its own.",
     "TOLLWAY_JOIN_TOKEN": "Token with which a gateway without a key registers itself once: tw_join_...",
     "TOLLWAY_LIMITS_REDIS_PASSWORD": "Password of the server of `gateway.limits.redis_url`. Gateways and control.",
     "TOLLWAY_MAIL_PASSWORD": "Password of `control.mail.username` at the mail server. Control only.",
+    "TOLLWAY_VAULT_TOKEN": "Token of `control.key_encryption.vault_url`, if no file holds it. Control only.",
     "TOLLWAY_PLATFORM_KEY": "First operator key: tw_platform_... Control only.",
     "TOLLWAY_AUDIT_KEY": "Private Ed25519 key that signs checkpoints of the audit trail: 64 hexadecimal digits. Control only.",
     "TOLLWAY_SECOND_PLATFORM_KEY": "Operator key of a second person, who approves what keys made with the first ask for. Control only.",
@@ -470,6 +472,36 @@ class AuditSection(msgspec.Struct, frozen=True, kw_only=True):
     """Days for which records are kept at least; older ones are removed up to a signed checkpoint. 0 keeps everything."""
 
 
+class KeyEncryptionSection(msgspec.Struct, frozen=True, kw_only=True):
+    """The key that wraps the data keys of organizations (docs/encryption.md)."""
+
+    provider: Literal["file", "vault", "aws"] = "file"
+    """Where the key is: in a file, in the transit engine of HashiCorp Vault, or in AWS KMS."""
+    file: str | None = None
+    """File with the key as 64 hexadecimal digits. If left out, the key is derived from the vault key."""
+    previous_file: str | None = None
+    """File with the key that `file` had before, until `tollway encryption rewrap` has ended."""
+    vault_url: str | None = None
+    """Address of HashiCorp Vault, such as https://vault.example.com:8200."""
+    vault_mount: str = "transit"
+    """Path at which the transit engine is mounted."""
+    vault_key: str | None = None
+    """Name of the key in the transit engine, of type aes256-gcm96 or chacha20-poly1305."""
+    vault_namespace: str | None = None
+    """Namespace in Vault Enterprise."""
+    vault_token_file: str | None = None
+    """File with the token, read before each request, as Vault Agent renews it. If left out, TOLLWAY_VAULT_TOKEN holds it."""
+    aws_key: str | None = None
+    """Id, alias or ARN of a symmetric key of KMS. The variables AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN hold the
+    credentials."""
+    aws_region: str | None = None
+    """Region of the key, such as eu-central-1."""
+    aws_endpoint: str | None = None
+    """Address of the service, if it is not that of the region."""
+    timeout_seconds: Seconds = 2.0
+    """Deadline of one request to Vault or KMS."""
+
+
 class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     """`tollway control`, the control plane."""
 
@@ -494,6 +526,7 @@ class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     administration: AdministrationSection = AdministrationSection()
     quotas: QuotasSection = QuotasSection()
     audit: AuditSection = AuditSection()
+    key_encryption: KeyEncryptionSection = KeyEncryptionSection()
     mail: MailSection = MailSection()
 
 

@@ -110,6 +110,8 @@ COMMAND_OF = {
     "delete_project_spend_alert": "budgets archive",
     "list_audit_logs": "audit list",
     "list_peppers": "peppers list",
+    "list_wrapping_keys": "encryption list",
+    "rewrap_data_keys": "encryption rewrap",
     "list_platform_audit_logs": "audit list",
     "list_completions": "usage",
     "list_embeddings": "usage",

@@ -20,6 +20,8 @@ from fastapi.routing import APIRoute
 from tests.storage.databases import prove_prices
 from tollway.control import audited_operations, keys, nodes
 from tollway.control.api.app import PUBLIC_ROUTERS
+from tollway.control.data_keys import DataKeys
+from tollway.control.key_encryption import KeyRing, derive_key
 from tollway.control.mail import MailDirectory
 from tollway.control.passwords import Passwords
 from tollway.control.plane import ControlPlane
@@ -198,11 +200,13 @@ def running(
         if line["event"] == "ready":
             ready.set()
 
+    vault_key = secrets.token_bytes(32)
     plane = ControlPlane(
         database=database,
         peppers={1: PEPPER},
         pepper_version=1,
-        vault=LocalVault(secrets.token_bytes(32)),
+        vault=LocalVault(vault_key),
+        data_keys=DataKeys(database, KeyRing.of(derive_key(vault_key)), os.urandom, clock),
         archive_directory=archive_directory,
         publications=Publications(),
         now=clock,

@@ -38,7 +38,7 @@ def run_turn(control: Running, now: int) -> list[Mapping[str, object]]:
         )
         return plane.database.recording(record_changes(operation, new_id=plane.new_id, now=lambda: now))
 
-    parts = Scheduled(database=plane.database, recorded=record, vault=plane.vault, new_ingredients=plane.new_ingredients)
+    parts = Scheduled(database=plane.database, recorded=record, data_keys=plane.data_keys, new_ingredients=plane.new_ingredients)
     return [*scheduled_rotation.rotate_due(parts, now), *scheduled_rotation.give_notices(parts, now)]
 
 

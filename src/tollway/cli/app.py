@@ -30,6 +30,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "service-accounts": ("service_accounts:app", "Service accounts of a project: list, create, delete."),
     "admin-keys": ("admin_keys:app", "Keys that administer an organization: list, create, revoke."),
     "operator-keys": ("operator_keys:app", "Keys of operators, one for each person: list, create, revoke."),
+    "encryption": ("encryption:app", "Keys that wrap the data keys of organizations: list, rewrap."),
     "peppers": ("peppers:app", "Peppers of the digests of keys: list, add, use, retire."),
     "users": ("users:app", "People of the organization and of its projects: list, update, remove; how they sign in, and their sessions."),
     "invites": ("invites:app", "Invitations by mail: list, create, delete, accept."),

@@ -17,7 +17,8 @@ from tollway.domain.money import parse_sum
 from tollway.domain.quotas import Quota
 from tollway.domain.reconciliation import Tolerance
 from tollway.serve import data_directory
-from tollway.serve.control import AuditOptions, ControlSettings, run_control
+from tollway.serve.control import AuditOptions, ControlSettings, now, run_control
+from tollway.serve.key_ring import make_key_ring
 from tollway.serve.sockets import parse_address
 from tollway.settings import ControlSection, MailSection, OperatorError, ReconcileSection
 
@@ -63,6 +64,7 @@ def control(
             platform_key=secrets.platform_key,
             second_platform_key=secrets.second_platform_key,
             audit=AuditOptions(secrets.audit_key, settings.control.audit.retention_days),
+            key_ring=make_key_ring(settings.control.key_encryption, secrets.vault_key, os.environ, now),
             node=data_directory.find_node(directory, os.environ),
             reconcile=_reconcile_options(settings.control.reconcile),
             tolerance=Tolerance(settings.control.reconcile.drift_percent_max, settings.control.reconcile.drift_tokens_max),

@@ -20,6 +20,7 @@ EVENTS: Mapping[str, str] = {
     "retire_admin_key_secret": "api_key.updated",
     "create_operator_key": "api_key.created",
     "delete_operator_key": "api_key.deleted",
+    "rewrap_data_keys": "data_keys.rewrapped",
     # Tenants
     "create_organization": "organization.created",
     "update_own_organization": "organization.updated",

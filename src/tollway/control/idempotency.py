@@ -55,8 +55,9 @@ def identify(sender: tuple[str, ...], method: str, target: str, key: str, body: 
     return IdempotentRequest(hashlib.sha256(named.encode()).digest(), hashlib.sha256(body).digest())
 
 
-def find_answer(database: Database, vault: LocalVault, request: IdempotentRequest, now: int) -> KeptAnswer | None:
-    """Return the answer that this request was given before; None if it was not carried out in the last 24 hours.
+def find_answer(database: Database, open_vault: Callable[[], LocalVault], request: IdempotentRequest, now: int) -> KeptAnswer | None:
+    """Return the answer that this request was given before; None if it was not carried out in the last 24 hours. `open_vault`: returns what
+    sealed it, the vault of the organization or of the platform.
 
     Raises Fault idempotency_key_reused if the key came with another body, idempotency_unanswered if the answer is not stored.
     """
@@ -69,7 +70,7 @@ def find_answer(database: Database, vault: LocalVault, request: IdempotentReques
     if kept.status is None or kept.answer is None:
         raise Fault(IDEMPOTENCY_UNANSWERED)
     try:
-        body = vault.unseal(kept.answer, context=_find_context(request))
+        body = open_vault().unseal(kept.answer, context=_find_context(request))
     except ValueError as error:
         raise Fault(IDEMPOTENCY_UNANSWERED, detail=str(error)) from None
     return KeptAnswer(kept.status, body.encode())
@@ -86,11 +87,11 @@ def claim_in(request: IdempotentRequest, now: int) -> Callable[[Transaction], No
     return claim
 
 
-def keep_answer(database: Database, vault: LocalVault, request: IdempotentRequest, answer: KeptAnswer) -> None:
+def keep_answer(database: Database, open_vault: Callable[[], LocalVault], request: IdempotentRequest, answer: KeptAnswer) -> None:
     """Store the answer of a request that was carried out, sealed. Does nothing for a longer one than ANSWER_BYTES_MAX."""
     if len(answer.body) > ANSWER_BYTES_MAX:
         return
-    sealed = vault.seal(answer.body.decode(), context=_find_context(request))
+    sealed = open_vault().seal(answer.body.decode(), context=_find_context(request))
     with database.platform() as tx:
         storage.keep_answer(tx, request.digest, answer.status, sealed)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tollway.control.data_keys import DataKeys
 from tollway.control.jobs import JobStates
 from tollway.control.keys import Ingredients, Pepper
 from tollway.control.mail import Mail
@@ -34,7 +35,8 @@ class ControlPlane:
     `limits_store`: where gateways share the counters of limits; None: each counts in its own memory and reports.
     `requests_per_minute`: those that the keys of one organization may send together to the REST API. `quotas`: sizes of the quotas of each
     organization. `mail`: how people are written to. `public_url`: the address under which clients reach the REST API, without a path;
-    None if it is not known. `passwords`: hashes those of people. `sign_ins`: counts for metrics.
+    None if it is not known. `passwords`: hashes those of people. `sign_ins`: counts for metrics. `data_keys`: those with which secrets of
+    organizations are sealed; `vault` seals those of the platform.
     """
 
     database: Database
@@ -47,6 +49,7 @@ class ControlPlane:
     random_bytes: Callable[[int], bytes]
     log: Callable[[Mapping[str, object]], None]
     mail: Mail
+    data_keys: DataKeys
     reconciliation: Reconciliation = field(default_factory=Reconciliation)
     approval_above_pico: int = 100 * PICO
     close_after_days: int | None = None
@@ -72,6 +75,11 @@ class ControlPlane:
     def archive(self) -> Archive:
         """The archive of ingested records."""
         return Archive(self.archive_directory)
+
+    def open_vault(self, organization_id: str | None) -> LocalVault:
+        """Return what seals secrets of an organization, or of the platform (None). Call it outside of transactions. Raises as
+        `DataKeys.open`."""
+        return self.vault if organization_id is None else self.data_keys.open(organization_id)
 
     def new_id(self, prefix: str) -> str:
         """Return a new id with `prefix` (a constant of domain.ids)."""

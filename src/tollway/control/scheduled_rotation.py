@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from tollway.control import rotation
+from tollway.control.data_keys import DataKeys
 from tollway.control.keys import Ingredients, get_project_key
 from tollway.control.rotation import WantedRotation
 from tollway.domain.faults import STATE_CONFLICT, Fault
@@ -50,7 +51,7 @@ class Scheduled:
 
     database: Database
     recorded: Callable[[str], Database]
-    vault: LocalVault
+    data_keys: DataKeys
     new_ingredients: Callable[[], Ingredients]
 
 
@@ -60,8 +61,9 @@ def rotate_due(parts: Scheduled, now: int) -> Iterator[dict[str, object]]:
         due = storage.list_due_rotations(tx, now, KEYS_MAX)
     recorded = parts.recorded("api_key.rotated")
     for place in due:
+        vault = parts.data_keys.open(place.organization_id)
         with recorded.tenant(place.organization_id) as tx:
-            until = _rotate(tx, parts, place, now)
+            until = _rotate(tx, parts, vault, place, now)
         if until is not None:
             yield {"event": "key_rotated_by_schedule", **_describe(place), "old_secret_until": until // 1_000_000}
 
@@ -98,7 +100,7 @@ def collect(tx: TenantTx, project_id: str, key_id: str, vault: LocalVault) -> tu
     return get_project_key(tx, project_id, key_id), secret
 
 
-def _rotate(tx: TenantTx, parts: Scheduled, place: KeyPlace, now: int) -> int | None:
+def _rotate(tx: TenantTx, parts: Scheduled, vault: LocalVault, place: KeyPlace, now: int) -> int | None:
     """Rotate a key, and return until when the secret before is valid; None if it is not due any more."""
     try:
         storage.lock_key(tx, place.key_id)
@@ -110,7 +112,7 @@ def _rotate(tx: TenantTx, parts: Scheduled, place: KeyPlace, now: int) -> int | 
         rotated = rotation.rotate_project_key(tx, place.project_id, place.key_id, wanted, ingredients=parts.new_ingredients(), now=now)
     except Fault:  # somebody revoked, archived or rotated meanwhile
         return None
-    storage.keep_uncollected(tx, place.key_id, parts.vault.seal(rotated.shown.secret, context=_context(place.key_id)))
+    storage.keep_uncollected(tx, place.key_id, vault.seal(rotated.shown.secret, context=_context(place.key_id)))
     previous = None if rotated.shown.key.rotation is None else rotated.shown.key.rotation.previous
     return now if previous is None else previous.expires_at
 

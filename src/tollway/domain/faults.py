@@ -268,6 +268,13 @@ PRICE_MISSING = _client("price_missing", 400, "A model cannot be published witho
 PRICE_INVALID = _client("invalid_price", 400, "The price is not valid.")
 PRICE_DOUBTFUL = _client("doubtful_price", 409, "The check of the draft has warnings; publish it with `accept_warnings` if they are meant.")
 PERIOD_BLOCKED = FaultKind(code="period_blocked", status=409, blame=_P, message="Records are missing.")
+KEY_ENCRYPTION_UNAVAILABLE = FaultKind(
+    code="key_encryption_unavailable",
+    status=503,
+    blame=_P,
+    message="The service that holds the keys of this installation cannot be reached right now.",
+    type=_SERVER,
+)
 DATABASE_UNAVAILABLE = FaultKind(
     code="database_unavailable", status=503, blame=_P, message="The database cannot be reached right now.", type=_SERVER
 )

@@ -44,8 +44,10 @@ from tollway.control import (
 from tollway.control.api.app import create_apps
 from tollway.control.audit import AuditedOperation
 from tollway.control.automatic_closing import close_due
+from tollway.control.data_keys import DataKeys
 from tollway.control.engine_counters import open_client
 from tollway.control.jobs import Job, JobRunner, Turn, in_thread
+from tollway.control.key_encryption import KeyRing, derive_key
 from tollway.control.mail import MailDirectory, MailServer
 from tollway.control.plane import ControlPlane
 from tollway.control.publish import Publications
@@ -168,7 +170,8 @@ class ControlSettings:
     `reconcile`: how engines' counters are read; None reads none. `close_after_days`: when periods are closed without being asked; None
     never. `requests_per_minute`: of one organization's admin keys together. `quotas`: sizes of the quotas of each organization.
     `limits_store`: where gateways share the counters of limits. `mail`: the server that takes mail; None writes it as files beside the
-    archive. `public_url`: the address under which clients reach the REST API; None if it is not known."""
+    archive. `public_url`: the address under which clients reach the REST API; None if it is not known. `key_ring`: what wraps the data keys
+    of organizations; None for a key that is derived from `vault_key`."""
 
     database_url: str = field(repr=False)
     archive_directory: Path
@@ -191,6 +194,7 @@ class ControlSettings:
     mail: MailServer | None = None
     owner_database_url: str | None = field(default=None, repr=False)
     audit: AuditOptions = field(default_factory=AuditOptions)
+    key_ring: KeyRing | None = None
     public_url: str | None = None
 
 
@@ -295,6 +299,7 @@ def run_control(settings: ControlSettings) -> int:
                 peppers=settings.peppers,
                 pepper_version=settings.pepper_version,
                 vault=vault,
+                data_keys=DataKeys(database, settings.key_ring or KeyRing.of(derive_key(settings.vault_key)), os.urandom, now),
                 archive_directory=settings.archive_directory,
                 publications=Publications(),
                 now=now,
@@ -447,7 +452,7 @@ def _list_jobs(
     scheduled = Scheduled(
         database=plane.database,
         recorded=lambda event: _audit_job(plane, event, "scheduled_rotations"),
-        vault=plane.vault,
+        data_keys=plane.data_keys,
         new_ingredients=plane.new_ingredients,
     )
 

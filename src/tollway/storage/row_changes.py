@@ -30,6 +30,7 @@ AUDITED: Mapping[sa.Table, str] = {
     schema.projects: "project",
     schema.service_accounts: "service_account",
     schema.api_keys: "api_key",
+    schema.data_keys: "data_key",
     schema.models: "model",
     schema.deployments: "deployment",
     schema.model_limits: "model_limit",

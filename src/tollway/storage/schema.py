@@ -95,6 +95,16 @@ limit_overrides = sa.Table(  # limits of organizations that hold until an instan
     *limit_columns(),
 )
 
+data_keys = sa.Table(  # of organizations, wrapped under a key that is not in the database
+    "data_keys",
+    metadata,
+    sa.Column("organization_id", sa.String(64), sa.ForeignKey("organizations.id"), primary_key=True),
+    sa.Column("kek", sa.String(512), nullable=False),  # name of the key that wrapped it
+    sa.Column("wrapped", sa.LargeBinary),  # null once it was destroyed
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("wrapped_at", sa.BigInteger, nullable=False),
+)
+
 projects = sa.Table(
     "projects",
     metadata,

@@ -141,8 +141,9 @@ def retire_project_key_secret(caller: Writer, plane: Plane, project_id: str, key
 @router.post("/v1/organization/projects/{project_id}/api_keys/{key_id}/collect")
 def collect_project_key_secret(caller: Writer, plane: Plane, project_id: str, key_id: str) -> KeyCreated:
     """Collect the secret that the schedule of a key made, once: it is in this answer and nowhere else from now on."""
+    vault = plane.data_keys.open(caller.organization_id)
     with plane.database.tenant(caller.organization_id) as tx:
-        key, secret = scheduled_rotation.collect(tx, project_id, key_id, plane.vault)
+        key, secret = scheduled_rotation.collect(tx, project_id, key_id, vault)
     return KeyCreated(**key_out(key, plane.now()).model_dump(), value=secret)
 
 

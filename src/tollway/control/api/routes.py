@@ -322,7 +322,8 @@ async def _answer_once(
     target = f"{request.url.path}?{request.url.query}"
     asked = idempotency.identify(sender, request.method, target, key, body)
     now = plane.now()
-    kept = await run_in_threadpool(idempotency.find_answer, plane.database, plane.vault, asked, now)
+    open_vault = functools.partial(plane.open_vault, caller.organization_id if isinstance(caller, Tenant) else None)
+    kept = await run_in_threadpool(idempotency.find_answer, plane.database, open_vault, asked, now)
     if kept is not None:
         request.scope["tollway.is_replay"] = True
         return Response(kept.body, kept.status, {"idempotent-replayed": "true"}, "application/json")
@@ -332,7 +333,7 @@ async def _answer_once(
     if not isinstance(response, StreamingResponse):
         answer = KeptAnswer(response.status_code, bytes(response.body))
         with suppress(Fault):  # the change was committed: its answer is for the client, whether it can be stored or not
-            await run_in_threadpool(idempotency.keep_answer, plane.database, plane.vault, asked, answer)
+            await run_in_threadpool(idempotency.keep_answer, plane.database, open_vault, asked, answer)
     return response
 
 
