@@ -25,7 +25,7 @@ from reliability.records import Line, record
 from reliability.running import WAIT_SECONDS
 
 P99_SECONDS_MAX, CUT_SECONDS_MAX, STREAM_SECONDS_MAX = 1.0, 5.0, 5.0
-"""What SECURITY.md promises: with the stream of changes, without it, and for streams that are open."""
+"""Promises of SECURITY.md: with the stream of changes, without it, and for streams that are open."""
 
 STREAM_EVERY = 5
 """One revocation of so many also ends a stream at each gateway."""

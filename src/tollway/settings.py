@@ -476,7 +476,7 @@ class KeyEncryptionSection(msgspec.Struct, frozen=True, kw_only=True):
     """The key that wraps the data keys of organizations (docs/encryption.md)."""
 
     provider: Literal["file", "vault", "aws"] = "file"
-    """Where the key is: in a file, in the transit engine of HashiCorp Vault, or in AWS KMS."""
+    """Place of the key: in a file, in the transit engine of HashiCorp Vault, or in AWS KMS."""
     file: str | None = None
     """File with the key as 64 hexadecimal digits. If left out, the key is derived from the vault key."""
     previous_file: str | None = None

@@ -54,7 +54,7 @@ REFUSED = {
         "organizations: {a: {currency: EUR, rotation_schedule: {interval_seconds: 60}}}",
         r"a\.rotation_schedule in .*: interval_seconds must be from 3600",
     ),
-    "field of a key": ("organizations: {a: {currency: EUR, projects: {b: {api_keys: {c: {modles: [m]}}}}}}", "models"),
+    "field of a key": ("organizations: {a: {currency: EUR, projects: {b: {api_keys: {c: {modles: [m]}}}}}}", "unknown key .*modles"),
     "budget of nothing": (BUDGET % 'amount: "0", window: day', "budgets.all in .*: amount '0': it must be more than zero"),
     "budget that is negative": (BUDGET % 'amount: "-1", window: day', "amount '-1': not a plain decimal"),
     "budget that is absurd": (BUDGET % 'amount: "99999999999", window: day', "amount '99999999999': too much"),

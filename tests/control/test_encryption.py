@@ -10,7 +10,8 @@ import pytest
 import sqlalchemy as sa
 
 from tests.control.harness import Running, answered, make_tenant
-from tests.control.key_services import (
+from tests.control.test_routes import refused
+from tests.control.wrapping_keys import (
     ACCESS_KEY_ID,
     REGION,
     SECRET_ACCESS_KEY,
@@ -21,7 +22,6 @@ from tests.control.key_services import (
     answer_transit,
     serving,
 )
-from tests.control.test_routes import refused
 from tollway.control.aws_kms import AwsCredentials, sign
 from tollway.control.data_keys import CACHE_SECONDS, DataKeys
 from tollway.control.key_encryption import FileKey, KeyRing, KeyUnavailable, derive_key
@@ -177,7 +177,7 @@ def test_rewrapping_is_for_operators_and_recorded(fresh_control: Running) -> Non
         refused(answer, 403, "insufficient_scope")
     operator = fresh_control.operator()
     fresh_control.plane.data_keys.open(tenant.organization_id)
-    refused(operator.post("/v1/platform/data_keys/rewrap", json={"before": "x"}), 400, "unknown_parameter")
+    refused(operator.post("/v1/platform/data_keys/rewrap", json={"before": "x"}), 400, "unknown_parameter", "before")
     answered(operator.post("/v1/platform/data_keys/rewrap", json={}))
     rows = answered(operator.get("/v1/platform/audit_logs"))["data"]
     assert rows[0]["type"] == "data_keys.rewrapped" or "data_keys.rewrapped" in [row["type"] for row in rows]

@@ -66,7 +66,7 @@ def test_stored_answer_shows_no_secret_and_only_to_the_request_that_it_belongs_t
     send(keys_of(tenant), {"name": "b"}, "k2")
     answers = [row.answer for row in list_rows(fresh_control)]
     assert len(answers) == 2 and not any(made["value"].encode() in answer for answer in answers)
-    moved = next(answer for answer in answers if fresh_control.plane.vault.unseal(answer).find('"b"') >= 0)
+    moved = next(answer for answer in answers if fresh_control.plane.data_keys.open(tenant.organization_id).unseal(answer).find('"b"') >= 0)
     with fresh_control.plane.database.platform() as tx:
         tx.connection.execute(idempotency_keys.update().values(answer=moved))
     assert code_of(send(keys_of(tenant), {"name": "a"})) == (409, "idempotency_unanswered"), "its answer is that of another request"

@@ -44,6 +44,9 @@ class Mirror:
     def add(self, entry: Entry) -> None:
         self.building[kind_of(entry), entry.id] = entry
 
+    def release_part(self) -> bool:
+        return False
+
     def finish_reset(self, version: int) -> None:
         self.entries, self.version = self.building, version
         self.resets += 1

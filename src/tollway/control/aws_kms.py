@@ -16,11 +16,10 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx2
 import msgspec
 
 from tollway.control.key_encryption import KeyUnavailable
-from tollway.control.vault_transit import post
+from tollway.control.vault_transit import open_client, post
 
 SERVICE = "kms"
 CONTEXT_NAME = "tollway"
@@ -28,7 +27,7 @@ CONTEXT_NAME = "tollway"
 
 @dataclass(frozen=True, slots=True)
 class AwsCredentials:
-    """What requests are signed with. `session_token`: of temporary credentials."""
+    """Credentials that requests are signed with. `session_token`: of temporary credentials."""
 
     access_key_id: str
     secret_access_key: str = field(repr=False)
@@ -51,7 +50,7 @@ class KmsKey:
         """`now`: UTC microseconds. `endpoint`: the address of the service if it is not that of the region."""
         self._key_id, self._region, self._credentials, self._now = key_id, region, credentials, now
         self._url = (endpoint or f"https://{SERVICE}.{region}.amazonaws.com").rstrip("/") + "/"
-        self._client = httpx2.Client(follow_redirects=False, trust_env=False, timeout=timeout_seconds)
+        self._client = open_client(timeout_seconds)
 
     @property
     def name(self) -> str:

@@ -29,7 +29,7 @@ REWRAPPED_MAX = 50
 
 @dataclass(frozen=True, slots=True)
 class KekUse:
-    """How many data keys a key has wrapped. `is_known`: whether this process can unwrap them."""
+    """Number of data keys that a key has wrapped. `is_known`: whether this process can unwrap them."""
 
     name: str
     organizations: int

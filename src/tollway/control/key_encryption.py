@@ -25,7 +25,7 @@ class KeyEncryptionKey(Protocol):
 
     @property
     def name(self) -> str:
-        """What distinguishes it from other keys, and from an earlier one of the same kind; at most 512 characters."""
+        """The name that distinguishes it from other keys, and from an earlier one of the same kind; at most 512 characters."""
 
     def wrap(self, key: bytes, context: str) -> bytes:
         """Encrypt a data key for `context`, which is authenticated with it."""

@@ -47,7 +47,7 @@ EVENTS = {Notice.UNCOLLECTED: "key_secret_uncollected", Notice.SAFE_TO_RETIRE: "
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
-    """What rotations by schedule are made with. `recorded` returns the database whose changes the audit trail has under an event."""
+    """Parts of the process with which rotations by schedule are made. `recorded` returns the database whose changes the audit trail has under an event."""
 
     database: Database
     recorded: Callable[[str], Database]

@@ -25,7 +25,7 @@ class TransitKey:
     def __init__(self, url: str, mount: str, key: str, token: Callable[[], str], *, namespace: str | None, timeout_seconds: float) -> None:
         self._url, self._mount, self._key = url.rstrip("/"), mount, key
         self._token, self._namespace = token, namespace
-        self._client = httpx2.Client(follow_redirects=False, trust_env=False, timeout=timeout_seconds)
+        self._client = open_client(timeout_seconds)
 
     @property
     def name(self) -> str:
@@ -56,6 +56,12 @@ class TransitKey:
         if not isinstance(value, str):
             raise KeyUnavailable(f"{self.name}: its answer has no {field}")
         return value
+
+
+def open_client(timeout_seconds: float) -> httpx2.Client:
+    """Return a client of a service of keys. It keeps no connection open, because requests are minutes apart."""
+    limits = httpx2.Limits(max_keepalive_connections=0)
+    return httpx2.Client(follow_redirects=False, trust_env=False, timeout=timeout_seconds, limits=limits)
 
 
 def post(client: httpx2.Client, name: str, url: str, headers: dict[str, str], body: dict[str, Any] | bytes) -> dict[str, Any]:

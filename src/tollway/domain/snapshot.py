@@ -46,8 +46,9 @@ class ProjectEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
     service_tiers: ServiceTiers = ALL_TIERS
 
 
-class KeyEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="key", omit_defaults=True):
-    """An inference key by digest. A revoked key is removed. `models` narrows the project's; `expires_at` is exclusive.
+class KeyEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="key", omit_defaults=True, gc=False):
+    """An inference key by digest. A revoked key is removed. `models` narrows the project's; `expires_at` is exclusive. There may be a
+    million of them, and none can be part of a cycle, so the garbage collector does not look at them.
 
     `previous_digest`: of the secret before a rotation, which is valid until `previous_expires_at` (exclusive); empty if there is none.
 

@@ -15,6 +15,7 @@ import msgspec
 from tollway.domain.catalog import COUNTED_ENDPOINTS, Deployment, Endpoint, covers_model, is_resident
 from tollway.domain.faults import SNAPSHOT_MISSING, SNAPSHOT_OUTDATED, FaultKind
 from tollway.domain.keys import USE_SECONDS, USES_MAX, KeyType, SecretUse, shorten_digest
+from tollway.domain.limits import Limits
 from tollway.domain.prices import PriceVersion, find_price, find_terms
 from tollway.domain.snapshot import (
     BudgetEntry,
@@ -50,12 +51,83 @@ INSTANT_MAX = 2**63 - 1
 """An instant that no request reaches, in microseconds."""
 
 
+CALLERS_MAX = 16_384
+"""Compiled callers that are remembered. Beyond it the first one is forgotten, and compiled again when it is next seen, in some 10 µs."""
+
+RELEASED_CALLERS = 1_000
+"""Callers of the version before whose memory is given back at once, in less than a millisecond."""
+
+SHARDS = 1_024
+"""Parts of the index of keys. A dict that grows copies itself at once: with a million keys in one, everything would wait for 30 ms."""
+
+DIGEST_BYTES = 32
+
+NO_MODEL_LIMITS: dict[str, Limits] = {}
+"""Of every key that has none. Nobody changes the limits of an entry."""
+
+
+class _Keys:
+    """The keys by digest, and the digests of each key by its id: of its present secret, and after it of the secret before."""
+
+    def __init__(self) -> None:
+        self._by_digest: list[dict[bytes, KeyEntry]] = [{} for _ in range(SHARDS)]
+        self._digests: list[dict[str, bytes]] = [{} for _ in range(SHARDS)]
+        self._project_ids: dict[str, str] = {}
+
+    def find(self, digest: bytes) -> KeyEntry | None:
+        """Return the key one of whose secrets has this digest."""
+        return self._by_digest[hash(digest) % SHARDS].get(digest)
+
+    def list_digests(self, id: str) -> tuple[bytes, ...]:
+        """Return the digests of the secrets of a key, the present one first; none for a key that is not here."""
+        joined = self._digests[hash(id) % SHARDS].get(id)
+        if joined is None:
+            return ()
+        return (joined,) if len(joined) == DIGEST_BYTES else (joined[:DIGEST_BYTES], joined[DIGEST_BYTES:])
+
+    def put(self, entry: KeyEntry) -> None:
+        """Add or replace a key."""
+        self.remove(entry.id)
+        # What is equal is one object: each line of a snapshot brings its own, 200 bytes of every key.
+        msgspec.structs.force_setattr(entry, "project_id", self._project_ids.setdefault(entry.project_id, entry.project_id))
+        if not entry.model_limits:
+            msgspec.structs.force_setattr(entry, "model_limits", NO_MODEL_LIMITS)
+        if not entry.service_account_model_limits:
+            msgspec.structs.force_setattr(entry, "service_account_model_limits", NO_MODEL_LIMITS)
+        joined = entry.digest
+        self._put_digest(entry.digest, entry)
+        if entry.previous_digest:
+            self._put_digest(entry.previous_digest, msgspec.structs.replace(entry, expires_at=entry.previous_expires_at))
+            joined = entry.digest + entry.previous_digest
+        self._digests[hash(entry.id) % SHARDS][entry.id] = joined
+
+    def remove(self, id: str) -> None:
+        """Remove a key with all of its secrets, if it is here."""
+        for digest in self.list_digests(id):
+            self.forget(digest)
+        self._digests[hash(id) % SHARDS].pop(id, None)
+
+    def forget(self, digest: bytes) -> None:
+        """Remove one secret, if it is here."""
+        self._by_digest[hash(digest) % SHARDS].pop(digest, None)
+
+    def release_part(self) -> bool:
+        """Give back the memory of a part of the keys. Return whether there is more. Only for keys that nobody looks up any more."""
+        if self._by_digest:
+            self._by_digest.pop().clear()
+        elif self._digests:
+            self._digests.pop().clear()
+        return bool(self._digests)
+
+    def _put_digest(self, digest: bytes, entry: KeyEntry) -> None:
+        self._by_digest[hash(digest) % SHARDS][digest] = entry
+
+
 class _Maps:
     def __init__(self) -> None:
         self.organizations: dict[str, OrganizationEntry] = {}
         self.projects: dict[str, ProjectEntry] = {}
-        self.keys: dict[bytes, KeyEntry] = {}
-        self.digests: dict[str, tuple[bytes, ...]] = {}
+        self.keys = _Keys()
         self.models: dict[str, ModelEntry] = {}
         self.deployments: dict[str, DeploymentEntry] = {}
         self.budgets: dict[str, BudgetEntry] = {}
@@ -94,6 +166,8 @@ class Directory:
         self._is_expired = False
         self._maps = _Maps()
         self._building: _Maps | None = None
+        self._replaced: _Keys | None = None
+        self._dropped_callers: dict[bytes, Caller] = {}
         self._callers: dict[bytes, Caller] = {}
         self._prices: dict[str, dict[tuple[str, ServiceTier], tuple[PriceVersion, ...]]] = {}
         self._uses: dict[bytes, SecretUse] = {}
@@ -114,11 +188,11 @@ class Directory:
                 self._note_use(caller, digest, now_us)
             return caller
         maps = self._maps
-        key = maps.keys.get(digest)
+        key = maps.keys.find(digest)
         if key is None:
             return None
         if key.expires_at is not None and key.expires_at <= now_us:
-            del maps.keys[digest]
+            maps.keys.forget(digest)
             self._callers.pop(digest, None)
             return None
         caller = self._compile_caller(key, digest, None)
@@ -147,8 +221,8 @@ class Directory:
         elif verified.expires_at <= now_us:
             self._forget_token(digest)
             raise TokenInvalid("it has expired")
-        digests = self._maps.digests.get(verified.key_id)
-        key = None if digests is None else self._maps.keys.get(digests[0])
+        digests = self._maps.keys.list_digests(verified.key_id)
+        key = self._maps.keys.find(digests[0]) if digests else None
         if key is None or (key.expires_at is not None and key.expires_at <= now_us):
             return None
         caller = self._compile_caller(key, digest, verified)
@@ -173,6 +247,8 @@ class Directory:
         principal = principal_of_key(key, project, organization)
         if token is not None:
             principal = principal_of_token(token, principal)
+        if len(self._callers) >= CALLERS_MAX:
+            del self._callers[next(iter(self._callers))]
         caller = self._callers[digest] = Caller(principal, f'"{salt}"'.encode(), budgets, digest, self.version)
         return caller
 
@@ -182,7 +258,7 @@ class Directory:
         if caller.version == self.version:
             return False
         maps = self._maps
-        secrets = maps.digests.get(caller.principal.id, ())
+        secrets = maps.keys.list_digests(caller.principal.id)
         if (
             (caller.digest in secrets or (bool(secrets) and caller.principal.kind is PrincipalKind.TOKEN))
             and caller.project.id in maps.projects
@@ -195,7 +271,7 @@ class Directory:
     def _note_use(self, caller: Caller, digest: bytes, now_us: int) -> None:
         if caller.principal.kind is PrincipalKind.TOKEN:
             caller.use_due_at = now_us + USE_US
-            secrets = self._maps.digests.get(caller.principal.id, ())
+            secrets = self._maps.keys.list_digests(caller.principal.id)
             if len(secrets) != 1:  # a token does not say which of two secrets it was made with
                 return
             digest = secrets[0]
@@ -310,12 +386,21 @@ class Directory:
     def finish_reset(self, version: int) -> None:
         """The snapshot being built is whole: from now on it is the current one."""
         assert self._building is not None
-        self._maps, self._building = self._building, None
+        self._replaced, self._maps, self._building = self._maps.keys, self._building, None
         self._forget_tokens()
-        self._callers.clear()
+        self._drop_callers()
         self._prices.clear()
         self.version = version
         self.obstacle = SNAPSHOT_OUTDATED if self._is_expired else None
+
+    def release_part(self) -> bool:
+        """Give back a part of the memory of the version before the latest. Return whether there is more: a million keys, or the callers of
+        thousands, at once would make every request wait."""
+        for _ in range(min(RELEASED_CALLERS, len(self._dropped_callers))):
+            self._dropped_callers.popitem()
+        if self._replaced is not None and not self._replaced.release_part():
+            self._replaced = None
+        return bool(self._dropped_callers) or self._replaced is not None
 
     def set_expired(self, is_expired: bool) -> None:
         """Say whether the snapshot is too old to go by. Requests that were admitted before go on."""
@@ -333,8 +418,7 @@ class Directory:
         if change.entry is not None:
             _put(maps, change.entry)
         elif change.kind == "key":
-            for digest in maps.digests.pop(change.id, ()):
-                maps.keys.pop(digest, None)
+            maps.keys.remove(change.id)
         elif change.kind == "budget":
             maps.remove_budget(change.id)
         else:
@@ -346,9 +430,13 @@ class Directory:
                 "issuer": maps.issuers,
             }
             by_kind.get(change.kind, maps.deployments).pop(change.id, None)  # type: ignore[attr-defined]
-        self._callers.clear()
+        self._drop_callers()
         self._prices.clear()
         self.version = change.version
+
+    def _drop_callers(self) -> None:
+        """Compile callers anew from here on. `release_part` gives back the memory of those before."""
+        self._callers, self._dropped_callers = {}, self._callers
 
     def _forget_tokens(self) -> None:
         """Have every token verified again: an issuer, or what its tokens stand for, has changed."""
@@ -375,13 +463,7 @@ def find_service(model: ModelEntry, endpoint: Endpoint, deployments: Iterable[De
 def _put(maps: _Maps, entry: Entry) -> None:
     match entry:
         case KeyEntry():
-            for before in maps.digests.get(entry.id, ()):
-                maps.keys.pop(before, None)
-            maps.keys[entry.digest] = entry
-            maps.digests[entry.id] = (entry.digest,)
-            if entry.previous_digest:
-                maps.keys[entry.previous_digest] = msgspec.structs.replace(entry, expires_at=entry.previous_expires_at)
-                maps.digests[entry.id] = (entry.digest, entry.previous_digest)
+            maps.keys.put(entry)
         case ProjectEntry():
             maps.projects[entry.id] = entry
         case OrganizationEntry():

@@ -129,6 +129,10 @@ class Plane:
         self.upstreams.replace_all(self.directory.list_deployments())
         self.budgets.change_all(self.directory.list_budgets())
 
+    def release_part(self) -> bool:
+        """Give back a part of the memory of the one before."""
+        return self.directory.release_part()
+
     def apply(self, change: Change) -> None:
         """One step from a version to the next."""
         if change.version <= self.directory.version:

@@ -22,7 +22,6 @@ import re
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -67,22 +66,48 @@ class _RawChange(msgspec.Struct, frozen=True):
     entry: msgspec.Raw
 
 
-@dataclass(frozen=True, slots=True)
 class Copy:
-    """A snapshot as it lies on disk: its version, and each entry's line by (kind, id)."""
+    """A snapshot as it lies on disk: its version, and its entries, which are read one by one, because there may be a million. They can be
+    read once."""
 
-    version: int
-    lines: dict[tuple[str, str], bytes]
+    def __init__(self, version: int, snapshot: BinaryIO, changed: dict[tuple[str, str], bytes | None]) -> None:
+        """`snapshot`: the file that was verified, at its first entry. `changed`: what became of entries since, by kind and id; None for one
+        that was removed."""
+        self.version = version
+        self._snapshot = snapshot
+        self._changed = changed
+
+    def lines(self) -> Iterator[bytes]:
+        """The entries, each as its line. Raises CopyDamaged for a line that is no entry."""
+        decode: Callable[[bytes], _Key] = msgspec.json.Decoder(_Key).decode
+        with self._snapshot:
+            for line in self._snapshot:
+                if line.startswith(_TRAILER):
+                    break
+                if self._changed:
+                    try:
+                        key = decode(line)
+                    except (ValueError, RecursionError) as error:
+                        raise CopyDamaged(str(error)) from None
+                    if (key.kind, key.id) in self._changed:
+                        continue
+                yield line.rstrip(b"\n")
+        yield from (line for line in self._changed.values() if line is not None)
 
     def entries(self) -> Iterator[Entry]:
         """The entries, decoded one by one. Raises CopyDamaged for a line that is no entry."""
-        decode = msgspec.json.Decoder(Entry).decode
-        for line in self.lines.values():
-            try:
-                entry: Entry = decode(line)
-            except (ValueError, RecursionError) as error:
-                raise CopyDamaged(str(error)) from None
-            yield entry
+        return map(decode_entry, self.lines())
+
+
+def decode_entry(line: bytes) -> Entry:
+    """Return the entry of a line of a copy. Raises CopyDamaged."""
+    try:
+        return _decode_entry(line)
+    except (ValueError, RecursionError) as error:
+        raise CopyDamaged(str(error)) from None
+
+
+_decode_entry: Callable[[bytes], Entry] = msgspec.json.Decoder(Entry).decode
 
 
 def write_copy(directory: Path, version: int, entries: Iterable[Entry]) -> None:
@@ -103,19 +128,22 @@ def load_copy(directory: Path) -> Copy | None:
     if not snapshots:
         return None
     version, path = snapshots[-1]
-    lines = _read_snapshot(path, version)
+    snapshot = _open_snapshot(path, version)
     changes: dict[int, _RawChange] = {}
-    for _, log in logs:
-        for change in _read_log(log):
-            changes[change.version] = change
+    try:
+        for _, log in logs:
+            for change in _read_log(log):
+                changes[change.version] = change
+    except BaseException:
+        snapshot.close()
+        raise
+    changed: dict[tuple[str, str], bytes | None] = {}
     while (change_or_none := changes.get(version + 1)) is not None:
         change = change_or_none
         version += 1
-        if bytes(change.entry) == b"null":  # a Raw never equals bytes
-            lines.pop((change.kind, change.id), None)
-        else:
-            lines[change.kind, change.id] = bytes(change.entry)
-    return Copy(version, lines)
+        entry = bytes(change.entry)  # a Raw never equals bytes
+        changed[change.kind, change.id] = None if entry == b"null" else entry
+    return Copy(version, snapshot, changed)
 
 
 class Confirmation(msgspec.Struct, frozen=True):
@@ -241,7 +269,7 @@ class ChangeLog:
         copy = load_copy(self.directory)
         if copy is not None:
             with SnapshotDraft(self.directory) as draft:
-                draft.write(copy.lines.values())
+                draft.write(copy.lines())
                 draft.publish(copy.version)
 
     def is_long(self) -> bool:
@@ -272,29 +300,55 @@ def _list_files(directory: Path) -> tuple[list[tuple[int, Path]], list[tuple[int
     return sorted(snapshots), sorted(logs)
 
 
-def _read_snapshot(path: Path, version: int) -> dict[tuple[str, str], bytes]:
-    data = path.read_bytes()
-    end = data.rfind(b"\n", 0, -1) + 1
+_TRAILER = b'{"sha256":'
+"""What the last line of a snapshot begins with, and no entry."""
+
+_PIECE_BYTES = 1 << 20
+
+
+def _open_snapshot(path: Path, version: int) -> BinaryIO:
+    """Return the file of a snapshot that is whole, at its first entry. Raises CopyDamaged."""
+    file = path.open("rb", buffering=_PIECE_BYTES)
     try:
-        trailer = msgspec.json.decode(data[end:], type=_Trailer)
-        if trailer.sha256 != hashlib.sha256(memoryview(data)[:end]).hexdigest():
+        _verify(file, path, version)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _verify(file: BinaryIO, path: Path, version: int) -> None:
+    """Check the digest and the head of a snapshot, and leave the file at its first entry. Raises CopyDamaged."""
+    end = _find_trailer(file)
+    file.seek(end)
+    last_line = file.read()
+    file.seek(0)
+    digest, lines = hashlib.sha256(), 0
+    for piece in iter(lambda: file.read(min(_PIECE_BYTES, end - file.tell())), b""):
+        digest.update(piece)
+        lines += piece.count(b"\n")
+        time.sleep(0)
+    file.seek(0)
+    try:
+        trailer = msgspec.json.decode(last_line, type=_Trailer)
+        if trailer.sha256 != digest.hexdigest():
             raise CopyDamaged(f"{path}: the digest is wrong")
-        head_line, *entry_lines = data[:end].splitlines()
-        head = msgspec.json.decode(head_line, type=SnapshotHead)
-        if head.format > FORMAT:
-            raise CopyDamaged(f"{path}: format {head.format} is newer than this program's {FORMAT}")
-        if head.version != version or head.entries != len(entry_lines):
-            raise CopyDamaged(f"{path}: the head does not describe the file")
-        decode: Callable[[bytes], _Key] = msgspec.json.Decoder(_Key).decode
-        lines: dict[tuple[str, str], bytes] = {}
-        for line in entry_lines:
-            key = decode(line)
-            lines[key.kind, key.id] = line
-            if len(lines) % YIELD_ENTRIES == 0:
-                time.sleep(0)
+        head = msgspec.json.decode(file.readline(), type=SnapshotHead)
     except (ValueError, RecursionError) as error:
         raise CopyDamaged(f"{path}: {error}") from None
-    return lines
+    if head.format > FORMAT:
+        raise CopyDamaged(f"{path}: format {head.format} is newer than this program's {FORMAT}")
+    if head.version != version or head.entries != lines - 1:
+        raise CopyDamaged(f"{path}: the head does not describe the file")
+
+
+def _find_trailer(file: BinaryIO) -> int:
+    """Return where the last line begins."""
+    size = file.seek(0, os.SEEK_END)
+    start = max(0, size - 4096)  # much longer than a trailer
+    file.seek(start)
+    tail = file.read()
+    return start + tail.rfind(b"\n", 0, -1) + 1
 
 
 def _read_log(path: Path) -> Iterator[_RawChange]:

@@ -23,7 +23,8 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -40,6 +41,7 @@ from tollway.link.snapshot_copies import (
     Copy,
     CopyDamaged,
     SnapshotDraft,
+    decode_entry,
     encode_change,
     find_confirmation,
     load_copy,
@@ -94,6 +96,10 @@ class Target(Protocol):
 
     def finish_reset(self, version: int) -> None:
         """It is whole: use it from now on."""
+        ...
+
+    def release_part(self) -> bool:
+        """Give back a part of the memory of the one before. Return whether there is more."""
         ...
 
     def apply(self, change: Change) -> None:
@@ -204,11 +210,14 @@ class Follower:
 
     async def _take(self, copy: Copy) -> None:
         self._target.begin_reset()
-        for count, entry in enumerate(copy.entries()):
-            self._target.add(entry)
-            if count % YIELD_ENTRIES == 0:
-                await asyncio.sleep(0)
+        lines = copy.lines()
+        while piece := await run_in_thread(_read_piece, lines):
+            for count, line in enumerate(piece):
+                self._target.add(decode_entry(line))
+                if count % YIELD_ENTRIES == 0:
+                    await asyncio.sleep(0)
         self._target.finish_reset(copy.version)
+        await self._release()
         try:
             self._log = await run_in_thread(ChangeLog, self._directory, copy.version)
         except OSError as error:  # a disk that can only be read: the copy serves, and is written anew once that is possible
@@ -289,6 +298,11 @@ class Follower:
         await run_in_thread(draft.write, slice_lines)
         self._pending.clear()
         self._target.finish_reset(head.version)
+        await self._release()
+
+    async def _release(self) -> None:
+        while self._target.release_part():
+            await asyncio.sleep(0)
 
     def _put_on_disk(self, draft: SnapshotDraft, version: int) -> None:
         if self._log is None:
@@ -333,6 +347,7 @@ class Follower:
                     raise _ResyncNeeded
                 change = Change(version=step.version, kind=step.kind, id=step.id, entry=step.entry)
                 self._target.apply(change)
+                await self._release()
                 self._heard()
                 self._keep(change)
             count += 1
@@ -411,6 +426,11 @@ class Follower:
         self._confirmation_due_at = heard_at + CONFIRMATION_SECONDS
         at = self._clock() - int((_uptime() - heard_at) * 1_000_000)
         await run_in_thread(write_confirmation, self._directory, Confirmation(version, at))
+
+
+def _read_piece(lines: Iterator[bytes]) -> list[bytes]:
+    """Return the next lines of a copy, from its disk."""
+    return list(islice(lines, 20 * YIELD_ENTRIES))
 
 
 def _uptime() -> float:

@@ -129,7 +129,7 @@ def find_rotation_notice(tx: TenantTx, key_id: str) -> str | None:
 
 
 class KeyPlace(NamedTuple):
-    """Where a key is."""
+    """Place of a key."""
 
     organization_id: str
     project_id: str

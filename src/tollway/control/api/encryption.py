@@ -34,7 +34,7 @@ class WrappingKeysOut(Out):
 
 
 class Rewrap(In):
-    """Where to go on."""
+    """Wish for a step of wrapping data keys anew."""
 
     after: Annotated[
         str | None, Field(max_length=64, description="The `last_id` of the step before; null to begin.", examples=["org_0"])
