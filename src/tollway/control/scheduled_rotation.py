@@ -47,7 +47,8 @@ EVENTS = {Notice.UNCOLLECTED: "key_secret_uncollected", Notice.SAFE_TO_RETIRE: "
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
-    """Parts of the process with which rotations by schedule are made. `recorded` returns the database whose changes the audit trail has under an event."""
+    """Parts of the process with which rotations by schedule are made. `recorded` returns the database whose changes the audit trail has
+    under an event."""
 
     database: Database
     recorded: Callable[[str], Database]
