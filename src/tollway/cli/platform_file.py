@@ -243,7 +243,7 @@ class PlanFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     monthly_budgets: dict[str, str | None] | UnsetType = UNSET
 
 
-class ScheduleFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ScheduleFile(msgspec.Struct, frozen=True, kw_only=True):
     """Rotation of keys without being asked: every `interval_seconds`, with the old secret valid for `grace_seconds`, a day if left out."""
 
     interval_seconds: int

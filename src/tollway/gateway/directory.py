@@ -63,7 +63,7 @@ SHARDS = 1_024
 DIGEST_BYTES = 32
 
 NO_MODEL_LIMITS: dict[str, Limits] = {}
-"""Of every key that has none. Nobody changes the limits of an entry."""
+"""Limits by model of every key that has none. Nobody changes the limits of an entry."""
 
 
 class _Keys:

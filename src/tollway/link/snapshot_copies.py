@@ -301,7 +301,7 @@ def _list_files(directory: Path) -> tuple[list[tuple[int, Path]], list[tuple[int
 
 
 _TRAILER = b'{"sha256":'
-"""What the last line of a snapshot begins with, and no entry."""
+"""Beginning of the last line of a snapshot, and of no entry."""
 
 _PIECE_BYTES = 1 << 20
 
