@@ -18,9 +18,8 @@ from pathlib import Path
 import httpx2
 
 from reliability import load
-from reliability.limit_races import make_join_token
 from reliability.load import Ask
-from reliability.platforms import Part, Platform, apart, reserved_ports, wait_until_served
+from reliability.platforms import Part, Platform, apart, make_join_token, reserved_ports, wait_until_served
 from reliability.records import Line, record
 from reliability.running import WAIT_SECONDS
 
