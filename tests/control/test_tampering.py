@@ -49,6 +49,7 @@ OTHER_TABLES = {
     "credit_topup_rules", "credit_topups",  # what to ask a customer for; what was granted counts
     "refused_epochs",  # which runs wait for a clock or an operator
     "idempotency_keys", "stored_responses",  # what was answered
+    "data_keys",  # with which secrets are sealed
     "audit_heads", "audit_records", "audit_checkpoints", "audit_cuts",  # who changed what
     "custom_roles", "users", "user_groups", "group_members", "role_assignments", "invites",  # who may do what
     "token_signing_keys", "identity_providers", "federation_rules", "used_assertions",  # whose tokens are accepted
