@@ -14,6 +14,7 @@ from tests.fakes import Do, Script, Upstream
 from tests.gateway.harness import KEY, NOWHERE, Served, connect, event, gateway, message, post, whole
 from tests.gateway.test_request_quantities import admit_of
 from tollway.domain.billing_classes import OtherClasses, Quantities
+from tollway.domain.budgets import find_fixed_cost
 from tollway.domain.catalog import Endpoint
 from tollway.domain.usage import Outcome, UsageSource
 from tollway.simulator import media as simulated
@@ -353,3 +354,17 @@ def answer_of_simulator(path: bytes, body: bytes) -> bytes:
     found = simulated.answer(path, body)
     assert found is not None
     return found[1]
+
+
+@pytest.mark.parametrize(("path", "body", "headers"), [(SPEECH, SPEAK, {}), (TRANSCRIPTIONS, ASKED, FORM)])
+async def test_request_with_media_that_may_cost_more_than_it_allows_is_refused_because_nothing_would_bound_it(
+    path: str, body: Any, headers: dict[str, str]
+) -> None:
+    async with gateway({"m": Served([NOWHERE])}) as made:
+        answer = await post(made.port, body, path, x_max_cost="0.000000000001", **headers)
+    assert (answer.status, answer.error["code"]) == (400, "max_cost_exceeded")
+
+
+def test_budgets_hold_the_seconds_and_characters_that_a_request_can_use() -> None:
+    prices = Quantities(3, request=5, other=OtherClasses(seconds=100, characters=7, images=1_000))
+    assert find_fixed_cost(prices, 10, media=OtherClasses(seconds=4, characters=2)) == 10 * 3 + 5 + 400 + 14

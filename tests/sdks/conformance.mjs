@@ -72,6 +72,16 @@ const rows = {
     const answer = await client.audio.speech.create({ model, input: 'Hello', voice: 'alloy' })
     assert.equal(await answer.text(), 'sound')
   },
+  async files() {
+    const content = 'line\n'.repeat(30_000)
+    const file = await client.files.create({ file: await toFile(Buffer.from(content), 'a.jsonl'), purpose: 'batch' })
+    const found = []
+    for await (const each of client.files.list({ purpose: 'batch' })) found.push(each.id)
+    assert.deepEqual(found, [file.id])
+    assert.equal(await (await client.files.content(file.id)).text(), content)
+    assert.ok((await client.files.delete(file.id)).deleted)
+    await assert.rejects(client.files.retrieve(file.id), OpenAI.NotFoundError)
+  },
   async imageEdits() {
     const picture = await toFile(Buffer.from(image.split(',')[1], 'base64'), 'a.png')
     const answer = await client.images.edit({ model, prompt: 'x', image: [picture, picture] })

@@ -109,6 +109,20 @@ def speech(client: Client) -> None:
         assert b"".join(answer.iter_bytes()) == b"sound"
 
 
+def files(client: Client) -> None:
+    file = client.files.create(file=("a.jsonl", b"line\n" * 30_000), purpose="user_data")
+    assert [each.id for each in client.files.list(purpose="user_data")] == [file.id]
+    assert client.files.content(file.id).content == b"line\n" * 30_000
+    assert client.files.retrieve(file.id).bytes == 150_000
+    assert client.files.delete(file.id).deleted
+    try:
+        client.files.retrieve(file.id)
+    except openai.NotFoundError as error:
+        assert error.request_id.startswith("req_")
+    else:
+        raise AssertionError("a file that was deleted")
+
+
 def image_edits(client: Client) -> None:
     pictures = [(f"{number}.png", base64.b64decode(PNG)) for number in range(2)]
     assert client.images.edit(model="m", prompt="x", image=pictures, size="256x256").data[0].b64_json
@@ -235,7 +249,7 @@ def claude_retry(client: Client) -> None:
 OPENAI: list[Callable[[Client], None]] = [
     plain, stream, stream_with_usage, tools, tools_streamed, json_schema, vision, embeddings, embeddings_of_tokens, completions, models,
     errors, retry, cancel, responses, responses_stream, responses_tools, responses_errors,
-    transcripts, speech, image_edits,
+    transcripts, speech, image_edits, files,
 ]  # fmt: skip
 ANTHROPIC: list[Callable[[Client], None]] = [
     claude_plain, claude_stream, claude_tools, claude_vision, claude_count, claude_errors, claude_retry,

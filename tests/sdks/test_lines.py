@@ -19,22 +19,24 @@ from tests.sdks.conformance import PNG
 from tests.sdks.engine import SdkEngine
 from tollway.domain.catalog import TRANSLATED_ENDPOINTS
 from tollway.domain.usage import Outcome
+from tollway.storage.tenant_files import FileBounds, FileDirectory
+from tollway.storage.vault import LocalVault
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PYTHON = ["openai", "openai-2", "openai-1"]
-ROWS = {"openai": 28, "openai-2": 28, "openai-1": 21, "js": 22}
+ROWS = {"openai": 29, "openai-2": 29, "openai-1": 22, "js": 23}
 """Clients of each line: Anthropic's SDK is not beside the oldest of OpenAI's."""
 
 
 @pytest.mark.parametrize("line", PYTHON)
-async def test_python(line: str) -> None:
-    await conform(line, [str(find_interpreter(line)), str(HERE / "conformance.py")], ROWS[line])
+async def test_python(line: str, tmp_path: Path) -> None:
+    await conform(line, [str(find_interpreter(line)), str(HERE / "conformance.py")], ROWS[line], tmp_path)
 
 
 @pytest.mark.parametrize("line", PYTHON)
-async def test_python_sdk_finds_the_same_apis_where_the_engine_has_chat_completions_only(line: str) -> None:
-    await conform(line, [str(find_interpreter(line)), str(HERE / "conformance.py")], ROWS[line], is_translated=True)
+async def test_python_sdk_finds_the_same_apis_where_the_engine_has_chat_completions_only(line: str, tmp_path: Path) -> None:
+    await conform(line, [str(find_interpreter(line)), str(HERE / "conformance.py")], ROWS[line], tmp_path, is_translated=True)
 
 
 def find_interpreter(line: str) -> Path:
@@ -50,19 +52,19 @@ FRAMEWORKS = {"agents": 3, "langchain": 9, "pydantic-ai": 4, "llama-index": 4, "
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-async def test_framework(framework: str) -> None:
+async def test_framework(framework: str, tmp_path: Path) -> None:
     interpreter = ROOT / f".venv-{framework}" / "bin" / "python"
     if not interpreter.exists():
         pytest.skip(f"{framework} is not installed: `make test-sdks` installs it (requirements/{framework}.txt)")
-    await conform(framework, [str(interpreter), str(HERE / "frameworks.py"), framework], FRAMEWORKS[framework], is_official=False)
+    await conform(framework, [str(interpreter), str(HERE / "frameworks.py"), framework], FRAMEWORKS[framework], tmp_path, is_official=False)
 
 
 @pytest.mark.parametrize("is_translated", [False, True])
-async def test_javascript(is_translated: bool) -> None:
+async def test_javascript(is_translated: bool, tmp_path: Path) -> None:
     node = shutil.which("node")
     if node is None or not (HERE / "node_modules").exists():
         pytest.skip("Node or the SDKs for it are not installed: `make test-sdks` installs these (tests/sdks/package.json)")
-    await conform("js", [node, str(HERE / "conformance.mjs")], ROWS["js"], is_translated=is_translated)
+    await conform("js", [node, str(HERE / "conformance.mjs")], ROWS["js"], tmp_path, is_translated=is_translated)
 
 
 def record(client: str, rows: list[dict[str, Any]]) -> None:
@@ -99,13 +101,19 @@ def find_versions(client: str) -> dict[str, str]:
     return {name: lock.partition(f"\n{name}==")[2].split(maxsplit=1)[0] for name in PACKAGES[client]}
 
 
-async def conform(client: str, command: list[str], count: int, *, is_official: bool = True, is_translated: bool = False) -> None:
+async def conform(
+    client: str, command: list[str], count: int, directory: Path, *, is_official: bool = True, is_translated: bool = False
+) -> None:
     """Run a program against a gateway; every row must end well, and every request in one record. `is_official`: the program is one of an
     official SDK, which also leaves a stream and sends a picture. `is_translated`: the engine has neither responses nor messages."""
     engine = SdkEngine(has_chat_only=is_translated)
     async with Upstream(engine).listening() as upstream:
         served = Served([upstream.url], translated_endpoints=tuple(TRANSLATED_ENDPOINTS) if is_translated else ())
         async with gateway({"m": served, "org/name": served}) as running:
+            running.plane.file_store = FileDirectory(
+                directory, LocalVault(bytes(range(32))), FileBounds(free_bytes_min=0), running.plane.now_us
+            )
+            running.plane.file_lifetime_seconds = 3600
             process = await asyncio.create_subprocess_exec(
                 *command, running.url, KEY, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
             )
