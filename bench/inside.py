@@ -18,7 +18,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -31,8 +32,10 @@ from tollway.gateway.edge.client_connection import ClientConnection
 from tollway.gateway.edge.edge import Edge, EdgeBounds
 from tollway.gateway.plane import Plane
 from tollway.gateway.relay import RelayBounds
+from tollway.gateway.shared_counters import SharedCounters
 from tollway.gateway.upstreams.connection import UpstreamConnection
 from tollway.link.spool import Spool
+from tollway.storage.shared_counters import RedisCounters, StoreOptions
 from tollway.telemetry import LogWriter
 from tollway.wire.http import HttpBounds
 
@@ -217,6 +220,28 @@ class _Sampler:
             self.samples[tuple(stack)] = self.samples.get(tuple(stack), 0) + 1
 
 
+STORE_SECONDS = 60.0
+"""Deadline of the store's decisions: under callgrind the process is fifty times slower, and no decision is to be made without the store."""
+
+
+@asynccontextmanager
+async def _counting(plane: Plane, url: str | None) -> AsyncIterator[None]:
+    """Count the requests of `plane` in the store at `url` while the block runs; None counts in memory."""
+    if url is None:
+        yield
+        return
+    counters = SharedCounters("bench", time.monotonic_ns, plane.directory.end_user_key)
+    options = StoreOptions(url=url, decision_seconds=STORE_SECONDS)
+    store = RedisCounters(options, recover=counters.restore, alarm=lambda event, fields: print(event, fields, file=sys.stderr))
+    counters.use(store)
+    plane.shared_counters = counters
+    if reason := await store.connect():
+        raise SystemExit(f"the store of limits cannot be used: {reason}")
+    yield
+    assert counters.by_store and not counters.alone, "a decision without the store"
+    store.disconnect("the measurement is over")
+
+
 async def _main(options: argparse.Namespace, directory: Path) -> None:
     scenario: str = options.scenario
     count: int = options.count
@@ -241,6 +266,8 @@ async def _main(options: argparse.Namespace, directory: Path) -> None:
         edge.tell_date(b"Sun, 22 Nov 2026 00:00:00 GMT")
         chunks = CHUNKS if scenario == "chunk" else 0
         load = _Load(edge, loop, chunks, options.body_bytes)
+        store = _counting(plane, options.store)
+        await store.__aenter__()
         loop.create_connection = load.connect  # type: ignore[method-assign,assignment]
         units = count * max(1, chunks)
         await load.run(max(WARM_UNITS // max(1, chunks), 2 * CONNECTIONS))  # a head is known from its second time on
@@ -264,6 +291,7 @@ async def _main(options: argparse.Namespace, directory: Path) -> None:
         if sampler and folded:
             sampler.switch(on=False)
             folded.write_text(write_folded(sampler.samples))
+        await store.__aexit__(None, None, None)
         print(f"{best:.2f} us of CPU per {scenario}", flush=True)
         plane.log.close()
     await spool.close()
@@ -287,6 +315,7 @@ def main() -> None:
     parser.add_argument("--collect", help="library that tells callgrind when to count")
     parser.add_argument("--folded", type=Path, help="file for the stacks that were sampled")
     parser.add_argument("--limits", type=Limited, choices=list(Limited), default=Limited.REQUESTS, help="limits of the caller")
+    parser.add_argument("--store", help="URL of a Redis or Valkey server that counts the limits")
     parser.add_argument("--deployments", type=int, default=1, help="equal deployments of the model")
     parser.add_argument("--body-bytes", type=int, default=BODY_BYTES, help="length of a request's body")
     arguments = parser.parse_args()

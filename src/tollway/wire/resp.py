@@ -27,7 +27,12 @@ Reply = bytes | int | None | ReplyError
 
 def encode_command(parts: Sequence[bytes]) -> bytes:
     """Return a command as its bytes on the connection."""
-    return b"*%d\r\n%b" % (len(parts), b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts]))
+    return b"*%d\r\n%b" % (len(parts), encode_arguments(parts))
+
+
+def encode_arguments(parts: Sequence[bytes]) -> bytes:
+    """Return some of the parts of a command as their bytes on the connection."""
+    return b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts])
 
 
 class ReplyReader:
