@@ -204,6 +204,20 @@ def test_apply_with_a_missing_reference_changes_nothing(serving: Running, tmp_pa
     assert "hooli" not in do(serving, "organizations", "list")
 
 
+def test_apply_with_a_plan_that_would_leave_an_organization_without_its_budget_changes_nothing(serving: Running, tmp_path: Path) -> None:
+    do(serving, "plans", "create", "bronze", "--monthly-budget", "EUR=5")
+    do(serving, "organizations", "create", "tyrell", "--currency", "EUR")
+    do(serving, "plans", "assign", "tyrell", "bronze")
+    path = tmp_path / "platform.yaml"
+    path.write_text("models: {early: {endpoints: [embeddings]}}\nplans: {bronze: {monthly_budgets: {EUR: null, USD: '5'}}}")
+    for option in ((), ("--dry-run",)):
+        said = do(serving, "apply", "-f", str(path), *option, code=2)
+        assert "organization tyrell has the plan and is billed in EUR" in said
+    assert "early" not in do(serving, "models", "list")
+    path.write_text("plans: {bronze: {monthly_budgets: {EUR: null}}}")
+    do(serving, "apply", "-f", str(path))
+
+
 def test_apply_publishing_a_model_without_a_price_changes_nothing(serving: Running, tmp_path: Path) -> None:
     path = tmp_path / "platform.yaml"
     path.write_text("models: {unpriced: {endpoints: [embeddings], published: true}}")

@@ -359,6 +359,8 @@ class Platform:
                     raise OperatorError(
                         f"{where}: plan {plan} has no monthly budget in {billed_in}, in which the organization is billed", exit_code=2
                     )
+            if change.what == "plan budgets" and (plan_id := self._plans.get(change.place[0])) is not None:
+                self._check_subscribers(plan_id, change, self._list_plan_currencies(change.place[0], changes))
             if change.what == "budget" and change.creates:
                 self._check_budget_count(change.place[:-1], changes, only_alert=change.body["mode"] == BudgetMode.ALERT)
             if change.what == "price book" and (owner := change.body.get("organization")) and ("organization", owner) not in planned:
@@ -375,6 +377,17 @@ class Platform:
             if change.what == "plan budgets" and change.place == (plan,):
                 amounts |= change.body
         return {code for code, amount in amounts.items() if amount is not None}
+
+    def _check_subscribers(self, plan_id: str, change: PlannedChange, budgeted: Collection[str]) -> None:
+        """Raise OperatorError if an organization that has the plan would have none of its monthly budgets."""
+        for each in self._control.list_all("/platform/organizations") if budgeted else ():
+            if each["plan_id"] == plan_id and each["currency"] not in budgeted:
+                raise OperatorError(
+                    f"{change.what} {change.place[0]}: organization {each['name']} has the plan and is billed in {each['currency']},"
+                    " in which the plan would have no monthly budget",
+                    hint=f"add {each['currency']} to `monthly_budgets`, or give the organization another plan first",
+                    exit_code=2,
+                )
 
     def _list_scopes(self, changes: Sequence[PlannedChange]) -> set[str]:
         """Return the models that there are, and the groups of models that there will be once the changes are made."""
