@@ -399,7 +399,7 @@ class RedisCounters:
         self._timer: asyncio.TimerHandle | None = None
         self._lease = b"%d" % int(options.lease_seconds * 1_000_000)
         self._reason = ""
-        self._starts: dict[tuple[bytes, tuple[bytes, ...], str, bytes], bytes] = {}
+        self._starts: dict[tuple[tuple[bytes, ...], bytes, bytes], bytes] = {}
 
     @property
     def is_available(self) -> bool:
@@ -436,7 +436,7 @@ class RedisCounters:
 
     def _encode(self, script: Script, keys: tuple[bytes, ...], owner: str, previous: str, shape: bytes, rest: Sequence[bytes]) -> bytes:
         """Return a call of a script. What the calls of one caller have in common is encoded once."""
-        name = (script.digest, keys, owner, shape)
+        name = (keys, shape, script.digest + owner.encode())
         start = None if previous else self._starts.get(name)
         if start is None:
             parts = [b"EVALSHA", script.digest, b"%d" % len(keys), *keys, owner.encode(), self._lease, previous.encode(), shape]
