@@ -54,6 +54,29 @@ class SdkEngine:
         return _chat(body, "slow" in text)
 
 
+class AgentEngine:
+    """Answers Claude Code, which always sends tools: has it read a file once, says what it read, and "Hello" to anything else."""
+
+    def __init__(self, note: str) -> None:
+        """`note`: path of the file to read, asked for by a message that has its name."""
+        self.bodies: list[dict[str, Any]] = []
+        self._note = note
+
+    def __call__(self, asked: Asked) -> Script:
+        body: dict[str, Any] = msgspec.json.decode(asked.body)
+        self.bodies.append(body)
+        results = [str(block) for message in body["messages"] for block in message["content"] if "tool_result" in str(block)]
+        if results:
+            text = "The road is A1" if "A1" in results[-1] else f"no road in {results[-1]}"
+        elif self._note not in str(body["messages"]):
+            text = "Hello"
+        else:
+            content = {"type": "tool_use", "id": "toolu_1", "name": "Read", "input": {}}
+            arguments = msgspec.json.encode({"file_path": self._note}).decode()
+            return stream_message(content, [{"type": "input_json_delta", "partial_json": arguments}])
+        return stream_message({"type": "text", "text": text}, [{"type": "text_delta", "text": text}])
+
+
 def _forms(path: bytes, body: bytes) -> Script:
     if path.endswith(b"/edits"):
         return [whole({"created": 1, "data": [{"b64_json": "aGVsbG8="}], "pictures": body.count(b"filename=")})]
@@ -101,19 +124,27 @@ def _messages(body: dict[str, Any]) -> Script:
     else:
         content = {"type": "text", "text": "Hello"}
         deltas = [{"type": "text_delta", "text": piece} for piece in ("Hel", "lo")]
-    reason = "tool_use" if body.get("tools") else "end_turn"
-    message = {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "content": [content], "stop_reason": reason}
-    report = {"input_tokens": 5, "output_tokens": 2}
     if not body.get("stream"):
-        return [whole(message | {"stop_sequence": None, "usage": report})]
-    empty = content | ({"input": {}} if body.get("tools") else {"text": ""})
-    begun = message | {"content": [], "stop_reason": None, "stop_sequence": None, "usage": report | {"output_tokens": 0}}
+        return [whole(_message(content) | {"stop_sequence": None, "usage": {"input_tokens": 5, "output_tokens": 2}})]
+    return stream_message(content, deltas)
+
+
+def _message(content: dict[str, Any]) -> dict[str, Any]:
+    reason = "tool_use" if content["type"] == "tool_use" else "end_turn"
+    return {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "content": [content], "stop_reason": reason}
+
+
+def stream_message(content: dict[str, Any], deltas: list[dict[str, Any]]) -> Script:
+    """Return the stream of a message that holds one block, which `deltas` make."""
+    message = _message(content)
+    empty = content | ({"input": {}} if content["type"] == "tool_use" else {"text": ""})
+    begun = message | {"content": [], "stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": 5, "output_tokens": 0}}
     events: list[dict[str, Any]] = [
         {"type": "message_start", "message": begun},
         {"type": "content_block_start", "index": 0, "content_block": empty},
         *({"type": "content_block_delta", "index": 0, "delta": delta} for delta in deltas),
         {"type": "content_block_stop", "index": 0},
-        {"type": "message_delta", "delta": {"stop_reason": reason, "stop_sequence": None}, "usage": {"output_tokens": 2}},
+        {"type": "message_delta", "delta": {"stop_reason": message["stop_reason"], "stop_sequence": None}, "usage": {"output_tokens": 2}},
         {"type": "message_stop"},
     ]
     framed = [b"event: %b\ndata: %b\n\n" % (event["type"].encode(), msgspec.json.encode(event)) for event in events]

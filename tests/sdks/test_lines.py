@@ -16,7 +16,7 @@ import pytest
 from tests.fakes import PATIENCE_SECONDS, Upstream
 from tests.gateway.harness import KEY, Served, gateway
 from tests.sdks.conformance import PNG
-from tests.sdks.engine import SdkEngine
+from tests.sdks.engine import AgentEngine, SdkEngine
 from tollway.domain.catalog import TRANSLATED_ENDPOINTS
 from tollway.domain.usage import Outcome
 from tollway.storage.tenant_files import FileBounds, FileDirectory
@@ -67,6 +67,45 @@ async def test_javascript(is_translated: bool, tmp_path: Path) -> None:
     await conform("js", [node, str(HERE / "conformance.mjs")], ROWS["js"], tmp_path, is_translated=is_translated)
 
 
+async def test_claude_code_without_a_terminal_answers_and_uses_its_tools(tmp_path: Path) -> None:
+    program = next((HERE / "claude-code" / "node_modules" / "@anthropic-ai").glob("claude-code-*/claude"), None)
+    if program is None:
+        pytest.skip("Claude Code is not installed: `make test-sdks` installs it (tests/sdks/claude-code/package.json)")
+    note = tmp_path / "note.txt"
+    note.write_text("The road is A1.\n")
+    engine = AgentEngine(str(note))
+    async with Upstream(engine).listening() as upstream, gateway({"m": Served([upstream.url])}) as running:
+        wrong = {}
+        for row, ask, answer in [("claude_plain", "Say hello", "Hello"), ("claude_tools", f"Which road is in {note}?", "The road is A1")]:
+            said = await ask_claude_code(program, ask, tmp_path, running.url)
+            wrong[row] = None if said.get("result") == answer and not said.get("is_error") else str(said)
+        record("claude-code", [{"row": row, "wrong": what} for row, what in wrong.items()])
+        assert not any(wrong.values()), wrong
+        outcomes = [final.outcome for final in running.sink.finals]
+        assert outcomes == [Outcome.COMPLETED] * 3 and len(engine.bodies) == 3
+
+
+async def ask_claude_code(program: Path, ask: str, home: Path, url: str) -> dict[str, Any]:
+    """Return what Claude Code prints of one question, asked in the directory `home` with the same key in both of its variables."""
+    names = {"HOME": str(home), "PATH": os.environ["PATH"], "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "DISABLE_AUTOUPDATER": "1"}
+    names |= {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_AUTH_TOKEN": KEY, "ANTHROPIC_API_KEY": KEY, "ANTHROPIC_SMALL_FAST_MODEL": "m"}
+    arguments = ("-p", ask, "--model", "m", "--output-format", "json", "--allowedTools", "Read")
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        program, *arguments, env=names, cwd=home, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
+    )
+    try:
+        async with asyncio.timeout(5 * PATIENCE_SECONDS):
+            out, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0, errors.decode() + out.decode()
+    said: dict[str, Any] = json.loads(out)
+    return said
+
+
 def record(client: str, rows: list[dict[str, Any]]) -> None:
     """Record what a client did for docs/clients.md, where `make test-sdks` asks for it."""
     if not os.environ.get("TOLLWAY_RECORD_CLIENTS"):
@@ -79,6 +118,7 @@ def record(client: str, rows: list[dict[str, Any]]) -> None:
 
 PACKAGES = {
     "agents": ("openai-agents", "openai"),
+    "claude-code": ("@anthropic-ai/claude-code",),
     "js": ("openai", "ai", "@ai-sdk/openai", "@ai-sdk/openai-compatible"),
     "openai": ("openai", "anthropic"),
     "openai-1": ("openai",),
@@ -92,10 +132,14 @@ PACKAGES = {
 """Packages of each client whose versions are recorded."""
 
 
+NPM_LOCKS = {"js": HERE / "package-lock.json", "claude-code": HERE / "claude-code" / "package-lock.json"}
+"""Locks of the clients that npm installs."""
+
+
 def find_versions(client: str) -> dict[str, str]:
     """Return the versions of a client's packages, from the lock that it was installed from."""
-    if client == "js":
-        installed = json.loads((HERE / "package-lock.json").read_text())["packages"]
+    if client in NPM_LOCKS:
+        installed = json.loads(NPM_LOCKS[client].read_text())["packages"]
         return {name: installed[f"node_modules/{name}"]["version"] for name in PACKAGES[client]}
     lock = (ROOT / "requirements" / ("dev.txt" if client == "openai" else f"{client}.txt")).read_text()
     return {name: lock.partition(f"\n{name}==")[2].split(maxsplit=1)[0] for name in PACKAGES[client]}
