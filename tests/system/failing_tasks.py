@@ -9,21 +9,29 @@ from typing import Any
 
 from small_spool import main
 
+from tollway.gateway.budgets import Budgets
 from tollway.gateway.edge import clock, server
 from tollway.gateway.edge.client_connection import ClientConnection
 from tollway.gateway.plane import Plane
+from tollway.gateway.upstreams import load_reports, probes
+from tollway.link.limit_use_reports import LimitReporter
 from tollway.link.shipper import Shipper
 from tollway.link.snapshot_follower import Follower
 from tollway.serve import gateway
+from tollway.storage.answer_files import AnswerFiles
 from tollway.telemetry import LogWriter
 
 
 def fail_once(owner: Any, name: str) -> None:
     """Make the first call of `owner.name` raise an error that nothing expects; later calls do what they always did."""
     real: Callable[..., Any] = getattr(owner, name)
+    has_failed = False
 
     def failing(*arguments: Any, **named: Any) -> Any:
-        setattr(owner, name, real)
+        nonlocal has_failed
+        if has_failed:
+            return real(*arguments, **named)
+        has_failed = True
         raise AttributeError("planted: prompt text that must not be logged")
 
     setattr(owner, name, failing)
@@ -34,6 +42,12 @@ DEFECTS: dict[str, tuple[Any, str]] = {
     "acknowledger": (Follower, "_persist"),
     "shipper": (Shipper, "_ship_all"),
     "clock": (clock, "formatdate"),
+    "answer files": (AnswerFiles, "remove_expired"),
+    "upstream probes": (probes, "run"),
+    "load reports": (load_reports, "run"),
+    "snapshot age": (gateway.AgeWatch, "run"),
+    "leases": (Budgets, "next_request"),
+    "limit_reports": (LimitReporter, "_collect"),
     "connection": (ClientConnection, "tick"),
     "log": (LogWriter, "_encode_batch"),
     "announce": (gateway, "url_of"),

@@ -21,7 +21,10 @@ from reliability.running import WAIT_SECONDS
 pytestmark = pytest.mark.system
 
 SCRIPT = str(Path(__file__).with_name("failing_tasks.py"))
-RESTARTED = ("follower", "acknowledger", "shipper", "clock", "announce")
+RESTARTED = (
+    "follower", "acknowledger", "shipper", "clock", "announce", "answer files", "upstream probes", "load reports", "snapshot age",
+    "leases", "limit_reports",
+)  # fmt: skip
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -46,7 +49,7 @@ def failing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Platform
 
 def read_restarts(internal_url: str) -> dict[str, int]:
     text = httpx2.get(f"{internal_url}/metrics", trust_env=False).text
-    return {task: int(float(count)) for task, count in re.findall(r'tollway_task_restarts_total\{task="(\w+)"\} (\S+)', text)}
+    return {task: int(float(count)) for task, count in re.findall(r'tollway_task_restarts_total\{task="([\w ]+)"\} (\S+)', text)}
 
 
 class TestEachTask:
@@ -62,6 +65,9 @@ class TestEachTask:
         (report,) = reports()
         assert report["level"] == "error" and report["error"].startswith("AttributeError in failing_tasks.py:")
         assert "prompt text" not in parts.gateway.out.read_text()
+
+    def test_no_other_task_runs_in_the_gateway(self, failing: tuple[Platform, Apart, str]) -> None:
+        assert set(read_restarts(failing[2])) == set(RESTARTED)
 
     def test_failed_follower_applies_later_revocations(self, failing: tuple[Platform, Apart, str]) -> None:
         platform, _, _ = failing
