@@ -110,7 +110,6 @@ def set_cache(
         int,
         typer.Option(
             "--seconds",
-            metavar="SECONDS",
             min=0,
             max=RESPONSE_CACHE_SECONDS_MAX,
             help="How long an answer can be given again to the same request that asks for it; 0 for never.",

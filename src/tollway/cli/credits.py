@@ -131,7 +131,7 @@ def void(
 def topup(
     organization: OrganizationName,
     below: Annotated[str | None, typer.Option("--below", metavar="AMOUNT", help="Ask once less than this is usable.")] = None,
-    amount: Annotated[str | None, typer.Option("--amount", metavar="AMOUNT", help="How much to ask for.")] = None,
+    amount: Annotated[str | None, typer.Option("--amount", help="How much to ask for.")] = None,
     cooloff_hours: Annotated[int, typer.Option("--cooloff-hours", help="Least time between two top-ups.")] = 24,
     off: Annotated[bool, typer.Option("--off", help="Ask for no more credit.")] = False,
     output: OutputOption = Output.TABLE,
