@@ -227,7 +227,10 @@ ROWS = {
         "ids of files of another project or organization; stored files that were altered, shortened or moved to another tenant's place",
         "404 as for one that does not exist; 503 `files_unavailable` for what cannot be opened, and no byte of it",
     ),
-    126: ("ids of stored responses of others: read, continued, deleted, cancelled", "as an id that never was, byte for byte"),
+    126: (
+        "ids of stored responses of others: read, continued, deleted, cancelled; floods of requests for them",
+        "as an id that never was, byte for byte; 503 beyond an organization's share",
+    ),
     109: (
         "a grant of credit, a close or a delivery of records that is repeated, to have credit twice or to burn it twice",
         "each transaction of credit has an id that derives from its cause, and what a period burns replaces what was there",

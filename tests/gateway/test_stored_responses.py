@@ -1,5 +1,6 @@
 """Responses that an organization stores: through the official SDK, a gateway and a control plane over its database."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -21,12 +22,13 @@ from tests.storage.databases import SqliteTemplate
 from tollway.control import stored_responses
 from tollway.domain import keys
 from tollway.domain.catalog import TRANSLATED_ENDPOINTS
+from tollway.domain.faults import Fault
 from tollway.domain.keys import KeyType
 from tollway.domain.limits import Limits
 from tollway.domain.prices import PriceTerms
 from tollway.domain.snapshot import KeyEntry, OrganizationEntry, ProjectEntry
 from tollway.gateway import conversations
-from tollway.link.response_store import ResponseStorage
+from tollway.link.response_store import ORGANIZATION_CONCURRENT_MAX, ResponseStorage
 from tollway.storage.vault import LocalVault
 
 PATH = "/v1/responses"
@@ -312,3 +314,24 @@ async def test_reading_counts_as_a_request_in_the_limits_of_the_key(control: Con
         httpx2.AsyncClient(base_url=made.url, headers={"authorization": f"Bearer {alice.secret}"}) as client,
     ):
         assert [(await client.get(f"{PATH}/{UNKNOWN}")).status_code for _ in range(2)] == [404, 429]
+
+
+async def test_126_organization_that_floods_the_store_leaves_the_others_their_share() -> None:
+    released = asyncio.Event()
+
+    async def answer(request: httpx2.Request) -> httpx2.Response:
+        await released.wait()
+        return httpx2.Response(404)
+
+    transport = httpx2.MockTransport(answer)
+    storage = ResponseStorage(control_link_url="http://control", node_key="k", sealer_of=VAULT.for_organization, transport=transport)
+    asked = [asyncio.create_task(storage.find("org_1", "proj_1", UNKNOWN)) for _ in range(ORGANIZATION_CONCURRENT_MAX)]
+    await asyncio.sleep(0)
+    with pytest.raises(Fault):
+        await storage.find("org_1", "proj_1", UNKNOWN)
+    others = asyncio.create_task(storage.find("org_2", "proj_2", UNKNOWN))
+    await asyncio.sleep(0)
+    released.set()
+    assert await asyncio.gather(*asked, others) == [None] * (ORGANIZATION_CONCURRENT_MAX + 1)
+    assert await storage.find("org_1", "proj_1", UNKNOWN) is None
+    await storage.close()

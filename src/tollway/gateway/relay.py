@@ -801,7 +801,7 @@ async def end_stream(call: Call, exchange: Exchange, client: Client) -> None:
     """End a stream whose last event has come. Raises Fault metering_unavailable, or as those do that store the answer."""
     stream = exchange.stream
     assert stream is not None
-    if call.response_keeper is not None:
+    if call.response_keeper is not None and not exchange.is_cut:
         stream.terminator = await call.response_keeper.keep_stream(stream.terminator)
     if call.answer_recorder is not None and not exchange.is_cut:
         await call.answer_recorder.keep_stream(stream.terminator)

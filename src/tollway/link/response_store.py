@@ -5,6 +5,7 @@ control, a new response is delivered and not stored, and a stored one cannot be 
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -19,6 +20,9 @@ REQUEST_SECONDS_MAX: Final = 5.0
 
 CONCURRENT_MAX: Final = 64
 """Requests at once. More are refused."""
+
+ORGANIZATION_CONCURRENT_MAX: Final = 16
+"""Requests at once of one organization, so that none keeps the others from their responses."""
 
 CONNECTIONS_MAX: Final = 2
 """Connections to control; the other requests wait for one. They count against the share of this gateway at control, as those of
@@ -52,7 +56,7 @@ class ResponseStorage:
     ) -> None:
         """`sealer_of`: the vault of an organization. `transport` carries the requests (None: TCP)."""
         self.failures = 0
-        self._running = 0
+        self._running: Counter[str] = Counter()
         self._sealer_of = sealer_of
         self._client = httpx2.AsyncClient(
             base_url=control_link_url,
@@ -98,17 +102,19 @@ class ResponseStorage:
         await self._client.aclose()
 
     async def _ask(self, method: str, organization_id: str, project_id: str, id: str, content: bytes | None = None) -> httpx2.Response:
-        if self._running >= CONCURRENT_MAX:
+        if self._running.total() >= CONCURRENT_MAX or self._running[organization_id] >= ORGANIZATION_CONCURRENT_MAX:
             raise self._fail("too many requests at once")
         place = {"organization_id": organization_id, "project_id": project_id, "id": id}
-        self._running += 1
+        self._running[organization_id] += 1
         try:
             async with asyncio.timeout(REQUEST_SECONDS_MAX):
                 return await self._client.request(method, PATH, params=place, content=content)
         except (httpx2.HTTPError, httpx2.StreamError, TimeoutError) as error:
             raise self._fail(type(error).__name__) from None
         finally:
-            self._running -= 1
+            self._running[organization_id] -= 1
+            if not self._running[organization_id]:
+                del self._running[organization_id]
 
     def _fail(self, detail: str) -> Fault:
         self.failures += 1
