@@ -40,8 +40,12 @@ run: $(VENV)/.tollway  ## the demo: gateway, control plane and an engine on loop
 	fi; export PYTHONPATH=$$form; $(VENV)/bin/tollway version -v; exec $(VENV)/bin/tollway demo $(ARGS)
 
 .PHONY: test
-test: $(VENV)/.dev $(VENV)/.chart  ## all tests but those of real engines, with PostgreSQL if it can be had (ARGS="tests/wire -k sse")
+test: $(VENV)/.dev $(VENV)/.chart provider  ## all tests but those of real engines, with PostgreSQL if it can be had (ARGS="tests/wire -k sse")
 	@$(VENV)/bin/python scripts/test.py $(ARGS)
+
+.PHONY: provider
+provider: $(VENV)/.dev  ## the identity provider of the tests, in .venv-provider
+	@scripts/sdk.sh provider $(VENV)/bin/uv "$(PYTHON)" || echo "==> no identity provider can be had here: its tests are skipped"
 
 .PHONY: native
 native: $(NATIVE)/.built  ## build with native code under build/native (a C compiler; `make run` uses it while it is up to date)
@@ -125,6 +129,7 @@ lock: $(VENV)/.build  ## solve requirements/*.txt again (ARGS=--upgrade for the 
 	@$(lock) --group engine --no-deps -o requirements/engine.txt
 	@$(lock) --group fuzz -o requirements/fuzz.txt
 	@$(lock) --group chart -c requirements/dev.txt --override requirements/chart.overrides -o requirements/chart.txt
+	@$(lock) --group provider -o requirements/provider.txt
 	@$(lock) --group openai-1 -o requirements/openai-1.txt
 	@for group in openai-2 agents langchain pydantic-ai llama-index instructor litellm; do \
 		$(lock) --group $$group -o requirements/$$group.txt; \

@@ -58,8 +58,9 @@ ROWS = {
     41: ("a revoked key", "401 from the change on; what runs ends within a second"),
     44: ("a key of the other plane", "403"),
     50: (
-        "codes of devices that are guessed, sent as a link or redeemed twice; refresh tokens that were copied",
-        "five tries; a link approves nothing; the whole login ends",
+        "codes of devices that are guessed, sent as a link or redeemed twice; refresh tokens that were copied;"
+        " returns from identity providers that are used twice, changed, of another browser, flow, issuer or connection",
+        "five tries; a link approves nothing; the whole login ends; nobody is signed in",
     ),
     56: ("a neighbour's prefix cache; keys of an engine's media cache", "a salt for each organization; 400"),
     57: ("labels of metrics by model, path and user", "names of the catalog only"),

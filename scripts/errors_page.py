@@ -107,6 +107,10 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "A form was not sent from a page of this site, or from a page of another session.",
             "Open the page again. Behind a proxy, `control.public_url` is the address that people use.",
         ),
+        "identity_provider_unavailable": (
+            "The identity provider of the organization did not answer, or its metadata name another issuer or a private address.",
+            "Try again; the log of control has the reason. An issuer in a private network must be in `control.private_issuers`.",
+        ),
         "too_many_sign_ins": (
             "Too many passwords or codes were tried for one account or from one address.",
             "Wait 15 minutes. A one-time link, the identity provider and sessions that exist are not concerned.",

@@ -48,6 +48,7 @@ DEBIAN_PACKAGES = {
     "postgresql": "initdb",
     "redis-server": "redis-server",
     "prometheus": "promtool",
+    "chromium": "chromium",  # in which the pages for people are tested
     "nginx": "nginx",
     "haproxy": "haproxy",
     **COMPILER_PACKAGES,

@@ -512,6 +512,9 @@ class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     public_url: str | None = None
     """Address under which clients reach the REST API, such as https://control.example.com: the issuer of access tokens. Changing it makes
     another signing key."""
+    private_issuers: str = ""
+    """Issuers of identity providers for the sign-in of people that are in a private network, separated by spaces, such as
+    https://login.corp.internal. Others must have public addresses and HTTPS."""
     database_url: str | None = None
     """PostgreSQL as postgresql://user@host/name; the SQLite file in the data directory if left out."""
     owner_database_url: str | None = None

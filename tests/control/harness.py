@@ -181,10 +181,14 @@ def answered(response: httpx2.Response) -> Any:
 
 @contextmanager
 def running(
-    database_url: str, archive_directory: Path, quotas: QuotaSizes = DEFAULT_SIZES, public_url: str | None = None
+    database_url: str,
+    archive_directory: Path,
+    quotas: QuotaSizes = DEFAULT_SIZES,
+    public_url: str | None = None,
+    issuers: frozenset[str] = frozenset(),
 ) -> Iterator[Running]:
     """A control plane over the migrated database at `database_url`, for the length of the block. `quotas`: their sizes. `public_url`: the
-    address under which it says that it is reached."""
+    address under which it says that it is reached. `issuers`: identity providers on loopback that it trusts."""
     database, clock = Database.open(database_url), ControlClock()
     platform_key, second_platform_key, node_key = mint(KeyType.PLATFORM), mint(KeyType.PLATFORM), mint(KeyType.NODE)
     with database.platform() as tx:
@@ -215,6 +219,7 @@ def running(
         mail=MailDirectory(archive_directory.parent / "mail", lambda: serve_control.new_id("mail")),
         quotas=quotas,
         public_url=public_url,
+        private_issuers=issuers,
         passwords=Passwords(memory_kib=256),  # what the product takes, each time, would be most of the time of a test
     )
     database.on_publish(plane.publications.advance)

@@ -29,7 +29,8 @@ OTHER_TABLES = {
     "usage_events", "quarantined_records", "usage_rollups", "ledger_transactions", "usage_adjustments", "billing_periods",  # follow usage
     "price_books", "price_terms", "limit_overrides",  # written by operators
     "identity_providers", "federation_rules",  # bounded by PROVIDERS_MAX and RULES_MAX; each rule has a key, which is counted
-    "user_credentials", "user_sessions", "sign_in_links",  # one of each for a person, or SESSIONS_MAX
+    "user_credentials", "user_sessions", "sign_in_links", "user_identities",  # one of each for a person, or SESSIONS_MAX
+    "sign_in_connections",  # bounded by CONNECTIONS_MAX
     "group_members", "role_assignments",  # of people, groups and roles, which are counted
 }  # fmt: skip
 """Tables with rows of an organization that no tenant creates by a request of administration."""

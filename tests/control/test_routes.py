@@ -43,7 +43,10 @@ OAUTH_PATHS = {
 }
 """Paths of OAuth, which programs without a key use to get a token."""
 
-SIGN_IN_PATHS = {"/sign-in", "/sign-in/code", "/link", "/join", "/assets/pages.css"}
+SIGN_IN_PATHS = {
+    *("/sign-in", "/sign-in/code", "/sign-in/{connection_id}", "/sign-in/{connection_id}/callback"),
+    *("/link", "/join", "/assets/pages.css"),
+}
 """Paths of pages on which people sign in."""
 
 

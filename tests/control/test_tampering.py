@@ -54,6 +54,7 @@ OTHER_TABLES = {
     "custom_roles", "users", "user_groups", "group_members", "role_assignments", "invites",  # who may do what
     "token_signing_keys", "identity_providers", "federation_rules", "used_assertions",  # whose tokens are accepted
     "user_credentials", "user_sessions", "sign_in_links", "sign_in_attempts", "device_logins",  # who signed in
+    "sign_in_connections", "user_identities",  # and where
     "engine_readings", "engine_hours", "engine_members",  # what engines counted: a second witness, not a bill
 }  # fmt: skip
 """Tables without money. Every other one is changed here."""

@@ -20,6 +20,7 @@ from tollway.domain.periods import Calendar, period_id
 from tollway.storage import periods as stored_periods
 
 SPENDING: dict[str, Any] = {"threshold_amount": 100, "currency": "EUR", "interval": "month"}
+PROVIDER = {"name": "x", "issuer": "https://login.example.com", "client_id": "x"}
 NOBODY: dict[str, Any] = {"notification_channel": {"type": "email", "recipients": []}}
 
 BODIES: dict[str, dict[str, Any]] = {
@@ -364,6 +365,7 @@ def add_people(control: Running, tenant: TenantSetup) -> dict[str, str]:
     role = {"role_name": f"role {number}", "permissions": ["usage.read"]}
     return {
         "user_id": joined["user"]["id"],
+        "connection_id": answered(admin.post("/v1/organization/sign_in_connections", json=PROVIDER))["id"],
         "session_id": sign_in(control, admin, joined["user"]["id"]),
         "group_id": answered(admin.post("/v1/organization/groups", json={"name": f"group {number}"}))["id"],
         "role_id": answered(admin.post("/v1/organization/roles", json=role))["id"],

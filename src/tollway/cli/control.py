@@ -75,6 +75,7 @@ def control(
             quotas={quota: getattr(settings.control.quotas, quota) for quota in Quota},
             limits_store=find_limits_store(settings.gateway.limits, os.environ.get("TOLLWAY_LIMITS_REDIS_PASSWORD")),
             public_url=_public_url(settings.control.public_url),
+            private_issuers=frozenset(settings.control.private_issuers.split()),
             mail=_mail_server(settings.control.mail, os.environ.get("TOLLWAY_MAIL_PASSWORD", "")),
         )
         raise typer.Exit(run_control(options))

@@ -81,6 +81,9 @@ EVENTS: Mapping[str, str] = {
     "create_rule": "federation_rule.created",
     "update_rule": "federation_rule.updated",
     "delete_rule": "federation_rule.deleted",
+    "create_connection": "sign_in_connection.created",
+    "update_connection": "sign_in_connection.updated",
+    "delete_connection": "sign_in_connection.deleted",
     # Limits and budgets
     "put_project_limits": "rate_limit.updated",
     "put_end_user_limits": "rate_limit.updated",

@@ -52,6 +52,14 @@ def find_address_error(url: str) -> str | None:
     return None if is_public(address) else "its host is not public"
 
 
+class AnswerRefused(KeysUnavailable):
+    """An issuer answered with another status than 200. `status`: that one."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"it answered {status}")
+        self.status = status
+
+
 async def fetch(client: httpx2.AsyncClient, issuer: str, discovery_url: str | None) -> tuple[Jwk, ...]:
     """Return the keys of an issuer that can verify. Raises KeysUnavailable."""
     try:
@@ -67,6 +75,11 @@ async def fetch(client: httpx2.AsyncClient, issuer: str, discovery_url: str | No
         raise KeysUnavailable("it did not answer in time") from None
     except ValueError as error:
         raise KeysUnavailable(str(error)) from None
+
+
+def bounded() -> asyncio.Timeout:
+    """Return the deadline for one document or answer of an issuer. It raises TimeoutError."""
+    return asyncio.timeout(FETCH_SECONDS_MAX)
 
 
 def open_client() -> httpx2.AsyncClient:
@@ -122,14 +135,32 @@ async def _require_public(url: str) -> None:
 
 
 async def _read(client: httpx2.AsyncClient, url: str) -> dict[str, Any]:
-    """Return the JSON object at an address. Raises KeysUnavailable."""
+    """Return the JSON object at a public address. Raises KeysUnavailable."""
+    return await read_object(client, url, is_private_allowed=False)
+
+
+async def read_object(
+    client: httpx2.AsyncClient,
+    url: str,
+    *,
+    is_private_allowed: bool,
+    form: Mapping[str, str] | None = None,
+    authorization: str | None = None,
+) -> dict[str, Any]:
+    """Return the JSON object at an address, or the one that answers a form. `is_private_allowed`: the operator trusts the issuer, so that
+    the address need not be public. Raises KeysUnavailable."""
     body = bytearray()
     headers = {"accept": "application/json", "accept-encoding": "identity"}
+    if authorization is not None:
+        headers["authorization"] = authorization
+    method = "GET" if form is None else "POST"
+    extensions = {} if is_private_allowed else {"trace": _examine_peer}
     try:
-        await _require_public(url)
-        async with client.stream("GET", url, headers=headers, extensions={"trace": _examine_peer}) as answer:
+        if not is_private_allowed:
+            await _require_public(url)
+        async with client.stream(method, url, headers=headers, data=form, extensions=extensions) as answer:
             if answer.status_code != 200:
-                raise KeysUnavailable(f"it answered {answer.status_code}")
+                raise AnswerRefused(answer.status_code)
             async for piece in answer.aiter_raw():
                 body += piece
                 if len(body) > DOCUMENT_BYTES_MAX:

@@ -35,8 +35,9 @@ class ControlPlane:
     `limits_store`: where gateways share the counters of limits; None: each counts in its own memory and reports.
     `requests_per_minute`: those that the keys of one organization may send together to the REST API. `quotas`: sizes of the quotas of each
     organization. `mail`: how people are written to. `public_url`: the address under which clients reach the REST API, without a path;
-    None if it is not known. `passwords`: hashes those of people. `sign_ins`: counts for metrics. `data_keys`: those with which secrets of
-    organizations are sealed; `vault` seals those of the platform.
+    None if it is not known. `private_issuers`: identity providers at addresses that are not public, which the operator trusts.
+    `passwords`: hashes those of people. `sign_ins`: counts for metrics. `data_keys`: those with which secrets of organizations are sealed;
+    `vault` seals those of the platform.
     """
 
     database: Database
@@ -58,6 +59,7 @@ class ControlPlane:
     requests_per_minute: int = 3000
     quotas: QuotaSizes = field(default_factory=lambda: DEFAULT_SIZES)
     public_url: str | None = None
+    private_issuers: frozenset[str] = frozenset()
     passwords: Passwords = field(default_factory=Passwords)
     sign_ins: SignInCounts = field(default_factory=SignInCounts)
 

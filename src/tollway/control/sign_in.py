@@ -91,7 +91,7 @@ async def sign_in_by_password(
         raise Refused(SignInMethod.PASSWORD, account)
     if stored.code_secret is not None:
         return CodeNeeded(_seal(plane, account, SignInMethod.PASSWORD_AND_CODE))
-    return await run_in_thread(_begin, plane, account, SignInMethod.PASSWORD, visitor, f"account\0{email}")
+    return await run_in_thread(begin, plane, account, SignInMethod.PASSWORD, visitor, f"account\0{email}")
 
 
 class Refused(Fault):
@@ -118,7 +118,7 @@ def sign_in_by_code(plane: ControlPlane, sealed: str, code: str, visitor: Visito
     account = Account(step.organization_id, user)
     if not is_right:
         raise Refused(SignInMethod.PASSWORD_AND_CODE, account)
-    return _begin(plane, account, SignInMethod(step.method), visitor, f"code\0{user.id}", f"account\0{user.email}", link=step.link)
+    return begin(plane, account, SignInMethod(step.method), visitor, f"code\0{user.id}", f"account\0{user.email}", link=step.link)
 
 
 def find_link(plane: ControlPlane, token: str) -> FoundLink:
@@ -140,7 +140,7 @@ def sign_in_by_link(plane: ControlPlane, token: str, visitor: Visitor) -> Begun 
         has_app = credentials.find_credentials(tx, account.user.id).code_secret is not None
     if has_app:
         return CodeNeeded(_seal(plane, account, SignInMethod.LINK, found.digest))
-    return _begin(plane, account, SignInMethod.LINK, visitor, link=found.digest)
+    return begin(plane, account, SignInMethod.LINK, visitor, link=found.digest)
 
 
 def join_by_invite(
@@ -153,7 +153,7 @@ def join_by_invite(
         member = invites.add_invited(tx, invite_id, name=name, user_id=plane.new_id(ids.USER), sizes=plane.quotas, now=now)
         if password_hash is not None:
             credentials.set_password(tx, member.user.id, password_hash, before=None, now=now)
-    return _begin(plane, Account(organization_id, member.user), SignInMethod.INVITE, visitor)
+    return begin(plane, Account(organization_id, member.user), SignInMethod.INVITE, visitor)
 
 
 # ---- Steps --------------------------------------------------------------------------------------------------------------
@@ -172,9 +172,7 @@ def _find_account(plane: ControlPlane, email: str, organization_id: str | None) 
     return with_password[0] if len(with_password) == 1 else (None, credentials.Credentials())
 
 
-def _begin(
-    plane: ControlPlane, account: Account, method: SignInMethod, visitor: Visitor, *counted: str, link: bytes | None = None
-) -> Begun:
+def begin(plane: ControlPlane, account: Account, method: SignInMethod, visitor: Visitor, *counted: str, link: bytes | None = None) -> Begun:
     """Begin a session, use up the link of the sign-in, end the session that the browser had, and forget the attempts before."""
     now, user = plane.now(), account.user
     actor = Actor(kind=ActorKind.USER, id=user.id, address=visitor.address, request_id=visitor.request_id)

@@ -29,6 +29,8 @@ class ActorKind(StrEnum):
     ADMIN_KEY = "admin_key"
     USER = "user"
     """A person with a session."""
+    PROVIDER = "provider"
+    """An identity provider with which a person signs in, by the id of its connection."""
     JOIN_TOKEN = "join_token"
     INVITE = "invite"
     """The token of an invitation, which its person accepts."""

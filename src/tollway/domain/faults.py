@@ -125,6 +125,10 @@ FORM_REFUSED = FaultKind(
 SIGN_INS_EXCEEDED = FaultKind(
     code="too_many_sign_ins", status=429, blame=_T, message="Too many attempts to sign in. Try again in 15 minutes.", type="requests"
 )
+PROVIDER_UNAVAILABLE = FaultKind(
+    code="identity_provider_unavailable", status=502, blame=_T, message="The identity provider cannot be reached. Try again later.",
+    type="upstream_error",
+)  # fmt: skip
 MODEL_UNKNOWN = FaultKind(code="model_not_found", status=404, blame=_T, message="The model does not exist or you do not have access to it.")
 ENDPOINT_UNSUPPORTED = _client("endpoint_not_supported", 400, "This model cannot be used with this endpoint.")
 

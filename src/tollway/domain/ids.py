@@ -39,6 +39,7 @@ IDENTITY_PROVIDER = "idp"
 FEDERATION_RULE = "fedrule"
 SESSION = "sess"
 FILE = "file"
+SIGN_IN_CONNECTION = "conn"
 
 RANDOM_BITS = 74
 """Random bits that one UUIDv7 takes: rand_a (12) and rand_b (62)."""

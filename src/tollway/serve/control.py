@@ -170,8 +170,9 @@ class ControlSettings:
     `reconcile`: how engines' counters are read; None reads none. `close_after_days`: when periods are closed without being asked; None
     never. `requests_per_minute`: of one organization's admin keys together. `quotas`: sizes of the quotas of each organization.
     `limits_store`: where gateways share the counters of limits. `mail`: the server that takes mail; None writes it as files beside the
-    archive. `public_url`: the address under which clients reach the REST API; None if it is not known. `key_ring`: what wraps the data keys
-    of organizations; None for a key that is derived from `vault_key`."""
+    archive. `public_url`: the address under which clients reach the REST API; None if it is not known. `private_issuers`: identity
+    providers at addresses that are not public. `key_ring`: what wraps the data keys of organizations; None for a key that is derived from
+    `vault_key`."""
 
     database_url: str = field(repr=False)
     archive_directory: Path
@@ -196,6 +197,7 @@ class ControlSettings:
     audit: AuditOptions = field(default_factory=AuditOptions)
     key_ring: KeyRing | None = None
     public_url: str | None = None
+    private_issuers: frozenset[str] = frozenset()
 
 
 NO_AUDIT = AuditOptions()
@@ -312,6 +314,7 @@ def run_control(settings: ControlSettings) -> int:
                 quotas=settings.quotas,
                 limits_store=settings.limits_store,
                 public_url=settings.public_url,
+                private_issuers=settings.private_issuers,
                 mail=settings.mail or MailDirectory(settings.archive_directory.parent / "mail", lambda: new_id("mail")),
             )
             database.on_publish(plane.publications.advance)

@@ -48,6 +48,8 @@ AUDITED: Mapping[sa.Table, str] = {
     schema_people.invites: "invite",
     schema_sign_in.user_credentials: "user_credentials",
     schema_sign_in.user_sessions: "session",
+    schema_sign_in.sign_in_connections: "sign_in_connection",
+    schema_sign_in.user_identities: "user_identity",
     schema_tokens.token_signing_keys: "signing_key",
     schema_tokens.identity_providers: "identity_provider",
     schema_tokens.federation_rules: "federation_rule",

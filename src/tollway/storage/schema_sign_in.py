@@ -70,4 +70,36 @@ device_logins = sa.Table(  # logins of the command line that wait for their pers
     sa.Column("expires_at", sa.BigInteger, nullable=False, index=True),
 )
 
+sign_in_connections = sa.Table(  # identity providers with which the people of an organization sign in (OpenID Connect)
+    "sign_in_connections",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("organization_id", sa.String(64), sa.ForeignKey("organizations.id"), nullable=False),
+    sa.Column("name", sa.String(256), nullable=False),
+    sa.Column("issuer", sa.String(2048), nullable=False),
+    sa.Column("client_id", sa.String(512), nullable=False),
+    sa.Column("client_secret", sa.LargeBinary),  # sealed by the vault; null for a public client
+    sa.Column("trusts_addresses", sa.Boolean, nullable=False),  # the provider verifies every address, and says so of none
+    sa.Column("domains", sa.Text, nullable=False),  # JSON array: of addresses whose owners join by signing in
+    sa.Column("role_id", sa.String(64)),  # of people who join so; null: nobody does
+    sa.Column("groups_claim", sa.String(256), nullable=False),
+    sa.Column("groups", sa.Text, nullable=False),  # JSON object: our group by the provider's name of one
+    sa.Column("is_enabled", sa.Boolean, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.UniqueConstraint("organization_id", "id"),
+)
+
+user_identities = sa.Table(  # who a subject of an identity provider is
+    "user_identities",
+    metadata,
+    sa.Column("organization_id", sa.String(64), primary_key=True),
+    sa.Column("connection_id", sa.String(64), primary_key=True),
+    sa.Column("subject", sa.String(255), primary_key=True),
+    sa.Column("user_id", sa.String(64), nullable=False),
+    sa.ForeignKeyConstraint(["organization_id", "connection_id"], ["sign_in_connections.organization_id", "sign_in_connections.id"]),
+    sa.ForeignKeyConstraint(["organization_id", "user_id"], ["users.organization_id", "users.id"]),
+)
+
+sa.Index(None, sign_in_connections.c.organization_id)
+sa.Index(None, user_identities.c.organization_id, user_identities.c.user_id)
 sa.Index(None, user_sessions.c.organization_id, user_sessions.c.user_id)

@@ -14,7 +14,7 @@ from tollway.domain.tenants import Status
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.schema import organizations
 from tollway.storage.schema_people import users
-from tollway.storage.schema_sign_in import sign_in_attempts, sign_in_links, user_credentials
+from tollway.storage.schema_sign_in import sign_in_attempts, sign_in_links, user_credentials, user_identities
 
 REMOVED_MAX = 100
 """Expired rows that one transaction removes: more than it adds, and few enough to be quick."""
@@ -93,7 +93,9 @@ def put_credentials(tx: TenantTx, user_id: str, credentials: Credentials) -> Non
 
 
 def delete_credentials(tx: TenantTx, user_id: str) -> None:
-    """Remove the credentials of a person, and the links that sign them in."""
+    """Remove the credentials of a person, and the links and identities that sign them in."""
+    identities = user_identities.c
+    tx.connection.execute(user_identities.delete().where(identities.organization_id == tx.organization_id, identities.user_id == user_id))
     tx.connection.execute(user_credentials.delete().where(*_own(tx, user_id)))
     columns = sign_in_links.c
     tx.connection.execute(sign_in_links.delete().where(columns.organization_id == tx.organization_id, columns.user_id == user_id))

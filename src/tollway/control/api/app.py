@@ -56,6 +56,7 @@ from tollway.control.api import (
     prices,
     project_policies,
     projects,
+    provider_pages,
     quarantined_records,
     reconciliation,
     records,
@@ -64,6 +65,7 @@ from tollway.control.api import (
     roles,
     service_accounts,
     sessions,
+    sign_in_connections,
     sign_in_pages,
     spend_limits,
     stored_responses,
@@ -130,6 +132,7 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     encryption.router,
     users.router,
     sessions.router,
+    sign_in_connections.router,
     invites.router,
     groups.router,
     roles.router,
@@ -137,7 +140,7 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     tokens.router,
     unsupported.router,
 )
-PAGE_ROUTERS: Sequence[APIRouter] = (sign_in_pages.router, account_pages.router, device_pages.router)
+PAGE_ROUTERS: Sequence[APIRouter] = (sign_in_pages.router, account_pages.router, device_pages.router, provider_pages.router)
 LINK_ROUTERS: Sequence[APIRouter] = (link.router, records.router, budgets.link_router, limits.link_router, stored_responses.router)
 
 

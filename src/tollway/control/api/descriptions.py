@@ -489,6 +489,7 @@ PARAMETERS: Mapping[str, FieldText] = {
     "context_levels": FieldText("Taken, and without effect.", ["medium"]),
     "vector_store_ids": FieldText("Taken, and without effect.", ["vs_1"]),
     "batch": FieldText("Taken, and without effect.", False),
+    "connection_id": FieldText("The identity provider.", "conn_0198c5f2a3b47c11a0b1c2d3e4f50617"),
     "session_id": FieldText("The session.", "sess_0198c5f2a3b47c11a0b1c2d3e4f50617"),
     "user_id": FieldText("The person.", _USER),
     "group_id": FieldText("The group.", "group_0198c5f2a3b47c11a0b1c2d3e4f50617"),

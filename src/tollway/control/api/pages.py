@@ -46,6 +46,9 @@ HEADERS: Mapping[str, str] = {
 }
 """Headers of every page: it loads our style sheet, sends forms to us, and runs nothing."""
 
+FLOW_SECONDS = 600
+"""Time for which a browser keeps what it must bring back from an identity provider."""
+
 FORM_BYTES_MAX = 16_384
 FIELDS_MAX = 32
 
@@ -126,12 +129,18 @@ def choose_path(text: str, default: str = "/account") -> str:
 
 def get_origin(plane: ControlPlane, request: Request) -> str:
     """Return the origin of this site: that of `control.public_url`, or loopback. Raises STATE_CONFLICT where it is not known."""
+    origin = find_origin(plane, request)
+    if origin is None:
+        raise Fault(STATE_CONFLICT, message="The address of this site is not set: control.public_url.")
+    return origin
+
+
+def find_origin(plane: ControlPlane, request: Request) -> str | None:
+    """As `get_origin`; None where it is not known."""
     if plane.public_url is not None:
         return plane.public_url
     host = request.headers.get("host", "")
-    if _LOOPBACK.fullmatch(host) is None:
-        raise Fault(STATE_CONFLICT, message="The address of this site is not set: control.public_url.")
-    return f"http://{host}"
+    return f"http://{host}" if _LOOPBACK.fullmatch(host) is not None else None
 
 
 def _cookie_name(origin: str) -> str:
@@ -142,10 +151,29 @@ def _cookie_name(origin: str) -> str:
 def find_secret(plane: ControlPlane, request: Request) -> str | None:
     """Return the secret of the session that the browser presents; None without one, or with several, of which another site of the domain
     may have set one."""
-    name = _cookie_name(get_origin(plane, request))
+    return _find_cookie(request, _cookie_name(get_origin(plane, request)))
+
+
+def _find_cookie(request: Request, name: str) -> str | None:
     pairs = (pair.strip().partition("=") for line in request.headers.getlist("cookie") for pair in line.split(";"))
     found = [value for each, _, value in pairs if each == name]
     return found[0] if len(found) == 1 else None
+
+
+def keep_flow(plane: ControlPlane, request: Request, answer: Response, sealed: str) -> Response:
+    """Let the browser keep what it must bring back from an identity provider."""
+    origin = get_origin(plane, request)
+    _set_cookie(answer, _flow_name(origin), origin, sealed, FLOW_SECONDS)
+    return answer
+
+
+def find_flow(plane: ControlPlane, request: Request) -> str | None:
+    """Return what the browser kept while its person was at an identity provider."""
+    return _find_cookie(request, _flow_name(get_origin(plane, request)))
+
+
+def _flow_name(origin: str) -> str:
+    return _cookie_name(origin).replace("session", "flow")
 
 
 def keep_session(plane: ControlPlane, request: Request, answer: Response, secret: str) -> Response:
@@ -153,19 +181,20 @@ def keep_session(plane: ControlPlane, request: Request, answer: Response, secret
     origin = get_origin(plane, request)
     if origin.startswith("http:") and _LOOPBACK.fullmatch(origin.removeprefix("http://")) is None:
         raise Fault(STATE_CONFLICT, message="People sign in over HTTPS only: set control.public_url to an https address.")
-    _set_cookie(answer, origin, secret, LIFETIMES[SessionKind.BROWSER].seconds)
+    _set_cookie(answer, _cookie_name(origin), origin, secret, LIFETIMES[SessionKind.BROWSER].seconds)
     return answer
 
 
 def forget_session(plane: ControlPlane, request: Request, answer: Response) -> Response:
     """Let the browser forget the secret of a session."""
-    _set_cookie(answer, get_origin(plane, request), "", 0)
+    origin = get_origin(plane, request)
+    _set_cookie(answer, _cookie_name(origin), origin, "", 0)
     return answer
 
 
-def _set_cookie(answer: Response, origin: str, value: str, seconds: int) -> None:
+def _set_cookie(answer: Response, name: str, origin: str, value: str, seconds: int) -> None:
     secure = "; Secure" if origin.startswith("https:") else ""
-    answer.headers["set-cookie"] = f"{_cookie_name(origin)}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}"
+    answer.headers["set-cookie"] = f"{name}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}"
 
 
 # ---- Sessions and forms -------------------------------------------------------------------------------------------------
