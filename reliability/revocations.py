@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -135,6 +135,11 @@ async def _proxy(port: int, link: str, stop: threading.Event, *, is_cut: bool) -
     host, _, link_port = link.rpartition(":")
 
     async def hand_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Cancelled with the proxy: a task of a server that ends so is reported as a failure.
+        with suppress(asyncio.CancelledError):
+            await relay(reader, writer)
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async with _connected(host, int(link_port), writer) as (answers, requests):
             ways = [asyncio.create_task(_copy(reader, requests, b"follow=true" if is_cut else None))]
             ways.append(asyncio.create_task(_copy(answers, writer, None)))
