@@ -1,4 +1,4 @@
-"""Which requests of an organization a list shows."""
+"""Conditions on the requests of an organization that a list shows."""
 
 from dataclasses import dataclass
 
