@@ -39,7 +39,7 @@ from tollway.domain.sessions import LIFETIMES, SessionKind
 from tollway.wire.errors import retry_after
 
 HEADERS: Mapping[str, str] = {
-    "content-security-policy": "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none';"
+    "content-security-policy": "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; base-uri 'none';"
     " frame-ancestors 'none'",
     "cross-origin-opener-policy": "same-origin",
     "referrer-policy": "same-origin",  # `no-referrer` would make browsers send `Origin: null` with our own forms
