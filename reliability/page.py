@@ -205,8 +205,10 @@ FIGURES: Mapping[str, Figure] = {
         "right answer and shares the connections with the others. Some clients leave in the middle, send several requests at once or large "
         "bodies. Each request has a marker, which its answer contains.",
         "No client receives the marker of another request. Every request for a right answer gets it, unless its engine sends bytes that "
-        "nothing asked for or says that it is busy.",
-        "An engine that answers a request with the answer to another one, inside the right framing: nobody but the engine can tell.",
+        "nothing asked for or says that it is busy; one whose first attempt fails may be refused while the retries of the gateway are "
+        "spent. No client waits 60 s for the next part of an answer.",
+        "The wait before a busy engine, which R4 tries: as many requests are sent at a time as come. An engine that answers a request "
+        "with the answer to another one, inside the right framing: nobody but the engine can tell.",
         "python -m reliability R19 --requests 50000",
     ),
 }
