@@ -25,6 +25,7 @@ TABLES_WITHOUT_RESOURCES = {
     "budget_alerts", "budget_leases", "budget_windows",  # what gateways lease and spend
     "changes", "publish_head",  # what gateways are told
     "compiled_prices", "price_lists",  # follow from prices and terms
+    "credit_draws", "credit_topups", "credit_transactions",  # what is used of grants, and what rules asked for
     "engine_hours", "engine_members", "engine_readings", "engine_usage",  # what engines counted
     "epochs", "event_conflicts", "limit_reports", "quarantined_records", "usage_events", "usage_rollups",  # what gateways send
     "idempotency_keys", "job_leases", "stored_responses", "used_assertions",  # of requests and processes
