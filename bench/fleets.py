@@ -31,7 +31,7 @@ from bench.machine import Unavailable
 from bench.routing import Arrival, read_trace
 from bench.targets import SGLANG_ROUTER_VERSION, VLLM_ROUTER_VERSION, make_environment
 from reliability.platforms import Apart, Part, Platform, apart, prepared_gateway, reserved_ports, start_gateways
-from reliability.running import ENVIRONMENT
+from reliability.processes import ENVIRONMENT
 
 ENGINES = 4
 GATEWAYS = (1, 2, 4)

@@ -22,8 +22,8 @@ import httpx2
 
 from reliability import control_attacks
 from reliability.platforms import Platform, Tenant, supervised
+from reliability.processes import WAIT_SECONDS, list_descendants
 from reliability.records import Line, record
-from reliability.running import WAIT_SECONDS, list_descendants
 
 CPU_RATIO_MAX = 100.0
 """CPU of the gateway for each second of the attacker's: the line that Envoy draws for a defect of security."""

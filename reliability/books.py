@@ -13,7 +13,7 @@ from pysqlite3 import dbapi2
 
 from reliability.bill_checks import TOKEN_CLASSES, Bill
 from reliability.platforms import Platform
-from reliability.running import WAIT_SECONDS
+from reliability.processes import WAIT_SECONDS
 
 LINE_ITEMS = {
     "input_tokens": "input",

@@ -19,8 +19,8 @@ from typing import Any
 import httpx2
 
 from reliability.platforms import Part, Platform, apart, list_models, reserved_ports
+from reliability.processes import WAIT_SECONDS
 from reliability.records import Line, record
-from reliability.running import WAIT_SECONDS
 from tests.storage.counter_servers import counter_server, find_servers
 from tollway.domain.money import format_amount, parse_sum
 

@@ -24,8 +24,8 @@ from urllib.parse import urlsplit
 import httpx2
 
 from reliability.platforms import Platform
+from reliability.processes import WAIT_SECONDS
 from reliability.records import Line, record
-from reliability.running import WAIT_SECONDS
 
 ANSWER_SECONDS_MAX = 5.0
 """Longest time that an operator's call may take under attack: within it a person does not give up, and a probe is not repeated thrice."""

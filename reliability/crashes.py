@@ -30,8 +30,8 @@ from reliability import books, load
 from reliability.bill_checks import Heard, find_wrong, lines_of_log, read_bills, read_truth, wait_until_idle
 from reliability.load import Sent
 from reliability.platforms import PRICES, Part, Platform, kill_child, list_models, reserved_ports, supervised
+from reliability.processes import WAIT_SECONDS, tollway
 from reliability.records import Line, record
-from reliability.running import WAIT_SECONDS, tollway
 from scripts import postgres
 
 PER_SECOND = 100.0

@@ -17,8 +17,8 @@ from reliability import load
 from reliability.bill_checks import Attempt, Heard, find_wrong, read_bills, read_truth, wait_until_idle
 from reliability.load import PREFIX, Ask
 from reliability.platforms import PRICES, Apart, Part, Platform, apart, engine
+from reliability.processes import WAIT_SECONDS
 from reliability.records import Line, record
-from reliability.running import WAIT_SECONDS
 
 ENGINES = 4
 PER_SECOND = 15.0

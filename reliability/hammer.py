@@ -21,8 +21,8 @@ import httpx2
 
 from reliability.hostile_engine import BEHAVIOURS, Counts, hostile_engine
 from reliability.platforms import Platform, list_models, supervised
+from reliability.processes import WAIT_SECONDS
 from reliability.records import Line, record
-from reliability.running import WAIT_SECONDS
 from tollway.wire import sse
 
 TENANTS = 12

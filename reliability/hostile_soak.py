@@ -23,8 +23,8 @@ from reliability import attacks, load, neighbours
 from reliability.attacks import ATTACKS, Target
 from reliability.load import Ask
 from reliability.platforms import Platform, Tenant, add_tenant, supervised, wait_until_served
+from reliability.processes import list_descendants
 from reliability.records import Line, record
-from reliability.running import list_descendants
 
 HONEST_PER_SECOND = 5.0
 """Requests of each honest organization."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from reliability.bill_checks import Ended, Heard
-from reliability.running import WAIT_SECONDS
+from reliability.processes import WAIT_SECONDS
 from tollway.simulator import tokens
 
 PREFIX = "Tolls were paid in silver at the bridge over the river long before there were roads worth the name. "

@@ -22,8 +22,8 @@ from reliability import load
 from reliability.bill_checks import Heard
 from reliability.load import Ask
 from reliability.platforms import Platform, Tenant, add_tenant, supervised, wait_until_served
+from reliability.processes import WAIT_SECONDS
 from reliability.records import Line, record
-from reliability.running import WAIT_SECONDS
 
 LIMIT_PER_MINUTE = 600
 """Limit of each organization. Its burst is a minute's worth, so A is served more than its rate in a short run."""

@@ -12,8 +12,8 @@ from pathlib import Path
 from reliability import load
 from reliability.bill_checks import Heard, find_wrong, read_bills, read_truth, wait_until_idle
 from reliability.platforms import PRICES, Apart, apart
+from reliability.processes import tollway
 from reliability.records import Line, record
-from reliability.running import tollway
 
 PER_SECOND = 60.0
 AROUND_SECONDS = 3.0

@@ -24,7 +24,7 @@ import httpx2
 import sqlalchemy as sa
 
 from reliability.bill_checks import lines_of_log
-from reliability.running import ENVIRONMENT, WAIT_SECONDS, Running, Start, end_all, list_descendants
+from reliability.processes import ENVIRONMENT, WAIT_SECONDS, Running, Start, end_all, list_descendants
 
 MODELS = {
     "echo": ("sim-echo",),

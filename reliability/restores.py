@@ -24,8 +24,8 @@ from reliability import load
 from reliability.bill_checks import Heard, find_wrong, read_bills, read_truth, wait_until_idle
 from reliability.load import Ask
 from reliability.platforms import PRICES, Platform, list_models, reserved_ports, supervised
+from reliability.processes import WAIT_SECONDS, tollway
 from reliability.records import Line, record
-from reliability.running import WAIT_SECONDS, tollway
 from scripts import postgres
 
 PER_SECOND = 60.0

@@ -20,8 +20,8 @@ import httpx2
 from reliability import load
 from reliability.load import Ask
 from reliability.platforms import Part, Platform, apart, make_join_token, reserved_ports, wait_until_served
+from reliability.processes import WAIT_SECONDS
 from reliability.records import Line, record
-from reliability.running import WAIT_SECONDS
 
 P99_SECONDS_MAX, CUT_SECONDS_MAX, STREAM_SECONDS_MAX = 1.0, 5.0, 5.0
 """Promises of SECURITY.md: with the stream of changes, without it, and for streams that are open."""

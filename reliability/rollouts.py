@@ -17,8 +17,8 @@ from reliability import load
 from reliability.bill_checks import find_wrong, lines_of_log, read_bills, read_truth, wait_until_idle
 from reliability.load import Ask, Sent
 from reliability.platforms import PRICES, Platform, serve
+from reliability.processes import Running, is_alive, starting, tollway
 from reliability.records import Line, record
-from reliability.running import Running, is_alive, starting, tollway
 
 PER_SECOND = 40.0
 STREAMED = "slow"

@@ -24,8 +24,8 @@ from urllib.parse import urlsplit
 import httpx2
 
 from reliability.platforms import Platform, list_models, supervised
+from reliability.processes import WAIT_SECONDS
 from reliability.records import Line, record
-from reliability.running import WAIT_SECONDS
 from tollway.domain.keys import RANDOM_BYTES, KeyType, new_key
 
 KEYS = 8

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from reliability.running import tollway
+from reliability.processes import tollway
 from tollway.gateway.edge.edge import EdgeBounds
 from tollway.gateway.edge.server import DrainBounds
 from tollway.gateway.media.bounds import MediaBounds

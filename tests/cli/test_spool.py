@@ -46,7 +46,7 @@ async def write(directory: Path) -> Path:
     return segment
 
 
-async def test_counts_by_kind_what_a_clean_life_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_counts_by_kind_what_a_clean_run_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     await write(tmp_path)
     epoch = inspect(tmp_path, capsys, code=0)
     assert (epoch["state"], epoch["admit"], epoch["final"], epoch["close"], epoch["open"]) == ("closed", 1, 1, 1, 0)

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATION, PRICE, admit, exchanges, final, frames
 from tests.storage.databases import SqliteTemplate, add_price, become_owner, fill
+from tests.storage.stored_events import read_events
 from tollway.control import quarantine
 from tollway.control import verify as verification
 from tollway.control.batches import BatchRefused
@@ -33,7 +34,6 @@ from tollway.domain.rollups import UsageSums
 from tollway.domain.usage import TOKENS_MAX, Close, Outcome, Progress, Record, Tick
 from tollway.storage import rollups as stored_rollups
 from tollway.storage import schema_money as money
-from tollway.storage import usage_events as stored
 from tollway.storage.database import Database
 from tollway.storage.record_archive import Archive
 
@@ -116,7 +116,7 @@ class TestIngested:
         assert take(database, archive, frames([failed.admit, failed])).events == 1
         assert balances(database) == {}
         with database.platform(write=False) as tx:
-            (event,) = stored.iterate_events(tx)
+            (event,) = read_events(tx)
         assert event.amounts == Amounts()
 
     def test_amounts_beyond_64_bits_stay_exact(self, database: Database, archive: Archive) -> None:
@@ -463,7 +463,7 @@ class TestRollups:
             by_width: dict[int, list[UsageSums]] = {}
             for key, sums in stored_rollups.iterate_rollups(tx):
                 by_width.setdefault(key[1], []).append(sums)
-            costs = [event.amounts.total for event in stored.iterate_events(tx)]
+            costs = [event.amounts.total for event in read_events(tx)]
         total = sum(number for number in range(1, 40))
         for sums in by_width.values():
             assert sum(group.requests for group in sums) == 39

@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from tests.control.test_collect import balances, take
 from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATION, admit, final, frames
+from tests.merkle_paths import root_from
 from tests.storage.databases import become_owner, fill
 from tollway.control import epochs, losses, periods
 from tollway.control.approvals import SAME_ORIGIN
@@ -29,7 +30,7 @@ from tollway.domain.keys import KeyOrigin, Operator
 from tollway.domain.nodes import RegisteredNode
 from tollway.domain.pages import PageWindow
 from tollway.domain.periods import Calendar, Period, PeriodState, month_of, period_id
-from tollway.domain.proofs import EMPTY, encode_leaf, hash_leaf, root_from
+from tollway.domain.proofs import EMPTY, encode_leaf, hash_leaf
 from tollway.domain.usage import Close, Record, Tick
 from tollway.storage import epochs as stored_epochs
 from tollway.storage import lost_requests as stored_lost_requests
@@ -114,7 +115,7 @@ class TestBooked:
 
 
 class TestClosing:
-    def test_needs_a_sign_of_life_of_every_epoch_past_the_end(self, database: Database, archive: Archive) -> None:
+    def test_needs_a_record_of_every_epoch_past_the_end(self, database: Database, archive: Archive) -> None:
         body = frames([*ended(1, EPOCH), Tick(at=SEPTEMBER.end_at - 1), Tick(at=SEPTEMBER.end_at)])
         take(database, archive, body[:3])
         with pytest.raises(Blocked) as refused:
@@ -142,7 +143,7 @@ class TestClosing:
             )
         assert close(database, SEPTEMBER.start_at).state is PeriodState.CLOSED
 
-    def test_notices_a_life_that_has_not_reported(self, database: Database, archive: Archive) -> None:
+    def test_notices_an_epoch_that_has_not_reported(self, database: Database, archive: Archive) -> None:
         """The gateway was restarted: it follows the snapshot, and nothing of its new epoch has come."""
         take(database, archive, frames([*ended(1, EPOCH), Close(at=EPOCH + 10)]))
         with database.platform() as tx:

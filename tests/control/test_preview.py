@@ -10,6 +10,7 @@ import pytest
 from tests.control.harness import Running, answered, make_tenant
 from tests.control.test_routes import refused
 from tests.link.samples import NODE, admit, final, frames
+from tests.storage.stored_events import read_events
 from tollway.control import collect, preview
 from tollway.control.preview import PreviewPosition
 from tollway.domain import ids
@@ -17,7 +18,6 @@ from tollway.domain.billing_classes import Quantities
 from tollway.domain.preview import Preview
 from tollway.domain.price_books import compile_units
 from tollway.domain.usage import Outcome, Record, ServiceTier, billed
-from tollway.storage import usage_events as stored_usage
 
 DRAFTS, PRICES = "/v1/platform/price_drafts", "/v1/platform/prices"
 DAY = 86_400
@@ -210,7 +210,7 @@ def test_each_request_costs_what_the_book_asks_at_its_instant(used: Scene) -> No
     database, from_at, to_at = used.control.plane.database, START * 1_000_000, (START + DAY) * 1_000_000
     with database.platform(write=False) as tx:
         scope = preview.find_scope(tx, draft, from_at=from_at, to_at=to_at, everybody=True, now=from_at)
-        events = list(stored_usage.iterate_events(tx))
+        events = read_events(tx)
     expected: dict[str, int] = {}
     for event in events:
         of = event.final.admit

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.link import samples
+from tests.merkle_paths import root_from
 from tollway.domain.prices import amounts, rate
-from tollway.domain.proofs import EMPTY, encode_leaf, find_path, find_root, hash_leaf, hash_node, leaf_of, root_from
+from tollway.domain.proofs import EMPTY, encode_leaf, find_path, find_root, hash_leaf, hash_node, leaf_of
 from tollway.domain.usage import UsageEvent, billed, content_hash, encode
 
 # The leaves and roots that the reference implementations of RFC 6962 test with (certificate-transparency, merkletree).

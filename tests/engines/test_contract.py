@@ -12,7 +12,7 @@ import anthropic
 import openai
 import pytest
 
-from tests.engines.running import RealEngine, run_dynamo
+from tests.engines.engine_processes import RealEngine, run_dynamo
 from tests.fakes import PATIENCE_SECONDS
 from tests.gateway.harness import COMPLETIONS, KEY, Gateway, Served, chat, connect, gateway, message, post, streamed
 from tollway.domain.catalog import Engine

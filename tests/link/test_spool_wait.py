@@ -94,7 +94,7 @@ class TestWaiting:
 
 
 class TestFailedSync:
-    async def test_the_kernels_own_error_ends_the_life(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_the_kernels_own_error_ends_the_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The way without a thread: the error comes with the event of the asynchronous sync."""
         alarms = Alarms()
         spool = Spool.open(tmp_path, alarm=alarms, options=SMALL)

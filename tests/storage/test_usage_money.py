@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.link.samples import EPOCH, NODE, admit, final
+from tests.storage.stored_events import read_events
 from tollway.domain import ids
 from tollway.domain.billing_classes import Amounts, Quantities
 from tollway.domain.rollups import RollupKey, UsageSums
@@ -132,7 +133,7 @@ class TestEvents:
         with database.platform() as tx:
             insert(tx, *events)
         with database.platform(write=False) as tx:
-            assert sorted(usage_events.iterate_events(tx), key=lambda event: event.seq) == events
+            assert sorted(read_events(tx), key=lambda event: event.seq) == events
             ids = [event.final.admit.request_id for event in events]
             assert usage_events.find_hashes(tx, [*ids, "another"]) == dict(zip(ids, (event.content_hash for event in events), strict=True))
 
@@ -150,7 +151,7 @@ class TestEvents:
         with database.platform() as tx:
             insert(tx, *events)
         with database.platform(write=False) as tx:
-            assert sorted(usage_events.iterate_events(tx), key=lambda event: event.seq) == events
+            assert sorted(read_events(tx), key=lambda event: event.seq) == events
 
     def test_of_an_id_that_is_taken_are_refused_together_and_the_transaction_goes_on(self, database: Database) -> None:
         first, second, third = (
@@ -165,7 +166,7 @@ class TestEvents:
                 insert(tx, second, first)
             insert(tx, third)
         with database.platform(write=False) as tx:
-            assert list(usage_events.iterate_events(tx)) == [first, third]
+            assert read_events(tx) == [first, third]
 
 
 class TestMonths:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from reliability.running import Demo, Start, read_demo, starting
+from reliability.processes import Demo, Start, read_demo, starting
 
 
 @pytest.fixture(scope="module")

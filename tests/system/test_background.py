@@ -16,7 +16,7 @@ from reliability import load
 from reliability.bill_checks import Heard, lines_of_log
 from reliability.load import Ask
 from reliability.platforms import Apart, Part, Platform, apart
-from reliability.running import WAIT_SECONDS
+from reliability.processes import WAIT_SECONDS
 
 pytestmark = pytest.mark.system
 

@@ -21,7 +21,7 @@ from reliability import load
 from reliability.bill_checks import Heard, check_bills, lines_of_log, read_bills, read_truth, wait_until_idle
 from reliability.load import Ask
 from reliability.platforms import PRICES, Apart, Platform, apart, list_models
-from reliability.running import WAIT_SECONDS, tollway
+from reliability.processes import WAIT_SECONDS, tollway
 
 pytestmark = pytest.mark.system
 
@@ -169,7 +169,7 @@ def settle(platform: Platform, parts: Apart, heard: list[Heard]) -> None:
     assert billed["completed"] >= sum(each.ended == "complete" for each in heard)
 
 
-def test_a_sync_that_fails_ends_the_life_and_the_next_one_serves_once_the_disk_is_well(tmp_path: Path) -> None:
+def test_a_sync_that_fails_ends_the_run_and_the_next_one_serves_once_the_disk_is_well(tmp_path: Path) -> None:
     with (
         ext4(tmp_path, "continue") as disk,  # a disk that can be well again without a new mount
         apart(tmp_path, gateway_arguments=SMALL_SPOOL, gateway_directory=disk.place) as (platform, parts),
@@ -198,7 +198,7 @@ def test_a_sync_that_fails_ends_the_life_and_the_next_one_serves_once_the_disk_i
         settle(platform, parts, heard)
 
 
-def test_a_disk_that_turns_read_only_ends_the_life_and_tells_no_lie(tmp_path: Path) -> None:
+def test_a_disk_that_turns_read_only_ends_the_run_and_loses_no_record(tmp_path: Path) -> None:
     with (
         ext4(tmp_path) as disk,
         apart(tmp_path, gateway_arguments=SMALL_SPOOL, gateway_directory=disk.place) as (platform, parts),

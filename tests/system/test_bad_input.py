@@ -22,7 +22,7 @@ from reliability import load
 from reliability.bill_checks import Heard, check_bills, read_bills, read_truth, wait_until_idle
 from reliability.load import Ask
 from reliability.platforms import FREE, PRICES, Platform, apart, list_models, serve
-from reliability.running import WAIT_SECONDS, Start, tollway
+from reliability.processes import WAIT_SECONDS, Start, tollway
 from tollway.domain import keys
 
 pytestmark = pytest.mark.system

@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from reliability.running import Running, Start, tollway
+from reliability.processes import Running, Start, tollway
 
 pytestmark = pytest.mark.system
 

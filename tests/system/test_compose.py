@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from reliability.platforms import fresh_postgres, reserved_ports
-from reliability.running import ENVIRONMENT, WAIT_SECONDS, tollway
+from reliability.processes import ENVIRONMENT, WAIT_SECONDS, tollway
 from scripts import postgres
 from tests.storage.counter_servers import counter_server, find_servers
 

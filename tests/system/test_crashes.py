@@ -13,7 +13,7 @@ from reliability import crashes, load
 from reliability.bill_checks import check_bills, read_bills, read_truth
 from reliability.load import Ask
 from reliability.platforms import PRICES, fresh_postgres, serve
-from reliability.running import Start, tollway
+from reliability.processes import Start, tollway
 from scripts import postgres
 
 pytestmark = pytest.mark.system

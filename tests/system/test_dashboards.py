@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from reliability.platforms import Platform, reserved_ports, serve
-from reliability.running import WAIT_SECONDS, Start
+from reliability.processes import WAIT_SECONDS, Start
 from scripts import dashboards
 from tests.storage.counter_servers import counter_server, find_servers
 from tollway.metric_table import CONTROL_METRICS, GATEWAY_METRICS, Kind

@@ -13,7 +13,7 @@ import httpx2
 import openai
 import pytest
 
-from reliability.running import WAIT_SECONDS, Demo, Start, is_alive, read_demo, tollway
+from reliability.processes import WAIT_SECONDS, Demo, Start, is_alive, read_demo, tollway
 
 pytestmark = pytest.mark.system
 

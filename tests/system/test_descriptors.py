@@ -13,7 +13,7 @@ import httpx2
 import pytest
 from openai import OpenAI
 
-from reliability.running import WAIT_SECONDS, Demo, Start, read_demo
+from reliability.processes import WAIT_SECONDS, Demo, Start, read_demo
 
 pytestmark = pytest.mark.system
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from reliability.platforms import Part, apart, list_models, reserved_ports
-from reliability.running import tollway
+from reliability.processes import tollway
 from tests.control.harness import wait_until
 
 pytestmark = pytest.mark.system

@@ -11,7 +11,7 @@ import pytest
 from reliability import load
 from reliability.load import Ask
 from reliability.platforms import Platform, apart, wait_until_served
-from reliability.running import tollway
+from reliability.processes import tollway
 
 pytestmark = pytest.mark.system
 

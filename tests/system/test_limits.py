@@ -9,7 +9,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from reliability.running import WAIT_SECONDS, Demo
+from reliability.processes import WAIT_SECONDS, Demo
 
 pytestmark = pytest.mark.system
 

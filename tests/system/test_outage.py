@@ -15,7 +15,7 @@ from reliability import load
 from reliability.bill_checks import Heard, check_bills, lines_of_log, read_bills, read_truth, wait_until_idle
 from reliability.load import Ask
 from reliability.platforms import PRICES, Apart, Platform, apart, list_models, reserved_ports, supervised
-from reliability.running import WAIT_SECONDS, end_all, list_descendants, tollway
+from reliability.processes import WAIT_SECONDS, end_all, list_descendants, tollway
 from scripts import postgres
 
 pytestmark = pytest.mark.system

@@ -16,7 +16,7 @@ from openai.types.chat import ChatCompletionUserMessageParam
 from reliability import books, load
 from reliability.bill_checks import Bill, Heard, Prices, check_bills, read_receipt, read_truth, unit_pico, wait_until_idle
 from reliability.platforms import PRICES, Platform, serve
-from reliability.running import WAIT_SECONDS, Demo, Start, read_demo
+from reliability.processes import WAIT_SECONDS, Demo, Start, read_demo
 from tollway.serve.engine import find_model
 
 pytestmark = pytest.mark.system

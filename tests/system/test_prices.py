@@ -15,7 +15,7 @@ from openai import OpenAI
 
 from reliability.bill_checks import Bill
 from reliability.platforms import PRICES, Platform, serve
-from reliability.running import WAIT_SECONDS, Running, Start, tollway
+from reliability.processes import WAIT_SECONDS, Running, Start, tollway
 from tests.system.test_paid_request import QUESTION, wait_for_receipt
 
 pytestmark = pytest.mark.system

@@ -18,7 +18,7 @@ from reliability import load
 from reliability.bill_checks import lines_of_log, read_truth, wait_until_idle
 from reliability.load import Ask
 from reliability.platforms import Platform, reserved_ports, serve
-from reliability.running import WAIT_SECONDS, Running, Start
+from reliability.processes import WAIT_SECONDS, Running, Start
 
 pytestmark = pytest.mark.system
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from reliability.running import ENVIRONMENT, WAIT_SECONDS, Demo, Start, read_demo
+from reliability.processes import ENVIRONMENT, WAIT_SECONDS, Demo, Start, read_demo
 
 pytestmark = pytest.mark.system
 

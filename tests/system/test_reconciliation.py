@@ -13,7 +13,7 @@ from reliability import load
 from reliability.bill_checks import read_truth, wait_until_idle
 from reliability.load import Ask
 from reliability.platforms import Platform, serve
-from reliability.running import WAIT_SECONDS, Start
+from reliability.processes import WAIT_SECONDS, Start
 
 pytestmark = pytest.mark.system
 

@@ -10,7 +10,7 @@ from reliability import load, rollouts
 from reliability.bill_checks import Heard, check_bills, read_bills, read_truth, wait_until_idle
 from reliability.load import Ask
 from reliability.platforms import PRICES, Platform, serve
-from reliability.running import WAIT_SECONDS, Running, Start
+from reliability.processes import WAIT_SECONDS, Running, Start
 
 pytestmark = pytest.mark.system
 

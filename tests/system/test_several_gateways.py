@@ -8,7 +8,7 @@ import pytest
 
 from reliability import limit_races, platforms
 from reliability.platforms import Part, apart, reserved_ports
-from reliability.running import WAIT_SECONDS
+from reliability.processes import WAIT_SECONDS
 from tests.storage.counter_servers import counter_server, find_servers
 
 pytestmark = pytest.mark.system

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reliability.running import ENVIRONMENT, WAIT_SECONDS, Start
+from reliability.processes import ENVIRONMENT, WAIT_SECONDS, Start
 from tollway.serve import data_directory
 from tollway.settings import OperatorError
 

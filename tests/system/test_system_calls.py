@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench.machine import find_tool
-from reliability.running import ENVIRONMENT, WAIT_SECONDS
+from reliability.processes import ENVIRONMENT, WAIT_SECONDS
 
 ROOT = Path(__file__).parents[2]
 FLOOR = {"request": 4.0, "chunk": 2.0}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from reliability.running import ENVIRONMENT, WAIT_SECONDS, Start
+from reliability.processes import ENVIRONMENT, WAIT_SECONDS, Start
 
 pytestmark = pytest.mark.system
 

@@ -79,7 +79,7 @@ def test_a_record_left_out_swapped_or_replaced_is_damage(payloads: list[bytes], 
         assert found == payloads[:place] and tail is Tail.DAMAGED
 
 
-def test_records_of_another_life_are_not_this_one_s() -> None:
+def test_records_of_another_epoch_are_not_this_one_s() -> None:
     data = b"".join(written([b"a", b"b"], first_chain("node_1", 2)))
     assert read(data) == ([], Tail.DAMAGED)
     assert read(b"".join(written([b"a", b"b"])), seq=2) == ([], Tail.DAMAGED)

@@ -13,9 +13,9 @@ from collections import deque
 
 import httptools
 
+from tollway.simulator.answering import Exchange
 from tollway.simulator.dialects import JSON, anthropic_error, nested_error
 from tollway.simulator.endpoints import ENDPOINTS, Request, Simulator
-from tollway.simulator.exchange import Exchange
 from tollway.simulator.outlet import content_type, head
 from tollway.simulator.requests import Refused
 from tollway.simulator.truth import Ended

@@ -11,9 +11,9 @@ from typing import Protocol
 import msgspec
 
 from tollway.simulator import faults, media, metrics
+from tollway.simulator.answering import Exchange
 from tollway.simulator.dialects import JSON, POOLING, Script
 from tollway.simulator.engine import Engine, Wheel
-from tollway.simulator.exchange import Exchange
 from tollway.simulator.faults import HEALTHY, Plan
 from tollway.simulator.outlet import Line
 from tollway.simulator.requests import (

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from tollway.domain.ledger import Account, AdjustmentCause, Balance, Entry, Posting, UsageCause
 from tollway.domain.pages import Page, PageWindow
-from tollway.storage.bulk import Upsert, any_of, by_bytes, insert_rows, upsert_rows
+from tollway.storage.bulk_statements import Upsert, any_of, by_bytes, insert_rows, upsert_rows
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.pages import fetch_page, limit_to_window
 from tollway.storage.schema_money import Amount, amount_text, balances, ledger_accounts, ledger_entries, ledger_transactions

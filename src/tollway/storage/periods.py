@@ -16,7 +16,7 @@ from sqlalchemy.dialects import postgresql
 
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.periods import Bounds, Calendar, Closing, Period, PeriodClosure, PeriodState, period_id
-from tollway.storage.bulk import any_of
+from tollway.storage.bulk_statements import any_of
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.pages import fetch_page
 from tollway.storage.schema import organizations

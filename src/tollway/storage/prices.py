@@ -31,7 +31,7 @@ from tollway.domain.price_books import (
 from tollway.domain.prices import Offer, PriceTerms, PriceVersion
 from tollway.domain.tenants import Status
 from tollway.domain.usage import ServiceTier
-from tollway.storage.bulk import any_of
+from tollway.storage.bulk_statements import any_of
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.pages import fetch_page
 from tollway.storage.schema import models, organizations

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from tollway.domain.catalog import Deployment
 from tollway.domain.reconciliation import EngineHour, EngineUsage, Increment, Member, PromptCount, Reading, UsageKey, hour_of
 from tollway.domain.tenants import Status
-from tollway.storage.bulk import by_bytes
+from tollway.storage.bulk_statements import by_bytes
 from tollway.storage.catalog import read_deployment
 from tollway.storage.database import PlatformTx
 from tollway.storage.schema import deployments

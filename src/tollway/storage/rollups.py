@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from tollway.domain.billing_classes import QUANTITY_CLASSES, Amounts, Quantities
 from tollway.domain.money import PICO
 from tollway.domain.rollups import TEST_PREFIX, RollupKey, UsageGroup, UsageQuery, UsageSums, rollup_endpoint
-from tollway.storage.bulk import Upsert, upsert_rows
+from tollway.storage.bulk_statements import Upsert, upsert_rows
 from tollway.storage.database import PlatformTx, TenantTx
 from tollway.storage.schema_money import ROLLUP_COSTS, ROLLUP_KEY, ROLLUP_QUANTITIES, usage_rollups
 

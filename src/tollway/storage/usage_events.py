@@ -15,7 +15,7 @@ from tollway.domain.prices import PriceVersion, RatedLine, rate
 from tollway.domain.request_filters import RequestFilter
 from tollway.domain.usage import Admit, Anomaly, Final, Outcome, ServiceTier, UsageEvent, UsageSource, billed
 from tollway.storage import prices as stored_prices
-from tollway.storage.bulk import NULL, UNIQUE_VIOLATION, Duplicate, any_of, copy_line, copy_lines, insert_prepared
+from tollway.storage.bulk_statements import NULL, UNIQUE_VIOLATION, Duplicate, any_of, copy_line, copy_lines, insert_prepared
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.pages import fetch_page
 from tollway.storage.partitions import find_partition
@@ -388,19 +388,6 @@ def list_anomalies(tx: PlatformTx, window: PageWindow, *, kind: Anomaly | None, 
     if deployment_id is not None:
         query = query.where(usage_events.c.deployment_id == deployment_id)
     return fetch_page(tx, query, usage_events.c.event_id, window, read_event)
-
-
-def iterate_events(tx: PlatformTx, page_rows: int = 1000) -> Iterator[UsageEvent]:
-    """Every event, ordered by event id: for verification."""
-    after = ""
-    while True:
-        query = sa.select(usage_events).where(usage_events.c.event_id > after)
-        rows = tx.connection.execute(query.order_by(usage_events.c.event_id).limit(page_rows)).all()
-        if not rows:
-            return
-        for row in rows:
-            yield read_event(row)
-        after = rows[-1].event_id
 
 
 def find_rows(tx: PlatformTx, event_ids: Sequence[str]) -> dict[str, tuple[Any, ...]]:

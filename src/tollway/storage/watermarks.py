@@ -5,7 +5,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from tollway.domain.epochs import Watermark
-from tollway.storage.bulk import by_bytes
+from tollway.storage.bulk_statements import by_bytes
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.schema_money import epochs
 

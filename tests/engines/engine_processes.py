@@ -19,7 +19,7 @@ import httpx2
 import pytest
 
 from reliability.platforms import reserved_ports
-from reliability.running import ENVIRONMENT
+from reliability.processes import ENVIRONMENT
 from tollway.domain.catalog import Engine
 from tollway.serve import engine as llamacpp
 
