@@ -170,7 +170,8 @@ FIGURES: Mapping[str, Figure] = {
         "bodies that cost much to read, chunk framing, connections, keys that do not exist. `/livez` is asked every tenth of a second "
         "meanwhile. Then control is attacked: slow bodies, followed streams, connections that are held, requests without a pause; an "
         "operator reads, revokes and asks `/livez` meanwhile.",
-        "The gateway, with its readers of large bodies, uses at most 100 times the CPU of the attacker. Three seconds after an attack "
+        "The gateway, with its readers of large bodies, uses at most 100 times the CPU of the attacker, except for abandoned "
+        "answers, whose bytes an engine sends: each costs what it would if it were read. Three seconds after an attack "
         "it has at most 64 MiB more memory than before. Every honest request is answered, those to control within 5 seconds. On a quiet "
         "machine (`--quiet`) the median of each call to control is at most 1.5 times what it is alone.",
         "The attacker's CPU includes the kernel's work of sending, but not that of a network. Waits are shown and not checked: the machine "
