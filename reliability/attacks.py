@@ -262,8 +262,8 @@ ATTACKS: Mapping[str, Attack] = {
 
 
 SENT_BY_ENGINES = frozenset({"60 abandoned answers of 50 MB"})
-"""Attacks whose bytes an engine sends, so that their CPU is not compared with the client's: a request of 75 bytes costs what its answer would
-if the client read it. `gateway.buffers` bounds how many such answers there are at once, and the key's limits how many it may ask for."""
+"""Attacks whose bytes an engine sends, so that their CPU is not compared with the client's: a request of 75 bytes costs what its answer
+would if the client read it. `gateway.buffers` bounds how many such answers there are at once, the key's limits how many it asks for."""
 
 
 def measure(only: str = "", *, is_quiet: bool = False) -> list[Line]:

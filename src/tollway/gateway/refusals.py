@@ -5,7 +5,7 @@ from tollway.domain.faults import Fault
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.ports import Client
 from tollway.gateway.request import Request
-from tollway.wire.errors import retry_after
+from tollway.wire.retry_after import retry_after
 
 _HEADERS = b"content-type: application/json\r\ncache-control: no-store\r\n"
 

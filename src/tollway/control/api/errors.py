@@ -24,7 +24,8 @@ from tollway.domain.faults import (
     ROUTE_UNKNOWN,
     Fault,
 )
-from tollway.wire.errors import openai_error, retry_after
+from tollway.wire.errors import openai_error
+from tollway.wire.retry_after import retry_after
 
 _NAME = re.compile(r"[A-Za-z0-9_.\-\[\]]{1,64}")
 _ECHOING = {"value_error", "assertion_error", "literal_error", "enum", "string_pattern_mismatch"}

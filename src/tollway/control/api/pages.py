@@ -36,7 +36,7 @@ from tollway.domain.faults import (
     Fault,
 )
 from tollway.domain.sessions import LIFETIMES, SessionKind
-from tollway.wire.errors import retry_after
+from tollway.wire.retry_after import retry_after
 
 HEADERS: Mapping[str, str] = {
     "content-security-policy": "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; base-uri 'none';"

@@ -13,6 +13,7 @@ from tollway.domain.faults import Fault
 from tollway.domain.usage import Anomaly, ServiceTier, UsageSource
 from tollway.gateway.dialects.answers import Answer, AnswerContext, Measure
 from tollway.gateway.dialects.fields import Check, Shape, plain_shape
+from tollway.gateway.dialects.usage_options import UsageOptions
 from tollway.gateway.media.bounds import MediaBounds
 from tollway.native import EventTemplate
 from tollway.wire.forms import FormKind
@@ -77,21 +78,6 @@ class NewStream(Protocol):
     """Constructor of an `AnswerStream`."""
 
     def __call__(self, context: AnswerContext) -> AnswerStream: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UsageOptions:
-    """The request field that asks for usage in a stream, and its value for usage at the end and for running usage."""
-
-    field: str
-    final: bytes
-    continuous: bytes
-
-    def find_hidden(self, body: Mapping[str, Any]) -> tuple[bool, bool]:
-        """Return whether usage at the end, and running usage, must be removed from the stream because this request did not ask for them."""
-        options = body.get(self.field) or {}
-        hide_usage = options.get("include_usage") is not True
-        return hide_usage, hide_usage or options.get("continuous_usage_stats") is not True
 
 
 REQUEST_ID_HEADERS = b"x-request-id: %b\r\n"

@@ -2,8 +2,8 @@
 
 from tollway.domain.usage import ServiceTier
 from tollway.gateway.dialects import fields
-from tollway.gateway.dialects.dialect import UsageOptions
 from tollway.gateway.dialects.fields import Check
+from tollway.gateway.dialects.usage_options import UsageOptions
 
 SERVICE_TIERS = {
     "auto": ServiceTier.STANDARD,

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tollway.domain.faults import DATABASE_UNAVAILABLE, KEY_INVALID, OVERLOADED, RESOURCE_UNKNOWN, Fault
-from tollway.wire.errors import RetryAfter, retry_after
+from tollway.wire.retry_after import RetryAfter, retry_after
 
 
 @pytest.mark.parametrize(
