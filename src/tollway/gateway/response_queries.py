@@ -23,6 +23,7 @@ from tollway.gateway.plane import Plane
 from tollway.gateway.ports import Client, ResponseStore
 from tollway.gateway.refusals import refuse
 from tollway.gateway.request import Caller, Request
+from tollway.telemetry import describe_error
 from tollway.wire import bodies
 
 PREFIX: Final = b"/v1/responses/"
@@ -45,16 +46,26 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
             raise Fault(plane.directory.obstacle, retry_after_seconds=1)
         caller = authenticate(request.head, plane.directory, plane.digesters, request.received_at)
         require_endpoint(caller, Endpoint.RESPONSES)
-        charge_upload(caller, plane.counters, time.monotonic_ns(), plane.metrics)
-        body = await _answer(request, caller, plane, driver, method, query)
+        hold = charge_upload(caller, plane.counters, time.monotonic_ns(), plane.metrics)
+        try:
+            body = await _answer(request, caller, plane, driver, method, query)
+        finally:
+            if hold is not None:
+                plane.counters.settle(hold, (1, 0, 0, 0), time.monotonic_ns())
     except Fault as caught:
         caught.forget_frames()
-        fault = caught if caller is not None else client.throttle(caught, request.headers)
-        refuse(request, client, fault)
-        plane.metrics.count(plane.metrics.refusals, fault.kind.code)
+        _refuse(request, client, plane, caught if caller is not None else client.throttle(caught, request.headers))
+        return
+    except Exception as error:  # as in `pipeline.answer`: a 500 and a log line, never a client that waits for good
+        _refuse(request, client, plane, Fault(faults.INTERNAL, detail=describe_error(error)))
         return
     if not client.gone:
         client.answer(200, _HEADERS + DIALECTS[Endpoint.RESPONSES].identify(request.id), body)
+
+
+def _refuse(request: Request, client: Client, plane: Plane, fault: Fault) -> None:
+    refuse(request, client, fault)
+    plane.metrics.count(plane.metrics.refusals, fault.kind.code)
 
 
 async def _answer(
