@@ -26,6 +26,7 @@ from tests.gateway.harness import (
     usage,
     whole,
 )
+from tests.gateway.test_audio import sound
 from tollway.domain.usage import Outcome
 from tollway.gateway.relay import RelayBounds
 from tollway.gateway.waiting import QueueBounds
@@ -230,3 +231,30 @@ async def test_engine_that_cannot_be_reached_does_not_hold_up_the_first_answer()
             assert (await client.answer()).text == "first"
         assert not dead.asked
         await until(lambda: is_idle(running))
+
+
+async def test_sound_is_never_committed_as_a_stream_of_events_before_it_begins() -> None:
+    data = sound()
+    answer = b"HTTP/1.1 200 OK\r\ncontent-type: audio/wav\r\ncontent-length: %d\r\n\r\n%b" % (len(data), data)
+    slow, slower = Upstream([Do.GATE, answer]), Upstream(SLOW)
+    bounds = RelayBounds(commit_after_seconds=0.0)
+    async with slow.listening(), slower.listening(), gateway(hedged(slow, slower), bounds=bounds) as running:
+        asking = asyncio.ensure_future(post(running.port, {"model": "m", "input": "Hello", "voice": "alloy"}, "/v1/audio/speech"))
+        await until(lambda: len(slower.asked) == 1)
+        slow.gate.set()
+        answered = await asking
+        assert (answered.status, answered.headers["content-type"], answered.body) == (200, "audio/wav", data)
+        await running.sink.settled()
+
+
+async def test_attempt_whose_answer_is_no_stream_leaves_the_stream_to_the_other() -> None:
+    wrong, other = Upstream([Do.GATE, whole(completion())]), Upstream([Do.GATE, *healthy("second")])
+    async with wrong.listening(), other.listening(), gateway(hedged(wrong, other)) as running:
+        asking = asyncio.ensure_future(post(running.port, streamed()))
+        await until(lambda: len(other.asked) == 1)
+        wrong.gate.set()
+        await until(lambda: sum(each.running for each in running.plane.upstreams.all()) <= 1)
+        other.gate.set()
+        answered = await asking
+        assert (answered.status, answered.text) == (200, "second")
+        assert results(running) == {"won": 1}

@@ -185,18 +185,20 @@ class _Race:
 
     def find_answered(self, now: float) -> _Try | None:
         """Return the attempt that the client gets: the first that has begun to answer, or the first one once a stream has to begin in any
-        case. One whose whole answer is an error has failed."""
+        case, which one of sound never has to. One whose whole answer is an error, or no stream where one was asked for, has failed."""
         for made in self.tries:
             exchange = made.exchange
             if made.fault is not None or exchange is None or not exchange.has_news():
                 continue
             answer = exchange.connection.answer
-            if exchange.stream is None and answer.complete and answer.status != 200:
+            if exchange.stream is None and answer.complete and (answer.status != 200 or self.call.stream):
                 made.fault = exchange.read_fault()
                 continue
             return made
         oldest = self.tries[0] if self.tries else None
-        if self.call.stream and oldest is not None and oldest.exchange is not None and oldest.fault is None:
+        if not self.call.stream or self.call.dialect.new_media is not None:
+            return None
+        if oldest is not None and oldest.exchange is not None and oldest.fault is None:
             return oldest if now - oldest.started >= self._bounds.commit_after_seconds else None
         return None
 
