@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx2
 import msgspec
@@ -21,13 +22,15 @@ from tests.simulator.running import simulator
 from tests.storage.databases import SqliteTemplate
 from tollway.control import stored_responses
 from tollway.domain import keys
-from tollway.domain.catalog import TRANSLATED_ENDPOINTS
+from tollway.domain.catalog import TRANSLATED_ENDPOINTS, Endpoint
 from tollway.domain.faults import Fault
 from tollway.domain.keys import KeyType
 from tollway.domain.limits import Limits
 from tollway.domain.prices import PriceTerms
 from tollway.domain.snapshot import KeyEntry, OrganizationEntry, ProjectEntry
 from tollway.gateway import conversations
+from tollway.gateway.request import RequestHead, new_request
+from tollway.gateway.uploads import Upload
 from tollway.link.response_store import ORGANIZATION_CONCURRENT_MAX, ResponseStorage
 from tollway.storage.vault import LocalVault
 
@@ -194,7 +197,11 @@ async def test_requests_about_a_stored_response_are_checked(made: Gateway, alice
         assert answer.json()["error"]["code"] == "duplicate_key"
         long = "x" * conversations.CONVERSATION_BYTES_MAX
         answer = await client.post(PATH, json={"model": "native", "input": long, "store": True})
-        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "store")
+        answer = await client.post(PATH, json={"model": "native", "input": long, "previous_response_id": id})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "previous_response_id")
+        answer = await client.post(PATH, json={"model": "native", "input": long, "store": False})
+        assert answer.json()["error"]["code"] == "context_length_exceeded", "as its engine says, which has it"
 
 
 async def test_organization_that_stores_nothing_refuses_by_name(control: Control, engine: Simulator) -> None:
@@ -314,6 +321,70 @@ async def test_reading_counts_as_a_request_in_the_limits_of_the_key(control: Con
         httpx2.AsyncClient(base_url=made.url, headers={"authorization": f"Bearer {alice.secret}"}) as client,
     ):
         assert [(await client.get(f"{PATH}/{UNKNOWN}")).status_code for _ in range(2)] == [404, 429]
+
+
+async def test_request_about_a_stored_response_runs_until_it_is_answered_alone(control: Control, alice: TenantSetup) -> None:
+    async with (
+        serve(control, {"m": Served(["http://127.0.0.1:9"])}, alice, limits=Limits(concurrent_requests=1)) as made,
+        httpx2.AsyncClient(base_url=made.url, headers={"authorization": f"Bearer {alice.secret}"}) as client,
+    ):
+        for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/input_items"), ("GET", "")):
+            assert (await client.request(method, f"{PATH}/{UNKNOWN}{path}")).status_code == 404
+
+
+class _Store:
+    """A store of responses without any."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.finds = 0
+        self._error = error
+
+    async def find(self, organization_id: str, project_id: str, id: str) -> bytes | None:
+        self.finds += 1
+        if self._error is not None:
+            raise self._error
+        return None
+
+
+async def test_request_about_a_stored_response_that_fails_here_is_answered(control: Control, alice: TenantSetup) -> None:
+    async with (
+        serve(control, {"m": Served(["http://127.0.0.1:9"])}, alice) as made,
+        httpx2.AsyncClient(base_url=made.url, headers={"authorization": f"Bearer {alice.secret}"}) as client,
+    ):
+        made.plane.response_store = cast(Any, _Store(RuntimeError("broken")))
+        answer = await client.get(f"{PATH}/{UNKNOWN}")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+
+
+async def test_continued_response_is_charged_before_control_is_asked(control: Control, alice: TenantSetup) -> None:
+    async with serve(control, {"m": Served(["http://127.0.0.1:9"])}, alice, limits=Limits(requests_per_minute=1)) as made:
+        store = _Store()
+        made.plane.response_store = cast(Any, store)
+        asked = {"model": "m", "input": "x", "previous_response_id": UNKNOWN}
+        assert [(await post(made.port, asked, PATH, key=alice.secret)).status for _ in range(3)] == [400, 429, 429]
+        assert store.finds == 1
+
+
+async def test_continued_response_counts_as_one_request(control: Control, engine: Simulator, alice: TenantSetup) -> None:
+    limits = Limits(requests_per_minute=2, concurrent_requests=1)
+    async with (
+        serve(control, {"native": Served([engine.url], upstream_model="sim-echo")}, alice, limits=limits) as made,
+        sdk(made, alice) as client,
+    ):
+        first = await client.responses.create(model="native", input=INPUT, store=True)
+        await client.responses.create(model="native", input="x", previous_response_id=first.id)
+        with pytest.raises(openai.RateLimitError):
+            await client.responses.create(model="native", input="x", previous_response_id=first.id)
+
+
+async def test_field_that_two_pieces_of_a_body_share_is_found() -> None:
+    request = new_request("req_" + "0" * 32, RequestHead(Endpoint.RESPONSES, {}), b"", 0.0, 0)
+    upload = Upload(cast(Any, None), cast(Any, None), None)
+    request.take_upload(upload, (b'{"model":"m","input":"x","st', b'ore":true}'))
+    organization = SimpleNamespace(response_retention_seconds=DAY)
+    plane = SimpleNamespace(response_store=_Store())
+    await conversations.prepare(cast(Any, SimpleNamespace(organization=organization)), request, cast(Any, plane), cast(Any, None))
+    assert request.conversation is not None and b"store" not in request.body
 
 
 async def test_126_organization_that_floods_the_store_leaves_the_others_their_share() -> None:

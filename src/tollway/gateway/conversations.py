@@ -6,7 +6,7 @@ metered and sent is that whole conversation, so it is billed as what it is, and 
 and `ResponseKeeper` hands it to the store once it is whole, before its last bytes leave. One that cannot be stored is delivered with
 `store: false`, so that no client relies on an id that means nothing.
 
-Where an organization stores none, the fields stay in the body, and `authorize` refuses them by name.
+Where an organization stores none, and in a body that is too long to be stored, the fields stay, and `authorize` refuses them by name.
 """
 
 import asyncio
@@ -49,6 +49,13 @@ def read_stored(content: bytes) -> StoredResponse:
     return _decoder.decode(content)
 
 
+def may_continue(caller: Caller, request: Request, plane: Plane) -> bool:
+    """Return whether a body that is not large may name a stored response, which `prepare` asks control for."""
+    if plane.response_store is None or caller.organization.response_retention_seconds is None or request.conversation is not None:
+        return False
+    return request.upload is None and b'"previous_response_id"' in request.body
+
+
 async def prepare(caller: Caller, request: Request, plane: Plane, driver: CoroutineDriver) -> None:
     """Make the body of a request the whole conversation, where it continues a stored response or is to be stored.
 
@@ -58,11 +65,11 @@ async def prepare(caller: Caller, request: Request, plane: Plane, driver: Corout
     store = plane.response_store
     if store is None or caller.organization.response_retention_seconds is None or request.conversation is not None:
         return
-    if not any(b'"store"' in piece or b'"previous_response_id"' in piece for piece in request.list_pieces()):
-        return
     if request.body_bytes > CONVERSATION_BYTES_MAX:
-        raise _too_long("input")
+        return  # `authorize` refuses what asks for more than `store: false`
     content = request.read_body()
+    if b'"store"' not in content and b'"previous_response_id"' not in content:
+        return
     asked = bodies.read(content)
     keeps = asked.get("store") is True and request.endpoint is Endpoint.RESPONSES
     previous = asked.get("previous_response_id")

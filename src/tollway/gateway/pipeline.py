@@ -27,6 +27,7 @@ from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.fallback import fall_back, name_model
 from tollway.gateway.hedging import may_hedge, relay_hedged
 from tollway.gateway.limit import charge_upload, limit, limit_shared
+from tollway.gateway.memory_counters import Hold
 from tollway.gateway.meter import UsageRecord, meter
 from tollway.gateway.observe import observe
 from tollway.gateway.plane import Plane
@@ -72,8 +73,8 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
             require_endpoint(caller, request.endpoint)
         conversing = request.endpoint in _CONVERSING
         if conversing:
-            await _prepare_conversation(caller, request, plane, driver)
-        if request.upload is None:
+            call = await _authorize_conversation(caller, request, plane, driver)
+        elif request.upload is None:
             call = authorize(caller, request, plane.directory, plane.media_bounds)
         else:
             call = await _authorize_upload(caller, request, request.upload, plane, driver)
@@ -274,13 +275,31 @@ def _list_sent_pieces(request: Request) -> Sequence[bytes]:
     return request.list_pieces() if request.conversation is None else request.conversation.pieces
 
 
-async def _prepare_conversation(caller: Caller, request: Request, plane: Plane, driver: CoroutineDriver) -> None:
-    """Make the body of a request the whole conversation (`conversations.prepare`, whose faults are raised). A large body that was replaced
-    was charged as a request when it began, and is charged again by `limit`."""
+async def _authorize_conversation(caller: Caller, request: Request, plane: Plane, driver: CoroutineDriver) -> Call:
+    """Return the call that a request is once its body is the whole conversation. Raises Fault as `conversations.prepare`, `limit` and
+    `authorize` do.
+
+    A request that may ask control for a stored response is charged first, as a large body is when it begins, so that limits bound what is
+    asked. Both are given back where `limit` charges them again; what becomes no call has used its request."""
     upload = request.upload
-    await conversations.prepare(caller, request, plane, driver)
-    if upload is not None and request.upload is None:
-        upload.refund(time.monotonic_ns())
+    hold: Hold | None = None
+    if conversations.may_continue(caller, request, plane):
+        hold = charge_upload(caller, plane.counters, time.monotonic_ns(), plane.metrics)
+    call: Call | None = None
+    try:
+        await conversations.prepare(caller, request, plane, driver)
+        if request.upload is not None:
+            call = await _authorize_upload(caller, request, request.upload, plane, driver)
+        else:
+            if upload is not None:
+                upload.refund(time.monotonic_ns())
+            call = authorize(caller, request, plane.directory, plane.media_bounds)
+    finally:
+        if hold is not None and call is not None:
+            plane.counters.refund(hold, time.monotonic_ns())
+        elif hold is not None:
+            plane.counters.settle(hold, (1, 0, 0, 0), time.monotonic_ns())
+    return call
 
 
 async def _authorize_upload(caller: Caller, request: Request, upload: Upload, plane: Plane, driver: CoroutineDriver) -> Call:

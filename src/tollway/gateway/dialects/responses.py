@@ -41,7 +41,7 @@ def _are_tools(value: Any) -> bool:
     return type(value) is list and len(value) <= TOOLS_MAX and all(type(tool) is dict and tool.get("type") in TOOL_TYPES for tool in value)
 
 
-_NOT_STORED = "Your organization stores no responses: send the whole conversation as 'input'."
+_NOT_STORED = "Your organization stores no responses, or this request has more than 1 MiB: send the whole conversation as 'input'."
 _NO_BACKGROUND = "Responses in the background and stored conversations are not offered here."
 _NOT_OFFERED = "This is not offered here."
 
@@ -69,7 +69,9 @@ FIELDS: dict[str, Check] = {
     "reasoning": fields.nullable(fields.mapping),
     "safety_identifier": fields.nullable(fields.text),
     "service_tier": fields.nullable(fields.one_of(*SERVICE_TIERS)),
-    "store": fields.refused("Your organization stores no responses: leave 'store' out, or send false."),
+    "store": fields.refused(
+        "Your organization stores no responses, or this request has more than 1 MiB: leave 'store' out, or send false."
+    ),
     "stream": fields.nullable(fields.boolean),
     "stream_options": fields.nullable(fields.mapping),
     "temperature": fields.nullable(fields.number(0, 2)),
