@@ -1,6 +1,7 @@
 """The exact cache of responses: who gets an answer again, from what, at which price, and that nobody gets one of others."""
 
-from collections.abc import AsyncIterator
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -31,15 +32,19 @@ from tests.gateway.harness import (
     usage_chunk,
     whole,
 )
+from tests.gateway.test_audio import ASKED as TRANSCRIBED
+from tests.gateway.test_audio import FORM
 from tests.gateway.test_test_keys import change
 from tollway.domain import keys
 from tollway.domain.answers import StoredAnswer
 from tollway.domain.billing_classes import NOTHING
+from tollway.domain.catalog import Endpoint
 from tollway.domain.keys import KeyType
 from tollway.domain.limits import Limits
 from tollway.domain.snapshot import Change, KeyEntry, ProjectEntry
 from tollway.domain.usage import Outcome, billed
-from tollway.gateway.response_cache import CacheBounds, ResponseCache, find_key
+from tollway.gateway.dialects.table import DIALECTS
+from tollway.gateway.response_cache import EXPIRED_MAX, CacheBounds, ResponseCache, find_key
 
 ASKS = {"cache_control": "max-age=60"}
 STREAM = [
@@ -158,11 +163,11 @@ def answer(size: int) -> StoredAnswer:
 
 def test_127_answers_of_one_organization_never_displace_those_of_another_within_its_part() -> None:
     cache = ResponseCache(CacheBounds(total_bytes_max=20_000, organization_bytes_max=8_000, answer_bytes_max=4_000))
-    cache.store(b"theirs", "b", answer(2_000), 0)
+    cache.store(b"theirs", "b", answer(2_000), 0, 3600)
     for number in range(50):
-        cache.store(b"%d" % number, "a", answer(2_000), 0)
+        cache.store(b"%d" % number, "a", answer(2_000), 0, 3600)
     assert cache.find(b"theirs", 1, 60) is not None and cache.find(b"49", 1, 60) is not None and cache.find(b"0", 1, 60) is None
-    cache.store(b"long", "a", answer(4_001), 0)
+    cache.store(b"long", "a", answer(4_001), 0, 3600)
     assert cache.find(b"long", 1, 60) is None
     assert cache.find(b"49", 61, 60) is None, "older than asked for"
 
@@ -172,9 +177,61 @@ def test_127_answers_of_one_organization_never_displace_those_of_another_within_
 def test_bytes_are_counted_and_bounded_whatever_is_stored(steps: list[tuple[int, str, int]]) -> None:
     cache = ResponseCache(CacheBounds(total_bytes_max=10_000, organization_bytes_max=6_000, answer_bytes_max=2_500))
     for number, organization, size in steps:
-        cache.store(b"%d" % number, organization, answer(size), 0)
-        assert cache.bytes == sum(entry.size for entry in cache._entries.values()) == sum(cache._of_organizations.values())
-        assert cache.bytes <= 10_000 and max(cache._of_organizations.values(), default=0) <= 6_000
+        cache.store(b"%d" % number, organization, answer(size), 0, 3600)
+        assert cache.bytes == sum(entry.size for entry in cache._entries.values()) == sum(part.bytes for part in cache._parts.values())
+        assert cache.bytes <= 10_000 and max((part.bytes for part in cache._parts.values()), default=0) <= 6_000
+        for organization_id, own in cache._parts.items():
+            assert list(own.keys) == [key for key, entry in cache._entries.items() if entry.organization_id == organization_id]
+        cache.find(b"%d" % (number // 2), 1, 60)
+
+
+def test_answers_of_an_organization_at_its_part_give_way_without_a_look_at_those_of_others() -> None:
+    cache = ResponseCache(CacheBounds(total_bytes_max=20_000, organization_bytes_max=1_100, answer_bytes_max=1_000))
+    for number in range(10):
+        cache.store(b"theirs%d" % number, f"org_{number}", answer(0), 0, 3600)
+    cache.store(b"first", "a", answer(0), 0, 3600)
+    cache.store(b"second", "a", answer(0), 0, 3600)
+    looked_at = cache._entries = _Counted(cache._entries)
+    cache.find(b"first", 1, 60)
+    cache.store(b"third", "a", answer(0), 0, 3600)
+    assert looked_at.iterations == 0 and set(looked_at) >= {b"first", b"third"} and b"second" not in looked_at
+
+
+class _Counted(OrderedDict[bytes, Any]):
+    """Counts how often it is gone through."""
+
+    iterations = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        self.iterations += 1
+        return super().__iter__()
+
+    def items(self) -> Any:
+        self.iterations += 1
+        return super().items()
+
+
+def test_answers_older_than_their_model_allows_are_removed_though_nobody_asks() -> None:
+    cache = ResponseCache(CacheBounds())
+    cache.store(b"short", "a", answer(1), 0, 10)
+    cache.store(b"long", "a", answer(1), 0, 100)
+    cache.store(b"late", "b", answer(1), 8, 10)
+    cache.remove_expired(10)
+    assert cache.count() == 3
+    cache.remove_expired(11)
+    assert cache.count() == 2 and cache.find(b"long", 11, 60) is not None
+    cache.remove_expired(101)
+    assert (cache.count(), cache.bytes, cache._parts, cache._by_lifetime) == (0, 0, {}, {})
+    for number in range(EXPIRED_MAX + 1):
+        cache.store(b"%d" % number, "a", answer(0), 0, 10)
+    cache.remove_expired(11)
+    assert cache.count() == 1, "a bounded number at a time"
+
+
+async def test_form_is_served_by_the_engine() -> None:
+    async with serve(Upstream([whole({"text": "Hello."})])) as running:
+        got = await post(running.port, TRANSCRIBED, "/v1/audio/transcriptions", **FORM, **ASKS)
+        assert cached(got) is None and got.json()["text"] == "Hello."
 
 
 PARTS = st.fixed_dictionaries(
@@ -183,6 +240,8 @@ PARTS = st.fixed_dictionaries(
         "project": st.sampled_from(["proj_1", "proj_2", "proj_1\0"]),
         "tier": st.sampled_from(["standard", "flex"]),
         "model": st.sampled_from([b"r1", b"r2"]),
+        "cap": st.sampled_from([None, 1, 16]),
+        "beta": st.sampled_from(["", "a", "b"]),
         "body": st.fixed_dictionaries(
             {"model": st.sampled_from(["m", "n"]), "x": st.sampled_from([1, 1.0, True, "1", None, [1], {"a": 1}])}
         ),
@@ -199,8 +258,16 @@ class _Any:
 
 def key_of(parts: dict[str, Any]) -> bytes:
     caller = _Any(organization=_Any(id=parts["organization"]), project=_Any(id=parts["project"]))
-    request = _Any(endpoint="chat/completions", body=msgspec.json.encode(parts["body"]))
-    call: Any = _Any(caller=caller, request=request, price=_Any(tier=parts["tier"]), grant=_Any(model=None))
+    headers = {b"anthropic-beta": parts["beta"].encode(), b"other": b"x"}
+    request = _Any(endpoint="messages", body=msgspec.json.encode(parts["body"]), headers=headers)
+    call: Any = _Any(
+        caller=caller,
+        request=request,
+        price=_Any(tier=parts["tier"]),
+        grant=_Any(model=None),
+        output_cap=parts["cap"],
+        dialect=DIALECTS[Endpoint.MESSAGES],
+    )
     directory: Any = _Any(digest_model=lambda model, caller: parts["model"])
     return find_key(call, directory)
 

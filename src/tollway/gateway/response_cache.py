@@ -1,17 +1,19 @@
 """The exact cache of responses: an answer is given again to the same request of the same project, where its model and the request allow it.
 
 Theory of operation. An answer is found by the digest of everything that it follows from: organization, project, endpoint, service tier,
-the model as it is offered with its deployments, and the whole body in a canonical form (keys sorted, no white space). Nothing of one
-project can be found by another, and after a change of the model or of its deployments nothing that was stored is found. Nothing is
-compared by meaning.
+the model as it is offered with its deployments, the bound on the output that a budget or `x-max-cost` sets, the headers that are passed on
+to the engine, and the whole body in a canonical form (keys sorted, no white space). Nothing of one project can be found by another, and
+after a change of the model or of its deployments nothing that was stored is found. Nothing is compared by meaning.
 
 The cache is in memory, of one gateway, and ends with it. The answers used longest ago give way. An organization has a part of it at most,
-so that none displaces the answers of others.
+so that none displaces the answers of others. An answer that is older than its model allows is not kept: `run` removes it.
 """
 
+import asyncio
 import hashlib
 import json
 import re
+import time
 from collections import OrderedDict
 from typing import Final
 
@@ -32,6 +34,11 @@ _MAX_AGE = re.compile(rb"max-age=([0-9]{1,9})")
 _ENTRY_BYTES: Final = 512
 """Bytes that an answer takes beside its own, about."""
 
+EXPIRED_MAX: Final = 2_000
+"""Expired answers that one turn removes: about a millisecond of the event loop."""
+EXPIRED_SECONDS: Final = 1.0
+"""Time between turns that remove expired answers."""
+
 
 class CacheBounds(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds of the cache. `total_bytes_max`: of all answers, 0 for no cache; `organization_bytes_max`: of those of one organization;
@@ -46,7 +53,15 @@ class _Entry(msgspec.Struct, frozen=True):
     organization_id: str
     answer: StoredAnswer
     stored_at: float
+    lifetime_seconds: int
     size: int
+
+
+class _Part(msgspec.Struct):
+    """The answers of one organization, those used longest ago first."""
+
+    keys: OrderedDict[bytes, None]
+    bytes: int = 0
 
 
 class ResponseCache:
@@ -58,7 +73,8 @@ class ResponseCache:
         self.misses = 0
         self.bytes = 0
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
-        self._of_organizations: dict[str, int] = {}
+        self._parts: dict[str, _Part] = {}
+        self._by_lifetime: dict[int, OrderedDict[bytes, None]] = {}
 
     def find(self, key: bytes, now: float, age_seconds_max: float) -> tuple[StoredAnswer, float] | None:
         """Return an answer that is at most so old, and its age; None if there is none."""
@@ -67,22 +83,44 @@ class ResponseCache:
             self.misses += 1
             return None
         self._entries.move_to_end(key)
+        self._parts[entry.organization_id].keys.move_to_end(key)
         self.hits += 1
         return entry.answer, now - entry.stored_at
 
-    def store(self, key: bytes, organization_id: str, answer: StoredAnswer, now: float) -> None:
-        """Store an answer. Those used longest ago give way: the organization's own where it has its part, else of any."""
+    def store(self, key: bytes, organization_id: str, answer: StoredAnswer, now: float, lifetime_seconds: int) -> None:
+        """Store an answer for so long. Those used longest ago give way: the organization's own where it has its part, else of any."""
         bounds, size = self.bounds, len(answer.body) + len(answer.headers) + _ENTRY_BYTES
         if size > min(bounds.total_bytes_max, bounds.organization_bytes_max) or len(answer.body) > bounds.answer_bytes_max:
             return
         self._remove(key)
-        while self._of_organizations.get(organization_id, 0) + size > bounds.organization_bytes_max:
-            self._remove(next(each for each, entry in self._entries.items() if entry.organization_id == organization_id))
+        while (part := self._parts.get(organization_id)) is not None and part.bytes + size > bounds.organization_bytes_max:
+            self._remove(next(iter(part.keys)))
         while self.bytes + size > bounds.total_bytes_max:
             self._remove(next(iter(self._entries)))
-        self._entries[key] = _Entry(organization_id, answer, now, size)
-        self._of_organizations[organization_id] = self._of_organizations.get(organization_id, 0) + size
+        self._entries[key] = _Entry(organization_id, answer, now, lifetime_seconds, size)
+        part = self._parts.setdefault(organization_id, _Part(OrderedDict()))
+        part.keys[key] = None
+        part.bytes += size
+        self._by_lifetime.setdefault(lifetime_seconds, OrderedDict())[key] = None
         self.bytes += size
+
+    def remove_expired(self, now: float) -> None:
+        """Remove answers that are older than their lifetime, EXPIRED_MAX at most. Those of one lifetime expire in the order in which they
+        were stored, but for the time that their requests took."""
+        left = EXPIRED_MAX
+        for lifetime_seconds, keys in list(self._by_lifetime.items()):
+            while keys and left:
+                key = next(iter(keys))
+                if now - self._entries[key].stored_at <= lifetime_seconds:
+                    break
+                self._remove(key)
+                left -= 1
+
+    async def run(self) -> None:
+        """Remove expired answers until cancelled."""
+        while True:
+            self.remove_expired(time.monotonic())
+            await asyncio.sleep(EXPIRED_SECONDS)
 
     def count(self) -> int:
         """Return how many answers are stored."""
@@ -93,18 +131,25 @@ class ResponseCache:
         if entry is None:
             return
         self.bytes -= entry.size
-        left = self._of_organizations[entry.organization_id] - entry.size
-        if left:
-            self._of_organizations[entry.organization_id] = left
-        else:
-            del self._of_organizations[entry.organization_id]
+        part = self._parts[entry.organization_id]
+        part.bytes -= entry.size
+        del part.keys[key]
+        if not part.keys:
+            del self._parts[entry.organization_id]
+        of_lifetime = self._by_lifetime[entry.lifetime_seconds]
+        del of_lifetime[key]
+        if not of_lifetime:
+            del self._by_lifetime[entry.lifetime_seconds]
 
 
 class CachedAnswer:
     """The place of the answer to one request in the cache (`ports.ClaimedAnswer`). `answer`: the one that is stored; None for a request
     that is to be served."""
 
-    def __init__(self, cache: ResponseCache, key: bytes, organization_id: str, now: float, age_seconds_max: float) -> None:
+    def __init__(
+        self, cache: ResponseCache, key: bytes, organization_id: str, now: float, age_seconds_max: float, lifetime_seconds: int
+    ) -> None:
+        """`lifetime_seconds`: of an answer that is stored."""
         found = cache.find(key, now, age_seconds_max)
         self.answer: StoredAnswer | None = None
         self.age_seconds = 0.0
@@ -114,6 +159,7 @@ class CachedAnswer:
         self._key = key
         self._organization_id = organization_id
         self._now = now
+        self._lifetime_seconds = lifetime_seconds
         self._kept: StoredAnswer | None = None
 
     def keep(self, answer: StoredAnswer | None) -> None:
@@ -123,7 +169,7 @@ class CachedAnswer:
     def release(self) -> None:
         """Store the answer that was noted. It counts as old as its request."""
         if self._kept is not None:
-            self._cache.store(self._key, self._organization_id, self._kept, self._now)
+            self._cache.store(self._key, self._organization_id, self._kept, self._now, self._lifetime_seconds)
 
     def clean_up(self) -> None:
         """Do nothing: nothing is on a disk."""
@@ -136,7 +182,7 @@ def open_cached(
     others. `buffer`: for what is recorded."""
     request = call.request
     asked = request.headers.get(b"cache-control")
-    if asked is None or request.upload is not None or request.conversation is not None:
+    if asked is None or request.upload is not None or request.conversation is not None or call.dialect.form_kinds is not None:
         return None
     directives = [each.strip().lower() for each in asked.split(b",")]
     if b"no-store" in directives or b"no-cache" in directives:
@@ -144,8 +190,9 @@ def open_cached(
     ages = [int(match[1]) for match in map(_MAX_AGE.fullmatch, directives) if match is not None]
     if not ages or not min(ages):
         return None
-    age_seconds_max = min(*ages, call.model.response_cache_seconds)
-    claimed = CachedAnswer(cache, find_key(call, directory), call.caller.organization.id, now, age_seconds_max)
+    lifetime_seconds = call.model.response_cache_seconds
+    age_seconds_max = min(*ages, lifetime_seconds)
+    claimed = CachedAnswer(cache, find_key(call, directory), call.caller.organization.id, now, age_seconds_max, lifetime_seconds)
     headers = HIT + b"age: %d\r\n" % int(claimed.age_seconds)
     return AnswerRecorder(client, claimed, cache.bounds.answer_bytes_max, buffer, headers)
 
@@ -155,5 +202,7 @@ def find_key(call: Call, directory: Directory) -> bytes:
     caller, request = call.caller, call.request
     body = json.dumps(bodies.read(request.body), sort_keys=True, separators=(",", ":"))
     revision = directory.digest_model(call.grant.model, caller)
-    parts = (caller.organization.id, caller.project.id, request.endpoint, call.price.tier, revision.hex(), body)
+    cap = "" if call.output_cap is None else str(call.output_cap)
+    forwarded = json.dumps([request.headers.get(name, b"").hex() for name in call.dialect.forwarded_headers])
+    parts = (caller.organization.id, caller.project.id, request.endpoint, call.price.tier, revision.hex(), cap, forwarded, body)
     return hashlib.sha256("\0".join(parts).encode()).digest()

@@ -191,6 +191,7 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
         background.start("tenants' files", partial(_remove_expired_files, files))
     if options.response_cache.total_bytes_max:
         cache = plane.response_cache = ResponseCache(options.response_cache)
+        background.start("cached responses", cache.run)
         plane.metrics.expose("tollway_response_cache_hits", lambda: cache.hits)
         plane.metrics.expose("tollway_response_cache_misses", lambda: cache.misses)
         plane.metrics.expose("tollway_response_cache_bytes", lambda: cache.bytes)
