@@ -381,6 +381,17 @@ def test_99_open_and_closed_ports_of_a_private_network_are_refused_alike() -> No
                 fetch(url)
 
 
+@pytest.mark.parametrize("is_private_allowed", [False, True])
+@pytest.mark.parametrize("host", ["a..example.com", f"{'a' * 64}.example.com", ".example.com"])
+def test_host_that_cannot_be_a_name_cannot_be_reached(host: str, is_private_allowed: bool) -> None:
+    async def read() -> None:
+        async with issuer_keys.open_client() as client:
+            await issuer_keys.read_object(client, f"https://{host}/", is_private_allowed=is_private_allowed)
+
+    with pytest.raises(KeysUnavailable, match="cannot be reached"):
+        asyncio.run(read())
+
+
 def test_keys_are_read_from_the_metadata_of_the_issuer_and_of_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(issuer_keys, "is_public", lambda _address: True)
     monkeypatch.setattr(issuer_keys, "find_address_error", lambda _url: None)

@@ -168,7 +168,7 @@ async def read_object(
         return bodies.parse(bytes(body))
     except Fault:
         raise KeysUnavailable("its answer is not a JSON object") from None
-    except (_PrivatePeer, httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError):
+    except (_PrivatePeer, httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError, UnicodeError):  # the last: no name of a host
         raise KeysUnavailable("it cannot be reached") from None
 
 
