@@ -67,19 +67,18 @@ def find_live_session(tx: PlatformTx, digests: Sequence[bytes], now: int) -> Liv
     """Return the session with one of `digests` if it may act at `now`: it has not ended, its person was not removed, and their
     organization is active."""
     token_is_valid = sa.or_(user_sessions.c.token_expires_at.is_(None), user_sessions.c.token_expires_at > now)
-    return _find_live(tx, now, user_sessions.c.digest.in_(digests), token_is_valid)
+    row = _find_live(tx, now, user_sessions.c.digest.in_(digests), token_is_valid)
+    return None if row is None else _live_session(tx, row)
 
 
 def find_session_by_refresh_id(tx: PlatformTx, refresh_id: str, now: int) -> tuple[LiveSession, bytes] | None:
     """Return the session that a refresh token is or was of, if it may act at `now`, with the digest of the valid one."""
-    live = _find_live(tx, now, user_sessions.c.refresh_id == refresh_id)
-    if live is None:
-        return None
-    digest = tx.connection.execute(sa.select(user_sessions.c.refresh_digest).where(user_sessions.c.id == live.session.id)).scalar_one()
-    return live, bytes(digest)
+    row = _find_live(tx, now, user_sessions.c.refresh_id == refresh_id)
+    return None if row is None else (_live_session(tx, row), bytes(row.refresh_digest))
 
 
-def _find_live(tx: PlatformTx, now: int, *conditions: sa.ColumnElement[bool]) -> LiveSession | None:
+def _find_live(tx: PlatformTx, now: int, *conditions: sa.ColumnElement[bool]) -> Any:
+    """Return the row of the session that meets the conditions, with its person, if it may act at `now`; None otherwise."""
     columns = user_sessions.c
     query = (
         sa.select(user_sessions, users.c.email, users.c.name, users.c.added_at)
@@ -88,10 +87,13 @@ def _find_live(tx: PlatformTx, now: int, *conditions: sa.ColumnElement[bool]) ->
         .where(*conditions, columns.expires_at > now, users.c.removed_at.is_(None), organizations.c.status == Status.ACTIVE)
     )
     row = tx.connection.execute(query).one_or_none()
-    if row is None or (session := _session(row)).ends_at() <= now:
-        return None
+    return None if row is None or _session(row).ends_at() <= now else row
+
+
+def _live_session(tx: PlatformTx, row: Any) -> LiveSession:
     grants = tuple(list_user_grants(tx, row.organization_id, row.user_id))
-    return LiveSession(session, User(id=row.user_id, email=row.email, name=row.name, added_at=row.added_at), row.organization_id, grants)
+    user = User(id=row.user_id, email=row.email, name=row.name, added_at=row.added_at)
+    return LiveSession(_session(row), user, row.organization_id, grants)
 
 
 def note_session_use(tx: TenantTx, session_id: str, now: int) -> None:
