@@ -3,7 +3,7 @@
 Theory of operation. `watch` listens to the statements of one connection. Before an INSERT, UPDATE or DELETE of an audited table is
 executed, the rows that it concerns are read: for an UPDATE or DELETE those of its WHERE, for an INSERT the row with the same primary key,
 which may exist where the statement says ON CONFLICT. At the end the same rows are read again, and compared. So an operation cannot
-forget to say what it changed. A column of raw bytes (a digest, a sealed credential) is compared, and never shown.
+forget to say what it changed. A column of raw bytes (a digest, a sealed credential) and those of SECRET are compared, and never shown.
 """
 
 import hashlib
@@ -72,6 +72,10 @@ AUDITED: Mapping[sa.Table, str] = {
     schema_money.removed_months: "removed_month",
 }
 """Tables of resources, with the kind of resource. The other tables hold usage, money and the state of processes."""
+
+SECRET: frozenset[sa.Column[Any]] = frozenset({schema_sign_in.user_sessions.c.refresh_id})
+"""Columns of text that are parts of secrets. Whoever knew the common part of the refresh tokens of a login could present a made-up one,
+which counts as a copy and ends the login."""
 
 ROWS_MAX = 50
 """Rows of one transaction that are compared. One that archives an organization may change thousands; the rest is counted."""
@@ -159,17 +163,17 @@ def watch(connection: sa.Connection) -> RowChanges:
 
 
 def _describe(table: sa.Table, key: tuple[Any, ...], before: Row, after: Row) -> RowChange:
-    names = [column.name for column in table.c if before.get(column.name) != after.get(column.name)]
+    columns = [column for column in table.c if before.get(column.name) != after.get(column.name)]
     return RowChange(
         kind=AUDITED[table],
         id=":".join(str(part) for part in key),
-        before={name: _show(before[name]) for name in names if name in before},
-        after={name: _show(after[name]) for name in names if name in after},
+        before={each.name: _show(each, before[each.name]) for each in columns if each.name in before},
+        after={each.name: _show(each, after[each.name]) for each in columns if each.name in after},
     )
 
 
-def _show(value: Any) -> object:
-    if isinstance(value, bytes | memoryview):
+def _show(column: sa.Column[Any], value: Any) -> object:
+    if isinstance(value, bytes | memoryview) or (column in SECRET and value is not None):
         return HIDDEN
     if isinstance(value, str) and len(value) > TEXT_CHARACTERS_MAX:
         return f"{value[:TEXT_CHARACTERS_MAX]}... (SHA-256 {hashlib.sha256(value.encode()).hexdigest()})"
