@@ -1,18 +1,22 @@
 """Attempts, links and sessions of people at rest, on each database."""
 
 import secrets
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+import sqlalchemy as sa
 
 from tests.link.samples import ORGANIZATION
 from tests.storage.databases import fill
 from tollway.domain.people import User
+from tollway.domain.roles import Grant
 from tollway.domain.sessions import Session, SessionKind, SignInMethod
 from tollway.storage import people, sessions, sign_in
-from tollway.storage.database import Database
+from tollway.storage.database import Database, PlatformTx
+from tollway.storage.schema_sign_in import sign_in_attempts
 from tollway.storage.sessions import SessionTokens
 from tollway.storage.sign_in import Credentials
 
@@ -46,6 +50,56 @@ def test_attempts_at_the_same_time_are_as_many_as_the_window_allows(database: Da
     assert sum(try_once(database, digest, NOW + 15 * MINUTE) for _ in range(9)) == 5
 
 
+@pytest.mark.postgres
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_attempt_that_waits_for_another_one_keeps_no_window_that_the_other_one_needs(database: Database) -> None:
+    """Otherwise the two deadlock: the first attempt waits for its own window, which the second transaction has locked."""
+    awaited, other = secrets.token_bytes(32), secrets.token_bytes(32)
+    later = NOW + 15 * MINUTE
+    for digest in (awaited, other):
+        try_once(database, digest, NOW)
+    with ThreadPoolExecutor(1) as threads:
+        with database.platform() as second:
+            lock(second, awaited)
+            first = threads.submit(try_once, database, awaited, later)
+            while not is_waiting(database) and not first.done():
+                time.sleep(0.01)
+            assert sign_in.count_attempt(second, other, 5, now=later, window_us=15 * MINUTE)
+        assert first.result()
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_windows_of_attempts_under_way_are_not_removed(database: Database) -> None:
+    own, other = secrets.token_bytes(32), secrets.token_bytes(32)
+    try_once(database, other, NOW)
+    with database.platform() as second:
+        lock(second, other)
+        assert try_once(database, own, NOW + 15 * MINUTE)  # and does not wait
+
+
+def lock(tx: PlatformTx, digest: bytes) -> None:
+    """Lock a window, as an attempt does that counts in it."""
+    assert tx.connection.execute(sa.select(sign_in_attempts).where(sign_in_attempts.c.digest == digest).with_for_update()).one()
+
+
+def is_waiting(database: Database) -> bool:
+    """Return whether a transaction waits for a lock."""
+    with database.platform(write=False) as tx:
+        return bool(tx.connection.execute(sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")).scalar_one())
+
+
+def test_attempt_that_is_taken_back_leaves_those_before_it_counted(database: Database) -> None:
+    digest = secrets.token_bytes(32)
+    for _ in range(4):
+        assert try_once(database, digest, NOW)
+    for _ in range(3):
+        assert try_once(database, digest, NOW)
+        with database.platform() as tx:
+            sign_in.take_back_attempt(tx, digest)
+    assert [try_once(database, digest, NOW) for _ in range(2)] == [True, False]
+
+
 def test_credentials_are_read_as_they_were_stored(filled: Database) -> None:
     stored = Credentials("$argon2id$", NOW, b"sealed", 7, ("aa", "bb"))
     with filled.tenant(ORGANIZATION) as tx:
@@ -71,20 +125,41 @@ def test_link_is_used_once_and_replaces_the_one_before(filled: Database) -> None
         assert sign_in.use_link(tx, second, NOW) and not sign_in.use_link(tx, second, NOW)
 
 
+def make_session(id: str, used_at: int, expires_at: int, kind: SessionKind = SessionKind.BROWSER) -> Session:
+    return Session(
+        id=id,
+        user_id=ADA.id,
+        kind=kind,
+        method=SignInMethod.LINK,
+        address="192.0.2.1",
+        agent="x",
+        created_at=used_at,
+        last_used_at=used_at,
+        expires_at=expires_at,
+    )
+
+
+def test_session_that_ends_while_its_refresh_token_is_looked_up_is_no_error(filled: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    family, digest = secrets.token_hex(4), secrets.token_bytes(32)
+    with filled.tenant(ORGANIZATION) as tx:
+        session = make_session("sess_cli", NOW, NOW + MINUTE, SessionKind.COMMAND_LINE)
+        sessions.insert_session(tx, session, SessionTokens(secrets.token_bytes(32), NOW + MINUTE, family, digest))
+
+    def end_meanwhile(tx: PlatformTx, organization_id: str, user_id: str) -> list[Grant]:
+        assert sessions.remove_ended_sessions(tx, NOW + MINUTE) == 1
+        return []
+
+    monkeypatch.setattr(sessions, "list_user_grants", end_meanwhile)
+    with filled.platform() as platform:
+        found = sessions.find_session_by_refresh_id(platform, family, NOW)
+        assert found is not None and (found[0].session, found[1]) == (session, digest)
+        assert sessions.find_session_by_refresh_id(platform, family, NOW) is None
+
+
 def test_ended_sessions_are_removed(filled: Database) -> None:
     with filled.tenant(ORGANIZATION) as tx:
         for number, (used_at, expires_at) in enumerate(((NOW, NOW + 100 * MINUTE), (NOW - 90 * MINUTE, NOW + MINUTE), (NOW, NOW))):
-            session = Session(
-                id=f"sess_{number}",
-                user_id=ADA.id,
-                kind=SessionKind.BROWSER,
-                method=SignInMethod.LINK,
-                address="192.0.2.1",
-                agent="x",
-                created_at=used_at,
-                last_used_at=used_at,
-                expires_at=expires_at,
-            )
+            session = make_session(f"sess_{number}", used_at, expires_at)
             sessions.insert_session(tx, session, SessionTokens(secrets.token_bytes(32)))
         assert [each.id for each in sessions.list_user_sessions(tx, ADA.id, NOW)] == ["sess_0"]
     with filled.platform() as platform:

@@ -84,18 +84,24 @@ def begin(plane: ControlPlane, parameters: Parameters, *, address: str, agent: s
 
 def find_pending(plane: ControlPlane, live: LiveSession, address: str, text: str) -> DeviceLogin | None:
     """Return the login of the code that a person enters; None if there is none. Raises SIGN_INS_EXCEEDED after a few wrong ones."""
-    sign_in.count_device_code(plane, address, live.user.id)
+    sign_in.count_address(plane, address)
+    sign_in.count_device_code(plane, live.user.id)
     with plane.database.platform(write=False) as tx:
         found = storage.find_pending(tx, _normalize(text), plane.now())
     if found is not None:
-        sign_in.forget_device_codes(plane, live.user.id)
+        sign_in.take_back_device_code(plane, live.user.id)
     return found
 
 
 def decide(plane: ControlPlane, live: LiveSession, user_code: str, *, is_approved: bool) -> bool:
-    """Approve or deny a login. Return False if it has expired, or somebody decided before."""
+    """Approve or deny a login. Return False if it has expired, or somebody decided before. Raises SIGN_INS_EXCEEDED after a few wrong
+    codes, as `find_pending` does: the page sends the code again, and anything can be sent in its place."""
+    sign_in.count_device_code(plane, live.user.id)
     with plane.database.tenant(live.organization_id) as tx, tx.as_platform() as platform:
-        return storage.decide(platform, _normalize(user_code), live.user.id, is_approved=is_approved, now=plane.now())
+        was_pending = storage.decide(platform, _normalize(user_code), live.user.id, is_approved=is_approved, now=plane.now())
+    if was_pending:
+        sign_in.take_back_device_code(plane, live.user.id)
+    return was_pending
 
 
 def _normalize(text: str) -> str:

@@ -242,16 +242,16 @@ def count_code(plane: ControlPlane, visitor: Visitor, user_id: str) -> None:
     _count(plane, visitor, f"code\0{user_id}", CODE_ATTEMPTS_MAX)
 
 
-def count_device_code(plane: ControlPlane, address: str, user_id: str) -> None:
+def count_device_code(plane: ControlPlane, user_id: str) -> None:
     """Count an attempt of a person at the code of a device. Raises SIGN_INS_EXCEEDED."""
-    count_address(plane, address)
     _count_one(plane, f"device\0{user_id}", CODE_ATTEMPTS_MAX)
 
 
-def forget_device_codes(plane: ControlPlane, user_id: str) -> None:
-    """Forget the attempts of a person who entered a right code of a device."""
+def take_back_device_code(plane: ControlPlane, user_id: str) -> None:
+    """Do not count the last attempt of a person, whose code was right. The wrong ones before it stay counted: whoever begins a login has a
+    right code at hand."""
     with plane.database.platform() as tx:
-        storage.forget_attempts(tx, _digest(f"device\0{user_id}"))
+        storage.take_back_attempt(tx, _digest(f"device\0{user_id}"))
 
 
 def count_address(plane: ControlPlane, address: str) -> None:

@@ -156,10 +156,9 @@ def remove_expired_links(tx: PlatformTx, now: int) -> int:
 def count_attempt(tx: Transaction, digest: bytes, attempts_max: int, *, now: int, window_us: int) -> bool:
     """Count an attempt before it is made. Return False, and count nothing, if there were `attempts_max` in this window.
 
-    Some windows that are over are removed."""
+    Some windows that are over are removed: afterwards, and only those that nobody else is counting in, because two attempts would deadlock
+    if each removed the window in which the other one is about to be counted."""
     columns = sign_in_attempts.c
-    over = sa.select(columns.digest).where(columns.window_ends_at <= now, columns.digest != digest).limit(REMOVED_MAX)
-    tx.connection.execute(sign_in_attempts.delete().where(columns.digest.in_(over)))
     is_over = columns.window_ends_at <= now
     insert = tx.insert(sign_in_attempts).values(digest=digest, attempts=1, window_ends_at=now + window_us)
     counted = insert.on_conflict_do_update(
@@ -170,7 +169,17 @@ def count_attempt(tx: Transaction, digest: bytes, attempts_max: int, *, now: int
         },
         where=sa.or_(is_over, columns.attempts < attempts_max),
     ).returning(columns.attempts)
-    return tx.connection.execute(counted).one_or_none() is not None
+    may_try = tx.connection.execute(counted).one_or_none() is not None
+    over = sa.select(columns.digest).where(is_over, columns.digest != digest).limit(REMOVED_MAX).with_for_update(skip_locked=True)
+    tx.connection.execute(sign_in_attempts.delete().where(columns.digest.in_(over)))
+    return may_try
+
+
+def take_back_attempt(tx: Transaction, digest: bytes) -> None:
+    """Count one attempt less: it was none, because what was entered was right."""
+    columns = sign_in_attempts.c
+    own = sign_in_attempts.update().where(columns.digest == digest, columns.attempts > 0)
+    tx.connection.execute(own.values(attempts=columns.attempts - 1))
 
 
 def forget_attempts(tx: Transaction, digest: bytes) -> None:
