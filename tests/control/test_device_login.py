@@ -16,7 +16,11 @@ import pytest
 from tests.control.browsing import PASSWORD, Browser, find_user_id, join
 from tests.control.harness import Running, TenantSetup, answered, find_token, make_tenant
 from tests.control.test_routes import refused
+from tollway.cli import logins
 from tollway.control import sign_in
+from tollway.domain import keys
+from tollway.domain.audit import HIDDEN
+from tollway.settings import OperatorError
 from tollway.storage import audit as stored_audit
 
 TOKEN = "/v1/oauth/token"
@@ -147,6 +151,20 @@ class TestLogin:
             browser.open("/device")
             browser.send("/device", 429, user_code=begin(control)["user_code"])
 
+    def test_50_right_code_of_ones_own_does_not_buy_more_guesses(self, control: Running, admin: httpx2.Client, email: str) -> None:
+        """At the form for the code, and at the decision, to which a code can be sent without the form."""
+        browser, own = join(control, admin, email), begin(control)
+        with control.clock.set_to(control.plane.now()):
+            for _ in range(sign_in.CODE_ATTEMPTS_MAX - 1):
+                browser.open(own["verification_uri_complete"])
+                browser.send("/device")
+                browser.send("/device/decision", 400, user_code="BBBB-BBBB", decision="approve")
+            decide(browser, own)
+            browser.open("/device")
+            browser.send("/device", 400, user_code="BBBB-BBBB")
+            browser.open("/device")
+            browser.send("/device", 429, user_code=begin(control)["user_code"])
+
     def test_50_code_in_a_link_approves_nothing_by_itself(self, control: Running, admin: httpx2.Client, email: str) -> None:
         browser, begun = join(control, admin, email), begin(control)
         browser.open(begun["verification_uri_complete"])
@@ -237,12 +255,12 @@ def test_commands_act_as_the_person_who_logged_in(control: Running, admin: httpx
     assert process.returncode == 0 and "logged in" in errors
     kept = tmp_path / "tollway" / "logins.json"
     assert kept.stat().st_mode & 0o777 == 0o600
-    logins = json.loads(kept.read_text())
-    logins[control.url]["expires_at"] = time.time()
-    kept.write_text(json.dumps(logins))
+    stored = json.loads(kept.read_text())
+    stored[control.url]["expires_at"] = time.time()
+    kept.write_text(json.dumps(stored))
     shown, _ = tollway(tmp_path, control, "whoami").communicate(timeout=60)
     assert email in shown and "owner in the organization" in shown
-    assert json.loads(kept.read_text())[control.url]["refresh_token"] != logins[control.url]["refresh_token"]
+    assert json.loads(kept.read_text())[control.url]["refresh_token"] != stored[control.url]["refresh_token"]
     gone, _ = tollway(tmp_path, control, "logout").communicate(timeout=60)
     assert "logged out" in gone and json.loads(kept.read_text()) == {}
     again = tollway(tmp_path, control, "whoami")
@@ -251,6 +269,42 @@ def test_commands_act_as_the_person_who_logged_in(control: Running, admin: httpx
     user_id = find_user_id(admin, email)
     assert [each["kind"] for each in answered(admin.get(f"/v1/organization/users/{user_id}/sessions"))["data"]] == ["browser"]
     assert re.search(r"tw_(user|refresh)_", str(control.lines)) is None
+
+
+def test_records_of_a_login_do_not_show_what_its_refresh_tokens_have_in_common(
+    control: Running, tenant: TenantSetup, admin: httpx2.Client, email: str
+) -> None:
+    tokens = log_in(control, join(control, admin, email))
+    family = keys.find_family(tokens["refresh_token"])
+    with control.plane.database.platform(write=False) as tx:
+        records = list(stored_audit.iterate_records(tx, tenant.organization_id))
+    changes = [change for each in records for change in json.loads(each.changes)]
+    begun = [change["after"] for change in changes if change["kind"] == "session" and change["after"].get("kind") == "command_line"]
+    assert [each["refresh_id"] for each in begun] == [HIDDEN]
+    assert family is not None and family not in str(records)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "is_kept"),
+    [
+        (400, '{"error": "invalid_grant"}', False),
+        (408, "timed out", True),
+        (429, '{"error": {"message": "Too many requests."}}', True),
+        (404, "<html>", True),
+        (200, "<html>", True),
+        (503, "{}", True),
+    ],
+)
+def test_only_a_login_that_has_ended_is_forgotten(
+    status: int, body: str, is_kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "https://control.example.com"
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr(logins, "post_form", lambda *_: httpx2.Response(status, text=body))
+    logins.store_login(url, logins.Login("tw_user_x", "tw_refresh_x", expires_at=0.0))
+    with pytest.raises(OperatorError, match="has ended" if not is_kept else url):
+        logins.find_access_token(url)
+    assert logins.find_login_url() == (url if is_kept else None)
 
 
 def test_person_joins_signs_in_and_logs_in_on_each_database(fresh_control: Running, email: str) -> None:

@@ -2,13 +2,9 @@
 
 import sys
 import time
-from typing import Annotated, Any
-
-import httpx2
-import typer
 
 from tollway.cli.client import ControlUrl, DataDir, Key, Organization, connect_tenant, find_control_url
-from tollway.cli.logins import post_form, read_login, remove_login, store_login
+from tollway.cli.logins import describe_refusal, post_form, read_answer, read_login, remove_login, store_login
 from tollway.cli.output import Output, OutputOption, print_json
 from tollway.settings import OperatorError
 
@@ -20,7 +16,6 @@ def login(
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     data_dir: DataDir = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the login is approved.")] = True,
 ) -> None:
     """Log in with your browser, so that commands act as you.
 
@@ -28,20 +23,18 @@ def login(
     $XDG_CONFIG_HOME, or ~/.config, for you alone."""
     url = find_control_url(control_url, data_dir)
     begun = post_form(f"{url}/v1/oauth/device_authorization", CLIENT)
-    answer = _read_json(begun, url)
+    answer = read_answer(begun, url)
     if begun.status_code != 200:
-        raise OperatorError(_describe(answer), hint="see --control-url")
+        raise OperatorError(describe_refusal(answer), hint="see --control-url")
     if output is Output.JSON:
         print_json({each: answer[each] for each in ("verification_uri", "verification_uri_complete", "user_code", "expires_in")})
     else:
         print(f"open    {answer['verification_uri_complete']}\nenter   {answer['user_code']}", flush=True)
-    if not wait:
-        return
     interval, ends_at = answer["interval"], time.monotonic() + answer["expires_in"]
     while time.monotonic() < ends_at:
         time.sleep(interval)
         polled = post_form(f"{url}/v1/oauth/token", {**CLIENT, "grant_type": GRANT, "device_code": answer["device_code"]})
-        tokens = _read_json(polled, url)
+        tokens = read_answer(polled, url)
         if polled.status_code == 200:
             store_login(url, read_login(tokens))
             print(f"logged in at {url}", file=sys.stderr)
@@ -49,7 +42,7 @@ def login(
         if tokens.get("error") == "slow_down":
             interval += 5
         elif tokens.get("error") != "authorization_pending":
-            raise OperatorError(_describe(tokens), hint="run `tollway login` again")
+            raise OperatorError(describe_refusal(tokens), hint="run `tollway login` again")
     raise OperatorError("nobody entered the code in time", hint="run `tollway login` again")
 
 
@@ -87,17 +80,3 @@ def whoami(
     print(f"organization  {found['organization_id']}")
     for role in found["roles"]:
         print(f"role          {role['name']} in {role['project_id'] or 'the organization'}")
-
-
-def _read_json(answer: httpx2.Response, url: str) -> dict[str, Any]:
-    try:
-        found = answer.json()
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise OperatorError(f"{url} is no control plane that people log in at", hint="see --control-url")
-    return found
-
-
-def _describe(answer: dict[str, Any]) -> str:
-    return str(answer.get("error_description") or answer.get("error") or "the login was refused")

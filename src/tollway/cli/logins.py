@@ -42,7 +42,7 @@ def find_login_url() -> str | None:
 def find_access_token(url: str) -> str | None:
     """Return an access token for the control plane at `url`, a new one where the stored one is about to end; None without a login there.
 
-    Raises OperatorError where the login has ended."""
+    Raises OperatorError where the login has ended, which is then forgotten, and where the control plane does not renew it now."""
     if url not in _read(_path()):
         return None
     with _locked() as path:
@@ -54,11 +54,13 @@ def find_access_token(url: str) -> str | None:
             return login.access_token
         parameters = {"grant_type": "refresh_token", "refresh_token": login.refresh_token}
         answer = post_form(f"{url}/v1/oauth/token", parameters)
-        if answer.status_code != 200:
-            if answer.status_code < 500:
-                _write(path, {each: value for each, value in _read(path).items() if each != url})
+        tokens = read_answer(answer, url)
+        if tokens.get("error") == "invalid_grant":  # RFC 6749, section 5.2; the login is still valid after any other refusal
+            _write(path, {each: value for each, value in _read(path).items() if each != url})
             raise OperatorError(f"the login at {url} has ended", hint="run `tollway login` again")
-        renewed = read_login(answer.json())
+        if answer.status_code != 200:
+            raise OperatorError(f"{url} did not renew the login: {describe_refusal(tokens)}", hint="try again later")
+        renewed = read_login(tokens)
         _write(path, {**_read(path), url: asdict(renewed)})
         return renewed.access_token
 
@@ -92,6 +94,25 @@ def post_form(url: str, parameters: dict[str, str]) -> httpx2.Response:
             return http.post(url, data=parameters)
     except httpx2.HTTPError as error:
         raise OperatorError(f"cannot talk to {url}: {error}", hint="is control running? see --control-url") from None
+
+
+def read_answer(answer: httpx2.Response, url: str) -> dict[str, Any]:
+    """Return the JSON object of an answer of the token endpoint. Raises OperatorError if it is none."""
+    try:
+        found = answer.json()
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise OperatorError(f"{url} answered {answer.status_code}, not as a control plane for people does", hint="see --control-url")
+    return found
+
+
+def describe_refusal(answer: dict[str, Any]) -> str:
+    """Return why the token endpoint refused, in its words."""
+    error = answer.get("error")
+    if isinstance(error, dict):  # the shape of all other refusals
+        error = error.get("message")
+    return str(answer.get("error_description") or error or "the login was refused")
 
 
 def _path() -> Path:
