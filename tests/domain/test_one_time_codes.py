@@ -46,6 +46,10 @@ def test_long_password_is_accepted() -> None:
     assert passwords.find_password_error("correct horse battery staple", "ada@example.com") is None
 
 
+def test_password_may_contain_a_name_so_short_that_words_contain_it() -> None:
+    assert passwords.find_password_error("correct horse battery staple", "a@example.com") is None
+
+
 def test_recovery_codes_differ() -> None:
     made = {passwords.make_recovery_code(secrets.token_bytes(passwords.RECOVERY_BYTES)) for _ in range(100)}
     assert len(made) == 100 and all(len(code) == 19 for code in made)

@@ -6,6 +6,9 @@ CHARACTERS_MIN, CHARACTERS_MAX = 12, 128
 DISTINCT_MIN = 5
 """Characters that differ in a password."""
 
+NAME_CHARACTERS_MIN = 4
+"""Shortest name in an address that a password must not contain: shorter ones occur in words."""
+
 RECOVERY_CODES = 10
 """Recovery codes of one person, each for one sign-in without the authenticator app."""
 
@@ -21,7 +24,8 @@ def find_password_error(password: str, email: str) -> str | None:
         return f"The password must have {CHARACTERS_MIN} to {CHARACTERS_MAX} characters."
     if len(set(password)) < DISTINCT_MIN:
         return f"The password must have at least {DISTINCT_MIN} different characters."
-    if email.partition("@")[0] in password.lower():
+    name = email.partition("@")[0]
+    if len(name) >= NAME_CHARACTERS_MIN and name in password.lower():
         return "The password must not contain your address."
     return None
 
