@@ -13,6 +13,7 @@ from tollway.gateway.budgets import Budgets
 from tollway.gateway.edge import clock, server
 from tollway.gateway.edge.client_connection import ClientConnection
 from tollway.gateway.plane import Plane
+from tollway.gateway.response_cache import ResponseCache
 from tollway.gateway.upstreams import load_reports, probes
 from tollway.link.limit_use_reports import LimitReporter
 from tollway.link.shipper import Shipper
@@ -43,6 +44,7 @@ DEFECTS: dict[str, tuple[Any, str]] = {
     "shipper": (Shipper, "_ship_all"),
     "clock": (clock, "formatdate"),
     "answer files": (AnswerFiles, "remove_expired"),
+    "cached responses": (ResponseCache, "remove_expired"),
     "upstream probes": (probes, "run"),
     "load reports": (load_reports, "run"),
     "snapshot age": (gateway.AgeWatch, "run"),
