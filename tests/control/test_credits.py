@@ -115,6 +115,23 @@ class TestGrants:
         assert {each: pico for each, move, pico in moves(database) if move is CreditMove.BURN} == {short.id: COST, long.id: COST}
         assert verify(database, archive).differences == []
 
+    def test_credit_that_a_close_takes_from_a_later_period_is_not_usable_twice(self, database: Database, archive: Archive) -> None:
+        first, second = add_grant(database, 10 * COST, 1), add_grant(database, 10 * COST, 2)
+        september = [record for number in range(1, 10) for record in ended(number, EPOCH + number * 10**6)]
+        october = ended(10, OCTOBER.start_at + 10**6)
+        late = [record for number in (11, 12) for record in ended(number, EPOCH + number * 10**6)]
+        sent = frames([*september, *october, *late, Tick(at=OCTOBER.start_at + 10**6)])
+        before, after = len(september), len(september) + len(october)
+        for part in (slice(0, before), slice(before, after), slice(after, None)):  # each draws on what the one before has left
+            take(database, archive, sent[part], first_seq=part.start + 1)
+        assert left(database) == {first.id: 0, second.id: 8 * COST}
+        close(database, SEPTEMBER.start_at)
+        with database.tenant(ORGANIZATION, write=False) as tx:
+            usable = credits.find_usable_credit(tx, ORGANIZATION, EPOCH + 10**6)
+        assert usable.pico == 8 * COST, "the usage of October burns the second grant, because that of September has burned the first"
+        assert left(database) == {second.id: 8 * COST}
+        assert verify(database, archive).differences == []
+
     def test_rest_of_a_grant_that_expired_goes_to_breakage_and_of_a_voided_one_back_once(
         self, database: Database, archive: Archive
     ) -> None:

@@ -4,6 +4,7 @@ Theory of operation. While a period is open, the collector draws the cost of eac
 organization's open grants: that is provisional, because what arrives first burns first. It is what balances show, and what a prepaid budget
 goes by. When the period closes, no usage can be added to it: what it burns is computed again from its events in the canonical order
 (`domain.credits.burn`), takes the place of the provisional draws, and is booked: the grant's account pays what the organization would owe.
+If that is not what was drawn, the draws of later periods are made anew from their events, so that no credit is usable twice.
 A grant that ended before a period began can get no more usage once that period is closed; what is left of it is booked then, to the
 platform's account of breakage, or back to where it came from if it was voided. A transaction's id derives from what it books.
 
@@ -47,6 +48,7 @@ from tollway.domain.pages import Page, PageWindow
 from tollway.domain.periods import Period
 from tollway.storage import catalog as stored_catalog
 from tollway.storage import credits as stored
+from tollway.storage import periods as stored_periods
 from tollway.storage import prices as stored_prices
 from tollway.storage import tenants as stored_tenants
 from tollway.storage import topups as stored_topups
@@ -298,7 +300,7 @@ def settle(grants: Sequence[CreditGrant], left: Mapping[str, int], usage: Mappin
 
 def settle_period(tx: PlatformTx, period: Period, now: int) -> None:
     """Burn the usage of a period that takes no more bookings, in the canonical order, and book it with what has ended before the period.
-    The periods before it are settled."""
+    The periods before it are settled, and the organization is locked, so nothing is booked meanwhile."""
     grants = stored.lock_open(tx, period.organization_id)
     if not grants:
         return
@@ -306,16 +308,34 @@ def settle_period(tx: PlatformTx, period: Period, now: int) -> None:
     before = {place: pico for place, pico in draws.items() if place[1] < period.start_at}
     left = _find_left(grants, before)
     settlement = settle(grants, left, stored.sum_usage(tx, period.organization_id, period.start_at), period.start_at)
-    provisional = {grant_id: 0 for grant_id, at in draws if at == period.start_at}
-    stored.put_draws(tx, period.organization_id, period.start_at, {**provisional, **settlement.burned}, is_final=True)
+    provisional = {grant_id: pico for (grant_id, at), pico in draws.items() if at == period.start_at}
+    stored.put_draws(tx, period.organization_id, period.start_at, {**dict.fromkeys(provisional, 0), **settlement.burned}, is_final=True)
     by_id = {each.id: each for each in grants}
     booked = [_book(by_id[grant_id], CreditMove.BURN, period.start_at, pico, now) for grant_id, pico in sorted(settlement.burned.items())]
     for grant_id, pico in sorted(settlement.ended.items()):
         booked.append(_book(by_id[grant_id], find_end(by_id[grant_id]), period.start_at, pico, now))
     stored.post(tx, booked, now)
-    over = [each.id for each in grants if each.ends_at <= period.start_at or left[each.id] == settlement.burned.get(each.id, 0)]
+    left = {grant_id: pico - settlement.burned.get(grant_id, 0) for grant_id, pico in left.items()}
+    over = {each.id for each in grants if each.ends_at <= period.start_at or left[each.id] == 0}
     if over:
-        stored.close_grants(tx, over, now)
+        stored.close_grants(tx, sorted(over), now)
+    later = {place: pico for place, pico in draws.items() if place[1] > period.start_at}
+    is_as_drawn = settlement.burned == {grant_id: pico for grant_id, pico in provisional.items() if pico}
+    if not is_as_drawn or any(pico and grant_id in over for (grant_id, _), pico in later.items()):
+        _redraw_later(tx, period, [each for each in grants if each.id not in over], left, later)
+
+
+def _redraw_later(
+    tx: PlatformTx, period: Period, grants: Sequence[CreditGrant], left: dict[str, int], later: Mapping[tuple[str, int], int]
+) -> None:
+    """Draw anew, from its events, what the usage of the periods after `period` burns so far: what it had drawn, this period may have burned
+    at its close, and what this period gave back, it can burn. `grants`: the open ones. `left`: of each, before that usage. `later`: what
+    it has drawn, of grants that are closed now too."""
+    for start_at in stored_periods.list_starts_after(tx, period):
+        burned = burn(grants, left, stored.sum_usage(tx, period.organization_id, start_at))
+        drawn = {grant_id: 0 for grant_id, at in later if at == start_at} | burned
+        stored.put_draws(tx, period.organization_id, start_at, drawn, is_final=False)
+        left = {each.id: left[each.id] - burned.get(each.id, 0) for each in grants}
 
 
 def find_end(grant: CreditGrant) -> CreditMove:

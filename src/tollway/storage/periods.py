@@ -256,6 +256,13 @@ def list_own_starts(tx: TenantTx, *, ended_after: int) -> list[int]:
     return list(tx.connection.execute(query.order_by(table.start_at)).scalars())
 
 
+def list_starts_after(tx: PlatformTx, period: Period) -> list[int]:
+    """Return the starts of the periods of the same organization after this one, in order."""
+    table = billing_periods.c
+    query = sa.select(table.start_at).where(table.organization_id == period.organization_id, table.start_at > period.start_at)
+    return list(tx.connection.execute(query.order_by(table.start_at)).scalars())
+
+
 def count_early_hashes(tx: PlatformTx) -> int:
     """Return the number of periods that have a hash or a digest of conditions and are not closed: for verification."""
     has_any = billing_periods.c.period_hash.is_not(None) | billing_periods.c.conditions_digest.is_not(None)
