@@ -23,8 +23,8 @@ from tests.control.wrapping_keys import (
     serving,
 )
 from tollway.control.aws_kms import AwsCredentials, sign
-from tollway.control.data_keys import CACHE_SECONDS, DataKeys
-from tollway.control.key_encryption import FileKey, KeyRing, KeyUnavailable, derive_key
+from tollway.control.data_keys import CACHE_SECONDS, RETRY_SECONDS, DataKeys
+from tollway.control.key_encryption import FileKey, KeyRing, KeyUnavailable, KeyUnreachable, derive_key
 from tollway.domain.faults import Fault
 from tollway.serve.key_ring import make_key_ring
 from tollway.settings import KeyEncryptionSection, OperatorError
@@ -142,6 +142,45 @@ def test_outage_of_the_service_is_bridged_by_what_was_opened_and_refused_otherwi
             refused(admin.post(path, json={}), 503, "key_encryption_unavailable")
             made = admin.post("/v1/organization/projects", json={"name": "p"}, headers={"idempotency-key": "x"})
             assert made.status_code == 200, "what seals nothing needs no key; the answer is not stored"
+
+
+class DeafKey:
+    """A key whose service does not answer while it is deaf; it counts its calls."""
+
+    name = "deaf"
+
+    def __init__(self) -> None:
+        self.is_deaf, self.calls = False, 0
+
+    def wrap(self, key: bytes, context: str) -> bytes:
+        return key
+
+    def unwrap(self, wrapped: bytes, context: str) -> bytes:
+        self.calls += 1
+        if self.is_deaf:
+            raise KeyUnreachable("it cannot be reached")
+        return wrapped
+
+
+def test_service_that_does_not_answer_is_asked_once_in_a_while_for_all_organizations(fresh_control: Running) -> None:
+    key, keys = DeafKey(), fresh_control.plane.data_keys
+    use_ring(fresh_control, KeyRing.of(key))
+    opened, other = (make_tenant(fresh_control, name).organization_id for name in ("acme", "other"))
+    vault = keys.open(opened)
+    key.is_deaf, key.calls, later = True, 0, fresh_control.clock() + 2 * CACHE_SECONDS * 1_000_000
+    with fresh_control.clock.set_to(later):
+        for _ in range(3):
+            assert keys.open(opened) is vault
+            with pytest.raises(Fault):
+                keys.open(other)
+        assert key.calls == 1
+    with fresh_control.clock.set_to(later + RETRY_SECONDS * 1_000_000):
+        assert keys.open(opened) is vault and key.calls == 2
+        key.is_deaf = False
+        with pytest.raises(Fault):
+            keys.open(other)
+    with fresh_control.clock.set_to(later + 2 * RETRY_SECONDS * 1_000_000):
+        assert keys.open(other) is not vault and keys.open(opened) is not vault
 
 
 @PROVIDERS

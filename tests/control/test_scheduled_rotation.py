@@ -6,12 +6,15 @@ from typing import Any
 import pytest
 
 from tests.control.harness import Running, TenantSetup, answered, make_tenant
+from tests.control.test_encryption import use_ring
 from tests.control.test_key_rotation import HOUR, report
 from tests.control.test_routes import refused
 from tollway.control import scheduled_rotation
 from tollway.control.audit import AuditedOperation, record_changes
+from tollway.control.key_encryption import KeyRing, derive_key
 from tollway.control.scheduled_rotation import Scheduled
 from tollway.domain.audit import Actor, ActorKind
+from tollway.storage import schema
 from tollway.storage.database import Database
 
 DAY = 24 * HOUR
@@ -66,6 +69,28 @@ def test_key_is_rotated_when_it_is_due_and_its_secret_is_collected_once(fresh_co
         refused(admin.post(f"{path}/collect", json={}), 409, "conflict")
     assert {"api_key.rotated", "api_key.secret_collected"} <= set(events_of(fresh_control, tenant))
     assert collected["value"] not in answered(admin.get("/v1/organization/audit_logs")).__repr__()
+
+
+def test_organization_whose_data_key_cannot_be_opened_keeps_no_other_from_its_rotations(
+    fresh_control: Running, tenant: TenantSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = make_tenant(fresh_control, "other")
+    made = {
+        each.organization_id: answered(
+            fresh_control.client(each.admin_key).post(keys_of(each), json={"name": "weekly", "rotation_schedule": WEEKLY})
+        )
+        for each in (tenant, other)
+    }
+    first = min(made, key=lambda organization_id: made[organization_id]["id"])
+    fresh_control.plane.data_keys.open(first)
+    with fresh_control.plane.database.platform() as tx:
+        tx.connection.execute(schema.data_keys.update().where(schema.data_keys.c.organization_id == first).values(kek="file:gone"))
+    use_ring(fresh_control, KeyRing.of(derive_key(bytes(range(32)))))
+    monkeypatch.setattr(scheduled_rotation, "KEYS_MAX", 1)
+    due = (max(each["created_at"] for each in made.values()) + 7 * DAY + 1) * US
+    failed, rotated = run_turn(fresh_control, due)
+    assert failed == {"event": "key_rotation_failed", "organization_id": first, "error": "key_encryption_unavailable"}
+    assert rotated["event"] == "key_rotated_by_schedule" and rotated["organization_id"] != first
 
 
 def test_grace_of_a_scheduled_rotation_never_reaches_past_the_old_expiry(fresh_control: Running, tenant: TenantSetup) -> None:

@@ -1,16 +1,18 @@
 """Data keys: each organization has one, with which its secrets are sealed in the database, wrapped under a key that the database never has.
 
 A data key is made when it is first needed. Unwrapped it is kept in memory for CACHE_SECONDS, and longer while the key that wrapped it is
-away, so that an outage of Vault or KMS stops nothing that runs. Whoever destroys the wrapped key makes all that was sealed with it
+away, so that an outage of Vault or KMS stops nothing that runs. While a service of keys does not answer, one call in RETRY_SECONDS waits
+for it, and the others fail at once: they would fill the worker threads. Whoever destroys the wrapped key makes all that was sealed with it
 unreadable, in every copy of the database that is made from then on.
 """
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tollway.control.key_encryption import KeyRing, KeyUnavailable
+from tollway.control.key_encryption import KeyRing, KeyUnavailable, KeyUnreachable
 from tollway.domain.faults import KEY_ENCRYPTION_UNAVAILABLE, STATE_CONFLICT, Fault
 from tollway.storage import data_keys as storage
 from tollway.storage.data_keys import StoredDataKey
@@ -19,6 +21,9 @@ from tollway.storage.vault import KEY_BYTES, LocalVault
 
 CACHE_SECONDS = 300
 """Time for which an unwrapped data key is used without asking again."""
+
+RETRY_SECONDS = 10
+"""Time after a call that the service of a key did not answer until the next one is made."""
 
 CACHED_MAX = 10_000
 """Organizations whose data keys are kept in memory, about 1 KiB each."""
@@ -53,6 +58,7 @@ class DataKeys:
         self._database, self._ring, self._random_bytes, self._now = database, ring, random_bytes, now
         self._lock = threading.Lock()
         self._opened: OrderedDict[str, tuple[LocalVault, int]] = OrderedDict()
+        self._unanswered: dict[str, int] = {}  # by name of a key of the ring: when its service was last asked in vain
 
     def open(self, organization_id: str) -> LocalVault:
         """Return what seals for an organization. Raises Fault KEY_ENCRYPTION_UNAVAILABLE; STATE_CONFLICT if the key was destroyed."""
@@ -68,7 +74,8 @@ class DataKeys:
             if stored is None:
                 stored = self._make(organization_id)
             assert stored.wrapped is not None
-            vault = LocalVault(self._ring.unwrap(stored.kek, stored.wrapped, organization_id))
+            with self._asking(stored.kek):
+                vault = LocalVault(self._ring.unwrap(stored.kek, stored.wrapped, organization_id))
         except KeyUnavailable as error:
             if kept is not None:
                 return kept[0]
@@ -113,12 +120,32 @@ class DataKeys:
     def _make(self, organization_id: str) -> StoredDataKey:
         """Make the data key of an organization, and return the one that is stored: another process may have been earlier."""
         current = self._ring.current
-        wrapped = current.wrap(self._random_bytes(KEY_BYTES), organization_id)
+        with self._asking(current.name):
+            wrapped = current.wrap(self._random_bytes(KEY_BYTES), organization_id)
         with self._database.platform() as tx:
             storage.insert(tx, StoredDataKey(organization_id, current.name, wrapped), self._now())
         stored = self._find(organization_id)
         assert stored is not None
         return stored
+
+    @contextmanager
+    def _asking(self, kek: str) -> Iterator[None]:
+        """Ask the service of a key in the block, unless it did not answer less than RETRY_SECONDS ago. Raises KeyUnreachable."""
+        now = self._now()
+        with self._lock:
+            asked_at = self._unanswered.get(kek)
+            if asked_at is not None:
+                if 0 <= now - asked_at < RETRY_SECONDS * 1_000_000:
+                    raise KeyUnreachable(f"{kek}: it did not answer a moment ago")
+                self._unanswered[kek] = now  # the others do not wait beside this call
+        try:
+            yield
+        except KeyUnreachable:
+            with self._lock:
+                self._unanswered[kek] = self._now()
+            raise
+        with self._lock:
+            self._unanswered.pop(kek, None)
 
     def _forget(self, organization_id: str) -> None:
         with self._lock:

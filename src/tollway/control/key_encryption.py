@@ -19,6 +19,10 @@ class KeyUnavailable(Exception):
     """A key that wraps data keys cannot be used: it is away, refuses, or did not make what it was given. The message holds no secret."""
 
 
+class KeyUnreachable(KeyUnavailable):
+    """The service of a key did not answer in time, or not at all: whatever it is asked next would wait as long."""
+
+
 class KeyEncryptionKey(Protocol):
     """A key that wraps data keys. Both calls may take seconds and raise KeyUnavailable; call them from a worker thread, outside of
     transactions."""

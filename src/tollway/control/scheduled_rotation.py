@@ -16,7 +16,7 @@ from tollway.control import rotation
 from tollway.control.data_keys import DataKeys
 from tollway.control.keys import Ingredients, get_project_key
 from tollway.control.rotation import WantedRotation
-from tollway.domain.faults import STATE_CONFLICT, Fault
+from tollway.domain.faults import KEY_ENCRYPTION_UNAVAILABLE, STATE_CONFLICT, Fault
 from tollway.domain.keys import Key
 from tollway.domain.rotation_schedules import choose_schedule
 from tollway.storage import keys as storage
@@ -57,16 +57,34 @@ class Scheduled:
 
 
 def rotate_due(parts: Scheduled, now: int) -> Iterator[dict[str, object]]:
-    """Rotate the keys that are due at `now`, KEYS_MAX at most, each in a transaction of its own. Yield a line of the log for each."""
-    with parts.database.platform(write=False) as tx:
-        due = storage.list_due_rotations(tx, now, KEYS_MAX)
+    """Rotate the keys that are due at `now`, KEYS_MAX at most, each in a transaction of its own. Yield a line of the log for each.
+
+    Keys of an organization whose data key cannot be opened now are left for a later turn, and keep nobody else's from being rotated."""
     recorded = parts.recorded("api_key.rotated")
-    for place in due:
-        vault = parts.data_keys.open(place.organization_id)
-        with recorded.tenant(place.organization_id) as tx:
-            until = _rotate(tx, parts, vault, place, now)
-        if until is not None:
-            yield {"event": "key_rotated_by_schedule", **_describe(place), "old_secret_until": until // 1_000_000}
+    unopened: set[str] = set()
+    remaining = KEYS_MAX
+    while remaining > 0:
+        with parts.database.platform(write=False) as tx:
+            due = storage.list_due_rotations(tx, now, remaining, without=unopened)
+        unopened_before = len(unopened)
+        for place in due:
+            if place.organization_id in unopened:
+                continue
+            try:
+                vault = parts.data_keys.open(place.organization_id)
+            except Fault as fault:
+                if fault.kind not in (KEY_ENCRYPTION_UNAVAILABLE, STATE_CONFLICT):
+                    raise
+                unopened.add(place.organization_id)
+                yield {"event": "key_rotation_failed", "organization_id": place.organization_id, "error": fault.kind.code}
+                continue
+            remaining -= 1
+            with recorded.tenant(place.organization_id) as tx:
+                until = _rotate(tx, parts, vault, place, now)
+            if until is not None:
+                yield {"event": "key_rotated_by_schedule", **_describe(place), "old_secret_until": until // 1_000_000}
+        if len(unopened) == unopened_before:
+            return  # otherwise those that it left out may have hidden others
 
 
 def give_notices(parts: Scheduled, now: int) -> Iterator[dict[str, object]]:

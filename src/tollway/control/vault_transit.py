@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import httpx2
 
-from tollway.control.key_encryption import KeyUnavailable
+from tollway.control.key_encryption import KeyUnavailable, KeyUnreachable
 from tollway.domain.faults import Fault
 from tollway.wire import bodies
 
@@ -71,7 +71,7 @@ def post(client: httpx2.Client, name: str, url: str, headers: dict[str, str], bo
     try:
         answer = client.post(url, headers=headers, **content)
     except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, OSError) as error:
-        raise KeyUnavailable(f"{name}: it cannot be reached ({type(error).__name__})") from None
+        raise KeyUnreachable(f"{name}: it cannot be reached ({type(error).__name__})") from None
     if answer.status_code != 200:
         raise KeyUnavailable(f"{name}: it answered {answer.status_code}")
     if len(answer.content) > ANSWER_BYTES_MAX:

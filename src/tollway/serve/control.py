@@ -138,6 +138,7 @@ LEVELS = {
     "engine_not_observed": "warning",
     "issuer_keys_failed": "warning",
     "job_failed": "warning",
+    "key_rotation_failed": "warning",
     "key_secret_uncollected": "warning",
     "mail_failed": "error",
     "node_clock_ahead": "error",

@@ -4,7 +4,7 @@ A revoked key keeps its row, because usage names it, and is otherwise as if it h
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -139,8 +139,9 @@ class KeyPlace(NamedTuple):
 _PLACE = (api_keys.c.organization_id, api_keys.c.project_id, api_keys.c.id)
 
 
-def list_due_rotations(tx: PlatformTx, now: int, count_max: int) -> list[KeyPlace]:
-    """Return keys of projects that their own schedule, or that of their organization, wants to be rotated by `now`."""
+def list_due_rotations(tx: PlatformTx, now: int, count_max: int, *, without: Collection[str] = ()) -> list[KeyPlace]:
+    """Return keys of projects that their own schedule, or that of their organization, wants to be rotated by `now`. `without`:
+    organizations whose keys are left out."""
     key, organization = api_keys.c, organizations.c
     since = sa.func.coalesce(key.rotated_at, key.created_at)
     live = sa.and_(
@@ -148,6 +149,7 @@ def list_due_rotations(tx: PlatformTx, now: int, count_max: int) -> list[KeyPlac
         sa.or_(key.expires_at.is_(None), key.expires_at > now),
         sa.or_(key.previous_expires_at.is_(None), key.previous_expires_at <= now),
         key.project_id.is_not(None),
+        key.organization_id.not_in(sorted(without)),
         key.uncollected_secret.is_(None),
         projects.c.status == Status.ACTIVE,
         ~sa.exists().where(federation_rules.c.key_id == key.id),  # whose secret nobody knows
