@@ -206,6 +206,13 @@ class TestPrepaid:
         assert renew(database, 4, 2 * COST, COST).granted_pico == 2 * COST + 5
         assert verify(database, archive).differences == []
 
+    def test_void_is_told_to_gateways_by_the_transaction_that_ends_the_grant(self, database: Database) -> None:
+        set_prepaid(database)
+        grant = add_grant(database, 100)
+        with database.platform() as tx:
+            assert budgets.void_credit(tx, ORGANIZATION, grant.id, EPOCH).left_pico == 100
+            assert tx.published_version is not None
+
     def test_credit_that_expires_is_not_leased_and_gateways_ask_again_then(self, database: Database) -> None:
         set_prepaid(database)
         expires_at = BEGIN + 5 * MINUTE_US

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import msgspec
 
 from tollway.control import credits, limits, publish, quotas
+from tollway.control.credits import GrantStanding
 from tollway.domain import ids
 from tollway.domain.budgets import (
     END_USERS_MAX,
@@ -371,12 +372,14 @@ def find_prepaid(tx: TenantTx) -> Budget | None:
     return next((each for each in storage.list_of_subjects(tx, [tx.organization_id]) if each.is_prepaid), None)
 
 
-def tell_of_credit(tx: TenantTx, now: int) -> None:
-    """Let gateways ask anew what the organization's credit allows, because some of it has ended."""
+def void_credit(tx: PlatformTx, organization_id: str, grant_id: str, now: int) -> GrantStanding:
+    """End a grant, and let gateways ask anew what the organization's credit allows. Raises as `credits.void_grant` does."""
     publish.lock(tx)
-    held = find_prepaid(tx)
-    if held is not None:
-        publish.publish(tx, BudgetEntry, [held.id], now)
+    standing = credits.void_grant(tx, organization_id, grant_id, now)
+    held = [each.id for each in storage.list_active(tx, [organization_id]) if each.is_prepaid]
+    if held:
+        publish.publish(tx, BudgetEntry, held, now)
+    return standing
 
 
 def _find_limit(tx: Transaction, budget: Budget, raises: Sequence[BudgetRaise], window: Bounds, at: int, spent_pico: int) -> Limit:

@@ -41,7 +41,7 @@ def set_retention(tx: TenantTx, seconds: int | None, now: int) -> Organization:
 def store(tx: TenantTx, *, project_id: str, id: str, content: bytes, now: int) -> None:
     """Store a sealed response of a project. Raises STATE_CONFLICT where the organization or the project stores none, QUOTA_EXCEEDED where
     it has RESPONSES_MAX already."""
-    organization = stored_tenants.find_organization(tx)
+    organization = stored_tenants.share_organization(tx)  # whoever ends its retention deletes what is stored here too
     project = stored_tenants.find_project(tx, project_id)
     if (
         organization is None

@@ -103,10 +103,10 @@ def archive_organization(tx: TenantTx, now: int) -> tuple[Organization, int]:
     """
     publish.lock(tx)
     get_organization(tx)
-    stored_responses.delete_all(tx)
     revoked = stored_keys.revoke_organization_keys(tx, now)
     stored_sessions.delete_organization_sessions(tx)
     archived = storage.archive_organization(tx, now)
+    stored_responses.delete_all(tx)  # nothing more is stored, because the organization is archived before
     publish.publish(tx, KeyEntry, revoked, now)
     publish.publish(tx, ProjectEntry, archived, now)
     version = publish.publish(tx, OrganizationEntry, [tx.organization_id], now)

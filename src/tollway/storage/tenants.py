@@ -48,6 +48,13 @@ def find_organization(tx: TenantTx) -> Organization | None:
     return None if row is None else _organization(row)
 
 
+def share_organization(tx: TenantTx) -> Organization | None:
+    """Return the organization that `tx` is bound to, and let nobody change it until this transaction ends."""
+    query = sa.select(organizations).where(organizations.c.id == tx.organization_id)
+    row = tx.connection.execute(query.with_for_update(read=True)).one_or_none()
+    return None if row is None else _organization(row)
+
+
 def list_organizations(tx: PlatformTx, window: PageWindow, *, include_archived: bool) -> Page[Organization]:
     """All organizations, for operators."""
     query = sa.select(organizations)

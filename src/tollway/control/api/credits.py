@@ -320,9 +320,7 @@ def void_credit_grant(_caller: OperatorWriter, plane: Plane, organization_id: st
     """End a grant: no request uses more of it. What was burned of it stays burned."""
     now = plane.now()
     with plane.database.platform() as tx:
-        standing = credits.void_grant(tx, routes.organization(organization_id), grant_id, now)
-    with plane.database.tenant(organization_id) as tenant_tx:
-        budgets.tell_of_credit(tenant_tx, now)
+        standing = budgets.void_credit(tx, routes.organization(organization_id), grant_id, now)
     return grant_out(standing)
 
 
