@@ -1,15 +1,15 @@
 """OpenAI's files at the gateway: /v1/files. They belong to the project of the key; nothing is metered, and no engine is asked.
 
-A file is uploaded as a form, which is held in pieces within the budget for buffered bytes, and stored in a worker thread. Where the
-operator
-has named no directory for files, there is nothing at these paths.
+A file is uploaded as a form, which is held in pieces within the budget for buffered bytes, and stored in a thread (`file_operations`).
+Where the operator has named no directory for files, there is nothing at these paths.
 """
 
 import asyncio
 import re
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Final
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -27,10 +27,13 @@ from tollway.domain.files import (
 from tollway.gateway import pipeline
 from tollway.gateway.buffers import BufferHold
 from tollway.gateway.driver import CoroutineDriver
+from tollway.gateway.file_operations import wait_for
 from tollway.gateway.plane import Plane
 from tollway.gateway.ports import Client, FileStore
 from tollway.gateway.refusals import refuse
 from tollway.gateway.request import Caller, Request
+from tollway.gateway.uploads import Upload
+from tollway.telemetry import describe_error
 from tollway.wire import forms
 from tollway.wire.forms import File, FormKind
 
@@ -39,67 +42,67 @@ PATH: Final = re.compile(rb"/v1/files/(file_[0-9a-f]{32})(/content)?")
 """Paths of one file, and of its content. Every other path below TARGET is that of no file."""
 LIST_MAX: Final = 10_000
 """Most files of one page, as OpenAI has it."""
-OPERATIONS_MAX: Final = 16
-"""Operations on files at once in one gateway. Each takes a worker thread, which what is metered needs too."""
 
 _JSON = b"content-type: application/json\r\ncache-control: no-store\r\n"
 _CONTENT = b"content-type: application/octet-stream\r\ncache-control: no-store\r\nx-content-type-options: nosniff\r\n"
 _KINDS = {"purpose": FormKind.TEXT}
-_T = TypeVar("_T")
 
 
 async def answer(
-    request: Request, method: bytes, target: bytes, pieces: Sequence[bytes], client: Client, plane: Plane, driver: CoroutineDriver
-) -> None:
-    """Answer a request about files. `target`: its path and query. `pieces`: its body. `driver` runs this coroutine."""
-    store = plane.file_store
-    if store is None:
-        _refuse(request, client, plane, Fault(faults.ROUTE_UNKNOWN))
-        return
-    try:
-        caller = pipeline.identify_uploader(request.head, plane)
-    except Fault as caught:
-        caught.forget_frames()
-        _refuse(request, client, plane, client.throttle(caught, request.headers))
-        return
-    try:
-        if plane.file_operations >= OPERATIONS_MAX:
-            raise Fault(faults.OVERLOADED, retry_after_seconds=1, detail="too many operations on files")
-        charged = pipeline.admit_upload(caller, 0, plane)
-        plane.file_operations += 1
-        try:
-            headers, body = await _operate(store, request, caller, method, target, pieces, plane, driver)
-        finally:
-            plane.file_operations -= 1
-            charged.release(time.monotonic_ns())
-    except Fault as caught:
-        caught.forget_frames()
-        _refuse(request, client, plane, caught)
-        return
-    if not client.gone:
-        client.answer(200, headers + b"x-request-id: %b\r\n" % request.id.encode(), body)
-
-
-async def _operate(
-    store: FileStore,
     request: Request,
-    caller: Caller,
     method: bytes,
     target: bytes,
     pieces: Sequence[bytes],
+    upload: Upload | None,
+    client: Client,
     plane: Plane,
     driver: CoroutineDriver,
+) -> None:
+    """Answer a request about files. `target`: its path and query. `pieces`: its body. `upload`: of a large body, which was admitted by its
+    head and is released here; None for a small one, which is charged here. `driver` runs this coroutine."""
+    caller: Caller | None = None
+    charged = upload
+    try:
+        store = plane.file_store
+        if store is None:
+            raise Fault(faults.ROUTE_UNKNOWN)
+        if method == b"POST" and upload is None:
+            caller = pipeline.identify_sender(request.head, plane, is_file=True)
+        else:
+            caller = pipeline.identify_file_user(request.head, plane)
+        organization_id = caller.organization.id
+        plane.file_operations.require_place(organization_id)
+        if charged is None:
+            charged = pipeline.admit_upload(caller, 0, plane)
+        release, charged = partial(_release, charged), None
+        operation = plane.file_operations.start(organization_id, _operate(store, request, caller, method, target, pieces, plane), release)
+        headers, body = await driver.in_task(wait_for(operation))
+    except Fault as caught:
+        caught.forget_frames()
+        fault = caught if caller is not None else client.throttle(caught, request.headers)
+        _refuse(request, charged, client, plane, fault)
+    except Exception as error:  # the last line of defence of one request, as in `pipeline.answer`
+        asyncio.get_running_loop().call_exception_handler({"message": "a request about files failed", "exception": error})
+        _refuse(request, charged, client, plane, Fault(faults.INTERNAL, detail=describe_error(error)))
+    else:
+        if not client.gone:
+            client.answer(200, headers + b"x-request-id: %b\r\n" % request.id.encode(), body)
+
+
+async def _operate(
+    store: FileStore, request: Request, caller: Caller, method: bytes, target: bytes, pieces: Sequence[bytes], plane: Plane
 ) -> tuple[bytes, bytes]:
     """Return the header lines and the body of an answer. Raises Fault."""
+    in_thread = plane.file_operations.in_thread
     owner = FileOwner(caller.organization.id, caller.project.id)
     path, _, query = target.partition(b"?")
     if path == TARGET and method == b"POST":
-        stored, content = await _in_thread(driver, lambda: read_upload(request, pieces, plane))
-        await _in_thread(driver, lambda: store.add(owner, stored, content))
+        stored, content = await in_thread(lambda: read_upload(request, pieces, plane))
+        await in_thread(lambda: store.add(owner, stored, content))
         return _JSON, msgspec.json.encode(stored.describe())
     if path == TARGET:
         page = read_page(query)
-        files = await _in_thread(driver, lambda: store.list_files(owner))
+        files = await in_thread(lambda: store.list_files(owner))
         return _JSON, msgspec.json.encode(list_page(files, page))
     named = PATH.fullmatch(path)
     if named is None:
@@ -108,10 +111,10 @@ async def _operate(
     if method == b"DELETE":
         if named[2] is not None:
             raise Fault(faults.METHOD_UNSUPPORTED)
-        if not await _in_thread(driver, lambda: store.delete(owner, id)):
+        if not await in_thread(lambda: store.delete(owner, id)):
             raise Fault(faults.RESOURCE_UNKNOWN)
         return _JSON, msgspec.json.encode({"id": id, "object": "file", "deleted": True})
-    file = await _in_thread(driver, lambda: store.find(owner, id))
+    file = await in_thread(lambda: store.find(owner, id))
     if file is None:
         raise Fault(faults.RESOURCE_UNKNOWN)
     if named[2] is None:
@@ -121,7 +124,7 @@ async def _operate(
     if kind is not None:
         raise Fault(kind, retry_after_seconds=1, detail="budget for buffered bytes")
     try:
-        return _CONTENT, await _in_thread(driver, lambda: store.read(owner, id))
+        return _CONTENT, await in_thread(lambda: store.read(owner, id))
     finally:
         hold.release()
 
@@ -208,12 +211,14 @@ def list_page(files: Sequence[StoredFile], page: Page) -> dict[str, Any]:
     }
 
 
-async def _in_thread(driver: CoroutineDriver, function: Callable[[], _T]) -> _T:
-    """Return what a function that blocks returns, from a worker thread. A client that leaves does not interrupt it."""
-    return await driver.in_task(asyncio.to_thread(function))
+def _release(charged: Upload) -> None:
+    charged.release(time.monotonic_ns())
 
 
-def _refuse(request: Request, client: Client, plane: Plane, fault: Fault) -> None:
+def _refuse(request: Request, charged: Upload | None, client: Client, plane: Plane, fault: Fault) -> None:
+    """Answer with a fault. `charged`: what no operation will release."""
+    if charged is not None:
+        _release(charged)
     refuse(request, client, fault)
     plane.metrics.count(plane.metrics.refusals, fault.kind.code)
 

@@ -210,17 +210,26 @@ def new_id(plane: Plane) -> str:
     return plane.request_ids.new(plane.now_us())
 
 
-def identify_sender(head: RequestHead, plane: Plane) -> Caller:
-    """Return who sends a body that is still arriving. Raises Fault."""
+def identify_sender(head: RequestHead, plane: Plane, *, is_file: bool) -> Caller:
+    """Return who sends a body that is still arriving: for an endpoint of a model, or a file to be stored. Raises Fault."""
     if plane.shedder.steps:
         _shed(plane.shedder)
-    caller = identify_uploader(head, plane)
+    if is_file:
+        return identify_file_user(head, plane)
+    caller = _identify(head, plane)
     require_endpoint(caller, head.endpoint)
     return caller
 
 
-def identify_uploader(head: RequestHead, plane: Plane) -> Caller:
-    """Return who sends a request that is for no endpoint of a model. Raises Fault."""
+def identify_file_user(head: RequestHead, plane: Plane) -> Caller:
+    """Return who sends a request about files, which a key for some endpoints alone may not do. Raises Fault."""
+    caller = _identify(head, plane)
+    if caller.endpoints is not None:
+        raise Fault(faults.SCOPE_INSUFFICIENT, message="This key may be used for its endpoints alone, not for files.")
+    return caller
+
+
+def _identify(head: RequestHead, plane: Plane) -> Caller:
     if plane.directory.obstacle is not None:
         raise Fault(plane.directory.obstacle, retry_after_seconds=1)
     return authenticate(head, plane.directory, plane.digesters, plane.now_us())

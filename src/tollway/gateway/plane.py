@@ -10,6 +10,7 @@ from tollway.gateway.body_reader_pool import BodyReaders
 from tollway.gateway.budgets import Budgets
 from tollway.gateway.buffers import BufferBounds, Buffers
 from tollway.gateway.directory import Directory
+from tollway.gateway.file_operations import FileOperations
 from tollway.gateway.hedging import HedgeBudgets
 from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.memory_counters import MemoryCounters
@@ -57,7 +58,7 @@ class Plane:
         self.response_store: ResponseStore | None = None
         self.file_store: FileStore | None = None
         self.file_lifetime_seconds = 0
-        self.file_operations = 0
+        self.file_operations = FileOperations()
         self.response_cache: ResponseCache | None = None
         self.ask_for_token: TokenEndpoint | None = None
         queue_bounds = queue_bounds or QueueBounds()

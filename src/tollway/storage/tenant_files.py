@@ -2,8 +2,10 @@
 
 A file is written under another name and renamed once it is on the disk, so one that is there is whole. It begins with the length of its
 sealed description, which the sealed content follows; both are sealed for the file's place, so that none can be moved to another tenant.
-Several
-gateways can use one directory if they share it and the vault's key: whoever adds a file holds a lock (`flock`) of its organization.
+Several gateways can use one directory if they share it and the vault's key: whoever adds a file holds a lock (`flock`) of its organization.
+
+A file that cannot be opened (it was altered, is sealed under another key, or may not be read) stands in no list and can be deleted. It
+counts in the quota until it is deleted, or every file of its age has expired.
 """
 
 import fcntl
@@ -16,11 +18,13 @@ from pathlib import Path
 import msgspec
 
 from tollway.domain.faults import FILES_UNAVAILABLE, QUOTA_EXCEEDED, Fault
-from tollway.domain.files import FileOwner, StoredFile
+from tollway.domain.files import EXPIRY_SECONDS_MAX, FileOwner, StoredFile
 from tollway.storage.vault import LocalVault
 
 _LENGTH = struct.Struct(">I")
 _DESCRIPTION_BYTES_MAX = 16 * 1024
+_UNREADABLE = (ValueError, struct.error, PermissionError)
+"""Errors of opening one file while the disk is well."""
 _LOCK = ".lock"
 _UNFINISHED = ".new"
 _ABANDONED_SECONDS = 3_600
@@ -53,7 +57,7 @@ class FileDirectory:
         """Store a file durably. Raises Fault quota_exceeded, or files_unavailable if the disk fails or is full."""
         place = self._find_place(owner, file.id)
         with _failures_told():
-            place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make_directories(owner)
             with self._locked(owner.organization_id):
                 self._check_quota(owner.organization_id, file.size)
                 unfinished = place.with_name(place.name + _UNFINISHED)
@@ -64,6 +68,16 @@ class FileDirectory:
                     unfinished.unlink(missing_ok=True)
                     raise
                 _sync_directory(place.parent)
+
+    def _make_directories(self, owner: FileOwner) -> None:
+        """Make the directories of a project durably, those that another process has just made too."""
+        if not self._directory.exists():
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _sync_directory(self._directory.parent)
+        of_organization = self._directory / owner.organization_id
+        for directory in (of_organization, of_organization / owner.project_id):
+            directory.mkdir(mode=0o700, exist_ok=True)
+            _sync_directory(directory.parent)
 
     def _write(self, path: Path, owner: FileOwner, file: StoredFile, content: bytes) -> None:
         description = self._vault.seal_bytes(msgspec.msgpack.encode(file), context=_find_context(owner, file.id, "description"))
@@ -77,7 +91,10 @@ class FileDirectory:
     def _check_quota(self, organization_id: str, size: int) -> None:
         """Raise Fault if an organization may not store so many bytes more, or the disk has not got them."""
         bounds = self._bounds
-        sizes = [path.stat().st_size for path in self._list_paths(self._directory / organization_id)]
+        sizes: list[int] = []
+        for path in self._list_paths(self._directory / organization_id):
+            with suppress(FileNotFoundError):  # it was deleted meanwhile
+                sizes.append(path.stat().st_size)
         if len(sizes) >= bounds.organization_files_max or sum(sizes) + size > bounds.organization_bytes_max:
             message = (
                 f"The organization stores as many files as it may ({bounds.organization_files_max} files,"
@@ -89,12 +106,15 @@ class FileDirectory:
             raise Fault(FILES_UNAVAILABLE, retry_after_seconds=60, detail="the disk is nearly full")
 
     def list_files(self, owner: FileOwner) -> list[StoredFile]:
-        """Return the files of a project, oldest first. Raises Fault files_unavailable."""
+        """Return the files of a project that can be opened, oldest first. Raises Fault files_unavailable."""
+        found: list[StoredFile] = []
         with _failures_told():
-            found = [
-                self._read_description(owner, path) for path in self._list_paths(self._directory / owner.organization_id / owner.project_id)
-            ]
-        return sorted((file for file in found if file is not None), key=lambda file: (file.created_at, file.id))
+            for path in self._list_paths(self._directory / owner.organization_id / owner.project_id):
+                with suppress(*_UNREADABLE):
+                    file = self._read_description(owner, path)
+                    if file is not None:
+                        found.append(file)
+        return sorted(found, key=lambda file: (file.created_at, file.id))
 
     def find(self, owner: FileOwner, id: str) -> StoredFile | None:
         """Return a file, None if the project has none with this id. Raises Fault files_unavailable."""
@@ -110,35 +130,46 @@ class FileDirectory:
             return self._vault.unseal_bytes(sealed, context=_find_context(owner, id, "content"))
 
     def delete(self, owner: FileOwner, id: str) -> bool:
-        """Delete a file. Return whether the project had it. Raises Fault files_unavailable."""
+        """Delete a file, also one that cannot be opened. Return whether the project had it. Raises Fault files_unavailable."""
         place = self._find_place(owner, id)
         with _failures_told():
-            if self._read_description(owner, place) is None:
-                return False
+            with suppress(*_UNREADABLE):
+                if self._read_description(owner, place) is None:
+                    return False
             place.unlink(missing_ok=True)
             _sync_directory(place.parent)
         return True
 
     def remove_expired(self) -> None:
-        """Remove files that have expired, and what processes that died left unfinished. Raises OSError."""
+        """Remove files that have expired, and what processes that died left unfinished. Raises OSError, of the first that cannot be
+        removed, after the others were."""
         if not self._directory.is_dir():
             return
-        now = self._now_us() / 1_000_000
+        now, failure = self._now_us() / 1_000_000, None
         for of_organization in self._directory.iterdir():
             for of_project in of_organization.iterdir() if of_organization.is_dir() else ():
                 for path in of_project.iterdir() if of_project.is_dir() else ():
-                    with suppress(FileNotFoundError):
+                    try:
                         if path.name.endswith(_UNFINISHED):
                             if now - path.stat().st_mtime > _ABANDONED_SECONDS:
                                 path.unlink()
                         else:
                             owner = FileOwner(of_organization.name, of_project.name)
                             self._remove_if_expired(owner, path)
+                    except FileNotFoundError:
+                        pass  # it was deleted meanwhile
+                    except OSError as error:
+                        failure = failure or error
+        if failure is not None:
+            raise failure
 
     def _remove_if_expired(self, owner: FileOwner, path: Path) -> None:
-        with suppress(ValueError):  # one that was sealed under another key is left to the operator
-            if self._read_any_description(owner, path).expires_at <= self._now_us() // 1_000_000:
-                path.unlink()
+        try:
+            expires_at: float = self._read_any_description(owner, path).expires_at
+        except _UNREADABLE:  # perhaps only with the key that this process has
+            expires_at = path.stat().st_mtime + EXPIRY_SECONDS_MAX
+        if expires_at <= self._now_us() / 1_000_000:
+            path.unlink()
 
     def _read_description(self, owner: FileOwner, path: Path) -> StoredFile | None:
         """Return what is known of a file; None if there is none, or it has expired."""

@@ -182,7 +182,7 @@ class ClientConnection(asyncio.Protocol):
         plane = self._edge.plane
         try:
             head = pipeline.read_head(request.headers, route.endpoint or Endpoint.CHAT_COMPLETIONS, self.find_address(request))
-            caller = pipeline.identify_uploader(head, plane) if route.endpoint is None else pipeline.identify_sender(head, plane)
+            caller = pipeline.identify_sender(head, plane, is_file=route.endpoint is None)
         except Fault as fault:
             self._write_fault(self.throttle(fault, request.headers), close=is_arriving)
             return False
@@ -304,6 +304,11 @@ class ClientConnection(asyncio.Protocol):
         peer = head.address if edge.rules is not None and edge.rules.peers_logged else ""
         now_us = plane.now_us()
         return new_request(plane.request_ids.new(now_us), head, body, edge.loop.time(), now_us, peer)
+
+    def take_upload(self) -> Upload | None:
+        """Return what accounts for the large body of the request being answered, None for a small one. Whoever takes it releases it."""
+        upload, self._upload = self._upload, None
+        return upload
 
     def answer_fault(self, fault: Fault) -> None:
         """Answer a request that did not become one of the pipeline's with a fault."""

@@ -23,6 +23,7 @@ from tollway.gateway.plane import Plane
 from tollway.gateway.ports import Client, TokenEndpoint
 from tollway.gateway.request import Request, RequestHead
 from tollway.gateway.route import explain
+from tollway.gateway.uploads import Upload
 from tollway.wire.forms import find_boundary
 from tollway.wire.http import HttpRequest
 from tollway.wire.media_types import is_json
@@ -46,6 +47,10 @@ class RoutedConnection(Client, Protocol):
 
     def new_request(self, http: HttpRequest, head: RequestHead, body: bytes) -> Request:
         """Return a request that is received now."""
+        ...
+
+    def take_upload(self) -> Upload | None:
+        """Return what accounts for the large body of the request being answered, None for a small one. Whoever takes it releases it."""
         ...
 
     def answer_fault(self, fault: Fault) -> None:
@@ -169,7 +174,8 @@ def _answer_about_files(connection: RoutedConnection, http: HttpRequest, path: b
     target = path + b"?" + http.target.partition(b"?")[2]
     request = connection.new_request(http, head, b"")
     driver = CoroutineDriver(copy_context())
-    driver.start(files.answer(request, http.method, target, http.pieces or (http.body,), connection, connection.plane, driver))
+    pieces, upload = http.pieces or (http.body,), connection.take_upload()
+    driver.start(files.answer(request, http.method, target, pieces, upload, connection, connection.plane, driver))
 
 
 def _answer_alive(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
