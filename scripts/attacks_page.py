@@ -208,7 +208,8 @@ ROWS = {
     ),
     108: (
         "invented names of end users, one for each request, to fill the accounts of budgets or to begin an end user's budget anew",
-        "5,000 have an account at a gateway, 100,000 of a budget at control; one that gave way is recalled; further names are refused",
+        "5,000 have an account at a gateway, 100,000 of a budget at control; one that gave way is recalled;"
+        " further names are refused to organizations that have their part",
     ),
     110: ("signing in as somebody with more permissions: a link for them, a reset, their sessions", "403 `grant_exceeds_grantor`"),
     111: ("session fixation: a session planted in the browser of somebody who then signs in", "a new secret; the planted session ends"),

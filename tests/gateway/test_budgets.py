@@ -14,8 +14,10 @@ from tests.gateway.harness import (
     END,
     KEY,
     ORGANIZATION,
+    PEPPER,
     PROJECT,
     STREAM_HEAD,
+    UNKNOWN_KEY,
     Gateway,
     Served,
     chat,
@@ -31,6 +33,8 @@ from tests.gateway.harness import (
     whole,
 )
 from tests.gateway.test_idempotency import open_store
+from tests.gateway.test_test_keys import change
+from tollway.domain import keys
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.budgets import BudgetLevel, BudgetMode, LeaseGrant, LeaseRequest, extend_lease, name_end_user_budget
 from tollway.domain.catalog import Engine
@@ -38,6 +42,7 @@ from tollway.domain.keys import KeyType
 from tollway.domain.limits import Limits
 from tollway.domain.money import format_amount
 from tollway.domain.periods import INSTANT_MAX
+from tollway.domain.prices import PriceTerms
 from tollway.domain.snapshot import BudgetEntry, Change, Entry, KeyEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.usage import Outcome
 from tollway.gateway.budgets import BudgetAccount
@@ -290,6 +295,26 @@ async def test_108_end_users_beyond_the_bound_take_the_accounts_of_others_which_
         assert control.granted[of_alice] == 2 * COST
         (account,) = running.plane.budgets.list_accounts([msgspec.structs.replace(entry(), id=of_alice)])
         assert account.lease.used_pico == 2 * COST, "what was used before is not forgotten"
+
+
+async def test_108_organization_with_many_end_users_refuses_none_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tollway.gateway.budgets.END_USER_ACCOUNTS_MAX", 2)
+    organization, project = "org_" + "1" * 32, "proj_" + "1" * 32
+    key = KeyEntry(id="key_" + "f" * 32, digest=keys.digest(PEPPER, UNKNOWN_KEY.encode()), type=KeyType.LIVE, project_id=project)
+    of_other = msgspec.structs.replace(entry(subject_id=project), id="bud_" + "1" * 32, organization_id=organization, end_user="*")
+    upstream = Upstream([whole(completion(prompt=20, completion=30))])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running:
+        of_organization = OrganizationEntry(id=organization, currency="EUR", terms=(PriceTerms(0, "book_1"),))
+        change(running, of_organization, ProjectEntry(id=project, organization_id=organization), key)
+        control = bind_each(running, 10**9, of_other)
+
+        async def answer(key: str, user: str) -> int:
+            return (await post(running.port, chat(max_tokens=50, user=user), key=key)).status
+
+        assert [await answer(KEY, user) for user in ("alice", "bob", "carol")] == [200, 200, 503]
+        assert [await answer(UNKNOWN_KEY, user) for user in ("dave", "erin", "dave")] == [200, 503, 200]
+        give_all_back(control)
+        assert [await answer(key, "frank") for key in (KEY, UNKNOWN_KEY)] == [200, 200]
 
 
 async def test_spent_budget_lets_requests_pass_at_its_rate() -> None:

@@ -12,7 +12,8 @@ how many there are. So many streams can share the last money of a budget. One fo
 While control is away, requests spend what is leased; after that those with a hard budget are refused, those with only soft ones admitted.
 
 A budget of each end user has an account for each end user that was seen (`domain.budgets.name_end_user_budget`). Of END_USER_ACCOUNTS_MAX
-those give way in which nothing is left and nothing is held; when such an end user comes again, control is asked first what was used.
+those give way in which nothing is left and nothing is held; when such an end user comes again, control is asked first what was used. Where
+none gives way, only an organization that has its part of them (the most, divided by the organizations that have some) gets no more.
 
 A lease is kept as large as twice the most that was held lately, which halves with each request to control, so that idle gateways give
 everything back. Where control has little left, only what is held is kept, and each request asks for what it needs.
@@ -78,7 +79,11 @@ WAITING_MAX = 2_000
 """Requests that wait for a larger lease; more are refused."""
 
 END_USER_ACCOUNTS_MAX = 5_000
-"""Accounts of single end users that one gateway run has at a time: those that give way cost a question more when they come again."""
+"""Accounts of single end users from which on one gateway run gives idle ones up, which cost a question more when they come again. With n
+organizations that use their parts in the worst order there are as many as 1 + 1/2 + ... + 1/n times so many."""
+
+IDLE_SEARCH_US = 1_000_000
+"""Time for which a search for idle accounts that found none holds, unless control answers before: it reads all accounts."""
 
 MINUTE_US = 60_000_000
 
@@ -238,6 +243,8 @@ class Budgets:
         self._asked: list[BudgetAccount] = []
         self._decayed_at = 0
         self._end_user_accounts = 0
+        self._organizations: dict[str, int] = {}  # how many of these accounts each has
+        self._none_idle_until = 0
         self._has_forgotten = False
         self._template_tokens: dict[str, int] = {}  # by model: most tokens of input beyond a token for each byte that were seen
 
@@ -254,7 +261,7 @@ class Budgets:
         if self._end_user_accounts >= END_USER_ACCOUNTS_MAX and any(
             each.id not in self._accounts and find_budget_of_each(each.id) is not None for each in entries
         ):
-            self._release_idle()
+            self._make_place(call.caller.organization.id)
         hold = BudgetHold(self, call, entries)
         if not entries or self._try_full(hold):
             return hold
@@ -367,31 +374,54 @@ class Budgets:
             if account is not None:
                 self._ended.append(account)
             elif find_budget_of_each(entry.id) is not None:
-                self._end_user_accounts += 1
+                self._count_end_user(entry, 1)
             account = self._accounts[entry.id] = BudgetAccount(entry, now_us)
             account.is_forgotten = self._has_forgotten and find_budget_of_each(entry.id) is not None
         elif account.start_at is not None and now_us < account.start_at:  # it waited over the end of its window
             return next((each for each in self._ended if each.entry.id == entry.id and each.end_at == account.start_at), account)
         return account
 
-    def _release_idle(self) -> None:
-        """Give up accounts of end users. Raises OVERLOADED if none can be."""
+    def _count_end_user(self, entry: BudgetEntry, more: int) -> None:
+        """Count an account of an end user that was made (1) or given up (-1)."""
+        self._end_user_accounts += more
+        left = self._organizations.get(entry.organization_id, 0) + more
+        if left:
+            self._organizations[entry.organization_id] = left
+        else:
+            del self._organizations[entry.organization_id]
+
+    def _make_place(self, organization_id: str) -> None:
+        """Give up accounts of end users. Raises OVERLOADED if none can be, and the organization has its part of them."""
+        if self._release_idle():
+            return
+        held = self._organizations.get(organization_id, 0)
+        sharing = len(self._organizations) + (0 if held else 1)
+        if held and held >= END_USER_ACCOUNTS_MAX // sharing:
+            raise Fault(OVERLOADED, retry_after_seconds=1, detail="accounts of end users")
+
+    def _release_idle(self) -> bool:
+        """Give up the idle accounts of end users. Return whether there were any."""
+        now_us = self._now_us()
+        if now_us < self._none_idle_until:
+            return False
         idle = [
-            id for id, each in self._accounts.items() if each.is_idle and each not in self._asked and find_budget_of_each(id) is not None
+            each for id, each in self._accounts.items() if each.is_idle and each not in self._asked and find_budget_of_each(id) is not None
         ]
         if not idle:
-            raise Fault(OVERLOADED, retry_after_seconds=1, detail="accounts of end users")
-        for id in idle:
-            del self._accounts[id]
-        self._end_user_accounts -= len(idle)
+            self._none_idle_until = now_us + IDLE_SEARCH_US
+            return False
+        for account in idle:
+            del self._accounts[account.entry.id]
+            self._count_end_user(account.entry, -1)
         self._has_forgotten = True
+        return True
 
     def _remove(self, account: BudgetAccount) -> None:
         account.is_archived = True
         if self._accounts.get(account.entry.id) is account:
             del self._accounts[account.entry.id]
             if find_budget_of_each(account.entry.id) is not None:
-                self._end_user_accounts -= 1
+                self._count_end_user(account.entry, -1)
 
     def _try_full(self, hold: BudgetHold) -> bool:
         """Reserve the most that the call can cost, or nothing."""
@@ -546,6 +576,7 @@ class Budgets:
         if sequence != self._sequence:
             return
         self.is_linked = True
+        self._none_idle_until = 0
         for grant in grants:
             account = next((each for each in self._asked if _is_of(each, grant)), None)
             if account is None:
