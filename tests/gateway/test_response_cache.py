@@ -134,6 +134,15 @@ async def test_model_without_it_and_another_body_key_and_age_are_served_by_the_e
         assert cached(await ask(running)) is None
 
 
+async def test_answer_whose_output_a_price_bounds_is_not_given_to_a_request_without_that_bound() -> None:
+    async with serve(Upstream(*[[whole(completion(text))] for text in "abc"])) as running:
+        asked = chat(max_tokens=10**6)
+        bounded = ASKS | {"x_max_cost": "0.000001"}
+        answers = [await ask(running, asked, headers=headers) for headers in (bounded, ASKS, bounded, ASKS)]
+        assert [cached(each) for each in answers] == ["miss", "miss", "hit", "hit"]
+        assert [each.json()["choices"][0]["message"]["content"] for each in answers] == ["a", "b", "a", "b"]
+
+
 @pytest.mark.parametrize("way", [[whole({"error": {"message": "no", "code": 400}}, 400)], [*STREAM[:3], Do.RST]])
 async def test_answer_that_failed_or_was_cut_is_not_stored(way: Any) -> None:
     stream = way[0] is STREAM_HEAD
