@@ -9,10 +9,10 @@ import pytest
 
 from tests.control.harness import Running, TenantSetup, answered
 from tests.control.test_collect import balances, take
-from tests.control.test_periods import NOVEMBER, OCTOBER, SEPTEMBER, close, ended
+from tests.control.test_periods import NOVEMBER, NOW, OCTOBER, SEPTEMBER, close, ended, period_of
 from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, PROJECT, frames
-from tollway.control import budgets, credits
+from tollway.control import budgets, credits, periods
 from tollway.control.credits import WantedGrant
 from tollway.control.verify import compare, verify
 from tollway.domain import ids
@@ -20,7 +20,9 @@ from tollway.domain.budgets import LeaseGrant, LeaseRequest
 from tollway.domain.credits import MINUTE_US, CreditGrant, CreditMove, GrantCategory, Topup, TopupRule
 from tollway.domain.faults import Fault
 from tollway.domain.pages import PageWindow
+from tollway.domain.periods import period_id
 from tollway.domain.usage import Final, Record, Tick, billed, encode
+from tollway.storage import credits as stored_credits
 from tollway.storage.database import Database
 from tollway.storage.record_archive import Archive
 from tollway.wire.segments import extend, first_chain
@@ -130,6 +132,25 @@ class TestGrants:
             usable = credits.find_usable_credit(tx, ORGANIZATION, EPOCH + 10**6)
         assert usable.pico == 8 * COST, "the usage of October burns the second grant, because that of September has burned the first"
         assert left(database) == {second.id: 8 * COST}
+        assert verify(database, archive).differences == []
+
+    def test_two_that_close_a_period_at_once_settle_it_once_however_many_statements_sum_it(
+        self, database: Database, archive: Archive, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(stored_credits, "EVENTS_SUMMED", 2)
+        grant = add_grant(database, 10 * COST)
+        sent = [record for number in range(1, 5) for record in ended(number, EPOCH + number * 30 * 10**6)]
+        take(database, archive, frames([*sent, Tick(at=SEPTEMBER.end_at)]))
+        id = period_id(ORGANIZATION, SEPTEMBER.start_at)
+        with database.platform() as tx:
+            frozen = periods.freeze(tx, id, actor="key_a", now=NOW)
+        with database.platform(write=False) as tx:
+            usage = credits.sum_usage(tx, frozen)
+            assert sum(usage.values()) == 4 * COST and len(usage) > 1
+        close(database, SEPTEMBER.start_at)
+        with database.platform() as tx:  # another process has summed and read the same
+            assert periods._finish(tx, frozen, b"", usage, NOW) == period_of(database, SEPTEMBER.start_at)
+        assert left(database) == {grant.id: 6 * COST}
         assert verify(database, archive).differences == []
 
     def test_rest_of_a_grant_that_expired_goes_to_breakage_and_of_a_voided_one_back_once(

@@ -298,16 +298,22 @@ def settle(grants: Sequence[CreditGrant], left: Mapping[str, int], usage: Mappin
     return Settlement(burned, {grant_id: pico for grant_id, pico in ended.items() if pico})
 
 
-def settle_period(tx: PlatformTx, period: Period, now: int) -> None:
+def sum_usage(tx: Transaction, period: Period) -> Mapping[CreditUsage, int]:
+    """Return what the events of a frozen period cost, for `settle_period`; nothing if the organization has no open grants. Grants that it
+    gets from now on begin after the period, so they pay none of it."""
+    return stored.sum_usage(tx, period.organization_id, period.start_at) if stored.find_holders(tx, [period.organization_id]) else {}
+
+
+def settle_period(tx: PlatformTx, period: Period, usage: Mapping[CreditUsage, int], now: int) -> None:
     """Burn the usage of a period that takes no more bookings, in the canonical order, and book it with what has ended before the period.
-    The periods before it are settled, and the organization is locked, so nothing is booked meanwhile."""
+    The periods before it are settled, and the organization is locked, so nothing is booked meanwhile. `usage`: by `sum_usage`."""
     grants = stored.lock_open(tx, period.organization_id)
     if not grants:
         return
     draws = stored.list_draws(tx, [each.id for each in grants])
     before = {place: pico for place, pico in draws.items() if place[1] < period.start_at}
     left = _find_left(grants, before)
-    settlement = settle(grants, left, stored.sum_usage(tx, period.organization_id, period.start_at), period.start_at)
+    settlement = settle(grants, left, usage, period.start_at)
     provisional = {grant_id: pico for (grant_id, at), pico in draws.items() if at == period.start_at}
     stored.put_draws(tx, period.organization_id, period.start_at, {**dict.fromkeys(provisional, 0), **settlement.burned}, is_final=True)
     by_id = {each.id: each for each in grants}

@@ -20,6 +20,7 @@ from tollway.control.conditions import digest_conditions, list_conditions
 from tollway.control.epochs import Blocker, BlockerKind
 from tollway.control.ledger import UNBILLED
 from tollway.domain.corrections import fields_of
+from tollway.domain.credits import CreditUsage
 from tollway.domain.faults import RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.periods import Closing, Period, PeriodClosure, PeriodState
@@ -148,11 +149,12 @@ def close(database: Database, period_id: str, *, actor: str, now: int) -> Period
         with database.platform(write=False) as tx:
             block = make_block(tx, period, stored.find_last_block(tx, period.id))
             digest = digest_conditions(list_conditions(tx, period)) if block is None else b""
+            usage = credits.sum_usage(tx, period) if block is None else {}
         with database.platform() as tx:
             if block is not None:
                 stored.insert_block(tx, period, block)
             else:
-                period = _finish(tx, period, digest, now)
+                period = _finish(tx, period, digest, usage, now)
     return period
 
 
@@ -206,9 +208,13 @@ def make_block(tx: Transaction, period: Period, last: Block | None) -> Block | N
     return Block(0 if last is None else last.number + 1, len(leaves), first, final, find_root(leaves), amounts)
 
 
-def _finish(tx: PlatformTx, period: Period, conditions_digest: bytes, now: int) -> Period:
-    """Store what the blocks, corrections and conditions of a frozen period come to."""
+def _finish(tx: PlatformTx, period: Period, conditions_digest: bytes, usage: Mapping[CreditUsage, int], now: int) -> Period:
+    """Store what the blocks, corrections and conditions of a frozen period come to, and settle its `usage` with the organization's credit.
+    One that somebody else has closed meanwhile stays as it is."""
     stored.lock_organization(tx, period.organization_id)
+    period = get_period(tx, period.id)
+    if period.state is PeriodState.CLOSED:
+        return period
     hashes, events, amounts = [], 0, dict[str, int]()
     for block in stored.iterate_blocks(tx, period.id):
         hashes.append(block.hash)
@@ -227,7 +233,7 @@ def _finish(tx: PlatformTx, period: Period, conditions_digest: bytes, now: int) 
         conditions_digest=conditions_digest,
     )
     statement = make_statement(replace(period, closed=closed))
-    credits.settle_period(tx, period, now)
+    credits.settle_period(tx, period, usage, now)
     stored.close(tx, period, replace(closed, period_hash=hash_statement(statement)))
     return get_period(tx, period.id)
 

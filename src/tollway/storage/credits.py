@@ -22,6 +22,9 @@ from tollway.storage.schema_money import usage_events
 ROWS_FETCHED = 1000
 """Rows that are read at once where there may be many."""
 
+EVENTS_SUMMED = 20_000
+"""Events that one statement sums."""
+
 # ---- Grants -------------------------------------------------------------------------------------------------------------
 
 
@@ -150,17 +153,24 @@ def iterate_draws(tx: PlatformTx) -> Iterator[DrawRow]:
 
 
 def sum_usage(tx: Transaction, organization_id: str, period_at: int) -> dict[CreditUsage, int]:
-    """Return what the events of an organization that are booked in a period cost, by minute of admission, project and model."""
+    """Return what the events of an organization that are booked in a period cost, by minute of admission, project and model. A statement
+    sums EVENTS_SUMMED of them, so that none reaches its deadline however many there are."""
     event = usage_events.c
-    minute = event.admitted_at // MINUTE_US
     cost = sum((sa.func.coalesce(event[f"{each}_pico"], 0) for each in BillingClass), start=sa.literal(0))
-    query = (
-        sa.select(minute.label("minute"), event.project_id, event.model, sa.func.sum(cost).label("pico"))
-        .where(event.organization_id == organization_id, event.period_at == period_at)
-        .group_by(minute, event.project_id, event.model)
-    )
-    found = tx.connection.execute(query.execution_options(yield_per=ROWS_FETCHED))
-    return {CreditUsage(int(row.minute) * MINUTE_US, row.project_id, row.model): int(row.pico) for row in found if row.pico}
+    columns = (event.event_id, (event.admitted_at // MINUTE_US).label("minute"), event.project_id, event.model, cost.label("cost"))
+    own = sa.select(*columns).where(event.organization_id == organization_id, event.period_at == period_at).order_by(event.event_id)
+    usage: dict[CreditUsage, int] = {}
+    after, events = "", EVENTS_SUMMED
+    while events == EVENTS_SUMMED:
+        part = own.where(event.event_id > after).limit(EVENTS_SUMMED).subquery().c
+        sums = (sa.func.sum(part.cost).label("pico"), sa.func.count().label("events"), sa.func.max(part.event_id).label("last"))
+        query = sa.select(part.minute, part.project_id, part.model, *sums).group_by(part.minute, part.project_id, part.model)
+        rows = tx.connection.execute(query).all()
+        for row in rows:
+            place = CreditUsage(int(row.minute) * MINUTE_US, row.project_id, row.model)
+            usage[place] = usage.get(place, 0) + int(row.pico)
+        events, after = sum(row.events for row in rows), max((row.last for row in rows), default="")
+    return {place: pico for place, pico in usage.items() if pico}
 
 
 # ---- Transactions -------------------------------------------------------------------------------------------------------
@@ -187,7 +197,8 @@ def _columns(each: CreditTransaction) -> dict[str, Any]:
 
 
 def list_transactions(tx: Transaction, organization_id: str, window: PageWindow) -> Page[CreditTransaction]:
-    """Return the transactions of an organization's grants, in the order of their booking (that of their ids)."""
+    """Return the transactions of an organization's grants by their ids, which is by the instant of the grant or the start of the period
+    that caused them. The close of a period books later than that."""
     query = sa.select(credit_transactions).where(credit_transactions.c.organization_id == organization_id)
     return fetch_page(tx, query, credit_transactions.c.id, window, _transaction)
 

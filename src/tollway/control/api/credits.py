@@ -297,7 +297,9 @@ def retrieve_credits(caller: Reader, plane: Plane) -> CreditsOut:
 
 @router.get("/v1/organization/credits/statement")
 def list_credit_transactions(caller: Reader, plane: Plane, query: Annotated[PageQuery, Query()]) -> ListOut[CreditTransactionOut]:
-    """Transactions of the organization's grants: granted, burned by closed billing periods, expired and voided."""
+    """Transactions of the organization's grants: granted, burned by closed billing periods, expired and voided.
+
+    They stand by the instant of the grant or the start of the period that caused them. What a close books may stand before the rest."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         page = credits.list_transactions(tx, caller.organization_id, query.window())
     return list_out(page, transaction_out)
