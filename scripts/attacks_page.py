@@ -211,7 +211,10 @@ ROWS = {
         "5,000 have an account at a gateway, 100,000 of a budget at control; one that gave way is recalled;"
         " further names are refused to organizations that have their part",
     ),
-    110: ("signing in as somebody with more permissions: a link for them, a reset, their sessions", "403 `grant_exceeds_grantor`"),
+    110: (
+        "signing in as somebody with more permissions: a link for them, a reset, their sessions, a provider of one's own",
+        "403 `grant_exceeds_grantor`",
+    ),
     111: ("session fixation: a session planted in the browser of somebody who then signs in", "a new secret; the planted session ends"),
     112: ("cookie tossing: a second cookie of the same name from another host of the domain", "`__Host-`; two are none"),
     113: ("a form or a program of another site that uses the session of a browser", "403 `csrf_failed`; the REST API takes no cookie"),

@@ -112,8 +112,9 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "Try again; the log of control has the reason. An issuer in a private network must be in `control.private_issuers`.",
         ),
         "too_many_sign_ins": (
-            "Too many passwords or codes were tried for one account or from one address.",
-            "Wait 15 minutes. A one-time link, the identity provider and sessions that exist are not concerned.",
+            "Too many passwords or codes were tried for one account, or were wrong from one network address.",
+            "Wait 15 minutes. A one-time link, the identity provider and sessions that exist are not concerned. If the address in the"
+            " audit trail is that of a proxy, name it in `control.trusted_proxies`.",
         ),
         "insufficient_scope": (
             "The key is of another kind than the path needs, or is not allowed to call it.",

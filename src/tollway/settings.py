@@ -512,6 +512,10 @@ class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     public_url: str | None = None
     """Address under which clients reach the REST API, such as https://control.example.com: the issuer of access tokens. Changing it makes
     another signing key."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks of the proxies in front of the REST API and its pages, such as 10.0.0.0/8. The client is then the right-most
+    address in their x-forwarded-for that is not trusted itself: attempts to sign in are counted by it, and sessions and the audit trail
+    name it. Without proxies it is the address that connects, and the header is ignored."""
     private_issuers: str = ""
     """Issuers of identity providers for the sign-in of people that are in a private network, separated by spaces, such as
     https://login.corp.internal. Others must have public addresses and HTTPS."""

@@ -137,6 +137,19 @@ class TestLogin:
             control.clock.stop_at(control.plane.now() + 15_000_000)
             denied(poll(control, begun), "authorization_pending")
 
+    @pytest.mark.parametrize("is_reset", [True, False])
+    def test_50_approved_login_ends_with_a_reset_and_with_another_password(
+        self, control: Running, admin: httpx2.Client, email: str, is_reset: bool
+    ) -> None:
+        browser, begun = join(control, admin, email), begin(control)
+        decide(browser, begun)
+        if is_reset:
+            answered(admin.delete(f"/v1/organization/users/{find_user_id(admin, email)}/credentials"))
+        else:
+            browser.open("/account")
+            browser.send("/account/password", password="another long password")
+        denied(poll(control, begun), "invalid_grant")
+
     @pytest.mark.parametrize("fields", [{}, {"client_id": "other"}])
     def test_other_client_is_refused(self, control: Running, fields: dict[str, str]) -> None:
         answer = control.client(None).post("/v1/oauth/device_authorization", data=fields or {"x": "y"})

@@ -202,6 +202,12 @@ class TestReturns:
         browser.client.cookies.set("tollway_flow", flow, domain="127.0.0.1")
         assert browser.open(back).status_code == 401
 
+    def test_return_with_parameters_of_the_provider_is_taken(self, begun: tuple[Browser, str, dict[str, Any]]) -> None:
+        """Unknown parameters are ignored (RFC 6749, section 4.1.2); Google adds these."""
+        browser, back, _ = begun
+        added = "scope=email%20openid&authuser=0&prompt=consent&hd=example.com&error_uri=x&session_state=y"
+        assert browser.open(f"{back}&{added}").status_code == 200
+
     def test_50_return_in_another_browser_signs_nobody_in(self, control: Running, begun: tuple[Browser, str, dict[str, Any]]) -> None:
         assert Browser(control).open(begun[1]).status_code == 401
 
@@ -285,6 +291,32 @@ class TestConnections:
         made = answered(admin.post(CONNECTIONS, json={**body, "role": "owner"}))
         refused(lesser.post(f"{CONNECTIONS}/{made['id']}", json={"issuer": "x"}), 400, "unknown_parameter", "issuer")
         refused(lesser.post(f"{CONNECTIONS}/{made['id']}", json={"domains": ["evil.example"]}), 403, "grant_exceeds_grantor", "role")
+
+    def test_110_are_made_by_those_alone_who_can_do_what_an_owner_can(self, control: Running, admin: httpx2.Client) -> None:
+        """Whoever controls the provider says who its people are, and so could sign in as an owner."""
+        key = answered(admin.post("/v1/organization/admin_api_keys", json={"name": "x", "role": "admin"}))["value"]
+        lesser = control.client(key)
+        body = {"name": "x", "issuer": "https://login.example.com", "client_id": "x"}
+        refused(lesser.post(CONNECTIONS, json=body), 403, "grant_exceeds_grantor", "role")
+        path = f"{CONNECTIONS}/{answered(admin.post(CONNECTIONS, json=body))['id']}"
+        refused(lesser.post(path, json={"client_id": "y"}), 403, "grant_exceeds_grantor", "role")
+        refused(lesser.post(path, json={"enabled": False, "trusts_addresses": True}), 403, "grant_exceeds_grantor", "role")
+        assert answered(lesser.post(path, json={"enabled": False}))["enabled"] is False
+        refused(lesser.post(path, json={"enabled": True}), 403, "grant_exceeds_grantor", "role")
+        answered(lesser.delete(path))
+
+    def test_whose_group_and_role_were_deleted_can_be_changed(self, admin: httpx2.Client) -> None:
+        role = answered(admin.post("/v1/organization/roles", json={"role_name": "old", "permissions": ["usage.read"]}))["id"]
+        group = answered(admin.post("/v1/organization/groups", json={"name": "engineering"}))["id"]
+        body = {"name": "x", "issuer": "https://login.example.com", "client_id": "x", "role": role, "groups": {"eng": group}}
+        path = f"{CONNECTIONS}/{answered(admin.post(CONNECTIONS, json=body))['id']}"
+        answered(admin.delete(f"/v1/organization/groups/{group}"))
+        answered(admin.delete(f"/v1/organization/roles/{role}"))
+        assert answered(admin.post(path, json={"name": "y"}))["name"] == "y"
+        assert answered(admin.post(path, json={"enabled": False}))["enabled"] is False
+        refused(admin.post(path, json={"groups": {"eng": group}}), 400, "invalid_value", "groups")
+        refused(admin.post(path, json={"role": role}), 400, "invalid_value", "role")
+        assert answered(admin.post(path, json={"groups": {}, "role": None}))["groups"] == {}
 
     def test_secret_is_shown_nowhere(self, control: Running, admin: httpx2.Client) -> None:
         body = {"name": "x", "issuer": "https://login.example.com", "client_id": "x", "client_secret": "a secret of a client"}

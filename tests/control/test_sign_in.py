@@ -3,6 +3,7 @@
 import re
 import secrets
 from collections.abc import Iterator
+from typing import Any
 
 import httpx2
 import pytest
@@ -13,6 +14,7 @@ from tests.control.test_routes import refused
 from tests.storage.databases import SqliteTemplate
 from tollway.control import access, sign_in
 from tollway.control.mail import MailDirectory
+from tollway.control.sessions import Begun
 from tollway.domain.sessions import LIFETIMES, SESSIONS_MAX, SessionKind
 from tollway.storage import audit as stored_audit
 
@@ -120,6 +122,34 @@ class TestPasswords:
         browser.sign_in(email, organization=other.organization_id)
         assert other.organization_id in browser.page.text and tenant.organization_id not in browser.page.text
 
+    def test_person_of_another_organization_with_the_same_address_makes_no_attempt_forgotten(
+        self, control: Running, admin: httpx2.Client, tenant: TenantSetup, email: str
+    ) -> None:
+        other = make_tenant(control, "elsewhere")
+        join(control, admin, email)
+        join(control, control.client(other.admin_key), email)
+        browser = Browser(control)
+        with control.clock.set_to(control.plane.now()):
+            for _ in range(sign_in.ACCOUNT_ATTEMPTS_MAX):
+                browser.sign_in(email, "wrong password", organization=tenant.organization_id, status=401)
+            browser.sign_in(email, organization=other.organization_id)
+            Browser(control).sign_in(email, organization=tenant.organization_id, status=429)
+
+    def test_password_that_is_reset_while_it_is_verified_begins_no_session(
+        self, control: Running, admin: httpx2.Client, email: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        join(control, admin, email)
+        user_id = find_user_id(admin, email)
+        begin = sign_in.begin
+
+        def begin_late(*arguments: Any, **named: Any) -> Begun:
+            answered(admin.delete(f"{USERS}/{user_id}/credentials"))
+            return begin(*arguments, **named)
+
+        monkeypatch.setattr(sign_in, "begin", begin_late)
+        Browser(control).sign_in(email, status=401)
+        assert answered(admin.get(f"{USERS}/{user_id}/sessions"))["data"] == []
+
     def test_password_is_changed_with_the_one_before_and_ends_other_sessions(
         self, control: Running, admin: httpx2.Client, email: str
     ) -> None:
@@ -188,6 +218,16 @@ class TestAuthenticatorApps:
             browser.sign_in(email)
             control.clock.stop_at(control.plane.now() + 300_000_000)
             browser.send("/sign-in/code", 401, code=show_code(control, secret))
+
+    def test_code_after_a_password_that_was_changed_meanwhile_is_refused(self, control: Running, admin: httpx2.Client, email: str) -> None:
+        with control.clock.set_to(control.plane.now()):
+            owner = join(control, admin, email)
+            secret = owner.add_app()
+            browser = Browser(control)
+            browser.sign_in(email)
+            owner.open("/account")
+            owner.send("/account/password", password="another long password")
+            browser.send("/sign-in/code", 401, code=show_code(control, secret, steps=1))
 
     def test_app_is_removed_by_a_code(self, control: Running, admin: httpx2.Client, email: str) -> None:
         with control.clock.set_to(control.plane.now()):

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +14,7 @@ from tollway.cli.processes import Config, DataDir, Link, find_limits_store, inhe
 from tollway.control.mail import MailServer
 from tollway.control.reconcile import ReconcileOptions
 from tollway.domain.money import parse_sum
+from tollway.domain.networks import Network, parse_network
 from tollway.domain.quotas import Quota
 from tollway.domain.reconciliation import Tolerance
 from tollway.serve import data_directory
@@ -76,6 +77,7 @@ def control(
             limits_store=find_limits_store(settings.gateway.limits, os.environ.get("TOLLWAY_LIMITS_REDIS_PASSWORD")),
             public_url=_public_url(settings.control.public_url),
             private_issuers=frozenset(settings.control.private_issuers.split()),
+            trusted_proxies=_trusted_proxies(settings.control.trusted_proxies),
             mail=_mail_server(settings.control.mail, os.environ.get("TOLLWAY_MAIL_PASSWORD", "")),
         )
         raise typer.Exit(run_control(options))
@@ -86,6 +88,14 @@ def _public_url(text: str | None) -> str | None:
     if text is not None and re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]{1,255}", text) is None:
         raise OperatorError("control.public_url must be https://HOST or https://HOST:PORT, without a path")
     return text
+
+
+def _trusted_proxies(texts: Sequence[str]) -> tuple[Network, ...]:
+    """Return the networks of proxies. Raises OperatorError for what is not one."""
+    try:
+        return tuple(map(parse_network, texts))
+    except ValueError as error:
+        raise OperatorError(f"control.trusted_proxies: {error}") from None
 
 
 def _mail_server(section: MailSection, password: str) -> MailServer | None:
@@ -104,6 +114,7 @@ def find_control_problems(section: ControlSection) -> Iterator[OperatorError]:
         partial(_mail_server, section.mail, ""),
         partial(_approval_above, section.corrections.approval_above),
         partial(_public_url, section.public_url),
+        partial(_trusted_proxies, section.trusted_proxies),
     ]
     checks += [partial(parse_database_url, url) for url in (section.database_url, section.owner_database_url) if url is not None]
     for check in checks:

@@ -73,11 +73,17 @@ def find_credentials(tx: TenantTx, user_id: str) -> Credentials:
     return storage.find_credentials(tx, user_id)
 
 
+def lock_credentials(tx: TenantTx, user_id: str) -> Credentials:
+    """As `find_credentials`; nobody else changes them before the transaction ends."""
+    return storage.lock_credentials(tx, user_id)
+
+
 def reset_credentials(tx: TenantTx, user_id: str, *, own: Sequence[Grant]) -> None:
     """Remove a person's password, authenticator app and recovery codes, and end their sessions. Raises RESOURCE_UNKNOWN,
     GRANT_EXCEEDS_GRANTOR."""
     people.get_user(tx, user_id)
     roles.require_covered(own, stored_roles.list_user_grants(tx, tx.organization_id, user_id))
+    storage.lock_credentials(tx, user_id)  # takes turns with a sign-in that has verified the password
     storage.delete_credentials(tx, user_id)
     stored_sessions.delete_user_sessions(tx, user_id)
 

@@ -59,7 +59,7 @@ def begin(plane: ControlPlane, parameters: Parameters, *, address: str, agent: s
     if parameters.get("client_id") != CLIENT_ID:
         raise ExchangeRefused("invalid_client", f"The only client is {CLIENT_ID}.", status=401)
     try:
-        sign_in.count_address(plane, address)
+        sign_in.count_device(plane, address)
     except Fault as fault:
         raise ExchangeRefused("slow_down", fault.message, status=SIGN_INS_EXCEEDED.status) from None
     now = plane.now()
@@ -84,7 +84,7 @@ def begin(plane: ControlPlane, parameters: Parameters, *, address: str, agent: s
 
 def find_pending(plane: ControlPlane, live: LiveSession, address: str, text: str) -> DeviceLogin | None:
     """Return the login of the code that a person enters; None if there is none. Raises SIGN_INS_EXCEEDED after a few wrong ones."""
-    sign_in.count_address(plane, address)
+    sign_in.count_device(plane, address)
     sign_in.count_device_code(plane, live.user.id)
     with plane.database.platform(write=False) as tx:
         found = storage.find_pending(tx, _normalize(text), plane.now())

@@ -12,12 +12,14 @@ from tollway.control.jobs import JobStates
 from tollway.control.keys import Ingredients, Pepper
 from tollway.control.mail import Mail
 from tollway.control.passwords import Passwords
+from tollway.control.provider_metadata import MetadataCache
 from tollway.control.publish import Publications
 from tollway.control.reconcile import Reconciliation
 from tollway.control.sign_in_counts import SignInCounts
 from tollway.domain import ids
 from tollway.domain.keys import RANDOM_BYTES
 from tollway.domain.money import PICO
+from tollway.domain.networks import Network
 from tollway.domain.quotas import DEFAULT_SIZES, QuotaSizes
 from tollway.storage.database import Database
 from tollway.storage.record_archive import Archive
@@ -36,8 +38,9 @@ class ControlPlane:
     `requests_per_minute`: those that the keys of one organization may send together to the REST API. `quotas`: sizes of the quotas of each
     organization. `mail`: how people are written to. `public_url`: the address under which clients reach the REST API, without a path;
     None if it is not known. `private_issuers`: identity providers at addresses that are not public, which the operator trusts.
-    `passwords`: hashes those of people. `sign_ins`: counts for metrics. `data_keys`: those with which secrets of organizations are sealed;
-    `vault` seals those of the platform.
+    `passwords`: hashes those of people. `sign_ins`: counts for metrics. `provider_metadata`: of identity providers, as fetched last.
+    `trusted_proxies`: proxies before the REST API whose `x-forwarded-for` says where a request came from. `data_keys`: those with which
+    secrets of organizations are sealed; `vault` seals those of the platform.
     """
 
     database: Database
@@ -62,6 +65,8 @@ class ControlPlane:
     private_issuers: frozenset[str] = frozenset()
     passwords: Passwords = field(default_factory=Passwords)
     sign_ins: SignInCounts = field(default_factory=SignInCounts)
+    provider_metadata: MetadataCache = field(default_factory=MetadataCache)
+    trusted_proxies: tuple[Network, ...] = ()
 
     @property
     def pepper(self) -> Pepper:

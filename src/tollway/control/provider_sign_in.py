@@ -21,6 +21,7 @@ from tollway.control.audit import AuditedOperation
 from tollway.control.credentials import Account
 from tollway.control.issuer_keys import AnswerRefused, KeysUnavailable
 from tollway.control.plane import ControlPlane
+from tollway.control.provider_metadata import ProviderMetadata
 from tollway.control.sessions import Begun
 from tollway.control.sign_in import Refused, Visitor
 from tollway.domain import ids
@@ -50,6 +51,10 @@ SUBJECT_CHARACTERS_MAX = 255
 GROUPS_MAX = 1_000
 """Groups of one ID token that are looked at."""
 
+_SCOPES = "openid email profile"
+"""Scopes that are always asked for. The scope `groups` is added for a provider that names it in its metadata: others refuse it, and put
+groups into the ID token without it."""
+
 _CONTEXT = "provider_sign_in"
 
 
@@ -62,17 +67,6 @@ class _Flow(msgspec.Struct, frozen=True):
     verifier: str
     path: str
     ends_at: int
-
-
-class _Metadata(msgspec.Struct, frozen=True):
-    """Metadata of a provider (OpenID Connect Discovery 1.0, section 3), as far as they are used."""
-
-    issuer: str
-    authorization_endpoint: str
-    token_endpoint: str
-    jwks_uri: str
-    token_endpoint_auth_methods_supported: tuple[str, ...] = ("client_secret_basic",)
-    authorization_response_iss_parameter_supported: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +89,10 @@ class Returned:
 
 
 @dataclass(frozen=True, slots=True)
-class SignedIn:
-    """A session, and the path that the person wanted."""
+class Proven:
+    """Claims of a verified ID token, and the path that the person wanted."""
 
-    begun: Begun
+    claims: Mapping[str, Any] = field(repr=False)
     path: str
 
 
@@ -121,7 +115,7 @@ async def begin(plane: ControlPlane, connection: SignInConnection, redirect_uri:
         "response_type": "code",
         "client_id": connection.client_id,
         "redirect_uri": redirect_uri,
-        "scope": "openid email profile" + (" groups" if connection.groups else ""),
+        "scope": _SCOPES + (" groups" if connection.groups and "groups" in metadata.scopes_supported else ""),
         "state": state,
         "nonce": nonce,
         "code_challenge": _encode(hashlib.sha256(verifier.encode()).digest()),
@@ -133,19 +127,21 @@ async def begin(plane: ControlPlane, connection: SignInConnection, redirect_uri:
     return BegunFlow(f"{metadata.authorization_endpoint}{separator}{urlencode(query, quote_via=quote)}", sealed)
 
 
-async def finish(plane: ControlPlane, connection: SignInConnection, returned: Returned, redirect_uri: str, visitor: Visitor) -> SignedIn:
-    """Sign in whoever comes back from the provider. Raises SIGN_IN_REFUSED, SIGN_INS_EXCEEDED, PROVIDER_UNAVAILABLE."""
-    await run_in_thread(sign_in.count_address, plane, visitor.address)
+async def redeem(plane: ControlPlane, connection: SignInConnection, returned: Returned, redirect_uri: str) -> Proven:
+    """Return what the provider says of whoever comes back from it, which it is asked for. Returns are not counted as attempts: there is
+    nothing to guess. Raises SIGN_IN_REFUSED, PROVIDER_UNAVAILABLE."""
     flow = await run_in_thread(_use_flow, plane, connection, returned)
     if returned.error is not None or not returned.code:
         raise _refuse(plane, connection, "the provider refused")
     metadata = await _find_metadata(plane, connection)
     if returned.issuer != connection.issuer and (returned.issuer is not None or metadata.authorization_response_iss_parameter_supported):
         raise _refuse(plane, connection, "another issuer answered")
-    claims = await _redeem(plane, connection, metadata, returned.code, redirect_uri, flow)
-    account = await run_in_thread(_find_account, plane, connection, claims)
-    begun = await run_in_thread(sign_in.begin, plane, account, SignInMethod.PROVIDER, visitor)
-    return SignedIn(begun, flow.path)
+    return Proven(await _redeem(plane, connection, metadata, returned.code, redirect_uri, flow), flow.path)
+
+
+def enter(plane: ControlPlane, connection: SignInConnection, proven: Proven, visitor: Visitor) -> Begun:
+    """Begin a session of whom the provider signed in. Raises SIGN_IN_REFUSED."""
+    return sign_in.begin(plane, _find_account(plane, connection, proven.claims), SignInMethod.PROVIDER, visitor)
 
 
 def _use_flow(plane: ControlPlane, connection: SignInConnection, returned: Returned) -> _Flow:
@@ -166,7 +162,7 @@ def _use_flow(plane: ControlPlane, connection: SignInConnection, returned: Retur
 
 
 async def _redeem(
-    plane: ControlPlane, connection: SignInConnection, metadata: _Metadata, code: str, redirect_uri: str, flow: _Flow
+    plane: ControlPlane, connection: SignInConnection, metadata: ProviderMetadata, code: str, redirect_uri: str, flow: _Flow
 ) -> dict[str, Any]:
     """Return the claims of the ID token that a code is exchanged for, after all checks of OpenID Connect Core 1.0, section 3.1.3.7."""
     form = {"grant_type": "authorization_code", "code": code, "redirect_uri": redirect_uri, "code_verifier": flow.verifier}
@@ -270,10 +266,14 @@ def _bring_groups(tx: TenantTx, connection: SignInConnection, user: User, claims
 # ---- The provider -------------------------------------------------------------------------------------------------------
 
 
-async def _find_metadata(plane: ControlPlane, connection: SignInConnection) -> _Metadata:
+async def _find_metadata(plane: ControlPlane, connection: SignInConnection) -> ProviderMetadata:
+    return await plane.provider_metadata.find(connection.id, lambda: _fetch_metadata(plane, connection))
+
+
+async def _fetch_metadata(plane: ControlPlane, connection: SignInConnection) -> ProviderMetadata:
     document = await _read(plane, connection, connection.issuer.rstrip("/") + issuer_keys.METADATA_PATH)
     try:
-        metadata = msgspec.convert(document, _Metadata)
+        metadata = msgspec.convert(document, ProviderMetadata)
     except msgspec.ValidationError:
         raise _unreachable(plane, connection, "its metadata are not complete") from None
     if metadata.issuer != connection.issuer:

@@ -1,8 +1,9 @@
 """Signing in: from what a person presents to a session.
 
 Refusals are the same whether an address is unknown, belongs to nobody with a password, or the password is wrong, and take as long: one
-password is hashed in each case. Attempts are counted in the database before they are made, by account and by address, so that neither
-several processes nor requests at the same time allow more.
+password is hashed in each case. Attempts are counted in the database before they are made, by account and by network address, so that
+neither several processes nor requests at the same time allow more; by network address only those that fail stay counted. Links and returns
+from identity providers are not counted: nobody guesses 256 random bits.
 """
 
 import hashlib
@@ -37,7 +38,8 @@ CODE_ATTEMPTS_MAX = 5
 year of trying with a probability of 0.4; each window is in the audit trail."""
 
 ADDRESS_ATTEMPTS_MAX = 60
-"""Attempts from one network address in a window: an office behind one address has more than one person."""
+"""Passwords and codes that can fail from one network address in a window, and logins of the command line that can begin there: an office
+behind one address has more than one person."""
 
 WINDOW_US = 900 * 1_000_000
 """Window in which attempts are counted."""
@@ -70,13 +72,16 @@ class CodeNeeded:
 
 
 class _Step(msgspec.Struct, frozen=True):
-    """State between the two steps of a sign-in."""
+    """State between the two steps of a sign-in. `tried`: what the password was counted at, and `proven` the digest of its hash; empty after
+    a link."""
 
     organization_id: str
     user_id: str
     method: str
     ends_at: int
     link: bytes | None = None
+    tried: str = ""
+    proven: bytes | None = None
 
 
 async def sign_in_by_password(
@@ -84,14 +89,17 @@ async def sign_in_by_password(
 ) -> Begun | CodeNeeded:
     """Sign a person in by address (lower case) and password, in the organization that they name or the only one that they are in. Raises
     SIGN_IN_REFUSED, SIGN_INS_EXCEEDED, OVERLOADED."""
-    await run_in_thread(count_password, plane, visitor, email)
+    tried = _name_account(email, organization_id)
+    await run_in_thread(_count, plane, visitor, tried, ACCOUNT_ATTEMPTS_MAX)
     account, stored = await run_in_thread(_find_account, plane, email, organization_id)
     is_right = await plane.passwords.verify(stored.password_hash, password)
     if account is None or not is_right:
         raise Refused(SignInMethod.PASSWORD, account)
+    proven = _digest_password(stored.password_hash)
+    await run_in_thread(take_back_address, plane, visitor.address)
     if stored.code_secret is not None:
-        return CodeNeeded(_seal(plane, account, SignInMethod.PASSWORD_AND_CODE))
-    return await run_in_thread(begin, plane, account, SignInMethod.PASSWORD, visitor, f"account\0{email}")
+        return CodeNeeded(_seal(plane, account, SignInMethod.PASSWORD_AND_CODE, tried=tried, proven=proven))
+    return await run_in_thread(begin, plane, account, SignInMethod.PASSWORD, visitor, tried, proven=proven)
 
 
 class Refused(Fault):
@@ -118,7 +126,9 @@ def sign_in_by_code(plane: ControlPlane, sealed: str, code: str, visitor: Visito
     account = Account(step.organization_id, user)
     if not is_right:
         raise Refused(SignInMethod.PASSWORD_AND_CODE, account)
-    return begin(plane, account, SignInMethod(step.method), visitor, f"code\0{user.id}", f"account\0{user.email}", link=step.link)
+    take_back_address(plane, visitor.address)
+    tried = (f"code\0{user.id}", step.tried) if step.tried else (f"code\0{user.id}",)
+    return begin(plane, account, SignInMethod(step.method), visitor, *tried, link=step.link, proven=step.proven)
 
 
 def find_link(plane: ControlPlane, token: str) -> FoundLink:
@@ -132,14 +142,13 @@ def find_link(plane: ControlPlane, token: str) -> FoundLink:
 
 def sign_in_by_link(plane: ControlPlane, token: str, visitor: Visitor) -> Begun | CodeNeeded:
     """Sign in whoever presents the token of a one-time link; a code of their authenticator app is asked for all the same. Raises
-    SIGN_IN_REFUSED, SIGN_INS_EXCEEDED."""
-    count_address(plane, visitor.address)
+    SIGN_IN_REFUSED."""
     found = find_link(plane, token)
     account = found.account
     with plane.database.tenant(account.organization_id, write=False) as tx:
         has_app = credentials.find_credentials(tx, account.user.id).code_secret is not None
     if has_app:
-        return CodeNeeded(_seal(plane, account, SignInMethod.LINK, found.digest))
+        return CodeNeeded(_seal(plane, account, SignInMethod.LINK, link=found.digest))
     return begin(plane, account, SignInMethod.LINK, visitor, link=found.digest)
 
 
@@ -172,13 +181,25 @@ def _find_account(plane: ControlPlane, email: str, organization_id: str | None) 
     return with_password[0] if len(with_password) == 1 else (None, credentials.Credentials())
 
 
-def begin(plane: ControlPlane, account: Account, method: SignInMethod, visitor: Visitor, *counted: str, link: bytes | None = None) -> Begun:
-    """Begin a session, use up the link of the sign-in, end the session that the browser had, and forget the attempts before."""
+def begin(
+    plane: ControlPlane,
+    account: Account,
+    method: SignInMethod,
+    visitor: Visitor,
+    *counted: str,
+    link: bytes | None = None,
+    proven: bytes | None = None,
+) -> Begun:
+    """Begin a session, use up the link of the sign-in, end the session that the browser had, and forget the attempts before.
+    `proven`: digest of the password hash that was verified. Raises SIGN_IN_REFUSED if the link was used, or the password was changed or
+    reset, meanwhile."""
     now, user = plane.now(), account.user
     actor = Actor(kind=ActorKind.USER, id=user.id, address=visitor.address, request_id=visitor.request_id)
     with _recorded(plane, "login.succeeded", actor, account.organization_id) as tx:
         if link is not None and not credentials.use_link(tx, link, now):
             raise Refused(SignInMethod.LINK, account)
+        if proven is not None and _digest_password(credentials.lock_credentials(tx, user.id).password_hash) != proven:
+            raise Refused(method, account)
         begun = sessions.begin_session(
             tx,
             user.id,
@@ -232,9 +253,9 @@ def _recorded(plane: ControlPlane, event: str, actor: Actor, organization_id: st
         yield tx
 
 
-def count_password(plane: ControlPlane, visitor: Visitor, email: str) -> None:
-    """Count an attempt at the password of an address. Raises SIGN_INS_EXCEEDED."""
-    _count(plane, visitor, f"account\0{email}", ACCOUNT_ATTEMPTS_MAX)
+def count_password(plane: ControlPlane, visitor: Visitor, account: Account) -> None:
+    """Count an attempt at the password of a person whose organization is known. Raises SIGN_INS_EXCEEDED."""
+    _count(plane, visitor, _name_account(account.user.email, account.organization_id), ACCOUNT_ATTEMPTS_MAX)
 
 
 def count_code(plane: ControlPlane, visitor: Visitor, user_id: str) -> None:
@@ -254,14 +275,21 @@ def take_back_device_code(plane: ControlPlane, user_id: str) -> None:
         storage.take_back_attempt(tx, _digest(f"device\0{user_id}"))
 
 
-def count_address(plane: ControlPlane, address: str) -> None:
-    """Count an attempt of any kind from a network address. Raises SIGN_INS_EXCEEDED."""
-    _count_one(plane, f"address\0{_network_of(address)}", ADDRESS_ATTEMPTS_MAX)
+def count_device(plane: ControlPlane, address: str) -> None:
+    """Count a login of the command line that begins or is looked for, from a network address; attempts at passwords are not among them.
+    Raises SIGN_INS_EXCEEDED."""
+    _count_one(plane, f"devices\0{_network_of(address)}", ADDRESS_ATTEMPTS_MAX)
+
+
+def take_back_address(plane: ControlPlane, address: str) -> None:
+    """Take back one attempt from a network address, which was right. Only one: whoever has an account does not get others for it."""
+    with plane.database.platform() as tx:
+        storage.take_back_attempt(tx, _digest(_name_address(address)))
 
 
 def _count(plane: ControlPlane, visitor: Visitor, counted: str, attempts_max: int) -> None:
     """Count an attempt by address and by what it is made at. Raises SIGN_INS_EXCEEDED."""
-    count_address(plane, visitor.address)
+    _count_one(plane, _name_address(visitor.address), ADDRESS_ATTEMPTS_MAX)
     _count_one(plane, counted, attempts_max)
 
 
@@ -271,6 +299,16 @@ def _count_one(plane: ControlPlane, counted: str, attempts_max: int) -> None:
     if not may_try:
         plane.sign_ins.count(SignInMethod.PASSWORD, "throttled")
         raise Fault(SIGN_INS_EXCEEDED, retry_after_seconds=WINDOW_US / 1e6)
+
+
+def _name_account(email: str, organization_id: str | None) -> str:
+    """Return what attempts at a password are counted at. The organization that is named is part of it: people of another one with the same
+    address must not make the attempts forgotten."""
+    return f"account\0{organization_id or ''}\0{email}"
+
+
+def _name_address(address: str) -> str:
+    return f"address\0{_network_of(address)}"
 
 
 def _network_of(address: str) -> str:
@@ -290,8 +328,21 @@ def _digest(counted: str) -> bytes:
     return hashlib.sha256(counted.encode()).digest()
 
 
-def _seal(plane: ControlPlane, account: Account, method: SignInMethod, link: bytes | None = None) -> str:
-    step = _Step(account.organization_id, account.user.id, method, plane.now() + STEP_SECONDS * 1_000_000, link)
+def _digest_password(password_hash: str | None) -> bytes | None:
+    return None if password_hash is None else _digest(password_hash)
+
+
+def _seal(
+    plane: ControlPlane,
+    account: Account,
+    method: SignInMethod,
+    *,
+    link: bytes | None = None,
+    tried: str = "",
+    proven: bytes | None = None,
+) -> str:
+    ends_at = plane.now() + STEP_SECONDS * 1_000_000
+    step = _Step(account.organization_id, account.user.id, method, ends_at, link, tried, proven)
     return plane.vault.seal_bytes(msgspec.json.encode(step), context=_STEP).hex()
 
 

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+HOPS_MAX = 32
+"""Addresses looked at in one x-forwarded-for; no chain of proxies is longer."""
+
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 
 
@@ -42,3 +45,20 @@ def contains(networks: Sequence[Network], text: str) -> bool:
     """Return whether the address that `text` writes is in one of the ranges; what is not an address is in none."""
     address = parse_address(text)
     return address is not None and any(address in network for network in networks)
+
+
+def find_client(trusted: Sequence[Network], peer: str, forwarded: bytes) -> str:
+    """Return the address of whoever is behind `peer`: the right-most one in `forwarded` (x-forwarded-for) that is no trusted proxy.
+
+    Each proxy appends whom it heard from, so what stands left of an untrusted address was written by that one. An entry that is no
+    address ends the search: what the proxy before it is, is the last thing known."""
+    if not contains(trusted, peer):
+        return peer
+    for entry in reversed(forwarded.rsplit(b",", HOPS_MAX)[-HOPS_MAX:]):
+        parsed = parse_address(entry.strip().decode("latin-1"))
+        if parsed is None:
+            return peer
+        peer = str(parsed)
+        if not contains(trusted, peer):
+            return peer
+    return peer

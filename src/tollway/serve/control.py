@@ -60,6 +60,7 @@ from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
 from tollway.domain.federation import IdentityProvider
 from tollway.domain.keys import KeyOrigin
 from tollway.domain.money import PICO
+from tollway.domain.networks import Network
 from tollway.domain.quotas import DEFAULT_SIZES, QuotaSizes
 from tollway.domain.reconciliation import Tolerance
 from tollway.serve import garbage
@@ -172,8 +173,8 @@ class ControlSettings:
     never. `requests_per_minute`: of one organization's admin keys together. `quotas`: sizes of the quotas of each organization.
     `limits_store`: where gateways share the counters of limits. `mail`: the server that takes mail; None writes it as files beside the
     archive. `public_url`: the address under which clients reach the REST API; None if it is not known. `private_issuers`: identity
-    providers at addresses that are not public. `key_ring`: what wraps the data keys of organizations; None for a key that is derived from
-    `vault_key`."""
+    providers at addresses that are not public. `trusted_proxies`: proxies before the REST API, whose word on a client's address is taken.
+    `key_ring`: what wraps the data keys of organizations; None for a key that is derived from `vault_key`."""
 
     database_url: str = field(repr=False)
     archive_directory: Path
@@ -199,6 +200,7 @@ class ControlSettings:
     key_ring: KeyRing | None = None
     public_url: str | None = None
     private_issuers: frozenset[str] = frozenset()
+    trusted_proxies: tuple[Network, ...] = ()
 
 
 NO_AUDIT = AuditOptions()
@@ -316,6 +318,7 @@ def run_control(settings: ControlSettings) -> int:
                 limits_store=settings.limits_store,
                 public_url=settings.public_url,
                 private_issuers=settings.private_issuers,
+                trusted_proxies=settings.trusted_proxies,
                 mail=settings.mail or MailDirectory(settings.archive_directory.parent / "mail", lambda: new_id("mail")),
             )
             database.on_publish(plane.publications.advance)
@@ -596,7 +599,7 @@ def _configure(app: object, protocol: type[StrictProtocol]) -> uvicorn.Config:
         log_level="critical",
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # nobody's word counts for where a request came from
+        proxy_headers=False,  # the application looks at what trusted proxies say
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=STOP_SECONDS_MAX,
     )

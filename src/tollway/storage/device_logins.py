@@ -70,6 +70,11 @@ def delete_device_login(tx: PlatformTx, digest: bytes) -> bool:
     return bool(tx.connection.execute(device_logins.delete().where(device_logins.c.digest == digest)).rowcount)
 
 
+def delete_user_logins(tx: PlatformTx, user_id: str) -> None:
+    """Remove the logins that a person decided on, before their devices ask."""
+    tx.connection.execute(device_logins.delete().where(device_logins.c.user_id == user_id))
+
+
 def find_user_organization(tx: PlatformTx, user_id: str) -> str | None:
     """Return the organization of a person who was not removed."""
     query = sa.select(users.c.organization_id).where(users.c.id == user_id, users.c.removed_at.is_(None))

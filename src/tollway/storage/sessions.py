@@ -11,6 +11,7 @@ from tollway.domain.roles import Grant
 from tollway.domain.sessions import LIFETIMES, Session, SessionKind, SignInMethod
 from tollway.domain.tenants import Status
 from tollway.storage.database import PlatformTx, TenantTx
+from tollway.storage.device_logins import delete_user_logins
 from tollway.storage.roles import list_user_grants
 from tollway.storage.schema import organizations
 from tollway.storage.schema_people import users
@@ -127,7 +128,9 @@ def delete_session(tx: TenantTx, user_id: str, session_id: str) -> bool:
 
 
 def delete_user_sessions(tx: TenantTx, user_id: str, *, but: str | None = None) -> None:
-    """End all sessions of a person, but one."""
+    """End all sessions of a person, but one, and the logins that they approved and no device has asked for yet."""
+    with tx.as_platform() as platform:
+        delete_user_logins(platform, user_id)
     conditions = [*_own(tx), user_sessions.c.user_id == user_id]
     if but is not None:
         conditions.append(user_sessions.c.id != but)

@@ -17,6 +17,7 @@ from tollway.control.access import Tenant
 from tollway.control.api import pages
 from tollway.control.api.pages import Person, find_visitor, get_live, keep_session, make_form_token, read_form, redirect, render
 from tollway.control.api.routes import Plane
+from tollway.control.credentials import Account
 from tollway.control.plane import ControlPlane
 from tollway.domain import one_time_codes, passwords
 from tollway.domain.faults import PARAMETER_INVALID, SIGN_IN_REFUSED, STATE_CONFLICT, Fault
@@ -128,9 +129,10 @@ async def change_password(caller: Person, plane: Plane, request: Request) -> Res
         if stored is None:
             raise Fault(STATE_CONFLICT, message=_SIGN_IN_AGAIN)
         visitor = await run_in_threadpool(find_visitor, plane, request)
-        await run_in_threadpool(flows.count_password, plane, visitor, live.user.email)
+        await run_in_threadpool(flows.count_password, plane, visitor, Account(caller.organization_id, live.user))
         if not await plane.passwords.verify(stored, form["current"]):
             return await run_in_threadpool(_show, plane, request, caller, "The current password is not right.", SIGN_IN_REFUSED.status)
+        await run_in_threadpool(flows.take_back_address, plane, visitor.address)
     try:
         credentials.require_password(form["password"], live.user.email)
     except Fault as fault:
@@ -223,4 +225,5 @@ async def remove_authenticator(caller: Person, plane: Plane, request: Request) -
     renewed = await run_in_threadpool(remove)
     if renewed is None:
         return await run_in_threadpool(_show, plane, request, caller, "The code is not right.", SIGN_IN_REFUSED.status)
+    await run_in_threadpool(flows.take_back_address, plane, visitor.address)
     return keep_session(plane, request, redirect(PATH), renewed)

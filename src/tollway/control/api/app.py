@@ -82,6 +82,7 @@ from tollway.control.plane import ControlPlane
 from tollway.control.refused_epochs import EPOCH_REFUSED
 from tollway.domain import ids
 from tollway.domain.faults import BODY_TOO_LARGE, INTERNAL, REQUEST_TIMEOUT, TARGET_INVALID, Fault
+from tollway.domain.networks import Network, find_client
 from tollway.metric_table import find_metric
 
 BODY_BYTES_MAX = 1024 * 1024
@@ -282,6 +283,13 @@ def _metrics(plane: ControlPlane, registry: CollectorRegistry) -> APIRouter:
     return metrics
 
 
+def _find_client(trusted: Sequence[Network], scope: Scope) -> tuple[str, int]:
+    """Return the address and the port of the client, as trusted proxies state it."""
+    peer, port = scope["client"] or ("", 0)
+    forwarded = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for")
+    return (find_client(trusted, peer, forwarded) if forwarded else peer, port)
+
+
 class Envelope:
     """The outermost layer of one application, around every answer. It is ASGI, to hold where the framework fails too."""
 
@@ -327,6 +335,8 @@ class Envelope:
             if status == 0:
                 await errors.response_of(fault)(inner, receive, send_stamped)
 
+        if self.name == "api" and self.plane.trusted_proxies:
+            inner["client"] = _find_client(self.plane.trusted_proxies, scope)
         inner["tollway.request_id"] = request_id
         inner["tollway.place"] = place = Place(self.places, is_revocation=scope["method"] == "DELETE")
         try:

@@ -22,7 +22,7 @@ from starlette.responses import Response
 from tollway.control import access, sessions
 from tollway.control.access import Tenant
 from tollway.control.api.places import Place
-from tollway.control.api.routes import Access, ApiRoute
+from tollway.control.api.routes import Access, ApiRoute, read_body
 from tollway.control.plane import ControlPlane
 from tollway.control.sessions import LiveSession
 from tollway.control.sign_in import Visitor
@@ -242,10 +242,7 @@ async def read_form(plane: ControlPlane, request: Request, names: Iterable[str],
     _require_own_origin(plane, request)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
         raise Fault(MEDIA_TYPE_UNSUPPORTED, message="The form must be sent as browsers send it.")
-    place: Place = request.scope["tollway.place"]
-    place.give_back()  # while the client is waited for
-    body = await request.body()
-    place.take()
+    body = await read_body(request)
     if len(body) > FORM_BYTES_MAX:
         raise Fault(BODY_TOO_LARGE)
     try:

@@ -6,8 +6,8 @@ enforces it before a byte of the body is read, and again behind a body that took
 compared as text.
 
 Bodies are parsed strictly: JSON in UTF-8, no duplicate keys at any depth, no NaN, bounded in size and depth; then by a pydantic
-model that refuses unknown fields. Query parameters that the route does not declare are refused too; `name[]=` is read as
-`name=`, as OpenAI's clients write arrays.
+model that refuses unknown fields. Query parameters that the route does not declare are refused too, unless it depends on
+`ignore_unknown_parameters`; `name[]=` is read as `name=`, as OpenAI's clients write arrays.
 
 A POST of an admin or an operator may carry an `Idempotency-Key`: `ApiRoute` answers it from the store if it was carried out before, and
 otherwise gives its endpoint a database that stores the key in the transaction of the change (`control.idempotency`). In the same way
@@ -178,6 +178,10 @@ Joiner = Annotated[JoiningCaller, Depends(joiner)]
 Invitee = Annotated[InvitedCaller, Depends(invitee)]
 
 
+async def ignore_unknown_parameters() -> None:
+    """Dependency of a route whose address another program writes, which may add query parameters (RFC 6749, section 4.1.2)."""
+
+
 def organization(organization_id: str) -> str:
     """An organization's id from a path, as an operator may name it. Raises RESOURCE_UNKNOWN for what cannot be one."""
     if not ids.is_id(ids.ORGANIZATION, organization_id):
@@ -225,6 +229,7 @@ class ApiRoute(APIRoute):
         self.access = required = declared.pop()
         event = audited_operations.find_event(self.name, "GET" if self.methods == {"GET"} else "POST")
         queries = {name for flat in _flatten(self.dependant) for name in _query_names(flat)}
+        is_open = any(flat.call is ignore_unknown_parameters for flat in _flatten(self.dependant))
         reads_json = self.body_field is not None
 
         async def answer(request: Request) -> Response:
@@ -253,14 +258,14 @@ class ApiRoute(APIRoute):
                 place.count(organization_id or (caller.node_id if isinstance(caller, NodeCaller) else caller.key_id))
             for name, text in strict.query_params.multi_items():
                 if name not in queries:
+                    if is_open:
+                        continue
                     raise Fault(PARAMETER_UNKNOWN, param=name_of(name))
                 if "\0" in text:  # which PostgreSQL has no text with
                     raise Fault(PARAMETER_INVALID, param=name, message=f"Invalid value for {name}: it must be readable text.")
             body = b""
             if reads_json or required is node:
-                place.give_back()  # while the client is waited for
-                body = await strict.body()
-                place.take()
+                body = await read_body(strict)
                 if reads_json:
                     strict.parsed = read_json(body, strict.headers)
             if organization_id is not None:
@@ -358,6 +363,15 @@ def _query_names(dependant: Dependant) -> Iterator[str]:
 
 
 # ---- Bodies -----------------------------------------------------------------------------------------------------------
+
+
+async def read_body(request: Request) -> bytes:
+    """The body of a request, which has no place while the client is waited for. Raises OVERLOADED."""
+    place: Place = request.scope["tollway.place"]
+    place.give_back()
+    body = await request.body()
+    place.take()
+    return body
 
 
 def read_json(body: bytes, headers: Mapping[str, str]) -> object:

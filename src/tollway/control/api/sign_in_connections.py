@@ -163,7 +163,7 @@ def list_connections(caller: Reader, plane: Plane, request: Request, query: Anno
 
 @router.post(_PATH)
 def create_connection(caller: Writer, plane: Plane, request: Request, body: ConnectionCreate) -> ConnectionOut:
-    """Let people sign in with an identity provider. The key presented holds every permission that it can give."""
+    """Let people sign in with an identity provider. The key presented holds all that an owner does, as whom the provider could sign in."""
     id = plane.new_id(ids.SIGN_IN_CONNECTION)
     wanted = SignInConnection(
         id=id,
@@ -194,7 +194,7 @@ def retrieve_connection(caller: Reader, plane: Plane, request: Request, connecti
 
 @router.post(f"{_PATH}/{{connection_id}}")
 def update_connection(caller: Writer, plane: Plane, request: Request, connection_id: str, body: ConnectionUpdate) -> ConnectionOut:
-    """Change an identity provider. The key presented holds every permission that it can give, before and after."""
+    """Change an identity provider. The key presented holds all that an owner does, unless it only disables it."""
     fields: dict[str, Any] = {name: getattr(body, name) for name in body.model_fields_set}
     changes = {name: value for name, value in fields.items() if value is not None or name in ("role", "client_secret")}
     if "role" in changes:
@@ -207,7 +207,7 @@ def update_connection(caller: Writer, plane: Plane, request: Request, connection
     if "enabled" in changes:
         changes["is_enabled"] = changes.pop("enabled")
     with plane.database.tenant(caller.organization_id) as tx:
-        changed = connections.update_connection(tx, connection_id, changes, own=caller.grants, private_issuers=plane.private_issuers)
+        changed = connections.update_connection(tx, connection_id, changes, own=caller.grants)
     return _out(plane, request, changed)
 
 

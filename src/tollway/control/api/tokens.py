@@ -127,7 +127,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {401: {"model": TokenRefusedOut, "d
 @router.post(TOKEN_PATH, dependencies=[Depends(public)], response_model=TokenOut, responses=_REFUSALS)
 async def create_token(plane: Plane, request: Request) -> Response:
     """Issue a short access token for a key (RFC 6749). Parameters are a form or a JSON object; a refusal has the shape of RFC 6749."""
-    body = await request.body()
+    body = await routes.read_body(request)
     if len(body) > BODY_BYTES_MAX:
         raise Fault(BODY_TOO_LARGE)
     status, answer = await run_in_threadpool(
@@ -191,7 +191,7 @@ async def revoke_token(plane: Plane, request: Request) -> Response:
 
 async def _answer(plane: ControlPlane, request: Request, carry_out: Callable[[Mapping[str, str]], dict[str, object]]) -> Response:
     """Return the answer to a request with parameters, or the refusal in the words of RFC 6749."""
-    body = await request.body()
+    body = await routes.read_body(request)
     if len(body) > BODY_BYTES_MAX:
         raise Fault(BODY_TOO_LARGE)
     try:

@@ -9,10 +9,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tollway.domain.networks import Network, contains, parse_address
-
-HOPS_MAX = 32
-"""Addresses looked at in one x-forwarded-for; no chain of proxies is longer."""
+from tollway.domain import networks
+from tollway.domain.networks import Network, contains
 
 _ORIGIN = re.compile(rb"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 _HOST = re.compile(rb"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
@@ -73,20 +71,10 @@ def is_trusted(rules: EdgePolicy, address: str) -> bool:
 
 
 def find_client(rules: EdgePolicy, peer: str, forwarded: bytes | None) -> str:
-    """The address of whoever is behind `peer`: the right-most one in x-forwarded-for that is no trusted proxy.
-
-    Each proxy appends whom it heard from, so what stands left of an untrusted address was written by that one. An entry that is no
-    address ends the search: what the proxy before it is, is the last thing known."""
-    if not rules.forwarded_for or forwarded is None or not is_trusted(rules, peer):
+    """The address of whoever is behind `peer`, as `networks.find_client` finds it; that of the peer where x-forwarded-for is not read."""
+    if not rules.forwarded_for or forwarded is None:
         return peer
-    for entry in reversed(forwarded.rsplit(b",", HOPS_MAX)[-HOPS_MAX:]):
-        parsed = parse_address(entry.strip().decode("latin-1"))
-        if parsed is None:
-            return peer
-        peer = str(parsed)
-        if not is_trusted(rules, peer):
-            return peer
-    return peer
+    return networks.find_client(rules.trusted, peer, forwarded)
 
 
 def cors_headers(rules: EdgePolicy, origin: bytes | None) -> bytes:
