@@ -352,8 +352,11 @@ async def test_request_about_a_stored_response_that_fails_here_is_answered(contr
         httpx2.AsyncClient(base_url=made.url, headers={"authorization": f"Bearer {alice.secret}"}) as client,
     ):
         made.plane.response_store = cast(Any, _Store(RuntimeError("broken")))
+        reported: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
         answer = await client.get(f"{PATH}/{UNKNOWN}")
         assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+        assert len(reported) == 1
 
 
 async def test_continued_response_is_charged_before_control_is_asked(control: Control, alice: TenantSetup) -> None:

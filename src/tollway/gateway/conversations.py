@@ -86,7 +86,7 @@ async def prepare(caller: Caller, request: Request, plane: Plane, driver: Corout
         if found is None:
             raise Fault(faults.PREVIOUS_RESPONSE_UNKNOWN, param="previous_response_id")
         before = read_stored(found)
-        answered = bodies.members(before.response)["output"]
+        answered = bodies.members(bytes(before.response))["output"]
         items = [*_list.decode(before.input), *_list.decode(answered), *items]
         del members["previous_response_id"]
     if keeps:

@@ -294,7 +294,6 @@ async def _authorize_conversation(caller: Caller, request: Request, plane: Plane
     hold: Hold | None = None
     if conversations.may_continue(caller, request, plane):
         hold = charge_upload(caller, plane.counters, time.monotonic_ns(), plane.metrics)
-    call: Call | None = None
     try:
         await conversations.prepare(caller, request, plane, driver)
         if request.upload is not None:
@@ -303,11 +302,12 @@ async def _authorize_conversation(caller: Caller, request: Request, plane: Plane
             if upload is not None:
                 upload.refund(time.monotonic_ns())
             call = authorize(caller, request, plane.directory, plane.media_bounds)
-    finally:
-        if hold is not None and call is not None:
-            plane.counters.refund(hold, time.monotonic_ns())
-        elif hold is not None:
+    except BaseException:
+        if hold is not None:
             plane.counters.settle(hold, (1, 0, 0, 0), time.monotonic_ns())
+        raise
+    if hold is not None:
+        plane.counters.refund(hold, time.monotonic_ns())
     return call
 
 

@@ -4,6 +4,7 @@ and nothing is metered; each counts as a request in the limits of the caller.
 A response of another project or organization is answered as one that never was.
 """
 
+import asyncio
 import re
 import time
 from collections.abc import Mapping
@@ -56,7 +57,8 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
         caught.forget_frames()
         _refuse(request, client, plane, caught if caller is not None else client.throttle(caught, request.headers))
         return
-    except Exception as error:  # as in `pipeline.answer`: a 500 and a log line, never a client that waits for good
+    except Exception as error:  # the last line of defence of one request, as in `pipeline.answer`
+        asyncio.get_running_loop().call_exception_handler({"message": "a request about a stored response failed", "exception": error})
         _refuse(request, client, plane, Fault(faults.INTERNAL, detail=describe_error(error)))
         return
     if not client.gone:
@@ -119,7 +121,7 @@ class _Page(msgspec.Struct, frozen=True):
         invalid_value for an `after` that is none of them."""
         named: list[tuple[str, bytes]] = []
         for number, item in enumerate(read_items(items)):
-            members = dict(bodies.members(item))
+            members = dict(bodies.members(bytes(item)))
             id = members.get("id")
             text = msgspec.json.decode(id) if id is not None else None
             if type(text) is not str or not text:
