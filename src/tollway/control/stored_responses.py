@@ -18,6 +18,9 @@ from tollway.storage.database import Database, TenantTx
 RESPONSES_MAX = 100_000
 """Most responses that one organization has stored at a time."""
 
+BYTES_MAX = 10 * 1024**3
+"""Most bytes that they have, sealed."""
+
 REMOVED_MAX = 500
 """Expired responses that one transaction removes, so that it locks for milliseconds."""
 
@@ -40,7 +43,7 @@ def set_retention(tx: TenantTx, seconds: int | None, now: int) -> Organization:
 
 def store(tx: TenantTx, *, project_id: str, id: str, content: bytes, now: int) -> None:
     """Store a sealed response of a project. Raises STATE_CONFLICT where the organization or the project stores none, QUOTA_EXCEEDED where
-    it has RESPONSES_MAX already."""
+    it has RESPONSES_MAX or BYTES_MAX already; roll the transaction back then."""
     organization = stored_tenants.share_organization(tx)  # whoever ends its retention deletes what is stored here too
     project = stored_tenants.find_project(tx, project_id)
     if (
@@ -51,10 +54,10 @@ def store(tx: TenantTx, *, project_id: str, id: str, content: bytes, now: int) -
         or project.status is not Status.ACTIVE
     ):
         raise Fault(STATE_CONFLICT, message="The organization stores no responses.")
-    if storage.has_at_least(tx, RESPONSES_MAX):
-        raise Fault(QUOTA_EXCEEDED, message=f"An organization can store at most {RESPONSES_MAX} responses.")
     expires_at = now + organization.response_retention_seconds * _SECOND_US
-    storage.insert_response(tx, project_id=project_id, id=id, created_at=now, expires_at=expires_at, content=content)
+    total = storage.insert_response(tx, project_id=project_id, id=id, created_at=now, expires_at=expires_at, content=content)
+    if total.responses > RESPONSES_MAX or total.bytes > BYTES_MAX:
+        raise Fault(QUOTA_EXCEEDED, message=f"An organization can store at most {RESPONSES_MAX} responses, and {BYTES_MAX} bytes of them.")
 
 
 def read(tx: TenantTx, project_id: str, id: str, now: int) -> bytes:

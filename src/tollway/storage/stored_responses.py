@@ -1,15 +1,33 @@
-"""Stored responses of organizations, sealed: conversations never reach the database in clear."""
+"""Stored responses of organizations, sealed: conversations never reach the database in clear.
+
+What an organization's responses come to stands in a row of its own, which each transaction changes after the responses themselves, so that
+those that wait for each other do so in one order.
+"""
+
+from collections import Counter
+from typing import NamedTuple
 
 import sqlalchemy as sa
 
 from tollway.storage.database import PlatformTx, TenantTx
-from tollway.storage.schema_responses import stored_responses
+from tollway.storage.schema_responses import stored_response_totals, stored_responses
 
 _C = stored_responses.c
+_T = stored_response_totals.c
+
+_SIZE = sa.func.length(_C.content).label("size")
 
 
-def insert_response(tx: TenantTx, *, project_id: str, id: str, created_at: int, expires_at: int, content: bytes) -> None:
-    """Store a response of the organization until `expires_at` (UTC microseconds, exclusive). One that is stored already stays."""
+class StoredTotal(NamedTuple):
+    """Number and size of the stored responses of an organization."""
+
+    responses: int
+    bytes: int
+
+
+def insert_response(tx: TenantTx, *, project_id: str, id: str, created_at: int, expires_at: int, content: bytes) -> StoredTotal:
+    """Store a response of the organization until `expires_at` (UTC microseconds, exclusive), and return what it has stored then. One that
+    is stored already stays."""
     values = {
         "organization_id": tx.organization_id,
         "id": id,
@@ -18,13 +36,13 @@ def insert_response(tx: TenantTx, *, project_id: str, id: str, created_at: int, 
         "expires_at": expires_at,
         "content": content,
     }
-    tx.connection.execute(tx.insert(stored_responses).values(values).on_conflict_do_nothing())
-
-
-def has_at_least(tx: TenantTx, count: int) -> bool:
-    """Return whether the organization has `count` responses stored, or more."""
-    some = sa.select(_C.id).where(_C.organization_id == tx.organization_id).limit(count).subquery()
-    return int(tx.connection.execute(sa.select(sa.func.count()).select_from(some)).scalar_one()) >= count
+    stored = tx.insert(stored_responses).values(values).on_conflict_do_nothing().returning(_C.id)
+    is_new = tx.connection.execute(stored).first() is not None
+    added = {"responses": int(is_new), "bytes": len(content) if is_new else 0}
+    insert = tx.insert(stored_response_totals).values(organization_id=tx.organization_id, **added)
+    sums = {name: _T[name] + count for name, count in added.items()}
+    kept = insert.on_conflict_do_update(index_elements=["organization_id"], set_=sums).returning(_T.responses, _T.bytes)
+    return StoredTotal(*tx.connection.execute(kept).one())
 
 
 def find_response(tx: TenantTx, project_id: str, id: str, now: int) -> bytes | None:
@@ -41,10 +59,13 @@ def delete_response(tx: TenantTx, project_id: str, id: str, now: int) -> bool:
     deleted = (
         stored_responses.delete()
         .where(_C.organization_id == tx.organization_id, _C.id == id, _C.project_id == project_id)
-        .returning(_C.expires_at)
+        .returning(_C.expires_at, _SIZE)
     )
-    expires_at = tx.connection.execute(deleted).scalar_one_or_none()
-    return expires_at is not None and expires_at > now
+    row = tx.connection.execute(deleted).one_or_none()
+    if row is None:
+        return False
+    _take_off(tx, tx.organization_id, 1, row.size)
+    return bool(row.expires_at > now)
 
 
 def shorten_retention(tx: TenantTx, lifetime_us: int) -> None:
@@ -59,6 +80,7 @@ def shorten_retention(tx: TenantTx, lifetime_us: int) -> None:
 def delete_all(tx: TenantTx) -> None:
     """Delete every response of the organization."""
     tx.connection.execute(stored_responses.delete().where(_C.organization_id == tx.organization_id))
+    tx.connection.execute(stored_response_totals.delete().where(_T.organization_id == tx.organization_id))
 
 
 def remove_expired(tx: PlatformTx, now: int, count_max: int) -> int:
@@ -66,5 +88,16 @@ def remove_expired(tx: PlatformTx, now: int, count_max: int) -> int:
     expired = sa.select(_C.organization_id, _C.id).where(_C.expires_at <= now).order_by(_C.expires_at).limit(count_max)
     found = [(row.organization_id, row.id) for row in tx.connection.execute(expired)]
     if found:
-        tx.connection.execute(stored_responses.delete().where(sa.tuple_(_C.organization_id, _C.id).in_(found)))
+        delete = stored_responses.delete().where(sa.tuple_(_C.organization_id, _C.id).in_(found))
+        responses, sizes = Counter[str](), Counter[str]()
+        for row in tx.connection.execute(delete.returning(_C.organization_id, _SIZE)):
+            responses[row.organization_id] += 1
+            sizes[row.organization_id] += row.size
+        for organization_id in sorted(responses):
+            _take_off(tx, organization_id, responses[organization_id], sizes[organization_id])
     return len(found)
+
+
+def _take_off(tx: PlatformTx | TenantTx, organization_id: str, responses: int, size: int) -> None:
+    own = stored_response_totals.update().where(_T.organization_id == organization_id)
+    tx.connection.execute(own.values(responses=_T.responses - responses, bytes=_T.bytes - size))
