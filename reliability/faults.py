@@ -119,7 +119,7 @@ FAULTS: Mapping[str, Sequence[str]] = {
     ],
     "disk full at the start": ["system/test_bad_input.py::test_a_gateway_does_not_start_on_a_full_disk"],
     "EIO from the disk of the spool": [f"{SPOOL}test_everyone_is_told_and_nothing_is_tried_again"],
-    "fdatasync fails on a real file system": ["system/test_bad_disks.py::test_a_sync_that_fails_ends_the_life"],
+    "fdatasync fails on a real file system": ["system/test_bad_disks.py::test_a_sync_that_fails_ends_the_run"],
     "file system turns read-only": ["system/test_bad_disks.py::test_a_disk_that_turns_read_only"],
     "file system read-only at the start": ["system/test_bad_disks.py::test_a_gateway_that_finds_its_disk_read_only"],
     "spool torn at any byte": [f"{RECOVERY}test_cut_at_every_byte_nothing_before_the_cut_is_lost"],

@@ -208,7 +208,7 @@ async def test_13_a_slow_reader_does_not_blame_its_upstream() -> None:
             exchanges = running.plane.active.exchanges
             stop_reading(client)
             client.send(message(streamed()))
-            await until(lambda: any(isinstance(each, Exchange) and each._connection.paused for each in exchanges))
+            await until(lambda: any(isinstance(each, Exchange) and each.connection.paused for each in exchanges))
             now = asyncio.get_running_loop().time()
             for exchange in list(exchanges):
                 for seconds in (0, 200, 400, 600):

@@ -72,8 +72,10 @@ async def test_cheap_deployment_serves_all_until_its_queue_puts_the_goal_at_risk
         for _ in range(100):
             upstream.first_token_times.observe(1000.0, 1000.0)  # a second for a token, which no busy machine takes
             upstream.first_token_times.observe(1.0, 0.0)
-        upstream.load.report_tokens(50_000.0)
-        texts = [(await post(running.port, streamed())).text for _ in range(30)]
+        texts = []
+        for _ in range(30):
+            upstream.load.report_tokens(50_000.0)  # anew each time: what was reported gets old
+            texts.append((await post(running.port, streamed())).text)
         assert texts.count("dear") >= 20, "one in fifty tries the cheap one all the same"
         upstream.load.report_tokens(0.0)
         assert (await post(running.port, streamed())).text == "cheap", "its queue is short again"

@@ -240,11 +240,13 @@ def test_anchor_of_growing_turns_is_one_and_of_what_everybody_sends_none() -> No
 
 
 async def test_turns_of_a_conversation_stay_with_the_canary_or_without_it() -> None:
-    first, canary = Upstream(*[[whole(completion())]] * 24), Upstream(*[[whole(completion())]] * 24)
+    conversations = 30  # with eight of them, one run in twenty has none at the canary
+    answers = [[whole(completion())]] * (3 * conversations)
+    first, canary = Upstream(*answers), Upstream(*answers)
     async with first.listening(), canary.listening(), gateway({"m": Served([first.url, canary.url], one_tier=True)}) as running:
         for upstream, weight in zip(running.plane.upstreams.of("m"), (70, 30), strict=True):
             upstream.deployment = msgspec.structs.replace(upstream.deployment, weight=weight)
-        for conversation in range(8):
+        for conversation in range(conversations):
             text = prompt(conversation, 1500).hex()
             before = len(first.asked), len(canary.asked)
             for turn in range(3):

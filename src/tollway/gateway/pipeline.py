@@ -210,7 +210,7 @@ def new_id(plane: Plane) -> str:
     return plane.request_ids.new(plane.now_us())
 
 
-def identify_sender(head: RequestHead, plane: Plane, *, is_file: bool) -> Caller:
+def identify_sender(head: RequestHead, plane: Plane, *, is_file: bool = False) -> Caller:
     """Return who sends a body that is still arriving: for an endpoint of a model, or a file to be stored. Raises Fault."""
     if plane.shedder.steps:
         _shed(plane.shedder)
