@@ -102,7 +102,7 @@ HARMLESS = {
     "organizations.time_zone": "of periods that are not cut yet; a period keeps its own",
     "balances.(version|changed_at)": "how often and when the sum was written; the sum itself is compared",
     "billing_periods.created_at": NO_MONEY,
-    "budgets.(name|mode|window_type|amount_pico|thresholds|is_operators|created_at|archived_at|plan_id)": SPENDING_LIMIT,
+    "budgets.(name|mode|window_type|amount_pico|thresholds|is_operators|is_prepaid|created_at|archived_at|plan_id)": SPENDING_LIMIT,
     "budgets.(fallback_model|throttle_requests_per_minute)": SPENDING_LIMIT,
     "budget_raises.*": SPENDING_LIMIT,
     "credit_grants.(reference|closed_at)": NO_MONEY,
