@@ -59,7 +59,7 @@ def do_json(serving: Running, *arguments: str) -> Any:
 
 KEYS = """
 organizations:
-  acme:
+  cyberdyne:
     currency: EUR
     rotation_schedule: {interval_seconds: 7776000, grace_seconds: 604800}
     projects:
@@ -69,17 +69,17 @@ organizations:
 
 def test_file_bounds_keys_that_exist_and_makes_none(serving: Running, tmp_path: Path) -> None:
     path = tmp_path / "platform.yaml"
-    path.write_text("organizations: {acme: {currency: EUR, projects: {chat: {}}}}")
+    path.write_text("organizations: {cyberdyne: {currency: EUR, projects: {chat: {}}}}")
     do(serving, "apply", "-f", str(path))
     path.write_text(KEYS)
-    assert "there is no API key acme / chat / search" in do(serving, "apply", "-f", str(path), code=2)
-    acting = ("--organization", "acme", "--project", "chat")
+    assert "there is no API key cyberdyne / chat / search" in do(serving, "apply", "-f", str(path), code=2)
+    acting = ("--organization", "cyberdyne", "--project", "chat")
     do(serving, "keys", "create", "--name", "search", *acting)
     planned = do(serving, "apply", "-f", str(path)).splitlines()
     assert planned[:4] == [
-        "~ organization acme",
+        "~ organization cyberdyne",
         "    rotation_schedule: none -> interval_seconds 7776000, grace_seconds 604800",
-        "~ API key acme / chat / search",
+        "~ API key cyberdyne / chat / search",
         "    endpoints: none -> embeddings",
     ]
     assert do(serving, "apply", "-f", str(path)) == "nothing to change\n"
@@ -206,13 +206,13 @@ def test_apply_with_a_missing_reference_changes_nothing(serving: Running, tmp_pa
 
 def test_apply_with_a_plan_that_would_leave_an_organization_without_its_budget_changes_nothing(serving: Running, tmp_path: Path) -> None:
     do(serving, "plans", "create", "bronze", "--monthly-budget", "EUR=5")
-    do(serving, "organizations", "create", "tyrell", "--currency", "EUR")
-    do(serving, "plans", "assign", "tyrell", "bronze")
+    do(serving, "organizations", "create", "wallace", "--currency", "EUR")
+    do(serving, "plans", "assign", "wallace", "bronze")
     path = tmp_path / "platform.yaml"
     path.write_text("models: {early: {endpoints: [embeddings]}}\nplans: {bronze: {monthly_budgets: {EUR: null, USD: '5'}}}")
     for option in ((), ("--dry-run",)):
         said = do(serving, "apply", "-f", str(path), *option, code=2)
-        assert "organization tyrell has the plan and is billed in EUR" in said
+        assert "organization wallace has the plan and is billed in EUR" in said
     assert "early" not in do(serving, "models", "list")
     path.write_text("plans: {bronze: {monthly_budgets: {EUR: null}}}")
     do(serving, "apply", "-f", str(path))
