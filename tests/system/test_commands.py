@@ -57,44 +57,6 @@ def do_json(serving: Running, *arguments: str) -> Any:
     return json.loads(do(serving, *arguments, "-o", "json"))
 
 
-KEYS = """
-organizations:
-  cyberdyne:
-    currency: EUR
-    rotation_schedule: {interval_seconds: 7776000, grace_seconds: 604800}
-    projects:
-      chat: {api_keys: {search: {endpoints: [embeddings], tags: {team: search}, rotation_schedule: {interval_seconds: 864000}}}}
-"""
-
-
-def test_file_bounds_keys_that_exist_and_makes_none(serving: Running, tmp_path: Path) -> None:
-    path = tmp_path / "platform.yaml"
-    path.write_text("organizations: {cyberdyne: {currency: EUR, projects: {chat: {}}}}")
-    do(serving, "apply", "-f", str(path))
-    path.write_text(KEYS)
-    assert "there is no API key cyberdyne / chat / search" in do(serving, "apply", "-f", str(path), code=2)
-    acting = ("--organization", "cyberdyne", "--project", "chat")
-    do(serving, "keys", "create", "--name", "search", *acting)
-    planned = do(serving, "apply", "-f", str(path)).splitlines()
-    assert planned[:4] == [
-        "~ organization cyberdyne",
-        "    rotation_schedule: none -> interval_seconds 7776000, grace_seconds 604800",
-        "~ API key cyberdyne / chat / search",
-        "    endpoints: none -> embeddings",
-    ]
-    assert do(serving, "apply", "-f", str(path)) == "nothing to change\n"
-    (key,) = do_json(serving, "keys", "list", *acting)
-    assert key["endpoints"] == ["embeddings"] and key["rotation_schedule"] == {"interval_seconds": 864000, "grace_seconds": 86400}
-    exported = tmp_path / "exported.yaml"
-    do(serving, "export", "-f", str(exported))
-    assert "search:" in exported.read_text() and do(serving, "apply", "-f", str(exported)) == "nothing to change\n"
-    path.write_text(KEYS.replace("{interval_seconds: 864000}", "null").replace("{team: search}", "null"))
-    do(serving, "apply", "-f", str(path))
-    (key,) = do_json(serving, "keys", "list", *acting)
-    assert key["rotation_schedule"] is None and key["tags"] == {}
-    assert "No secret waits to be collected" in do(serving, "keys", "collect", "search", *acting, code=1)
-
-
 def test_apply_plans_then_does_then_has_nothing_left_to_do(serving: Running, tmp_path: Path) -> None:
     path = tmp_path / "platform.yaml"
     path.write_text(PLATFORM)
@@ -486,3 +448,41 @@ def test_keys_accounts_and_archives_by_hand(serving: Running) -> None:
     assert "two" not in do(serving, "projects", "list", *of)
     do(serving, "organizations", "archive", "initech")
     assert "initech" not in do(serving, "organizations", "list")
+
+
+KEYS = """
+organizations:
+  cyberdyne:
+    currency: EUR
+    rotation_schedule: {interval_seconds: 7776000, grace_seconds: 604800}
+    projects:
+      chat: {api_keys: {search: {endpoints: [embeddings], tags: {team: search}, rotation_schedule: {interval_seconds: 864000}}}}
+"""
+
+
+def test_file_bounds_keys_that_exist_and_makes_none(serving: Running, tmp_path: Path) -> None:
+    path = tmp_path / "platform.yaml"
+    path.write_text("organizations: {cyberdyne: {currency: EUR, projects: {chat: {}}}}")
+    do(serving, "apply", "-f", str(path))
+    path.write_text(KEYS)
+    assert "there is no API key cyberdyne / chat / search" in do(serving, "apply", "-f", str(path), code=2)
+    acting = ("--organization", "cyberdyne", "--project", "chat")
+    do(serving, "keys", "create", "--name", "search", *acting)
+    planned = do(serving, "apply", "-f", str(path)).splitlines()
+    assert planned[:4] == [
+        "~ organization cyberdyne",
+        "    rotation_schedule: none -> interval_seconds 7776000, grace_seconds 604800",
+        "~ API key cyberdyne / chat / search",
+        "    endpoints: none -> embeddings",
+    ]
+    assert do(serving, "apply", "-f", str(path)) == "nothing to change\n"
+    (key,) = do_json(serving, "keys", "list", *acting)
+    assert key["endpoints"] == ["embeddings"] and key["rotation_schedule"] == {"interval_seconds": 864000, "grace_seconds": 86400}
+    exported = tmp_path / "exported.yaml"
+    do(serving, "export", "-f", str(exported))
+    assert "search:" in exported.read_text() and do(serving, "apply", "-f", str(exported)) == "nothing to change\n"
+    path.write_text(KEYS.replace("{interval_seconds: 864000}", "null").replace("{team: search}", "null"))
+    do(serving, "apply", "-f", str(path))
+    (key,) = do_json(serving, "keys", "list", *acting)
+    assert key["rotation_schedule"] is None and key["tags"] == {}
+    assert "No secret waits to be collected" in do(serving, "keys", "collect", "search", *acting, code=1)

@@ -31,7 +31,8 @@ def test_client_that_is_given_the_marker_of_another_request_notes_it() -> None:
     async def use(body: bytes) -> Tally:
         reader, tally = asyncio.StreamReader(), Tally()
         reader.feed_data(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
-        assert await Client("h", 1, "k", tally)._read(reader, _order("t01-000001"))
+        async with asyncio.timeout(None) as silence:
+            assert await Client("h", 1, "k", tally)._read(reader, _order("t01-000001"), silence)
         return tally
 
     own, foreign, missing = (asyncio.run(use(body)) for body in (b"[[t01-000001]]", b"[[t01-000001]] [[t02-000001]]", b"nothing"))
