@@ -151,6 +151,8 @@ class DeafKey:
 
     def __init__(self) -> None:
         self.is_deaf, self.calls = False, 0
+        self.refused: str | None = None
+        """The context whose key it answers with a refusal."""
 
     def wrap(self, key: bytes, context: str) -> bytes:
         return key
@@ -159,6 +161,8 @@ class DeafKey:
         self.calls += 1
         if self.is_deaf:
             raise KeyUnreachable("it cannot be reached")
+        if context == self.refused:
+            raise KeyUnavailable("it refuses this key")
         return wrapped
 
 
@@ -181,6 +185,24 @@ def test_service_that_does_not_answer_is_asked_once_in_a_while_for_all_organizat
             keys.open(other)
     with fresh_control.clock.set_to(later + 2 * RETRY_SECONDS * 1_000_000):
         assert keys.open(other) is not vault and keys.open(opened) is not vault
+
+
+def test_service_that_answers_with_a_refusal_is_no_longer_away(fresh_control: Running) -> None:
+    key, keys = DeafKey(), fresh_control.plane.data_keys
+    use_ring(fresh_control, KeyRing.of(key))
+    broken, other = (make_tenant(fresh_control, name).organization_id for name in ("acme", "other"))
+    for organization_id in (broken, other):
+        keys.open(organization_id)
+    use_ring(fresh_control, KeyRing.of(key))
+    keys = fresh_control.plane.data_keys
+    key.is_deaf, later = True, fresh_control.clock() + 2 * CACHE_SECONDS * 1_000_000
+    with fresh_control.clock.set_to(later), pytest.raises(Fault):
+        keys.open(broken)
+    key.is_deaf, key.refused = False, broken
+    with fresh_control.clock.set_to(later + RETRY_SECONDS * 1_000_000):
+        with pytest.raises(Fault):
+            keys.open(broken)
+        keys.open(other)
 
 
 @PROVIDERS

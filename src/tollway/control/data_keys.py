@@ -144,6 +144,12 @@ class DataKeys:
             with self._lock:
                 self._unanswered[kek] = self._now()
             raise
+        except KeyUnavailable:  # the service answered, with a refusal of this one key
+            self._note_answer(kek)
+            raise
+        self._note_answer(kek)
+
+    def _note_answer(self, kek: str) -> None:
         with self._lock:
             self._unanswered.pop(kek, None)
 
