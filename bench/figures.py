@@ -22,7 +22,7 @@ from bench.flame import render as render_flames
 from bench.instruments import build_form, count_instructions, count_system_calls, sample_shares, sample_stacks
 from bench.load import Generator, Load, finish
 from bench.machine import Unavailable, list_tree, measure_fdatasync_us, read_rss_bytes, stop
-from bench.records import Sample, Subject
+from bench.records import COMPILED, Sample, Subject
 from bench.targets import Starter, Target
 
 DIRECT = "direct"
@@ -47,8 +47,8 @@ COUNTED = {
 
 # Requests under callgrind, and the units that they stand for: a stream of `inside.CHUNKS` counts once for its request.
 INSTRUCTED = {"request": (1000, 1000), "chunk": (20, 20 * 100)}
-FORMS = {"pure": TOLLWAY, "native": "tollway native", "compiled": "tollway compiled"}
-"""Targets of the instructions figure by form (`tollway.native.FORM`)."""
+FORMS = {"pure": TOLLWAY, "native": "tollway native", "compiled": COMPILED}
+"""Targets by the form of the package (`tollway.native.FORM`)."""
 
 STACKED = {"request": 10_000, "chunk": 500}  # requests while stacks are sampled
 FLAME_GRAPH = Path(__file__).parent.parent / "docs" / "flamegraph.svg"
@@ -107,6 +107,11 @@ class Rig:
                 raise Unavailable("it listens, but its answers are wrong")
             time.sleep(0.5)
 
+    @property
+    def compiled(self) -> list[str]:
+        """The compiled form as a target, for figures of what it makes cheaper. A quick run does not build it: that takes minutes."""
+        return [] if self.quick else [COMPILED]
+
     def fit(self, load: Load) -> Load:
         """The load, shortened when the run is a quick one."""
         return replace(load, seconds=min(load.seconds, 1.5)) if self.quick else load
@@ -118,7 +123,7 @@ class Rig:
 
 def request(rig: Rig) -> None:
     """CPU per JSON request, saturated."""
-    _turns(rig, "request", [DIRECT, NGINX, BARE, TOLLWAY, *rig.also], {"saturated": SATURATED})
+    _turns(rig, "request", [DIRECT, NGINX, BARE, TOLLWAY, *rig.compiled, *rig.also], {"saturated": SATURATED})
 
 
 def chunk(rig: Rig) -> None:
@@ -129,7 +134,7 @@ def chunk(rig: Rig) -> None:
     loads |= {"10k/s usage": replace(CHUNKS_10K, ask_usage=True), "50k/s usage": replace(CHUNKS_50K, ask_usage=True)}
     if rig.quick:
         loads = {"10k/s plain": CHUNKS_10K}
-    _turns(rig, "chunk", [NGINX, BARE, TOLLWAY, *rig.also], loads)
+    _turns(rig, "chunk", [NGINX, BARE, TOLLWAY, *rig.compiled, *rig.also], loads)
 
 
 def latency(rig: Rig) -> None:
@@ -245,7 +250,7 @@ def peers(rig: Rig) -> None:
     slow = Load(connections=8)
     slow_chunks = replace(CHUNKS_10K, connections=20, connections_per_second=20)
     rig = replace(rig, rounds=min(rig.rounds, 3))
-    _turns(rig, "peers", [NGINX, TOLLWAY, "vllm-router"], {"saturated": SATURATED, "10k/s plain": CHUNKS_10K})
+    _turns(rig, "peers", [NGINX, TOLLWAY, *rig.compiled, "vllm-router"], {"saturated": SATURATED, "10k/s plain": CHUNKS_10K})
     _turns(rig, "peers", [NGINX, TOLLWAY, "litellm"], {"8 connections": slow, "1k/s plain": slow_chunks})
 
 

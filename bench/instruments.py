@@ -82,14 +82,15 @@ def parse_perf(text: str) -> dict[str, float]:
 
 
 def build_form(form: str, directory: Path) -> Path:
-    """Build the package in `form` (`pure`, `native`, `compiled`) and return the PYTHONPATH to run it with. Raises `Unavailable` when the C
-    compiler is missing."""
+    """Build the package in `form` (`pure`, `native`, `compiled`), once for each `directory`, and return the PYTHONPATH to run it with.
+    Raises `Unavailable` when the C compiler is missing."""
     if form == "pure":
         return ROOT / "src"
     get_tool("gcc", "build-essential")
     built = directory / form
-    options = ["--leaves"] if form == "native" else []
-    _run([sys.executable, str(ROOT / "scripts" / "native.py"), str(built), *options], BUILD_SECONDS_MAX)
+    if not built.is_dir():
+        options = ["--leaves"] if form == "native" else []
+        _run([sys.executable, str(ROOT / "scripts" / "native.py"), str(built), *options], BUILD_SECONDS_MAX)
     return built
 
 

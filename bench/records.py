@@ -11,6 +11,9 @@ from pathlib import Path
 
 import msgspec
 
+COMPILED = "tollway compiled"
+"""Target: the gateway with its hot modules compiled, beside `tollway`, which is plain Python."""
+
 
 class Run(msgspec.Struct, frozen=True, kw_only=True, tag="run", tag_field="type"):
     """The circumstances of all that follows it in the file."""

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bench.records import Results, Sample
+from bench.records import COMPILED, Results, Sample
 
 Reading = Callable[[dict[str, float]], float | None]
 YARDSTICK = "nginx"
@@ -93,6 +93,8 @@ STREAM_KIB = Column("KiB / stream", bytes_per_stream)
 INSTRUCTIONS = Column("thousand instructions", value("instructions", 1e-3))
 OF_TOLLWAY = Column("× tollway", value("us_per_request"), 2, "tollway")
 CHUNK_OF_TOLLWAY = Column("× tollway", value("us_per_chunk"), 2, "tollway")
+REQUEST_OF_ROUTER = Column("× vllm-router", value("us_per_request"), 2, "vllm-router")
+CHUNK_OF_ROUTER = Column("× vllm-router", value("us_per_chunk"), 2, "vllm-router")
 
 EVENT_COLUMNS = (
     Column("events/s", lambda values: values["events"] / values["seconds"] if "events" in values else None, 0),
@@ -108,7 +110,7 @@ SECTIONS = (
         "JSON chat completions, 1.2 KB in and 0.9 KB out, 32 connections that ask again at once. *bare* is the floor of the"
         " language: a hundred lines of Python on the gateway's transports (`bench/bare.py`: uvloop, llhttp on both sides, the key"
         " looked up in a dict, bytes relayed) without limits, metering, log or metrics. What tollway costs beyond it is what the"
-        " features cost.",
+        " features cost. *tollway* is the package as plain Python, *tollway compiled* that of a wheel with native code (`make native`).",
         (
             Table(
                 "saturated",
@@ -246,12 +248,14 @@ SECTIONS = (
 )
 
 AIMS = (
-    Aim("CPU per request, × nginx", "request", "saturated", REQUEST_RATIO, 4.0),
-    Aim("CPU per chunk at 10,000/s, × nginx", "chunk", "10k/s plain", CHUNK_RATIO, 1.3),
-    Aim("CPU per chunk at 50,000/s, × nginx", "chunk", "50k/s plain", CHUNK_RATIO, 1.3),
+    Aim("CPU per request, compiled, × nginx", "request", "saturated", REQUEST_RATIO, 4.0, COMPILED),
+    Aim("CPU per request, compiled, × vllm-router", "peers", "saturated", REQUEST_OF_ROUTER, 1.3, COMPILED),
+    Aim("CPU per chunk at 10,000/s, compiled, × nginx", "chunk", "10k/s plain", CHUNK_RATIO, 1.5, COMPILED),
+    Aim("CPU per chunk at 50,000/s, compiled, × nginx", "chunk", "50k/s plain", CHUNK_RATIO, 1.2, COMPILED),
+    Aim("CPU per chunk at 10,000/s, compiled, × vllm-router", "peers", "10k/s plain", CHUNK_OF_ROUTER, 1.0, COMPILED),
     Aim("Time per ingested event, × COPY", "collector", "1,000,000 stored", EVENT_COLUMNS[2], 3.0),
-    Aim("Thousand instructions per request, compiled", "instructions", "request", INSTRUCTIONS, 180.0, "tollway compiled"),
-    Aim("Thousand instructions per chunk, compiled", "instructions", "chunk", INSTRUCTIONS, 14.0, "tollway compiled"),
+    Aim("Thousand instructions per request, compiled", "instructions", "request", INSTRUCTIONS, 180.0, COMPILED),
+    Aim("Thousand instructions per chunk, compiled", "instructions", "chunk", INSTRUCTIONS, 14.0, COMPILED),
     Aim("KiB of memory per open stream", "memory", "open streams", STREAM_KIB, 8.0),
 )
 
@@ -272,7 +276,7 @@ def line_of(sample: Sample) -> str:
         "errors",
     )
     shown = "  ".join(f"{name} {sample.values[name]:.2f}" for name in names if name in sample.values)
-    return f"{sample.figure:9s} {sample.scenario:20s} {sample.target:12s} {sample.round + 1}  {shown}"
+    return f"{sample.figure:9s} {sample.scenario:20s} {sample.target:16s} {sample.round + 1}  {shown}"
 
 
 def render(results: Sequence[Results]) -> str:

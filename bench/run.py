@@ -16,8 +16,9 @@ from types import FrameType
 
 from bench import machine, records, report
 from bench.figures import BARE, DEFAULT, DIRECT, FIGURES, NGINX, TOLLWAY, Rig
+from bench.instruments import build_form
 from bench.load import LOAD_PRIORITY, Generator
-from bench.records import Record, Run, Sample, Subject
+from bench.records import COMPILED, Record, Run, Sample, Subject
 from bench.targets import Target, external, start_bare, start_litellm, start_nginx, start_tollway, start_vllm_router
 
 RESULTS = Path(__file__).parent / "results"
@@ -71,6 +72,7 @@ def prepared(arguments: argparse.Namespace, record: Callable[[Subject | Sample],
                 NGINX: start_nginx,
                 BARE: start_bare,
                 TOLLWAY: start_tollway,
+                COMPILED: lambda own, upstream_url: start_tollway(own, upstream_url, COMPILED, build_form("compiled", directory)),
                 "vllm-router": start_vllm_router,
                 "litellm": start_litellm,
                 **{name: external(name, command) for name, command in others.items()},

@@ -110,16 +110,17 @@ def start_bare(directory: Path, upstream_url: str) -> Target:
     return Target("bare", port, pid, version=f"Python {sys.version.split()[0]}", command="bench/bare.py: uvloop, llhttp, a dict of keys")
 
 
-def start_tollway(directory: Path, upstream_url: str) -> Target:
+def start_tollway(directory: Path, upstream_url: str, name: str = "tollway", source: Path | None = None) -> Target:
     """One `tollway gateway` without a control plane, as after a cold start from the snapshot on its disk, with a limit
-    at every level, metering to a durable spool, metrics, and its log in a file. Raises `Unavailable`.
+    at every level, metering to a durable spool, metrics, and its log in a file. `source` holds the package to run, in any form: that of
+    the bench's own process if None. Raises `Unavailable`.
     """
     port, internal_port = find_free_port(), find_free_port()
     pepper, node_key = os.urandom(32), new_key(KeyType.NODE, os.urandom(RANDOM_BYTES))
     entries = snapshot_entries(digest(pepper, API_KEY.encode()), upstream_url)
     write_copy(directory / "gateway" / "snapshot", 1, entries)
     env = {
-        "PYTHONPATH": str(Path(tollway.__file__).parent.parent),
+        "PYTHONPATH": str(source or Path(tollway.__file__).parent.parent),
         "TOLLWAY_PEPPER": pepper.hex(),
         "TOLLWAY_VAULT_KEY": os.urandom(32).hex(),
         "TOLLWAY_NODE_ID": "node_" + os.urandom(16).hex(),
@@ -131,7 +132,7 @@ def start_tollway(directory: Path, upstream_url: str) -> Target:
     internal_url = f"http://127.0.0.1:{internal_port}"
     pid = start([sys.executable, "-m", "tollway", "gateway"], port=port, log=directory / "gateway.log", env=env)
     return Target(
-        "tollway",
+        name,
         port,
         pid,
         version=tollway.__version__,
