@@ -219,6 +219,11 @@ ROWS = {
     112: ("cookie tossing: a second cookie of the same name from another host of the domain", "`__Host-`; two are none"),
     113: ("a form or a program of another site that uses the session of a browser", "403 `csrf_failed`; the REST API takes no cookie"),
     114: ("open redirect: a sign-in that leads to another site", "to the account page"),
+    115: ("the token of a directory used for anything but SCIM, or for another organization", "403; 404 as for ids that never were"),
+    116: (
+        "a person whom the directory deactivated: with their keys, sessions, keys that they made, an invitation or a link",
+        "401, 404, 409 `conflict`",
+    ),
     122: (
         "forms that two parsers may read differently: preambles, padded or missing boundaries, bare line feeds, endless headers,"
         " headers and fields that stand twice, files that contain a boundary",

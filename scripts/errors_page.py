@@ -294,6 +294,15 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "Free or mend the disk; gateways send their records again by themselves.",
         ),
     },
+    "Directories (SCIM)": {
+        "invalid_filter": ("The filter of a list does not follow RFC 7644, section 3.4.2.2.", "Correct it; `invalidFilter` in the answer."),
+        "invalid_path": ("The path of a change names no attribute.", "Use a path of `/scim/v2/Schemas`."),
+        "no_target": ("A change names a value that is not there, or nothing at all.", "Read the resource again."),
+        "immutable_attribute": ("The change concerns an attribute that never changes, or removes a required one.", "Leave it out."),
+        "invalid_patch": ("The body of a PATCH is not a PatchOp.", "Send `schemas` and `Operations` (RFC 7644, section 3.5.2)."),
+        "uniqueness": ("Somebody else has the name or the address, or another group has the name.", "Find and use that resource."),
+        "precondition_failed": ("`if-match` names another version than the present one.", "Read the resource again, and decide anew."),
+    },
 }
 """By section and code: its meaning, and what to do."""
 

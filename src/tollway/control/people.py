@@ -33,11 +33,16 @@ class Member:
 
 
 def add_user(tx: TenantTx, *, id: str, email: str, name: str, role: Role, own: Sequence[Grant], sizes: QuotaSizes, now: int) -> Member:
-    """Add a person with a role in the organization. Raises STATE_CONFLICT if one has the address, GRANT_EXCEEDS_GRANTOR, QUOTA_EXCEEDED."""
+    """Add a person with a role in the organization. Raises STATE_CONFLICT if one has the address, or the directory deactivated one who had
+    it; GRANT_EXCEEDS_GRANTOR, QUOTA_EXCEEDED."""
     publish.lock(tx)  # takes turns with other creations
     roles.require_covered(own, [Grant(role)])
     if storage.find_user_by_email(tx, email) is not None:
         raise Fault(STATE_CONFLICT, param="email", message="A person with this address is in the organization already.")
+    if storage.is_deactivated(tx, email):
+        raise Fault(
+            STATE_CONFLICT, param="email", message="The directory of the organization has deactivated the person with this address."
+        )
     quotas.require_creation(tx, sizes, Quota.USERS, now)
     user = User(id=id, email=email, name=name, added_at=now)
     storage.insert_user(tx, user)
@@ -185,7 +190,7 @@ def _move(tx: TenantTx, holder_id: str, project_id: str | None, before: Role | N
 def create_group(tx: TenantTx, *, id: str, name: str, sizes: QuotaSizes, now: int) -> UserGroup:
     """Create a group without members and roles. Raises STATE_CONFLICT (the name is taken), QUOTA_EXCEEDED."""
     publish.lock(tx)
-    _require_name(tx, name, id)
+    require_group_name(tx, name, id)
     quotas.require_creation(tx, sizes, Quota.GROUPS, now)
     group = UserGroup(id=id, name=name, created_at=now)
     storage.insert_group(tx, group)
@@ -206,10 +211,10 @@ def list_groups(tx: TenantTx, window: PageWindow) -> Page[UserGroup]:
 
 
 def rename_group(tx: TenantTx, group_id: str, name: str) -> UserGroup:
-    """Give a group another name. Raises RESOURCE_UNKNOWN, STATE_CONFLICT (the name is taken)."""
+    """Give a group another name. Raises RESOURCE_UNKNOWN, STATE_CONFLICT (the name is taken, the directory manages the group)."""
     publish.lock(tx)
-    get_group(tx, group_id)
-    _require_name(tx, name, group_id)
+    _require_unmanaged(get_group(tx, group_id))
+    require_group_name(tx, name, group_id)
     storage.rename_group(tx, group_id, name)
     return get_group(tx, group_id)
 
@@ -224,9 +229,9 @@ def delete_group(tx: TenantTx, group_id: str, *, own: Sequence[Grant], now: int)
 
 def add_group_member(tx: TenantTx, group_id: str, user_id: str, *, own: Sequence[Grant], now: int) -> None:
     """Add a person to a group, whose roles they hold from then on. Doing it again changes nothing. Raises RESOURCE_UNKNOWN,
-    GRANT_EXCEEDS_GRANTOR."""
+    STATE_CONFLICT (the directory manages the group), GRANT_EXCEEDS_GRANTOR."""
     publish.lock(tx)
-    get_group(tx, group_id)
+    _require_unmanaged(get_group(tx, group_id))
     get_user(tx, user_id)
     _require_group_covered(tx, group_id, own)
     storage.put_member(tx, group_id, user_id, now)
@@ -248,9 +253,10 @@ def list_group_members(tx: TenantTx, group_id: str, window: PageWindow) -> Page[
 
 
 def remove_group_member(tx: TenantTx, group_id: str, user_id: str, *, own: Sequence[Grant]) -> None:
-    """Take a person out of a group. Raises RESOURCE_UNKNOWN, GRANT_EXCEEDS_GRANTOR."""
+    """Take a person out of a group. Raises RESOURCE_UNKNOWN, STATE_CONFLICT (the directory manages the group), GRANT_EXCEEDS_GRANTOR."""
     publish.lock(tx)
     get_group_member(tx, group_id, user_id)
+    _require_unmanaged(get_group(tx, group_id))
     _require_group_covered(tx, group_id, own)
     storage.delete_member(tx, group_id, user_id)
 
@@ -259,6 +265,12 @@ def _require_group_covered(tx: TenantTx, group_id: str, own: Sequence[Grant]) ->
     roles.require_covered(own, stored_roles.list_grants(tx, tx.organization_id, [group_id]))
 
 
-def _require_name(tx: TenantTx, name: str, but: str) -> None:
+def _require_unmanaged(group: UserGroup) -> None:
+    if group.is_scim_managed:
+        raise Fault(STATE_CONFLICT, message="The directory of the organization manages this group: change it there.")
+
+
+def require_group_name(tx: TenantTx, name: str, but: str) -> None:
+    """Raise STATE_CONFLICT if another group than `but` has the name."""
     if storage.is_group_name_taken(tx, name, but):
         raise Fault(STATE_CONFLICT, param="name", message="Another group has this name.")

@@ -232,7 +232,10 @@ def _find_verified_address(connection: SignInConnection, claims: Mapping[str, An
 
 
 def _add(plane: ControlPlane, tx: TenantTx, connection: SignInConnection, email: str, claims: Mapping[str, Any], now: int) -> User | None:
-    """Add somebody who has an invitation, or whose address has a domain of the connection; None if neither is so."""
+    """Add somebody who has an invitation, or whose address has a domain of the connection; None if neither is so, or the directory has
+    deactivated them."""
+    if stored_people.is_deactivated(tx, email):
+        return None
     claimed = claims.get("name")
     name = claimed if isinstance(claimed, str) and 1 <= len(claimed) <= 256 and claimed.isprintable() else email
     invite_id = storage.find_pending_invite(tx, email, now)
@@ -249,12 +252,14 @@ def _add(plane: ControlPlane, tx: TenantTx, connection: SignInConnection, email:
 
 
 def _bring_groups(tx: TenantTx, connection: SignInConnection, user: User, claims: Mapping[str, Any], now: int) -> None:
-    """Make the person a member of the groups that the provider's groups stand for, and of no other of those."""
+    """Make the person a member of the groups that the provider's groups stand for, and of no other of those. Groups that the directory
+    manages stay as it says."""
     listed = claims.get(connection.groups_claim)
     named = {each for each in listed[:GROUPS_MAX] if isinstance(each, str)} if isinstance(listed, list) else set[str]()
     wanted = {group_id for name, group_id in connection.groups.items() if name in named}
     for group_id in sorted(set(connection.groups.values())):
-        if stored_people.find_group(tx, group_id) is None:
+        group = stored_people.find_group(tx, group_id)
+        if group is None or group.is_scim_managed:
             continue
         is_in = stored_people.is_member(tx, group_id, user.id)
         if group_id in wanted and not is_in:

@@ -7,21 +7,24 @@ from enum import StrEnum
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:
-    """A person in an organization. `email` is unique among those who were not removed. `added_at`: UTC microseconds."""
+    """A person in an organization. `email` is unique among those who were not removed. `added_at`: UTC microseconds.
+    `is_scim_managed`: the organization's directory says who they are, and whether they may act."""
 
     id: str
     email: str
     name: str
     added_at: int
+    is_scim_managed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserGroup:
-    """People who hold roles together. `created_at`: UTC microseconds."""
+    """People who hold roles together. `created_at`: UTC microseconds. `is_scim_managed`: the organization's directory says who is in it."""
 
     id: str
     name: str
     created_at: int
+    is_scim_managed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,7 @@ class Permission(StrEnum):
     GROUPS_WRITE = "groups.write"
     FEDERATION_READ = "federation.read"
     FEDERATION_WRITE = "federation.write"
+    SCIM_WRITE = "scim.write"
     PRICES_READ = "prices.read"
     AUDIT_READ = "audit.read"
 
@@ -181,8 +182,12 @@ AUDITOR = _built_in(
 )
 OWNER = _built_in(RoleScope.ORGANIZATION, "owner", "Everything in the organization.", TENANT_PERMISSIONS)
 ADMIN = _built_in(
-    RoleScope.ORGANIZATION, "admin", "Everything in the organization but its admin keys.", TENANT_PERMISSIONS - {_P.ADMIN_KEYS_WRITE}
+    RoleScope.ORGANIZATION,
+    "admin",
+    "Everything in the organization but its admin keys and its directory.",
+    TENANT_PERMISSIONS - {_P.ADMIN_KEYS_WRITE, _P.SCIM_WRITE},
 )
+DIRECTORY = _built_in(RoleScope.ORGANIZATION, "directory", "Provisions people and groups by SCIM, and nothing else.", {_P.SCIM_WRITE})
 BILLING = _built_in(
     RoleScope.ORGANIZATION, "billing", "Reads usage, costs and prices, and sets budgets.", {_P.ORGANIZATION_READ, _P.PROJECTS_READ, *_MONEY}
 )
@@ -204,6 +209,7 @@ BUILT_IN: tuple[Role, ...] = (
     BILLING,
     DEVELOPER,
     VIEWER,
+    DIRECTORY,
     PROJECT_OWNER,
     PROJECT_MEMBER,
     PROJECT_VIEWER,

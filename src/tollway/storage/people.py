@@ -18,7 +18,7 @@ from tollway.storage.keys import Digest, read_grant
 from tollway.storage.pages import fetch_page
 from tollway.storage.roles import ROLE_COLUMNS, delete_holder, list_user_grants, names_role
 from tollway.storage.schema import api_keys, organizations
-from tollway.storage.schema_people import custom_roles, group_members, invites, user_groups, users
+from tollway.storage.schema_people import custom_roles, group_members, invites, scim_groups, scim_users, user_groups, users
 
 # ---- People -------------------------------------------------------------------------------------------------------------
 
@@ -55,19 +55,39 @@ def list_users(tx: TenantTx, emails: Sequence[str], window: PageWindow) -> Page[
 
 
 def remove_user(tx: TenantTx, user_id: str, now: int) -> None:
-    """Mark a person as removed; they are in no group any more, and hold no role."""
+    """Mark a person as removed; they are in no group any more, hold no role, and the directory has no part in them."""
     tx.connection.execute(users.update().where(users.c.organization_id == tx.organization_id, users.c.id == user_id).values(removed_at=now))
     columns = group_members.c
     tx.connection.execute(group_members.delete().where(columns.organization_id == tx.organization_id, columns.user_id == user_id))
     delete_holder(tx, user_id)
+    managed = scim_users.c
+    tx.connection.execute(scim_users.delete().where(managed.organization_id == tx.organization_id, managed.user_id == user_id))
+
+
+def is_deactivated(tx: TenantTx, email: str) -> bool:
+    """Return whether the directory deactivated a person with that address (in lower case)."""
+    managed = scim_users.c
+    query = (
+        sa.select(users.c.id)
+        .join(scim_users, sa.and_(managed.organization_id == users.c.organization_id, managed.user_id == users.c.id))
+        .where(users.c.organization_id == tx.organization_id, users.c.email == email, ~managed.is_active)
+    )
+    return tx.connection.execute(query.limit(1)).first() is not None
+
+
+_USER_IS_MANAGED = sa.exists().where(scim_users.c.organization_id == users.c.organization_id, scim_users.c.user_id == users.c.id)
+_GROUP_IS_MANAGED = sa.exists().where(
+    scim_groups.c.organization_id == user_groups.c.organization_id, scim_groups.c.group_id == user_groups.c.id
+)
 
 
 def _live_users(tx: TenantTx) -> sa.Select[Any]:
-    return sa.select(users).where(users.c.organization_id == tx.organization_id, users.c.removed_at.is_(None))
+    own = sa.and_(users.c.organization_id == tx.organization_id, users.c.removed_at.is_(None))
+    return sa.select(users, _USER_IS_MANAGED.label("is_managed")).where(own)
 
 
 def _user(row: Any) -> User:
-    return User(id=row.id, email=row.email, name=row.name, added_at=row.added_at)
+    return User(id=row.id, email=row.email, name=row.name, added_at=row.added_at, is_scim_managed=row.is_managed)
 
 
 # ---- Groups -------------------------------------------------------------------------------------------------------------
@@ -108,12 +128,14 @@ def rename_group(tx: TenantTx, group_id: str, name: str) -> None:
 
 
 def delete_group(tx: TenantTx, group_id: str, now: int) -> None:
-    """Mark a group as deleted; it has no members any more, and holds no role."""
+    """Mark a group as deleted; it has no members any more, holds no role, and the directory has no part in it."""
     own = sa.and_(user_groups.c.organization_id == tx.organization_id, user_groups.c.id == group_id)
     tx.connection.execute(user_groups.update().where(own).values(deleted_at=now))
     columns = group_members.c
     tx.connection.execute(group_members.delete().where(columns.organization_id == tx.organization_id, columns.group_id == group_id))
     delete_holder(tx, group_id)
+    managed = scim_groups.c
+    tx.connection.execute(scim_groups.delete().where(managed.organization_id == tx.organization_id, managed.group_id == group_id))
 
 
 def put_member(tx: TenantTx, group_id: str, user_id: str, now: int) -> None:
@@ -146,11 +168,12 @@ def _membership(tx: TenantTx, group_id: str, user_id: str) -> tuple[sa.ColumnEle
 
 
 def _live_groups(tx: TenantTx) -> sa.Select[Any]:
-    return sa.select(user_groups).where(user_groups.c.organization_id == tx.organization_id, user_groups.c.deleted_at.is_(None))
+    own = sa.and_(user_groups.c.organization_id == tx.organization_id, user_groups.c.deleted_at.is_(None))
+    return sa.select(user_groups, _GROUP_IS_MANAGED.label("is_managed")).where(own)
 
 
 def _group(row: Any) -> UserGroup:
-    return UserGroup(id=row.id, name=row.name, created_at=row.created_at)
+    return UserGroup(id=row.id, name=row.name, created_at=row.created_at, is_scim_managed=row.is_managed)
 
 
 # ---- Invitations --------------------------------------------------------------------------------------------------------

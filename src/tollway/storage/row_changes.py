@@ -45,6 +45,8 @@ AUDITED: Mapping[sa.Table, str] = {
     schema_people.user_groups: "group",
     schema_people.group_members: "group_member",
     schema_people.role_assignments: "role_assignment",
+    schema_people.scim_users: "scim_user",
+    schema_people.scim_groups: "scim_group",
     schema_people.invites: "invite",
     schema_sign_in.user_credentials: "user_credentials",
     schema_sign_in.user_sessions: "session",

@@ -67,6 +67,31 @@ role_assignments = sa.Table(  # what users and groups hold; the roles of admin k
     sa.Column("assigned_at", sa.BigInteger, nullable=False),
 )
 
+scim_users = sa.Table(  # what the directory of an organization says of a person: those that it manages have a row
+    "scim_users",
+    metadata,
+    sa.Column("organization_id", sa.String(64), primary_key=True),
+    sa.Column("user_id", sa.String(64), primary_key=True),
+    sa.Column("user_name", sa.String(320), nullable=False),
+    sa.Column("folded_user_name", sa.String(640), nullable=False),  # in lower case, which may be longer
+    sa.Column("external_id", sa.String(320)),
+    sa.Column("attributes", sa.Text, nullable=False),  # JSON object of what domain.scim keeps beside them
+    sa.Column("is_active", sa.Boolean, nullable=False),  # false: users.removed_at is set, groups and roles are kept
+    sa.Column("updated_at", sa.BigInteger, nullable=False),
+    sa.ForeignKeyConstraint(["organization_id", "user_id"], ["users.organization_id", "users.id"]),
+    sa.UniqueConstraint("organization_id", "folded_user_name"),
+)
+
+scim_groups = sa.Table(  # groups that the directory manages
+    "scim_groups",
+    metadata,
+    sa.Column("organization_id", sa.String(64), primary_key=True),
+    sa.Column("group_id", sa.String(64), primary_key=True),
+    sa.Column("external_id", sa.String(320)),
+    sa.Column("updated_at", sa.BigInteger, nullable=False),
+    sa.ForeignKeyConstraint(["organization_id", "group_id"], ["user_groups.organization_id", "user_groups.id"]),
+)
+
 invites = sa.Table(
     "invites",
     metadata,
@@ -89,6 +114,7 @@ sa.Index(None, custom_roles.c.organization_id, custom_roles.c.deleted_at, custom
 sa.Index(None, users.c.organization_id, users.c.removed_at, users.c.added_at)
 sa.Index(None, user_groups.c.organization_id, user_groups.c.deleted_at, user_groups.c.created_at)
 sa.Index(None, group_members.c.organization_id, group_members.c.user_id)
+sa.Index(None, scim_users.c.organization_id, scim_users.c.external_id)
 sa.Index(None, role_assignments.c.organization_id, role_assignments.c.project_id, role_assignments.c.holder_id)
 sa.Index(None, role_assignments.c.organization_id, role_assignments.c.role_id)
 sa.Index(None, invites.c.organization_id, invites.c.deleted_at, invites.c.created_at)

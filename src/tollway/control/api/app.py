@@ -63,6 +63,7 @@ from tollway.control.api import (
     reference,
     request_log,
     roles,
+    scim,
     service_accounts,
     sessions,
     sign_in_connections,
@@ -139,6 +140,7 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     roles.router,
     federation.router,
     tokens.router,
+    scim.router,
     unsupported.router,
 )
 PAGE_ROUTERS: Sequence[APIRouter] = (sign_in_pages.router, account_pages.router, device_pages.router, provider_pages.router)
@@ -333,7 +335,7 @@ class Envelope:
         async def refuse(fault: Fault) -> None:
             inner["tollway.fault"] = fault
             if status == 0:
-                await errors.response_of(fault)(inner, receive, send_stamped)
+                await errors.response_of(fault, scope["path"])(inner, receive, send_stamped)
 
         if self.name == "api" and self.plane.trusted_proxies:
             inner["client"] = _find_client(self.plane.trusted_proxies, scope)

@@ -1,4 +1,5 @@
-"""Faults as answers: one shape for everything that can go wrong in a request, OpenAI's `{"error": {message, type, param, code}}`.
+"""Faults as answers: one shape for everything that can go wrong in a request, OpenAI's `{"error": {message, type, param, code}}`; below
+SCIM_PATH that of SCIM.
 
 What a client sent is never repeated to it, but for the name of the field at fault, and that only while it looks like a name.
 """
@@ -24,8 +25,11 @@ from tollway.domain.faults import (
     ROUTE_UNKNOWN,
     Fault,
 )
-from tollway.wire.errors import openai_error
+from tollway.wire.errors import openai_error, scim_error
 from tollway.wire.retry_after import retry_after
+
+SCIM_PATH = "/scim/v2"
+"""Path below which directories provision people and groups."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.\-\[\]]{1,64}")
 _ECHOING = {"value_error", "assertion_error", "literal_error", "enum", "string_pattern_mismatch"}
@@ -51,8 +55,8 @@ _BOUNDS = {
 }
 
 
-def response_of(fault: Fault, headers: Mapping[str, str] | None = None) -> Response:
-    """The answer that a fault becomes."""
+def response_of(fault: Fault, path: str, headers: Mapping[str, str] | None = None) -> Response:
+    """The answer that a fault of a request for `path` becomes."""
     extra = dict(headers or {})
     if fault.kind.status == 401:
         extra["www-authenticate"] = "Bearer"
@@ -61,6 +65,8 @@ def response_of(fault: Fault, headers: Mapping[str, str] | None = None) -> Respo
         extra["retry-after"], extra["retry-after-ms"] = str(hint.seconds), str(hint.milliseconds)
     if fault.kind.close:
         extra["connection"] = "close"
+    if path.startswith(SCIM_PATH + "/"):
+        return Response(scim_error(fault), fault.kind.status, extra, "application/scim+json")
     return Response(openai_error(fault), fault.kind.status, extra, "application/json")
 
 
@@ -99,7 +105,7 @@ async def _answer_fault(request: Request, fault: Exception) -> Response:
     request.scope["tollway.fault"] = fault
     place: Place = request.scope["tollway.place"]
     await place.wait_to_refuse(fault)
-    return response_of(fault)
+    return response_of(fault, request.url.path)
 
 
 async def _answer_validation(request: Request, error: Exception) -> Response:
@@ -112,7 +118,7 @@ async def _answer_http(request: Request, error: Exception) -> Response:
     otherwise = REQUEST_INVALID if error.status_code < 500 else INTERNAL
     fault = Fault({404: ROUTE_UNKNOWN, 405: METHOD_UNSUPPORTED}.get(error.status_code, otherwise))
     request.scope["tollway.fault"] = fault
-    return response_of(fault, error.headers)
+    return response_of(fault, request.url.path, error.headers)
 
 
 def install(app: FastAPI) -> None:

@@ -127,6 +127,8 @@ class RoleDeleted(Out):
 
 # ---- People -------------------------------------------------------------------------------------------------------------
 
+ScimManaged = Annotated[bool, Field(description="Whether the directory of the organization manages it by SCIM.", examples=[False])]
+
 
 def role_name(name: str) -> str:
     """Return our name of a role in the organization that a body names for a person."""
@@ -158,13 +160,20 @@ class UserOut(Identified):
     name: Annotated[str, Field(description="Name of the person.", examples=["Ada"])]
     role: Annotated[str, Field(description="Name of the role by which they belong to it.", examples=[READER])]
     added_at: Annotated[int, Field(description="When they were added, in Unix seconds.", examples=[1790000000])]
-    is_scim_managed: Annotated[Literal[False], Field(description="Always false.", examples=[False])] = False
+    is_scim_managed: ScimManaged = False
     is_service_account: Annotated[Literal[False], Field(description="Always false.", examples=[False])] = False
 
 
 def user_out(member: Member) -> UserOut:
     user = member.user
-    return UserOut(id=user.id, email=user.email, name=user.name, role=shown_role(member.role), added_at=seconds(member.added_at))
+    return UserOut(
+        id=user.id,
+        email=user.email,
+        name=user.name,
+        role=shown_role(member.role),
+        added_at=seconds(member.added_at),
+        is_scim_managed=user.is_scim_managed,
+    )
 
 
 class UserDeleted(Out):
@@ -295,11 +304,11 @@ class GroupOut(Identified):
     name: str
     created_at: int
     group_type: Annotated[Literal["group"], Field(description="Always `group`.", examples=["group"])] = "group"
-    is_scim_managed: Annotated[Literal[False], Field(description="Always false.", examples=[False])] = False
+    is_scim_managed: ScimManaged = False
 
 
 def group_out(group: UserGroup) -> GroupOut:
-    return GroupOut(id=group.id, name=group.name, created_at=seconds(group.created_at))
+    return GroupOut(id=group.id, name=group.name, created_at=seconds(group.created_at), is_scim_managed=group.is_scim_managed)
 
 
 class GroupDeleted(Out):
@@ -399,7 +408,7 @@ class GroupSummary(Out):
     id: Annotated[str, Field(description="Id of the group.", examples=[_GROUP])]
     name: str
     created_at: int
-    scim_managed: Annotated[Literal[False], Field(description="Always false.", examples=[False])] = False
+    scim_managed: ScimManaged = False
 
 
 class GroupRoleOut(Out):
@@ -411,7 +420,7 @@ class GroupRoleOut(Out):
 
 
 def group_summary(group: UserGroup) -> GroupSummary:
-    return GroupSummary(id=group.id, name=group.name, created_at=seconds(group.created_at))
+    return GroupSummary(id=group.id, name=group.name, created_at=seconds(group.created_at), scim_managed=group.is_scim_managed)
 
 
 # ---- Explanations -------------------------------------------------------------------------------------------------------

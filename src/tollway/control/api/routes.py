@@ -38,7 +38,7 @@ from tollway.control.access import ActiveKey, Tenant
 from tollway.control.access import Invitee as InvitedCaller
 from tollway.control.access import Joiner as JoiningCaller
 from tollway.control.access import Node as NodeCaller
-from tollway.control.api.errors import name_of
+from tollway.control.api.errors import SCIM_PATH, name_of
 from tollway.control.api.places import Place
 from tollway.control.audit import AuditedOperation
 from tollway.control.idempotency import KeptAnswer
@@ -202,6 +202,7 @@ CHECK_US = 1_000_000
 TARGET_CHARACTERS_MAX = 64
 """Longest part of a path that the audit trail keeps as an id. Longer than any id, so what is cut names nothing."""
 
+SCIM_JSON = re.compile(r"^\s*application/scim\+json", re.IGNORECASE)
 BRACKETS = re.compile(r"(\[\]|%5B%5D)(?==|&|$)", re.IGNORECASE)
 
 
@@ -267,7 +268,7 @@ class ApiRoute(APIRoute):
             if reads_json or required is node:
                 body = await read_body(strict)
                 if reads_json:
-                    strict.parsed = read_json(body, strict.headers)
+                    strict.parsed = read_json(body, strict.headers, is_scim=strict.url.path.startswith(SCIM_PATH))
             if organization_id is not None:
                 await place.take_turn(organization_id)
             if caller is not None and plane_of(strict).now() - checked_at >= CHECK_US:  # a slow body must not outlast a revocation
@@ -374,10 +375,14 @@ async def read_body(request: Request) -> bytes:
     return body
 
 
-def read_json(body: bytes, headers: Mapping[str, str]) -> object:
-    """The value of a strict JSON body. Raises Faults for what is not JSON in UTF-8, or says one key twice."""
+def read_json(body: bytes, headers: Mapping[str, str], *, is_scim: bool = False) -> object:
+    """The value of a strict JSON body. Raises Faults for what is not JSON in UTF-8, or says one key twice. `is_scim`: it may be
+    `application/scim+json` (RFC 7644, section 8.1)."""
     if headers.get("content-encoding", "identity").lower() != "identity":
         raise Fault(CONTENT_CODING_UNSUPPORTED)
-    if not is_json(headers.get("content-type", "").encode("latin-1")):
+    content_type = headers.get("content-type", "")
+    if is_scim:
+        content_type = SCIM_JSON.sub("application/json", content_type)
+    if not is_json(content_type.encode("latin-1")):
         raise Fault(MEDIA_TYPE_UNSUPPORTED)
     return bodies.read_value(body)
