@@ -59,6 +59,9 @@ class TestEveryOperation:
             for name, method, path, allowed in page:
                 target = re.sub(r"\{(\w+)(:path)?\}", "x", path.replace("{project_id}", alice.project_id))
                 answer = client.request(method, f"{target}?never=1")  # refused by its parameter after the access was granted
+                if path.startswith("/scim/v2/"):  # where directories may add parameters of their own
+                    assert (answer.status_code != 403) == allowed[script["title"](role)], (role.id, name)
+                    continue
                 expected = (400, "unknown_parameter") if allowed[script["title"](role)] else (403, "insufficient_scope")
                 assert (answer.status_code, answer.json()["error"]["code"]) == expected, (role.id, name)
 

@@ -296,7 +296,7 @@ class TestRoles:
                 if page["next"] is None:
                     break
                 query["after"] = page["next"]
-            assert len(found) == len(set(found)) == 8 and made <= set(found)
+            assert len(found) == len(set(found)) == 9 and made <= set(found)
             assert found == sorted(found, reverse=order == "desc")
 
     @pytest.mark.parametrize("permissions", [["platform.keys.write"], ["everything"], []])

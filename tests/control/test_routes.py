@@ -25,6 +25,9 @@ PROJECTS = "/v1/organization/projects"
 def refused(response: httpx2.Response, status: int, code: str, param: str | None = None) -> dict[str, Any]:
     """Check the shape of a refusal: all four fields, our headers; returns the error."""
     assert response.status_code == status, response.text
+    if response.request.url.path.startswith("/scim/v2/"):
+        assert response.headers["content-type"] == "application/scim+json" and response.json()["status"] == str(status)
+        return dict(response.json())
     assert response.headers["content-type"] == "application/json"
     assert response.headers["cache-control"] == "no-store"
     assert response.headers["x-request-id"].startswith("req_")
