@@ -137,6 +137,18 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "Responses in the background are not offered, so there is nothing to cancel.",
             "Close the connection of a request to end it.",
         ),
+        "content_policy_violation": (
+            "The guardrail of the model denied the request, or its answer ([guardrails.md](guardrails.md)). The message may say why.",
+            "Change the content; the same request is denied again.",
+        ),
+        "content_too_long_to_check": (
+            "The request is longer than the guardrail of the model checks (`gateway.guardrail.document_bytes_max`).",
+            "Send less, or ask the operator to raise the bound.",
+        ),
+        "guardrail_unavailable": (
+            "The guardrail of the model did not check in time, and nothing passes without it.",
+            "Come back later. Operators look at `tollway_guardrail_verdicts_total` and `gateway.guardrail`.",
+        ),
         "model_not_found": (
             "There is no such model, or the key, its project or its price list does not offer it.",
             "`GET /v1/models` lists what the key may use. Operators: a model needs a price in the organization's currency.",

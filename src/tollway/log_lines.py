@@ -13,8 +13,9 @@ from tollway.domain.billing_classes import ROWS, TEXT_CLASSES, OtherClasses
 
 class RequestLine(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """The fields that few requests have, those of a fault and those that are off by default: left out when empty. `waited_ms`: time in the
-    queue of a model whose deployments were full. `replayed`: the answer was stored with its idempotency key, and given again. The
-    quantities of billing classes that few requests use are in `other_usage`."""
+    queue of a model whose deployments were full. `replayed`: the answer was stored with its idempotency key, and given again.
+    `guardrail_ms`: time that verdicts of the guardrail took. The quantities of billing classes that few requests use are in
+    `other_usage`."""
 
     error_code: str = ""
     detail: str = ""
@@ -22,6 +23,7 @@ class RequestLine(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     peer: str = ""
     waited_ms: float = 0.0
     replayed: bool = False
+    guardrail_ms: float = 0.0
     other_usage: OtherClasses | None = None
 
 

@@ -109,6 +109,13 @@ GATEWAY_METRICS = (
     _counter("tollway_task_restarts", "restarts", ("task",), "Restarts of background tasks that ended: each is a defect."),
     _counter("tollway_callback_failures", "errors", ("place",), "Errors outside of requests and tasks, by place: each is a defect."),
     _counter("tollway_body_reader_failures", "processes", (), "Processes that read large bodies and ended unexpectedly."),
+    _counter(
+        "tollway_guardrail_verdicts",
+        "verdicts",
+        ("stage", "result"),
+        "What the guardrail was asked: allowed, denied, failed (no verdict in time), too_long (not asked).",
+    ),
+    _histogram("tollway_guardrail_seconds", (), "Time that verdicts of the guardrail took."),
     _counter("tollway_response_cache_hits", "requests", (), "Requests that were answered from the cache of responses."),
     _counter("tollway_response_cache_misses", "requests", (), "Requests that asked for the cache of responses and were not in it."),
     _gauge("tollway_response_cache_bytes", "bytes", "Memory that the cache of responses takes."),

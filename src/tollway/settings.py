@@ -43,6 +43,7 @@ OTHER_VARIABLES = {
     "TOLLWAY_NODE_KEY": "Key with which a gateway identifies itself to control: tw_node_... Each gateway has its own.",
     "TOLLWAY_JOIN_TOKEN": "Token with which a gateway without a key registers itself once: tw_join_...",
     "TOLLWAY_LIMITS_REDIS_PASSWORD": "Password of the server of `gateway.limits.redis_url`. Gateways and control.",
+    "TOLLWAY_GUARDRAIL_TOKEN": "Bearer token for the service at `gateway.guardrail.url`. Gateways.",
     "TOLLWAY_MAIL_PASSWORD": "Password of `control.mail.username` at the mail server. Control only.",
     "TOLLWAY_VAULT_TOKEN": "Token of `control.key_encryption.vault_url`, if no file holds it. Control only.",
     "TOLLWAY_PLATFORM_KEY": "First operator key: tw_platform_... Control only.",
@@ -340,6 +341,22 @@ class ResponseCacheSection(msgspec.Struct, frozen=True, kw_only=True):
     """Longest answer that is stored."""
 
 
+class GuardrailSection(msgspec.Struct, frozen=True, kw_only=True):
+    """The service that checks requests and answers of models with a guardrail (docs/guardrails.md)."""
+
+    url: str | None = None
+    """Its address, http(s)://host[:port][/path]. Without one nothing can be checked: models whose guardrail is `closed` answer 503. The
+    bearer token that it is sent, if any, is the variable TOLLWAY_GUARDRAIL_TOKEN."""
+    timeout_seconds: Seconds = 2.0
+    """Deadline of one verdict."""
+    document_bytes_max: Bytes = 4 * 1024 * 1024
+    """Longest request or answer that is checked. A longer one cannot be checked."""
+    window_bytes: Bytes = 8 * 1024
+    """Events of a stream that are held back and checked together, in bytes as they are sent."""
+    window_seconds: Seconds = 0.5
+    """Time after which fewer events of a stream are checked."""
+
+
 class GatewaySection(msgspec.Struct, frozen=True, kw_only=True):
     """`tollway gateway`, the data plane."""
 
@@ -376,6 +393,7 @@ class GatewaySection(msgspec.Struct, frozen=True, kw_only=True):
     idempotency: IdempotencySection = IdempotencySection()
     files: FilesSection = FilesSection()
     response_cache: ResponseCacheSection = ResponseCacheSection()
+    guardrail: GuardrailSection = GuardrailSection()
     limits: LimitsSection = LimitsSection()
 
 

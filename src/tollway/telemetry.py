@@ -219,6 +219,8 @@ class Metrics:
         self.replays = 0
         self.fallbacks: dict[str, int] = {}
         self.hedges: dict[tuple[str, str], int] = {}
+        self.guardrail_verdicts: dict[tuple[str, str], int] = {}
+        self.guardrail_seconds = Histogram(FIRST_TOKEN_SECONDS)
         self.connections_refused = 0
         self.connections_shed = 0
         self.running = 0
@@ -300,6 +302,8 @@ class _Families(Collector):
         yield _counter("tollway_replayed_answers", [((), metrics.replays)])
         yield _counter("tollway_fallbacks", metrics.fallbacks.items())
         yield _counter("tollway_hedges", metrics.hedges.items())
+        yield _counter("tollway_guardrail_verdicts", metrics.guardrail_verdicts.items())
+        yield _histogram("tollway_guardrail_seconds", [((), metrics.guardrail_seconds)])
         yield _counter("tollway_connections_refused", [((), metrics.connections_refused)])
         yield _counter("tollway_connections_shed", [((), metrics.connections_shed)])
         yield _counter("tollway_task_restarts", metrics.task_restarts.items())

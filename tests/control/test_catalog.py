@@ -88,6 +88,16 @@ class TestModels:
         body = {"name": "once", "endpoints": ["embeddings"], "retry_started": False, "hedge_after_ms": 5}
         refused(operator.post(MODELS, json=body), 400, "invalid_value", "hedge_after_ms")
 
+    def test_have_a_guardrail_in_a_mode_and_for_a_part_of_their_traffic(self, control: Running) -> None:
+        operator = control.operator()
+        made = answered(operator.post(MODELS, json={"name": "guarded", "endpoints": ["chat/completions"]}))
+        assert (made["guardrail"], made["guardrail_stages"]) == ("off", "both")
+        changed = answered(operator.post(f"{MODELS}/guarded", json={"guardrail": "closed", "guardrail_stages": "request"}))
+        assert (changed["guardrail"], changed["guardrail_stages"]) == ("closed", "request")
+        assert answered(operator.post(f"{MODELS}/guarded", json={"guardrail": "open"}))["guardrail_stages"] == "request"
+        refused(operator.post(f"{MODELS}/guarded", json={"guardrail": "perhaps"}), 400, "invalid_value", "guardrail")
+        refused(operator.post(f"{MODELS}/guarded", json={"guardrail": None}), 400, "invalid_value", "guardrail")
+
     def test_names_stay_unique_after_archiving(self, control: Running) -> None:
         operator = control.operator()
         make_model(control, "once")

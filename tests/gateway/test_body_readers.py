@@ -74,7 +74,7 @@ def test_78_body_examined_by_a_reader_gets_the_same_verdict_as_in_the_gateway() 
 def test_reader_answers_with_every_member_of_a_call_that_a_body_decides() -> None:
     of_the_gateway = {
         "request", "caller", "grant", "model", "dialect", "price", "output_hold", "repeated", "charge", "answer_recorder",
-        "budgets", "named_budgets", "response_keeper",
+        "budgets", "named_budgets", "response_keeper", "guard",
     }  # fmt: skip
     assert set(Call.__slots__) - of_the_gateway == set(Examined.__struct_fields__) - {"price_id", "spans", "tags"}
 

@@ -145,7 +145,7 @@ class Platform:
         settings = (
             "endpoints", "published", "output_tokens_max", "context_length", "unknown_parameters", "retry_started", "share_cache",
             "groups", "fallbacks", "hedge_after_ms", "hedge_percent", "latency_goal_ms",
-            "response_cache_seconds",
+            "response_cache_seconds", "guardrail", "guardrail_stages",
         )  # fmt: skip
         models: dict[str, Any] = {}
         for model in self._control.list_all("/platform/models"):

@@ -23,6 +23,8 @@ from tollway.domain.catalog import (
     CacheIsolation,
     Endpoint,
     Engine,
+    Guardrail,
+    GuardrailStages,
 )
 from tollway.settings import OperatorError
 
@@ -124,6 +126,23 @@ def set_cache(
     with connect(control_url, key, data_dir) as control:
         changed = control.post(f"/platform/models/{segment(name)}", {"response_cache_seconds": seconds})
     print_json(changed) if output is Output.JSON else print(f"{name}: answers are given again for {seconds} s")
+
+
+@app.command("guardrail")
+def set_guardrail(
+    name: Name,
+    mode: Annotated[Guardrail, typer.Option("--mode", help="Without a verdict open passes and closed refuses; off checks nothing.")],
+    stages: Annotated[GuardrailStages, typer.Option("--stages", help="The part that is checked.")] = GuardrailStages.BOTH,
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Have requests and answers of a model checked by the guardrail of the gateways (docs/guardrails.md)."""
+    with connect(control_url, key, data_dir) as control:
+        changed = control.post(f"/platform/models/{segment(name)}", {"guardrail": mode, "guardrail_stages": stages})
+    checked = "nothing is checked" if mode is Guardrail.OFF else f"checked: {stages}; what cannot be checked: {mode}"
+    print_json(changed) if output is Output.JSON else print(f"{name}: {checked}")
 
 
 @app.command()

@@ -24,6 +24,7 @@ from tollway.gateway.buffers import BufferBounds
 from tollway.gateway.edge.edge import EdgeBounds
 from tollway.gateway.edge.edge_policy import EdgePolicy, parse_hosts, parse_networks, parse_origins
 from tollway.gateway.edge.server import DrainBounds
+from tollway.gateway.guardrails import GuardrailBounds
 from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.relay import RelayBounds
 from tollway.gateway.response_cache import CacheBounds
@@ -53,6 +54,7 @@ BOUNDS: Final[Mapping[str, type]] = {
     "idempotency": AnswerBounds,
     "files": FileBounds,
     "response_cache": CacheBounds,
+    "guardrail": GuardrailBounds,
 }
 """Sections of the gateway's settings, and the bounds that each becomes."""
 
@@ -99,6 +101,7 @@ def gateway(
         rules=_edge_policy(settings.gateway),
         tls=server_context(settings.gateway.tls.certificate_file, settings.gateway.tls.key_file),
         limits=_limits(settings.gateway.limits, os.environ.get("TOLLWAY_LIMITS_REDIS_PASSWORD")),
+        guardrail_token=os.environ.get("TOLLWAY_GUARDRAIL_TOKEN"),
         **{name: _as_bounds(settings.gateway, name) for name in BOUNDS},
         drain=DrainBounds(linger_seconds=settings.gateway.linger_seconds, grace_seconds=settings.gateway.drain_seconds),
     )

@@ -119,7 +119,7 @@ def _plan_model(name: str, current: ModelFile | None, wanted: ModelFile) -> Iter
     settings = (
         "endpoints", "output_tokens_max", "context_length", "unknown_parameters", "retry_started", "share_cache", "groups",
         "hedge_after_ms", "hedge_percent", "latency_goal_ms",
-        "response_cache_seconds",
+        "response_cache_seconds", "guardrail", "guardrail_stages",
     )  # fmt: skip
     yield from _difference("model", (name,), current, wanted, settings)
     prices = {} if current is None or current.prices is UNSET else current.prices

@@ -73,6 +73,8 @@ from tollway.domain.catalog import (
     CacheIsolation,
     Endpoint,
     Engine,
+    Guardrail,
+    GuardrailStages,
     UnknownParameters,
 )
 from tollway.domain.currencies import CURRENCIES
@@ -161,7 +163,8 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     is in, on which limits and budgets can be set as `group:NAME`. `fallbacks`: the models that serve in its place while it
     cannot, in their order. `hedge_after_ms`: when a request whose answer has not begun is sent to a second deployment too, at most
     `hedge_percent` of them. `latency_goal_ms`: time to the first token within which the cheapest deployments serve.
-    `response_cache_seconds`: how long an answer can be given again to the same request that asks for it (docs/apis.md)."""
+    `response_cache_seconds`: how long an answer can be given again to the same request that asks for it (docs/apis.md). `guardrail`,
+    `guardrail_stages`: whether the guardrail of the gateways checks its traffic, and which part (docs/guardrails.md)."""
 
     endpoints: list[Endpoint]
     published: bool | UnsetType = UNSET
@@ -176,6 +179,8 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     hedge_percent: int | UnsetType = UNSET
     latency_goal_ms: int | UnsetType | None = UNSET
     response_cache_seconds: int | UnsetType = UNSET
+    guardrail: Guardrail | UnsetType = UNSET
+    guardrail_stages: GuardrailStages | UnsetType = UNSET
     prices: dict[str, PriceFile] | UnsetType = UNSET
     deployments: dict[str, DeploymentFile] | UnsetType = UNSET
 

@@ -145,6 +145,23 @@ class CacheIsolation(StrEnum):
     ACCEPTED = "accepted"  # the operator accepts that organizations share the cache
 
 
+class Guardrail(StrEnum):
+    """Check of a model's requests and answers by the guardrail of its gateways (docs/guardrails.md), and what happens while that does
+    not answer."""
+
+    OFF = "off"  # nothing is checked
+    OPEN = "open"  # what cannot be checked passes
+    CLOSED = "closed"  # what cannot be checked is refused
+
+
+class GuardrailStages(StrEnum):
+    """Part of the traffic of a model that the guardrail checks."""
+
+    REQUEST = "request"
+    RESPONSE = "response"
+    BOTH = "both"
+
+
 class Model(msgspec.Struct, frozen=True, kw_only=True):
     """A public name in the catalog. Draft until published; only published models reach gateways.
 
@@ -156,7 +173,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     names of models that serve in its place while it cannot, in their order. `hedge_after_ms`: time after which a request whose answer has
     not begun is sent to a second deployment too, None for never; at most `hedge_percent` of the requests are. `latency_goal_ms`: time to
     the first token within which requests go to its cheapest deployments, None if costs do not count. `response_cache_seconds`: how long
-    an answer can be given again to the same request that asks for it, 0 (never) to RESPONSE_CACHE_SECONDS_MAX.
+    an answer can be given again to the same request that asks for it, 0 (never) to RESPONSE_CACHE_SECONDS_MAX. `guardrail`,
+    `guardrail_stages`: whether the guardrail checks its traffic, and which part.
     """
 
     name: str
@@ -175,6 +193,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     hedge_percent: int = HEDGE_PERCENT_FIRST
     latency_goal_ms: int | None = None
     response_cache_seconds: int = 0
+    guardrail: Guardrail = Guardrail.OFF
+    guardrail_stages: GuardrailStages = GuardrailStages.BOTH
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):

@@ -102,6 +102,13 @@ MEDIA_INVALID = _client("invalid_media", 400, "An image, sound, film or file in 
 MEDIA_TOO_LARGE = _client("media_too_large", 413, "The images, sounds, films and files in the request are too large.")
 PARAMETER_UNKNOWN = _client("unknown_parameter", 400, "Unrecognized request parameter.")
 
+# Guardrails.
+CONTENT_DENIED = _client("content_policy_violation", 400, "The content policy does not allow this request or its answer.")
+CONTENT_TOO_LONG_TO_CHECK = _client("content_too_long_to_check", 413, "The request is longer than the content policy can check.")
+GUARDRAIL_UNAVAILABLE = FaultKind(
+    code="guardrail_unavailable", status=503, blame=_P, message="The content policy cannot be applied right now.", type=_SERVER
+)
+
 # Identity and permission. Unknown, revoked and expired keys answer alike.
 CREDENTIALS_AMBIGUOUS = _client("ambiguous_credentials", 400, "Send exactly one credential.")
 KEY_INVALID = FaultKind(code="invalid_api_key", status=401, blame=_T, message="Incorrect API key provided.")

@@ -8,7 +8,7 @@ else: keys as digests, credentials sealed, no names of people or things. Version
 import msgspec
 
 from tollway.domain.budgets import BudgetLevel, BudgetMode
-from tollway.domain.catalog import HEDGE_PERCENT_FIRST, Deployment, Endpoint, UnknownParameters
+from tollway.domain.catalog import HEDGE_PERCENT_FIRST, Deployment, Endpoint, Guardrail, GuardrailStages, UnknownParameters
 from tollway.domain.keys import KeyType
 from tollway.domain.limits import UNLIMITED, Limits
 from tollway.domain.prices import PriceTerms, PriceVersion
@@ -80,7 +80,7 @@ class KeyEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="model", omit_defaults=True):
     """A published model: `id` is its public name. `prices` are of all price lists and service tiers, ordered by valid_from, never empty.
     `groups`: the groups of models that it is in. `fallbacks`: names of models, which need not be published. `hedge_after_ms`,
-    `hedge_percent`, `latency_goal_ms`, `response_cache_seconds`: see `catalog.Model`."""
+    `hedge_percent`, `latency_goal_ms`, `response_cache_seconds`, `guardrail`, `guardrail_stages`: see `catalog.Model`."""
 
     id: str
     endpoints: tuple[Endpoint, ...]
@@ -97,6 +97,8 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     hedge_percent: int = HEDGE_PERCENT_FIRST
     latency_goal_ms: int | None = None
     response_cache_seconds: int = 0
+    guardrail: Guardrail = Guardrail.OFF
+    guardrail_stages: GuardrailStages = GuardrailStages.BOTH
 
 
 class DeploymentEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="deployment", omit_defaults=True):

@@ -28,7 +28,7 @@ from tollway.domain.usage import (
     encode_terms,
 )
 from tollway.gateway.driver import OVER, ShieldedWaiter, Waiter
-from tollway.gateway.ports import UsageSink
+from tollway.gateway.ports import ChecksAnswer, UsageSink
 from tollway.gateway.request import Call, ClientGone, Ending, Permit
 from tollway.wire.progress_slots import FIRST_TOKEN_WORD, OUTPUT_WORD, RETRIES_WORD, SLOT_WORDS, write_quantities
 
@@ -41,6 +41,12 @@ _TIMEOUTS = frozenset(
     }
 )
 
+_OF_CLIENT = frozenset({faults.DEADLINE_EXCEEDED, faults.CONTENT_DENIED})
+"""Faults of the client's own, after which what was generated is billed as if it had left: its deadline, and an answer that was denied."""
+
+_BILLED_BY_DELIVERY = frozenset({Outcome.UPSTREAM_ERROR, Outcome.TIMEOUT})
+"""Outcomes that bill what was delivered, and nothing if nothing was."""
+
 _NONE: Final = UsageSource.NONE  # a member of an enumeration costs a call in the interpreter each time it is looked up
 _Raw: Final = msgspec.Raw
 
@@ -49,7 +55,7 @@ class UsageRecord(Ending):
     """The usage record of one admitted request while it runs.
 
     `admit`: as it was written. `final`: None until it ended. `input_estimate`: tokens of input to record if the engine has not reported
-    them and the outcome allows it; 0 for none.
+    them and the outcome allows it; 0 for none. `guard`: checks the answer; None where nothing does.
     """
 
     __slots__ = (
@@ -66,6 +72,7 @@ class UsageRecord(Ending):
         "attempts",
         "deployment_id",
         "first_token_at",
+        "guard",
         "input_estimate",
         "now_us",
         "source",
@@ -82,6 +89,7 @@ class UsageRecord(Ending):
         self.deployment_id: str | None = None
         self.attempts = 0
         self.first_token_at: int | None = None
+        self.guard: ChecksAnswer | None = None
         self.final = None
         self._sink = sink
         self.now_us = now_us
@@ -94,7 +102,12 @@ class UsageRecord(Ending):
         return OVER
 
     def __aexit__(self, type: object, error: BaseException | None, traceback: object) -> Waiter:
-        return OVER if self.final is not None else self.finish(*_outcome(error))
+        if self.final is not None:
+            return OVER
+        outcome, code = _outcome(error)
+        if self.guard is not None and self.guard.has_sent_nothing and outcome in _BILLED_BY_DELIVERY and self.deployment_id is not None:
+            self.choose(self.deployment_id)  # what was held back to be checked was not delivered
+        return self.finish(outcome, code)
 
     def attempt(self, deployment_id: str) -> None:
         """Another upstream is asked: what an earlier one used is not this request's."""
@@ -179,7 +192,10 @@ def meter(permit: Permit, sink: UsageSink, now_us: Callable[[], int]) -> UsageRe
         terms = add_choices(terms, call.sequences // call.prompts)
     if call.named_budgets:
         terms = add_budgets(terms, call.named_budgets)
-    return UsageRecord(request.id, encode_admit(request.id, request.received_at, terms), sink, now_us)
+    record = UsageRecord(request.id, encode_admit(request.id, request.received_at, terms), sink, now_us)
+    if call.guard is not None:
+        record.guard = call.guard
+    return record
 
 
 def _encode_terms(call: Call) -> bytes:
@@ -210,7 +226,7 @@ def _outcome(error: BaseException | None) -> tuple[Outcome, str | None]:
     if isinstance(error, ClientGone):
         return Outcome.CLIENT_CANCELLED, None
     if isinstance(error, Fault):
-        if error.kind is faults.DEADLINE_EXCEEDED:  # the client's own: as if it had left
+        if error.kind in _OF_CLIENT:
             return Outcome.CLIENT_CANCELLED, error.kind.code
         return (Outcome.TIMEOUT if error.kind in _TIMEOUTS else Outcome.UPSTREAM_ERROR), error.kind.code
     return Outcome.UPSTREAM_ERROR, faults.INTERNAL.code

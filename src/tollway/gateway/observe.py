@@ -57,6 +57,8 @@ def observe(request: Request, call: Call | None, record: UsageRecord | None, fau
         *_NOTHING_USED,
     )
     line.replayed = is_replayed
+    if call is not None and call.guard is not None:
+        line.guardrail_ms = call.guard.checked_ms
     _write(line, request, fault, plane)
 
 
@@ -109,6 +111,8 @@ def _observe_final(request: Request, call: Call, final: Ended, fault: Fault | No
     )
     if used.other is not None:
         line.other_usage = used.other
+    if call.guard is not None:
+        line.guardrail_ms = call.guard.checked_ms
     _write(line, request, fault, plane)
 
 

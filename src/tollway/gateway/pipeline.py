@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from tollway.domain import faults
-from tollway.domain.catalog import Endpoint
+from tollway.domain.catalog import Endpoint, Guardrail
 from tollway.domain.faults import Fault
 from tollway.domain.usage import Outcome
 from tollway.gateway import conversations
@@ -25,6 +25,7 @@ from tollway.gateway.buffers import BufferHold
 from tollway.gateway.deadlines import read_timeout, require_time
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.fallback import fall_back, name_model
+from tollway.gateway.guardrails import Guard
 from tollway.gateway.hedging import may_hedge, relay_hedged
 from tollway.gateway.limit import charge_upload, limit, limit_shared
 from tollway.gateway.memory_counters import Hold
@@ -49,6 +50,7 @@ _CLIENT_REQUEST_ID = re.compile(rb"[\w.-]{1,64}", re.ASCII)
 _JSON = b"content-type: application/json\r\n"
 _CONVERSING: Final = frozenset({Endpoint.RESPONSES, Endpoint.INPUT_TOKENS})
 """Endpoints whose requests can continue a stored response."""
+_UNGUARDED: Final = Guardrail.OFF
 
 
 async def answer(request: Request, client: Client, plane: Plane, driver: CoroutineDriver) -> None:
@@ -115,6 +117,8 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
                 if recorder is not None:
                     receiver = call.answer_recorder = recorder
                     permit.headers = MISS + permit.headers
+            if call.model.guardrail is not _UNGUARDED:
+                receiver = await _guard(call, receiver, plane, driver)
             candidates = route(call, plane.upstreams, request.started, plane.random)
             if candidates[0].running >= candidates[0].limit:
                 candidates = await plane.queues.wait(call, driver)
@@ -268,6 +272,14 @@ async def _claim_answer(call: Call, key: bytes, client: Client, store: AnswerSto
         key=key,
         pieces=_list_sent_pieces(request),
     )
+
+
+async def _guard(call: Call, client: Client, plane: Plane, driver: CoroutineDriver) -> Client:
+    """Have a request checked. Return the client to which its answer goes once that is checked too. Raises Fault."""
+    guard = Guard(plane.guardrails, call, client, driver)
+    call.guard = guard
+    await guard.check_request()
+    return client if guard.client is None else guard.client
 
 
 def _open_cached(call: Call, client: Client, plane: Plane) -> AnswerRecorder | None:

@@ -11,6 +11,7 @@ from tollway.gateway.budgets import Budgets
 from tollway.gateway.buffers import BufferBounds, Buffers
 from tollway.gateway.directory import Directory
 from tollway.gateway.file_operations import FileOperations
+from tollway.gateway.guardrails import GuardrailBounds, Guardrails
 from tollway.gateway.hedging import HedgeBudgets
 from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.memory_counters import MemoryCounters
@@ -60,6 +61,8 @@ class Plane:
         self.file_lifetime_seconds = 0
         self.file_operations = FileOperations()
         self.response_cache: ResponseCache | None = None
+        self.guardrails = Guardrails(GuardrailBounds())
+        self.set_guardrails(self.guardrails)
         self.ask_for_token: TokenEndpoint | None = None
         queue_bounds = queue_bounds or QueueBounds()
         concurrency = ConcurrencyBounds(concurrency_min=queue_bounds.concurrency_min, concurrency_max=queue_bounds.concurrency_max)
@@ -88,6 +91,11 @@ class Plane:
         self.now_us = now_us
         self.draining = False
         self.refusal_lines = REFUSAL_LINES_PER_SECOND_MAX
+
+    def set_guardrails(self, guardrails: Guardrails) -> None:
+        """Have models that ask for it checked by this guardrail, and show what it decides among the metrics."""
+        self.guardrails = guardrails
+        self.metrics.guardrail_verdicts, self.metrics.guardrail_seconds = guardrails.verdicts, guardrails.seconds
 
     def _note_shedding(self, event: str, fields: dict[str, object]) -> None:
         self.log.write({"ts": self.now_us(), "level": "warning", "event": event, **fields})

@@ -17,6 +17,10 @@ TokenEndpoint = Callable[[bytes, bytes, bytes | None], Coroutine[Any, Any, tuple
 """Ask control for an access token: the body, `content-type` and `authorization` of a request in, status and body of its answer out."""
 
 
+AskGuardrail = Callable[[bytes], Coroutine[Any, Any, bytes | None]]
+"""Ask the guardrail: a document in, the body of its answer out; None if there was none in time."""
+
+
 class OutputHold(Protocol):
     """The reservation that budgets hold for the output of a stream: its first `covered_tokens`, which is all that may be relayed."""
 
@@ -155,6 +159,25 @@ class KeepsResponse(Protocol):
 
     async def keep_stream(self, terminator: bytes) -> bytes:
         """Store the response that the last bytes of a stream hold. Return what to send in their place."""
+        ...
+
+
+class ChecksAnswer(Protocol):
+    """Has the answer to one call checked before it is stored or sent (`guardrails.Guard`). `checked_ms`: time that this took."""
+
+    checked_ms: float
+
+    @property
+    def has_sent_nothing(self) -> bool:
+        """Return whether all of the answer was held back so far."""
+        ...
+
+    async def check_body(self, content_type: bytes, body: bytes) -> None:
+        """Return if a whole answer may be sent. `content_type`: empty for JSON. Raises Fault."""
+        ...
+
+    async def check_rest(self, terminator: bytes) -> None:
+        """Return once what is left of a stream may be sent, its last bytes included, and all before these was. Raises Fault."""
         ...
 
 

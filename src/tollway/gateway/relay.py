@@ -448,11 +448,7 @@ class Exchange:
         if self.call.request.sends_media and answer.complete and not answer.broken:
             stream.terminated = self.stream_bytes > 0
         if out:
-            if self._client.committed:
-                self._client.send(out)
-            else:
-                self._pending += out
-                self._resume()
+            self._send(out)
         if fault is not None or stream.terminated or answer.complete or answer.broken:
             self._conclude(fault)
 
@@ -801,6 +797,8 @@ async def end_stream(call: Call, exchange: Exchange, client: Client) -> None:
     """End a stream whose last event has come. Raises Fault metering_unavailable, or as those do that store the answer."""
     stream = exchange.stream
     assert stream is not None
+    if call.guard is not None:
+        await call.guard.check_rest(exchange.terminator if exchange.is_cut else stream.terminator)
     if call.response_keeper is not None and not exchange.is_cut:
         stream.terminator = await call.response_keeper.keep_stream(stream.terminator)
     if call.answer_recorder is not None and not exchange.is_cut:
@@ -822,11 +820,15 @@ async def answer_whole(permit: Permit, exchange: Exchange, upstream: Upstream, r
     exchange.finished = True
     described = b"content-type: %b\r\n" % answer.content_type if answer.content_type else _JSON
     content = answer.body
+    if call.guard is not None:
+        _note_completed(record, call, upstream, answer.used, answer.source, answer.anomaly, len(body))  # billed if it is denied
+        await call.guard.check_body(answer.content_type, content)
     if call.response_keeper is not None:
         content = await call.response_keeper.keep_body(content)
     if call.answer_recorder is not None:
         await call.answer_recorder.keep_body(described, content)
-    _note_completed(record, call, upstream, answer.used, answer.source, answer.anomaly, len(body))
+    if call.guard is None:
+        _note_completed(record, call, upstream, answer.used, answer.source, answer.anomaly, len(body))
     await record.finish(_COMPLETED)
     client.answer(200, described + _explain(exchange, upstream) + permit.headers, content)
 

@@ -23,7 +23,7 @@ from tollway.gateway.dialects.answers import AnswerContext, Measure
 from tollway.gateway.dialects.conversation import Conversation
 from tollway.gateway.dialects.dialect import Dialect, Translation
 from tollway.gateway.memory_counters import Bound, Bucket, EndUserLimits, SharedBound
-from tollway.gateway.ports import KeepsResponse, OutputHold
+from tollway.gateway.ports import ChecksAnswer, KeepsResponse, OutputHold
 from tollway.gateway.prefix_routing import Charge
 from tollway.gateway.principal import Principal
 from tollway.gateway.uploads import Upload
@@ -373,10 +373,10 @@ class Call:
     `prompt_bytes`: bytes of the body, 0 if it holds media, whose bytes say nothing of tokens. `hide_usage`: the client did not ask for
     usage in its stream, so it is removed again. `output_hold`: where budgets reserve the output of a stream while it runs, else None.
     `end_user`: whom the body names, as it stands there; None if that is not limited. `repeated`: fields of the body that a translated
-    answer repeats, once the request was translated. `charge`: the load that it is to a deployment, where there was a choice.
-    `measure`: of a request with media, else None. `answer_recorder`: stores the answer of a request with an idempotency key.
-    `response_keeper`: stores a response; None for most requests. `budgets`: those that bind it; `named_budgets`: ids of those that
-    its record names.
+    answer repeats, once the request was translated. `charge`: the load that it is to a deployment, where there was a choice. `measure`: of
+    a request with media, else None. `answer_recorder`: stores the answer of a request with an idempotency key. `response_keeper`: stores a
+    response; None for most requests. `guard`: checks the answer; None where nothing does. `budgets`: those that bind it; `named_budgets`:
+    ids of those that its record names.
     """
 
     __slots__ = (
@@ -388,6 +388,7 @@ class Call:
         "dropped",
         "end_user",
         "grant",
+        "guard",
         "hide_continuous",
         "hide_usage",
         "input_tokens_max",
@@ -454,6 +455,7 @@ class Call:
         self.answer_recorder: AnswerRecorder | None = None
         self.measure: Measure | None = None
         self.response_keeper: KeepsResponse | None = None
+        self.guard: ChecksAnswer | None = None
 
     def count_in(self, tags: Collection[str], end_user: str | None, key: bytes) -> None:
         """Let budgets on tags and end users count this request, which carries these tags (`domain.budgets.format_tag`) and names this end
@@ -490,6 +492,17 @@ class Call:
         self.output_cap = tokens
         self.output_tokens_max = tokens * self.sequences
         self.dropped = [*self.dropped, *(field for field in caps[1:] if field in self.names)]
+
+    def list_form_texts(self) -> dict[str, list[str]]:
+        """Return the texts of a form by field; files are left out."""
+        request = self.request
+        texts: dict[str, list[str]] = {}
+        for index, name in enumerate(self.names):
+            start, end = request.spans[2 * index : 2 * index + 2]
+            header, _, content = bodies.cut(request.list_pieces(), start, end).partition(b"\r\n\r\n")
+            if b"filename" not in header:
+                texts.setdefault(name, []).append(content.decode("utf-8", "replace"))
+        return texts
 
     def release(self) -> None:
         """Release what only another attempt would need: nothing is tried again. A stream may last for minutes."""

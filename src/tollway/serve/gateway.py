@@ -35,6 +35,7 @@ from tollway.gateway.edge import server
 from tollway.gateway.edge.edge import EdgeBounds
 from tollway.gateway.edge.edge_policy import EdgePolicy
 from tollway.gateway.edge.server import DrainBounds
+from tollway.gateway.guardrails import GuardrailBounds, Guardrails
 from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.plane import Plane
 from tollway.gateway.relay import RelayBounds
@@ -42,6 +43,7 @@ from tollway.gateway.response_cache import CacheBounds, ResponseCache
 from tollway.gateway.shedding import SheddingBounds, find_memory_bound
 from tollway.gateway.upstreams import load_reports, probes
 from tollway.gateway.waiting import QueueBounds
+from tollway.link.guardrail_requests import GuardrailRequests
 from tollway.link.joining import join
 from tollway.link.leases import LeaseClient
 from tollway.link.limit_use_reports import LimitReporter
@@ -109,6 +111,8 @@ class GatewayOptions:
     idempotency: AnswerBounds = field(default_factory=AnswerBounds)
     files: FileBounds = field(default_factory=FileBounds)
     response_cache: CacheBounds = field(default_factory=CacheBounds)
+    guardrail: GuardrailBounds = field(default_factory=GuardrailBounds)
+    guardrail_token: str | None = field(default=None, repr=False)
     drain: DrainBounds = field(default_factory=DrainBounds)
     limits: LimitsOptions = field(default_factory=LimitsOptions)
     rules: EdgePolicy | None = None
@@ -195,6 +199,11 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
         plane.metrics.expose("tollway_response_cache_hits", lambda: cache.hits)
         plane.metrics.expose("tollway_response_cache_misses", lambda: cache.misses)
         plane.metrics.expose("tollway_response_cache_bytes", lambda: cache.bytes)
+    guardrail: GuardrailRequests | None = None
+    if options.guardrail.url is not None:
+        bounds = options.guardrail
+        guardrail = GuardrailRequests(url=options.guardrail.url, token=options.guardrail_token, timeout_seconds=bounds.timeout_seconds)
+        plane.set_guardrails(Guardrails(bounds, guardrail.ask))
     counters = start_counters(options.limits, plane, options.node.node_id, alarm, background)
     count = GatewayCount(options.limits, counters, alarm, stop.set)
     if options.relay.probe_seconds:
@@ -239,6 +248,8 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
         await spool.close()
     await background.stop()
     await link.close()
+    if guardrail is not None:
+        await guardrail.close()
     await readers.close()
     log.close()
     count.raise_if_refused()

@@ -6,7 +6,17 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from tollway.domain.catalog import GROUP_PREFIX, CacheIsolation, Deployment, Endpoint, Engine, Model, UnknownParameters
+from tollway.domain.catalog import (
+    GROUP_PREFIX,
+    CacheIsolation,
+    Deployment,
+    Endpoint,
+    Engine,
+    Guardrail,
+    GuardrailStages,
+    Model,
+    UnknownParameters,
+)
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.tenants import Status
 from tollway.storage.database import PlatformTx, Transaction
@@ -90,6 +100,8 @@ def read_model(row: Any) -> Model:
         hedge_percent=row.hedge_percent,
         latency_goal_ms=row.latency_goal_ms,
         response_cache_seconds=row.response_cache_seconds,
+        guardrail=Guardrail(row.guardrail),
+        guardrail_stages=GuardrailStages(row.guardrail_stages),
     )
 
 
@@ -109,6 +121,8 @@ def _model_columns(model: Model) -> dict[str, Any]:
         "hedge_percent": model.hedge_percent,
         "latency_goal_ms": model.latency_goal_ms,
         "response_cache_seconds": model.response_cache_seconds,
+        "guardrail": model.guardrail,
+        "guardrail_stages": model.guardrail_stages,
     }
 
 

@@ -198,6 +198,8 @@ def _read_models(tx: Transaction, ids: Sequence[str] | None) -> Iterator[Entry]:
             hedge_percent=model.hedge_percent,
             latency_goal_ms=model.latency_goal_ms,
             response_cache_seconds=model.response_cache_seconds,
+            guardrail=model.guardrail,
+            guardrail_stages=model.guardrail_stages,
         )
 
 

@@ -226,6 +226,8 @@ models = sa.Table(
     sa.Column("hedge_percent", sa.Integer, nullable=False, server_default=str(HEDGE_PERCENT_FIRST)),
     sa.Column("latency_goal_ms", sa.Integer),
     sa.Column("response_cache_seconds", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("guardrail", sa.String(16), nullable=False, server_default="off"),  # domain.catalog.Guardrail
+    sa.Column("guardrail_stages", sa.String(16), nullable=False, server_default="both"),  # domain.catalog.GuardrailStages
     one_of("status", Status),
     one_of("unknown_parameters", UnknownParameters),
     sa.CheckConstraint("output_tokens_max > 0", name="output_tokens_max_positive"),

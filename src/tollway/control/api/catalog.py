@@ -52,6 +52,8 @@ def create_model(_caller: Writer, plane: Plane, body: ModelCreate) -> ModelOut:
         hedge_percent=body.hedge_percent,
         latency_goal_ms=body.latency_goal_ms,
         response_cache_seconds=body.response_cache_seconds,
+        guardrail=body.guardrail,
+        guardrail_stages=body.guardrail_stages,
     )
     with plane.database.platform() as tx:
         return model_out(catalog.create_model(tx, model))

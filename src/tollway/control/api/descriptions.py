@@ -226,6 +226,11 @@ FIELDS: Mapping[str, FieldText] = {
     "response_cache_seconds": FieldText(
         "How long an answer can be given again to the same request that asks for it, 0 (never) to 604800 seconds.", 3600
     ),
+    "guardrail": FieldText(
+        "Whether the gateways' guardrail checks requests and answers: off, open (what cannot be checked passes) or closed (is refused).",
+        "closed",
+    ),
+    "guardrail_stages": FieldText("The part that the guardrail checks: request, response or both.", "both"),
     "response_retention_seconds": FieldText(
         "How long responses are stored whose requests ask for it, in seconds, 1 to 31622400; null stores none.", 2592000
     ),

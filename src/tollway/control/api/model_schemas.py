@@ -14,6 +14,8 @@ from tollway.domain.catalog import (
     MODEL_GROUPS_MAX,
     RESPONSE_CACHE_SECONDS_MAX,
     TIME_MS_MAX,
+    Guardrail,
+    GuardrailStages,
     Model,
     UnknownParameters,
 )
@@ -29,6 +31,8 @@ MODEL_GROUPS_TEXT = (
 
 
 CacheSeconds = Annotated[int, Field(ge=0, le=RESPONSE_CACHE_SECONDS_MAX)]
+GuardrailMode = Annotated[Guardrail, Field(strict=False)]
+GuardrailPart = Annotated[GuardrailStages, Field(strict=False)]
 
 
 class ModelCreate(In):
@@ -47,6 +51,8 @@ class ModelCreate(In):
     hedge_percent: HedgePercent = HEDGE_PERCENT_FIRST
     latency_goal_ms: TimeMs | None = None
     response_cache_seconds: CacheSeconds = 0
+    guardrail: GuardrailMode = Guardrail.OFF
+    guardrail_stages: GuardrailPart = GuardrailStages.BOTH
 
 
 class ModelUpdate(In):
@@ -64,6 +70,8 @@ class ModelUpdate(In):
     hedge_percent: HedgePercent | None = None
     latency_goal_ms: TimeMs | None = None
     response_cache_seconds: CacheSeconds | None = None
+    guardrail: GuardrailMode | None = None
+    guardrail_stages: GuardrailPart | None = None
 
 
 class ModelOut(Identified):
@@ -83,6 +91,8 @@ class ModelOut(Identified):
     hedge_percent: int
     latency_goal_ms: int | None
     response_cache_seconds: int
+    guardrail: str
+    guardrail_stages: str
     created_at: int
 
 
@@ -104,5 +114,7 @@ def model_out(model: Model) -> ModelOut:
         hedge_percent=model.hedge_percent,
         latency_goal_ms=model.latency_goal_ms,
         response_cache_seconds=model.response_cache_seconds,
+        guardrail=model.guardrail,
+        guardrail_stages=model.guardrail_stages,
         created_at=seconds(model.created_at),
     )
