@@ -249,6 +249,15 @@ ROWS = {
         "requests that differ from a cached one of another tenant in nothing, or in type alone; floods of answers to cache",
         "never an answer of another project; an organization displaces its own answers only",
     ),
+    136: (
+        "batches whose lines name forbidden models, endpoints or fields, stream, repeat an id, or are no JSON",
+        "the batch is `failed` with an error for each line, before anything is sent or billed",
+    ),
+    137: (
+        "ids of batches of another project; batches that were moved to another tenant's place; keys for some endpoints alone",
+        "404 as for one that does not exist; 503 `files_unavailable`; 403 `insufficient_scope`",
+    ),
+    138: ("a batch that goes on after its key was revoked", "what runs is interrupted, nothing more is sent, the batch is `failed`"),
 }  # fmt: skip
 """Attacks that are tried, and what they get. The rows between are the control plane's, or need what is not served yet."""
 

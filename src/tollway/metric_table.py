@@ -120,6 +120,9 @@ GATEWAY_METRICS = (
     _counter("tollway_response_cache_misses", "requests", (), "Requests that asked for the cache of responses and were not in it."),
     _gauge("tollway_response_cache_bytes", "bytes", "Memory that the cache of responses takes."),
     _counter("tollway_stored_response_failures", "requests", (), "Stored responses that could not be stored, read or deleted."),
+    _gauge("tollway_batches_running", "batches", "Batches that this gateway runs now."),
+    _gauge("tollway_batch_lines_running", "requests", "Lines of batches that this gateway has sent and that have not ended."),
+    _counter("tollway_batch_lines", "requests", (), "Lines of batches that were answered."),
     _counter("tollway_log_lines_dropped", "lines", (), "Log lines that were dropped because writing was too slow."),
     # Limits
     _gauge("tollway_limits_end_users_together", "end users", "End users that share one counter because there are too many to keep apart."),

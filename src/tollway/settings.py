@@ -330,6 +330,19 @@ class FilesSection(msgspec.Struct, frozen=True, kw_only=True):
     """Disk space that stays free; an upload that would leave less is answered 503."""
 
 
+class BatchesSection(msgspec.Struct, frozen=True, kw_only=True):
+    """Batches (`/v1/batches`, `/v1/messages/batches`, docs/batches.md). They exist where `gateway.files.directory` is set."""
+
+    concurrency: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 64
+    """Lines of batches that one gateway sends at a time, at most: while other traffic needs the capacity, they are fewer or none."""
+    organization_concurrency: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 32
+    """Lines of one organization that one gateway sends at a time."""
+    organization_batches_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
+    """Batches of one organization that have not ended; one more is answered 403."""
+    lines_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 50_000
+    """Lines of one batch."""
+
+
 class ResponseCacheSection(msgspec.Struct, frozen=True, kw_only=True):
     """Cache of responses in the memory of a gateway, for models and requests that ask for it (docs/apis.md)."""
 
@@ -392,6 +405,7 @@ class GatewaySection(msgspec.Struct, frozen=True, kw_only=True):
     spool: SpoolSection = SpoolSection()
     idempotency: IdempotencySection = IdempotencySection()
     files: FilesSection = FilesSection()
+    batches: BatchesSection = BatchesSection()
     response_cache: ResponseCacheSection = ResponseCacheSection()
     guardrail: GuardrailSection = GuardrailSection()
     limits: LimitsSection = LimitsSection()

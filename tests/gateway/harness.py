@@ -21,6 +21,7 @@ from tollway.domain.limits import UNLIMITED, Limits
 from tollway.domain.prices import PriceTerms, PriceVersion
 from tollway.domain.snapshot import DeploymentEntry, KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.tenants import Status
+from tollway.domain.usage import ServiceTier
 from tollway.gateway.background import BackgroundTasks
 from tollway.gateway.buffers import BufferBounds
 from tollway.gateway.driver import CoroutineDriver
@@ -73,6 +74,7 @@ class Served:
     latency_goal_ms: int | None = None
     priorities: bool = False
     costs: Sequence[int | None] = ()
+    batch_price: int | None = None
 
 
 NOWHERE = "http://127.0.0.1:9"
@@ -128,7 +130,7 @@ def plane(
                 id=name,
                 endpoints=tuple(Endpoint),
                 created_at=1_000_000,
-                prices=(price,),
+                prices=(price,) if served.batch_price is None else (price, _price_batches(price, served.batch_price)),
                 output_tokens_max=served.output_tokens_max,
                 context_length=served.context_length,
                 retry_started=served.retry_started,
@@ -155,6 +157,11 @@ def plane(
         yield made, sink, log
     finally:
         log.close()
+
+
+def _price_batches(price: PriceVersion, input_price: int) -> PriceVersion:
+    prices = msgspec.structs.replace(price.unit_prices, input=input_price)
+    return msgspec.structs.replace(price, id="price_" + "b" * 32, tier=ServiceTier.BATCH, unit_prices=prices)
 
 
 class Log:

@@ -361,7 +361,7 @@ def test_file_that_is_deleted_while_the_quota_is_counted_refuses_no_other(tmp_pa
 
 def test_directories_of_a_file_are_on_the_disk_before_it_and_for_its_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[Path] = []
-    monkeypatch.setattr("tollway.storage.tenant_files._sync_directory", synced.append)
+    monkeypatch.setattr("tollway.storage.tenant_files.sync_directory", synced.append)
     root = tmp_path / "files"
     FileDirectory(root, VAULT, FileBounds(free_bytes_min=0), Clock()).add(OWNER, described("a"), (b"secret",))
     of_organization = root / "org_a"

@@ -20,6 +20,7 @@ from tollway.cli.processes import (
     inherit_or_open,
     read_settings,
 )
+from tollway.gateway.batches.worker import BatchBounds
 from tollway.gateway.buffers import BufferBounds
 from tollway.gateway.edge.edge import EdgeBounds
 from tollway.gateway.edge.edge_policy import EdgePolicy, parse_hosts, parse_networks, parse_origins
@@ -53,6 +54,7 @@ BOUNDS: Final[Mapping[str, type]] = {
     "shedding": SheddingBounds,
     "idempotency": AnswerBounds,
     "files": FileBounds,
+    "batches": BatchBounds,
     "response_cache": CacheBounds,
     "guardrail": GuardrailBounds,
 }

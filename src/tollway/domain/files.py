@@ -11,6 +11,11 @@ class FilePurpose(StrEnum):
 
     BATCH = "batch"  # lines of a batch
     USER_DATA = "user_data"  # whatever the client wants to keep
+    BATCH_OUTPUT = "batch_output"  # answers and errors of a batch, written by gateways alone
+
+
+UPLOADED: Final = (FilePurpose.BATCH, FilePurpose.USER_DATA)
+"""Purposes of files that clients send."""
 
 
 EXPIRY_SECONDS_MIN: Final = 3_600

@@ -39,6 +39,8 @@ IDENTITY_PROVIDER = "idp"
 FEDERATION_RULE = "fedrule"
 SESSION = "sess"
 FILE = "file"
+BATCH = "batch"
+MESSAGE_BATCH = "msgbatch"
 SIGN_IN_CONNECTION = "conn"
 
 RANDOM_BITS = 74

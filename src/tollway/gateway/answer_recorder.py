@@ -8,6 +8,8 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 from tollway.domain import faults
@@ -34,10 +36,17 @@ class AnswerRecorder:
     chunked = False
 
     def __init__(
-        self, client: Client, claimed: ClaimedAnswer, body_bytes_max: int, buffer: BufferHold, replay_headers: bytes = _REPLAYED
+        self,
+        client: Client,
+        claimed: ClaimedAnswer,
+        body_bytes_max: int,
+        buffer: BufferHold,
+        replay_headers: bytes = _REPLAYED,
+        executor: Executor | None = None,
     ) -> None:
         """`buffer`: holds the recorded stream. One that the budget does not suffice for is not stored, as one that is too long.
-        `replay_headers`: header lines of an answer that is given again."""
+        `replay_headers`: header lines of an answer that is given again. `executor`: of the store's threads, None for asyncio's."""
+        self._executor = executor
         self._replay_headers = replay_headers
         self._client = client
         self._claimed = claimed
@@ -83,14 +92,14 @@ class AnswerRecorder:
         await self._keep(None if pieces is None else StoredAnswer(self._headers, b"".join(pieces), is_stream=True))
 
     async def _keep(self, answer: StoredAnswer | None) -> None:
-        await _in_thread(self._claimed.keep, answer)
+        await _in_thread(self._executor, self._claimed.keep, answer)
 
     def release(self) -> None:
         """Let the key be used again. Without a stored answer the request is a new one then."""
         self._pieces = None
         self._buffer.release()
         self._claimed.release()
-        asyncio.get_running_loop().run_in_executor(None, self._claimed.clean_up)
+        asyncio.get_running_loop().run_in_executor(self._executor, self._claimed.clean_up)
 
     def _record(self, data: bytes) -> None:
         if self._pieces is None:
@@ -164,8 +173,8 @@ async def claim(
         message = "The header 'Idempotency-Key' must have 1 to 255 visible ASCII characters."
         raise Fault(faults.PARAMETER_INVALID, param="idempotency-key", message=message)
     digest = hashlib.sha256(b"\0".join((key_id.encode(), endpoint.encode(), key))).digest()
-    claimed = await _in_thread(_claim, store, organization_id, digest, pieces)
-    return AnswerRecorder(client, claimed, store.answer_bytes_max, buffer)
+    claimed = await _in_thread(store.executor, _claim, store, organization_id, digest, pieces)
+    return AnswerRecorder(client, claimed, store.answer_bytes_max, buffer, executor=store.executor)
 
 
 def _claim(store: AnswerStore, organization_id: str, digest: bytes, pieces: Sequence[bytes]) -> ClaimedAnswer:
@@ -175,9 +184,9 @@ def _claim(store: AnswerStore, organization_id: str, digest: bytes, pieces: Sequ
     return store.claim(organization_id, digest, body.digest())
 
 
-async def _in_thread(function: Callable[_P, _T], *arguments: _P.args, **keywords: _P.kwargs) -> _T:
+async def _in_thread(executor: Executor | None, function: Callable[_P, _T], *arguments: _P.args, **keywords: _P.kwargs) -> _T:
     """Return what a function that blocks returns, from a worker thread, whatever interrupts the request meanwhile."""
-    future = asyncio.ensure_future(asyncio.to_thread(function, *arguments, **keywords))
+    future = asyncio.get_running_loop().run_in_executor(executor, partial(function, *arguments, **keywords))
     done = ShieldedWaiter()
     future.add_done_callback(lambda _: done.resume())
     await done

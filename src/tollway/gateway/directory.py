@@ -34,7 +34,7 @@ from tollway.domain.usage import ServiceTier
 from tollway.engines.profile import EngineProfile
 from tollway.engines.table import ENGINES, can_count, is_translated
 from tollway.gateway.dialects.table import DIALECTS
-from tollway.gateway.principal import PrincipalKind, principal_of_key, principal_of_token
+from tollway.gateway.principal import PrincipalKind, principal_of_batch, principal_of_key, principal_of_token
 from tollway.gateway.request import Caller, ModelGrant
 from tollway.gateway.tokens import TrustedIssuers, VerifiedToken
 
@@ -61,6 +61,9 @@ SHARDS = 1_024
 """Parts of the index of keys. A dict that grows copies itself at once: with a million keys in one, everything would wait for 30 ms."""
 
 DIGEST_BYTES = 32
+
+BATCH_PREFIX = b"batch:"
+"""Before the id of a key: stands for a digest, by which the lines of its batches find their caller. No digest has it and that length."""
 
 NO_MODEL_LIMITS: dict[str, Limits] = {}
 """Limits by model of every key that has none. Nobody changes the limits of an entry."""
@@ -190,7 +193,7 @@ class Directory:
         maps = self._maps
         key = maps.keys.find(digest)
         if key is None:
-            return None
+            return self._find_batch_caller(digest, now_us) if digest.startswith(BATCH_PREFIX) else None
         if key.expires_at is not None and key.expires_at <= now_us:
             maps.keys.forget(digest)
             self._callers.pop(digest, None)
@@ -199,6 +202,14 @@ class Directory:
         if caller is not None:
             self._note_use(caller, digest, now_us)
         return caller
+
+    def _find_batch_caller(self, digest: bytes, now_us: int) -> Caller | None:
+        """Return the caller of the batches of a key, whose id follows BATCH_PREFIX in `digest`, while the key is valid."""
+        digests = self._maps.keys.list_digests(digest[len(BATCH_PREFIX) :].decode("latin-1"))
+        key = self._maps.keys.find(digests[0]) if digests else None
+        if key is None or (key.expires_at is not None and key.expires_at <= now_us):
+            return None
+        return self._compile_caller(key, digest, None)
 
     def find_token_caller(self, digest: bytes, token: bytes, now_us: int) -> Caller | None:
         """The caller whose key an access token stands for, if that is valid and in the snapshot. `digest`: SHA-256 of the whole token.
@@ -247,6 +258,8 @@ class Directory:
         principal = principal_of_key(key, project, organization)
         if token is not None:
             principal = principal_of_token(token, principal)
+        elif digest.startswith(BATCH_PREFIX) and len(digest) != DIGEST_BYTES:
+            principal = principal_of_batch(principal)
         if len(self._callers) >= CALLERS_MAX:
             del self._callers[next(iter(self._callers))]
         caller = self._callers[digest] = Caller(principal, f'"{salt}"'.encode(), budgets, digest, self.version)
@@ -260,7 +273,7 @@ class Directory:
         maps = self._maps
         secrets = maps.keys.list_digests(caller.principal.id)
         if (
-            (caller.digest in secrets or (bool(secrets) and caller.principal.kind is PrincipalKind.TOKEN))
+            (caller.digest in secrets or (bool(secrets) and caller.principal.kind is not PrincipalKind.API_KEY))
             and caller.project.id in maps.projects
             and caller.organization.id in maps.organizations
         ):
@@ -269,10 +282,10 @@ class Directory:
         return True
 
     def _note_use(self, caller: Caller, digest: bytes, now_us: int) -> None:
-        if caller.principal.kind is PrincipalKind.TOKEN:
+        if caller.principal.kind is not PrincipalKind.API_KEY:
             caller.use_due_at = now_us + USE_US
             secrets = self._maps.keys.list_digests(caller.principal.id)
-            if len(secrets) != 1:  # a token does not say which of two secrets it was made with
+            if len(secrets) != 1:  # neither a token nor a batch says which of two secrets it was made with
                 return
             digest = secrets[0]
         if len(self._uses) < USES_NOTED_MAX or digest in self._uses:
@@ -303,17 +316,23 @@ class Directory:
         turns = [term.valid_from for term in terms] + [price.valid_from for price in model.prices]
         is_served, is_translated_somewhere = find_service(model, endpoint, self._list_deployments_of(name, caller))
         tiers = caller.project.service_tiers
-        prices = ((tier, find_price(self.list_prices(model, price_list, tier), at)) for tier in ServiceTier if tiers.allows(tier))
+        default_tier = tiers.default
+        prices: dict[ServiceTier, PriceVersion | None]
+        if caller.principal.kind is PrincipalKind.BATCH:  # whatever tier a line asks for
+            default_tier = ServiceTier.BATCH
+            prices = dict.fromkeys(ServiceTier, find_price(self.list_prices(model, price_list, default_tier), at))
+        else:
+            prices = {tier: find_price(self.list_prices(model, price_list, tier), at) for tier in ServiceTier if tiers.allows(tier)}
         return ModelGrant(
             model,
-            {tier: price for tier, price in prices if price is not None},
+            {tier: price for tier, price in prices.items() if price is not None},
             max((turn for turn in turns if turn <= at), default=0),
             min((turn for turn in turns if turn > at), default=INSTANT_MAX),
             is_served=is_served,
             is_translated=is_translated_somewhere,
             known_fields=self._list_known_fields(name, endpoint, caller),
             cache_salt=caller.cache_salt,
-            default_tier=tiers.default,
+            default_tier=default_tier,
             terms_valid_from=0 if in_force is None else in_force.valid_from,
             budgets=tuple(each for each in caller.budgets if covers_model(each.model, model.id, model.groups)),
             has_running_usage=all(engine.continuous_usage for engine in self._list_engines(name, caller)),

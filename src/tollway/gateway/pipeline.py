@@ -96,11 +96,13 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
             admitted = await limit_shared(call, shared, time.monotonic_ns, plane.metrics)
         with admitted as permit:
             limit_headers = permit.headers
-            if request.head.idempotency_key is not None and plane.answer_store is not None:
-                receiver = recorder = await _claim_answer(call, request.head.idempotency_key, client, plane.answer_store, plane)
-                call.answer_recorder = recorder
-                if recorder.replay(call.dialect.identify(request.id) + limit_headers):
-                    return
+            if request.head.idempotency_key is not None:
+                store = request.head.answer_store or plane.answer_store
+                if store is not None:
+                    receiver = recorder = await _claim_answer(call, request.head.idempotency_key, client, store, plane)
+                    call.answer_recorder = recorder
+                    if recorder.replay(call.dialect.identify(request.id) + limit_headers):
+                        return
             if hold is None and (call.budgets or request.head.max_cost is not None):
                 hold = plane.budgets.reserve(call, call.budgets, read_max_cost(request.head))
                 await hold.waiter

@@ -3,10 +3,12 @@
 A Protocol stands here only where two implementations exist: the real one and the one of the tests (`tests/fakes.py`).
 """
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from typing import Any, Protocol
 
 from tollway.domain.answers import StoredAnswer
+from tollway.domain.batches import Batch, LineResult
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import Fault
 from tollway.domain.files import FileOwner, StoredFile
@@ -141,6 +143,11 @@ class AnswerStore(Protocol):
     answer_bytes_max: int
     """Longest body that is stored."""
 
+    @property
+    def executor(self) -> Executor | None:
+        """Threads in which its functions are called; None for asyncio's."""
+        ...
+
     def claim(self, organization_id: str, digest: bytes, body_digest: bytes) -> ClaimedAnswer:
         """Return the place of the answer to a request, held by the caller. Blocks.
 
@@ -200,8 +207,8 @@ class ResponseStore(Protocol):
 class FileStore(Protocol):
     """Files of tenants. All functions block, and raise Fault files_unavailable where the store fails."""
 
-    def add(self, owner: FileOwner, file: StoredFile, pieces: Sequence[bytes]) -> None:
-        """Store a file durably. Raises Fault quota_exceeded as well."""
+    def add(self, owner: FileOwner, file: StoredFile, pieces: Iterable[bytes]) -> None:
+        """Store a file durably, in place of one with its id. Raises Fault quota_exceeded as well."""
         ...
 
     def list_files(self, owner: FileOwner) -> list[StoredFile]:
@@ -212,12 +219,96 @@ class FileStore(Protocol):
         """Return a file, None if the project has none with this id."""
         ...
 
-    def read(self, owner: FileOwner, id: str) -> bytes:
-        """Return the content of a file."""
+    def read_pieces(self, owner: FileOwner, id: str) -> Iterator[bytes]:
+        """Yield the content of a file."""
         ...
 
     def delete(self, owner: FileOwner, id: str) -> bool:
         """Delete a file. Return whether the project had it."""
+        ...
+
+
+class ActiveBatch(Protocol):
+    """A batch that its caller runs, until `release`. See `storage.batch_directory`."""
+
+    batch: Batch
+    ends: dict[int, LineResult]
+    """Ends of the lines that have ended, by number from 0."""
+    counts: list[int]
+    """Number of these, by result."""
+    sizes: list[int]
+    """Bytes of their texts, by result."""
+
+    def open_journal(self) -> None:
+        """Read which lines have ended. Call it before the other functions."""
+        ...
+
+    def save(self, batch: Batch) -> None:
+        """Replace the description durably."""
+        ...
+
+    def read_lines(self) -> bytes:
+        """Return the lines."""
+        ...
+
+    def is_cancelled(self) -> bool:
+        """Return whether somebody has cancelled the batch."""
+        ...
+
+    def append(self, line: int, result: LineResult, text: bytes, *, durable: bool) -> None:
+        """Append how a line ended; once `durable` it is on the disk."""
+        ...
+
+    def sync(self) -> None:
+        """Have what was appended on the disk."""
+        ...
+
+    def read_texts(self, results: Collection[LineResult]) -> Iterator[bytes]:
+        """Yield the texts of the lines that ended so."""
+        ...
+
+    def finish(self, batch: Batch) -> None:
+        """Save a batch that has ended: nobody runs it any more."""
+        ...
+
+    def release(self) -> None:
+        """Let others run the batch."""
+        ...
+
+
+class BatchStore(Protocol):
+    """Batches of tenants. All functions block, and raise Fault files_unavailable where the store fails."""
+
+    def create(self, batch: Batch, lines: Iterable[bytes], size: int) -> None:
+        """Store a batch durably with its lines, of `size` bytes. Raises Fault quota_exceeded."""
+        ...
+
+    def find(self, owner: FileOwner, id: str) -> Batch | None:
+        """Return a batch as it stands, None if the project has none with this id."""
+        ...
+
+    def list_page(self, owner: FileOwner, kind: str, after: str, before: str, limit: int) -> tuple[list[Batch], bool]:
+        """Return the newest batches of a kind (the prefix of their ids) between two ids, and whether there are more."""
+        ...
+
+    def cancel(self, owner: FileOwner, id: str) -> Batch | None:
+        """Have no further line of a batch sent, and return it; None if there is none. Raises Fault conflict for one that has ended."""
+        ...
+
+    def delete(self, owner: FileOwner, id: str) -> bool:
+        """Delete a batch. Return whether the project had it. Raises Fault conflict for one that has not ended."""
+        ...
+
+    def read_results(self, owner: FileOwner, id: str) -> Iterator[bytes]:
+        """Yield the texts of all lines of a batch that has ended and has no files."""
+        ...
+
+    def list_active(self) -> list[str]:
+        """Return the names of the batches that have not ended, for `claim`: `<organization>.<project>.<id>`, first submitted first."""
+        ...
+
+    def claim(self, name: str) -> ActiveBatch | None:
+        """Return an active batch, owned by the caller; None if somebody else has it, or it has ended."""
         ...
 
 

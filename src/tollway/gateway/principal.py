@@ -22,6 +22,7 @@ class PrincipalKind(StrEnum):
 
     API_KEY = "api_key"
     TOKEN = "token"
+    BATCH = "batch"  # no credential: a batch that its key has submitted
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,6 +81,11 @@ def principal_of_token(token: VerifiedToken, of_key: Principal) -> Principal:
         kind=PrincipalKind.TOKEN,
         expires_at=token.expires_at if key_ends_at is None else min(key_ends_at, token.expires_at),
     )
+
+
+def principal_of_batch(of_key: Principal) -> Principal:
+    """Return the principal as which the lines of a batch are sent that a key has submitted."""
+    return msgspec.structs.replace(of_key, kind=PrincipalKind.BATCH)
 
 
 def _with_implied(endpoints: tuple[Endpoint, ...]) -> frozenset[Endpoint]:

@@ -23,7 +23,7 @@ from tollway.gateway.dialects.answers import AnswerContext, Measure
 from tollway.gateway.dialects.conversation import Conversation
 from tollway.gateway.dialects.dialect import Dialect, Translation
 from tollway.gateway.memory_counters import Bound, Bucket, EndUserLimits, SharedBound
-from tollway.gateway.ports import ChecksAnswer, KeepsResponse, OutputHold
+from tollway.gateway.ports import AnswerStore, ChecksAnswer, KeepsResponse, OutputHold
 from tollway.gateway.prefix_routing import Charge
 from tollway.gateway.principal import Principal
 from tollway.gateway.uploads import Upload
@@ -47,12 +47,14 @@ class RequestHead:
     `bounds_whole_answer`: that is the time of the whole answer, otherwise of its begin.
     `digest`: of the credential, once a caller was found by it; it saves the work of making it again, 24 thousand instructions a request
     (7 %), and nothing else: each request looks its caller up.
+    `answer_store`: of the answer to the line of a batch, where the line has an idempotency key; None for the gateway's own.
     `address`: the client's, behind trusted proxies; empty if it is not known. `admitted`: the caller whose ranges the address was found in.
     """
 
     __slots__ = (
         "address",
         "admitted",
+        "answer_store",
         "bounds_whole_answer",
         "client_request_id",
         "digest",
@@ -89,6 +91,7 @@ class RequestHead:
         self.digest: bytes | None = None
         self.address = address
         self.admitted: Caller | None = None
+        self.answer_store: AnswerStore | None = None
 
 
 _BARE_HEADS = {endpoint: RequestHead(endpoint, NO_HEADERS) for endpoint in Endpoint}

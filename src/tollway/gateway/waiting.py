@@ -213,6 +213,11 @@ class Queues:
         """Return how many requests wait, for all models."""
         return sum(map(len, self._list_all()))
 
+    def count_waiting_for(self, model: str, *, test: bool) -> int:
+        """Return how many requests wait for one model."""
+        queues = self._queues.get((model, test))
+        return 0 if queues is None else sum(map(len, queues.values()))
+
     def count_waiting_tokens(self) -> int:
         """Return how many tokens are reserved by the requests that wait, for all models."""
         return sum(place.tokens for queue in self._list_all() for place in queue.list_waiting())

@@ -28,6 +28,7 @@ import uvloop
 from tollway.domain.faults import SNAPSHOT_OUTDATED
 from tollway.domain.snapshot import SNAPSHOT_AGE_SECONDS_MAX
 from tollway.gateway.background import BackgroundTasks
+from tollway.gateway.batches.worker import BatchBounds, BatchWorker
 from tollway.gateway.body_reader_pool import BodyReaders
 from tollway.gateway.buffers import BufferBounds
 from tollway.gateway.directory import Directory
@@ -62,6 +63,7 @@ from tollway.serve.descriptors import RESERVE, describe_shortage, raise_limit, s
 from tollway.serve.limit_counters import GatewayCount, LimitsOptions, start_counters
 from tollway.serve.sockets import url_of
 from tollway.storage.answer_files import AnswerBounds, AnswerFiles
+from tollway.storage.batch_directory import BatchDirectory
 from tollway.storage.tenant_files import FileBounds, FileDirectory
 from tollway.storage.vault import LocalVault, derive_end_user_key
 from tollway.telemetry import LogWriter
@@ -110,6 +112,7 @@ class GatewayOptions:
     shedding: SheddingBounds = field(default_factory=SheddingBounds)
     idempotency: AnswerBounds = field(default_factory=AnswerBounds)
     files: FileBounds = field(default_factory=FileBounds)
+    batches: BatchBounds = field(default_factory=BatchBounds)
     response_cache: CacheBounds = field(default_factory=CacheBounds)
     guardrail: GuardrailBounds = field(default_factory=GuardrailBounds)
     guardrail_token: str | None = field(default=None, repr=False)
@@ -189,10 +192,20 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
         answers = AnswerFiles(options.directory / "answers", LocalVault(options.vault_key), options.idempotency, _now_us)
         plane.answer_store = answers
         background.start("answer files", partial(_remove_expired_answers, answers))
+    worker: BatchWorker | None = None
     if options.files.directory is not None:
         files = FileDirectory(Path(options.files.directory), LocalVault(options.vault_key), options.files, _now_us)
         plane.file_store, plane.file_lifetime_seconds = files, options.files.lifetime_seconds
-        background.start("tenants' files", partial(_remove_expired_files, files))
+        batches = BatchDirectory(
+            Path(options.files.directory),
+            LocalVault(options.vault_key),
+            _now_us,
+            organization_batches_max=options.batches.organization_batches_max,
+            free_bytes_min=options.files.free_bytes_min,
+        )
+        plane.batch_store, plane.batch_lines_max = batches, options.batches.lines_max
+        background.start("tenants' files", partial(_remove_expired_files, files, batches))
+        worker = _start_batches(plane, batches, files, options.batches, alarm, background)
     if options.response_cache.total_bytes_max:
         cache = plane.response_cache = ResponseCache(options.response_cache)
         background.start("cached responses", cache.run)
@@ -244,6 +257,8 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
             log.close()
             os._exit(1)  # not even a drain: an answer now would promise a record that cannot be kept
         failing.cancel()
+    if worker is not None:
+        await worker.stop(options.drain.grace_seconds)
     if spool is not None:
         await spool.close()
     await background.stop()
@@ -268,10 +283,24 @@ async def _remove_expired_answers(answers: AnswerFiles) -> None:
         await asyncio.sleep(ANSWERS_SECONDS)
 
 
-async def _remove_expired_files(files: FileDirectory) -> None:
-    """Remove files of tenants once they have expired."""
+def _start_batches(
+    plane: Plane, batches: BatchDirectory, files: FileDirectory, bounds: BatchBounds, alarm: Alarm, background: BackgroundTasks
+) -> BatchWorker:
+    """Return the worker of batches, which runs until it is stopped."""
+    worker = BatchWorker(plane, batches, files, bounds, alarm)
+    background.start("batches", worker.run)
+    expose = plane.metrics.expose
+    expose("tollway_batches_running", lambda: worker.batches_running)
+    expose("tollway_batch_lines_running", lambda: worker.lines_running)
+    expose("tollway_batch_lines", lambda: worker.lines_ended)
+    return worker
+
+
+async def _remove_expired_files(files: FileDirectory, batches: BatchDirectory) -> None:
+    """Remove files and batches of tenants once they have expired."""
     while True:
         await run_in_thread(files.remove_expired)
+        await run_in_thread(batches.remove_expired)
         await asyncio.sleep(FILES_SECONDS)
 
 

@@ -60,6 +60,7 @@ class AnswerFiles:
     def __init__(self, directory: Path, vault: LocalVault, bounds: AnswerBounds, now_us: Callable[[], int]) -> None:
         """Nothing is read or made before the first call, so that a disk that fails keeps no gateway from its start."""
         self.answer_bytes_max = bounds.answer_bytes_max
+        self.executor = None
         self._directory = directory
         self._vault = vault
         self._bounds = bounds

@@ -1,7 +1,8 @@
 """Files of tenants in a directory, one sealed file each: `<organization>/<project>/<id>`.
 
 A file is written under another name and renamed once it is on the disk, so one that is there is whole. It begins with the length of its
-sealed description, which the sealed content follows; both are sealed for the file's place, so that none can be moved to another tenant.
+sealed description, which the sealed pieces of its content follow; all are sealed for the file's place, so that none can be moved to another
+tenant. Directories of other names than an organization's are not looked at: batches are in one (`batch_directory`).
 Several gateways can use one directory if they share it and the vault's key: whoever adds a file holds a lock (`flock`) of its organization.
 
 A file that cannot be opened (it was altered, is sealed under another key, or may not be read) stands in no list and can be deleted. It
@@ -11,14 +12,16 @@ counts in the quota until it is deleted, or every file of its age has expired.
 import fcntl
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 
 from tollway.domain.faults import FILES_UNAVAILABLE, QUOTA_EXCEEDED, Fault
-from tollway.domain.files import EXPIRY_SECONDS_MAX, FileOwner, StoredFile
+from tollway.domain.files import EXPIRY_SECONDS_MAX, FileOwner, FilePurpose, StoredFile
+from tollway.domain.ids import ORGANIZATION
+from tollway.storage.sealed_pieces import read_pieces, write_pieces
 from tollway.storage.vault import LocalVault
 
 _LENGTH = struct.Struct(">I")
@@ -53,43 +56,45 @@ class FileDirectory:
         self._bounds = bounds
         self._now_us = now_us
 
-    def add(self, owner: FileOwner, file: StoredFile, pieces: Sequence[bytes]) -> None:
-        """Store a file durably. Raises Fault quota_exceeded, or files_unavailable if the disk fails or is full."""
+    def add(self, owner: FileOwner, file: StoredFile, pieces: Iterable[bytes]) -> None:
+        """Store a file durably, in place of one with its id. Raises Fault quota_exceeded, or files_unavailable if the disk fails or is
+        full. Output of a batch is bound by no quota: it was paid for."""
         place = self._find_place(owner, file.id)
-        with _failures_told():
+        with failures_told():
             self._make_directories(owner)
             with self._locked(owner.organization_id):
-                self._check_quota(owner.organization_id, file.size)
+                if file.purpose is not FilePurpose.BATCH_OUTPUT:
+                    self._check_quota(owner.organization_id, file.size)
+                self._check_disk(file.size)
                 unfinished = place.with_name(place.name + _UNFINISHED)
                 try:
-                    self._write(unfinished, owner, file, b"".join(pieces))
+                    self._write(unfinished, owner, file, pieces)
                     os.rename(unfinished, place)
                 except BaseException:
                     unfinished.unlink(missing_ok=True)
                     raise
-                _sync_directory(place.parent)
+                sync_directory(place.parent)
 
     def _make_directories(self, owner: FileOwner) -> None:
         """Make the directories of a project durably, those that another process has just made too."""
         if not self._directory.exists():
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _sync_directory(self._directory.parent)
+            sync_directory(self._directory.parent)
         of_organization = self._directory / owner.organization_id
         for directory in (of_organization, of_organization / owner.project_id):
             directory.mkdir(mode=0o700, exist_ok=True)
-            _sync_directory(directory.parent)
+            sync_directory(directory.parent)
 
-    def _write(self, path: Path, owner: FileOwner, file: StoredFile, content: bytes) -> None:
+    def _write(self, path: Path, owner: FileOwner, file: StoredFile, pieces: Iterable[bytes]) -> None:
         description = self._vault.seal_bytes(msgspec.msgpack.encode(file), context=_find_context(owner, file.id, "description"))
-        sealed = self._vault.seal_bytes(content, context=_find_context(owner, file.id, "content"))
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as target:
             target.write(_LENGTH.pack(len(description)) + description)
-            target.write(sealed)
+            write_pieces(target, self._vault, _find_context(owner, file.id, "content"), pieces)
             target.flush()
             os.fsync(target.fileno())
 
     def _check_quota(self, organization_id: str, size: int) -> None:
-        """Raise Fault if an organization may not store so many bytes more, or the disk has not got them."""
+        """Raise Fault if an organization may not store so many bytes more."""
         bounds = self._bounds
         sizes: list[int] = []
         for path in self._list_paths(self._directory / organization_id):
@@ -101,14 +106,17 @@ class FileDirectory:
                 f" {bounds.organization_bytes_max} bytes). Delete some first."
             )
             raise Fault(QUOTA_EXCEEDED, message=message)
+
+    def _check_disk(self, size: int) -> None:
+        """Raise Fault if the disk has not got so many bytes."""
         disk = os.statvfs(self._directory)
-        if disk.f_bavail * disk.f_frsize - size < bounds.free_bytes_min:
+        if disk.f_bavail * disk.f_frsize - size < self._bounds.free_bytes_min:
             raise Fault(FILES_UNAVAILABLE, retry_after_seconds=60, detail="the disk is nearly full")
 
     def list_files(self, owner: FileOwner) -> list[StoredFile]:
         """Return the files of a project that can be opened, oldest first. Raises Fault files_unavailable."""
         found: list[StoredFile] = []
-        with _failures_told():
+        with failures_told():
             for path in self._list_paths(self._directory / owner.organization_id / owner.project_id):
                 with suppress(*_UNREADABLE):
                     file = self._read_description(owner, path)
@@ -118,26 +126,28 @@ class FileDirectory:
 
     def find(self, owner: FileOwner, id: str) -> StoredFile | None:
         """Return a file, None if the project has none with this id. Raises Fault files_unavailable."""
-        with _failures_told():
+        with failures_told():
             return self._read_description(owner, self._find_place(owner, id))
 
     def read(self, owner: FileOwner, id: str) -> bytes:
         """Return the content of a file. Raises Fault files_unavailable, also for one that is gone or was altered."""
-        with _failures_told():
-            with self._find_place(owner, id).open("rb") as source:
-                source.seek(_LENGTH.size + _LENGTH.unpack(source.read(_LENGTH.size))[0])
-                sealed = source.read()
-            return self._vault.unseal_bytes(sealed, context=_find_context(owner, id, "content"))
+        return b"".join(self.read_pieces(owner, id))
+
+    def read_pieces(self, owner: FileOwner, id: str) -> Iterator[bytes]:
+        """Yield the content of a file. Raises as `read` does."""
+        with failures_told(), self._find_place(owner, id).open("rb") as source:
+            source.seek(_LENGTH.size + _LENGTH.unpack(source.read(_LENGTH.size))[0])
+            yield from read_pieces(source, self._vault, _find_context(owner, id, "content"))
 
     def delete(self, owner: FileOwner, id: str) -> bool:
         """Delete a file, also one that cannot be opened. Return whether the project had it. Raises Fault files_unavailable."""
         place = self._find_place(owner, id)
-        with _failures_told():
+        with failures_told():
             with suppress(*_UNREADABLE):
                 if self._read_description(owner, place) is None:
                     return False
             place.unlink(missing_ok=True)
-            _sync_directory(place.parent)
+            sync_directory(place.parent)
         return True
 
     def remove_expired(self) -> None:
@@ -146,7 +156,7 @@ class FileDirectory:
         if not self._directory.is_dir():
             return
         now, failure = self._now_us() / 1_000_000, None
-        for of_organization in self._directory.iterdir():
+        for of_organization in self._directory.glob(f"{ORGANIZATION}_*"):
             for of_project in of_organization.iterdir() if of_organization.is_dir() else ():
                 for path in of_project.iterdir() if of_project.is_dir() else ():
                     try:
@@ -205,7 +215,7 @@ class FileDirectory:
 
 
 @contextmanager
-def _failures_told() -> Iterator[None]:
+def failures_told() -> Iterator[None]:
     """Raise Fault files_unavailable for what a disk, or a file that cannot be opened, raises."""
     try:
         yield
@@ -215,7 +225,8 @@ def _failures_told() -> Iterator[None]:
         raise Fault(FILES_UNAVAILABLE, detail=f"file store: a file cannot be opened: {type(error).__name__}") from None
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Have the names in a directory on the disk."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

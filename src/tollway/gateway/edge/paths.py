@@ -17,6 +17,7 @@ from tollway.domain import faults
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault, FaultKind
 from tollway.gateway import files, pipeline, queries, response_queries
+from tollway.gateway.batches import batch_requests, message_batches
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.plane import Plane
@@ -168,14 +169,23 @@ def _answer_stored_response(connection: RoutedConnection, http: HttpRequest, pat
     driver.start(response_queries.answer(request, connection, connection.plane, driver, http.method, query))
 
 
-def _answer_about_files(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
-    """Answer with files of the caller's project, or store one."""
-    head = pipeline.read_head(http.headers, Endpoint.CHAT_COMPLETIONS, connection.find_address(http))
-    target = path + b"?" + http.target.partition(b"?")[2]
-    request = connection.new_request(http, head, b"")
-    driver = CoroutineDriver(copy_context())
-    pieces, upload = http.pieces or (http.body,), connection.take_upload()
-    driver.start(files.answer(request, http.method, target, pieces, upload, connection, connection.plane, driver))
+def _answer_with(operate: files.Operate, endpoint: Endpoint) -> Callable[[RoutedConnection, HttpRequest, bytes], None]:
+    """Return the handler of requests about stored things, which `operate` does. `endpoint`: in whose shape faults are told."""
+
+    def handle(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
+        head = pipeline.read_head(http.headers, endpoint, connection.find_address(http))
+        target = path + b"?" + http.target.partition(b"?")[2]
+        request = connection.new_request(http, head, b"")
+        driver = CoroutineDriver(copy_context())
+        pieces, upload = http.pieces or (http.body,), connection.take_upload()
+        driver.start(files.answer(operate, request, http.method, target, pieces, upload, connection, connection.plane, driver))
+
+    return handle
+
+
+_answer_about_files = _answer_with(files.operate, Endpoint.CHAT_COMPLETIONS)
+_answer_about_batches = _answer_with(batch_requests.operate, Endpoint.CHAT_COMPLETIONS)
+_answer_about_message_batches = _answer_with(message_batches.operate, Endpoint.MESSAGES)
 
 
 def _answer_alive(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
@@ -193,6 +203,18 @@ _STORED_ITEMS = Route(methods=_READ, handler=_answer_stored_response)
 _STORED_CANCEL = Route(methods=b"POST", handler=_answer_stored_response, has_small_body=True)
 _FILES = Route(methods=b"GET, POST", handler=_answer_about_files, takes_upload=True)
 _FILE = Route(methods=b"GET, DELETE", handler=_answer_about_files)
+_BATCHES = Route(methods=b"GET, POST", handler=_answer_about_batches, has_small_body=True)
+_BATCH = Route(methods=b"GET", handler=_answer_about_batches)
+_BATCH_CANCEL = Route(methods=b"POST", handler=_answer_about_batches, has_small_body=True)
+_MESSAGE_BATCHES = Route(methods=b"GET, POST", handler=_answer_about_message_batches, takes_upload=True)
+_MESSAGE_BATCH = Route(methods=b"GET, DELETE", handler=_answer_about_message_batches)
+_MESSAGE_BATCH_CANCEL = Route(methods=b"POST", handler=_answer_about_message_batches, has_small_body=True)
+_MESSAGE_BATCH_RESULTS = Route(methods=b"GET", handler=_answer_about_message_batches)
+_OF_BATCHES = (
+    (batch_requests.PATH, {None: _BATCH, b"/cancel": _BATCH_CANCEL}),
+    (message_batches.PATH, {None: _MESSAGE_BATCH, b"/cancel": _MESSAGE_BATCH_CANCEL, b"/results": _MESSAGE_BATCH_RESULTS}),
+)
+"""Patterns of the paths of one batch, and the routes by what follows its id."""
 _ALIVE = Route(methods=_READ, handler=_answer_alive, any_host=True)
 
 ROUTES: dict[bytes, Route] = {
@@ -203,6 +225,8 @@ ROUTES: dict[bytes, Route] = {
     },
     MODELS_TARGET: _MODELS,
     files.TARGET: _FILES,
+    batch_requests.TARGET: _BATCHES,
+    message_batches.TARGET: _MESSAGE_BATCHES,
     b"/v1/limits": Route(methods=_READ, handler=_list_limits),
     **dict.fromkeys(QUOTED, Route(methods=b"POST", handler=_quote, has_small_body=True)),
     b"/v1/oauth/token": Route(methods=b"POST", handler=_ask_for_token, has_small_body=True),
@@ -224,6 +248,11 @@ def find_route(path: bytes) -> Route | None:
         if path.endswith(response_queries.CANCEL):
             return _STORED_CANCEL
         return _STORED_ITEMS if path.endswith(response_queries.INPUT_ITEMS) else _STORED_RESPONSE
+    if route is None and b"/batches/" in path:
+        for pattern, routes in _OF_BATCHES:
+            found = pattern.fullmatch(path)
+            if found is not None:
+                return routes[found[2]]
     if route is None:
         route = _MODELS if path.startswith(_MODELS_PREFIX) else _FILE if files.PATH.fullmatch(path) else None
     return route
