@@ -469,7 +469,8 @@ class QuotasSection(msgspec.Struct, frozen=True, kw_only=True):
     budget_raises: QuotaSize = DEFAULT_SIZES[Quota.BUDGET_RAISES]
     """Raises of these budgets that have not ended."""
     model_limits: QuotaSize = DEFAULT_SIZES[Quota.MODEL_LIMITS]
-    """Limits of a key, a service account, a project or the organization on a single model: all dimensions of one model count as one."""
+    """Limits of a key, a service account, a project, its end users or the organization on a single model or group: all dimensions of one
+    count as one."""
     roles: QuotaSize = DEFAULT_SIZES[Quota.ROLES]
     """Roles of its own, those of projects included, that are not deleted."""
     users: QuotaSize = DEFAULT_SIZES[Quota.USERS]

@@ -1,5 +1,6 @@
 """The declarative file and its plan: only what the file names changes, and what is right already changes nothing."""
 
+import json
 from pathlib import Path
 
 import msgspec
@@ -9,7 +10,7 @@ import yaml
 from tollway.cli.limits import parse_limits
 from tollway.cli.plan import list_warnings, make_plan
 from tollway.cli.platform_file import PlatformFile, read, resolve_credential
-from tollway.domain.limits import BY_NAME
+from tollway.domain.limits import BY_NAME, DIMENSIONS
 from tollway.settings import OperatorError
 
 WHOLE = """
@@ -185,6 +186,31 @@ def test_limits_on_single_models_are_planned_beside_those_on_all(whole: Platform
     assert (first.what, first.place) == ("model limits", ("acme", "llama/70b"))
     assert first.body == dict.fromkeys(BY_NAME) | {"tokens_per_minute": 9}
     assert (second.what, second.place, second.body["requests_per_day"]) == ("model limits", ("acme", "chat", "llama/70b"), 7)
+
+
+EVERY = {dimension.name: 1000 + place for place, dimension in enumerate(DIMENSIONS)} | {"tokens_per_minute": 5000, "tokens_per_day": 6000}
+
+
+@pytest.mark.parametrize("model", [None, "llama/70b", "group:large"])
+@pytest.mark.parametrize(
+    ("prefix", "what", "place"),
+    [
+        ("", "limits", ("acme",)),
+        ("projects: {chat: {", "limits", ("acme", "chat")),
+        ("projects: {chat: {end_user_", "end user limits", ("acme", "chat")),
+    ],
+)
+def test_every_limit_of_a_level_is_planned_on_all_models_on_one_and_on_a_group(
+    whole: PlatformFile, tmp_path: Path, prefix: str, what: str, place: tuple[str, ...], model: str | None
+) -> None:
+    sizes = json.dumps(EVERY)
+    stated = f"{prefix}limits: {sizes}" if model is None else f"{prefix}model_limits: {{'{model}': {sizes}}}"
+    text = f"organizations: {{acme: {{currency: EUR, {stated}" + "}" * (stated.count("chat") * 2 + 2)
+    (change,) = make_plan(whole, parse(tmp_path, text))
+    assert change.body == EVERY
+    of_model = what.replace("limits", "model limits")
+    assert (change.what, change.place) == ((what, place) if model is None else (of_model, (*place, model)))
+    assert parse_limits([f"{name}={size}" for name, size in EVERY.items()]) == EVERY, "and so the command line has them"
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ MODEL = "limits/large"
 @pytest.fixture(scope="module")
 def tenant(control: Running) -> TenantSetup:
     operator = control.operator()
-    answered(operator.post("/v1/platform/models", json={"name": MODEL, "endpoints": ["chat/completions"]}))
+    answered(operator.post("/v1/platform/models", json={"name": MODEL, "endpoints": ["chat/completions"], "groups": ["limited"]}))
     answered(operator.post("/v1/platform/prices", json={"model": MODEL, "currency": "EUR", "input": "1", "output": "2"}))
     answered(operator.post(f"/v1/platform/models/{MODEL.replace('/', '%2F')}/publish"))
     answered(operator.post("/v1/platform/models", json={"name": "draft", "endpoints": ["chat/completions"]}))
@@ -69,8 +69,8 @@ def client_for(control: Running, tenant: TenantSetup, level: LimitLevel) -> http
     return control.operator() if level is LimitLevel.ORGANIZATION else control.client(tenant.admin_key)
 
 
-@pytest.mark.parametrize("level", [each for each in LimitLevel if each is not LimitLevel.END_USER])
-@pytest.mark.parametrize("model", [None, MODEL])
+@pytest.mark.parametrize("level", LimitLevel)
+@pytest.mark.parametrize("model", [None, MODEL, "group:limited"])
 def test_limits_of_a_level_are_replaced_as_a_whole_and_published(
     control: Running, tenant: TenantSetup, level: LimitLevel, model: str | None
 ) -> None:
@@ -85,7 +85,9 @@ def test_limits_of_a_level_are_replaced_as_a_whole_and_published(
     account_key = next(key for key in keys if key.service_account_id == tenant.service_account_id)
     key = next(key for key in keys if key.id == tenant.key_id)
     principal = principal_of_key(account_key if level is LimitLevel.SERVICE_ACCOUNT else key, project, organization)
-    assert [(each.level, each.model, each.limits) for each in principal.limits] == [(level, model or "", Limits(**EVERY))]
+    published = [(each.level, each.model, each.limits) for each in principal.limits]
+    published += [(LimitLevel.END_USER, of_model, limits) for of_model, limits in project.list_end_user_limits()]
+    assert published == [(level, model or "", Limits(**EVERY))]
     assert answered(client.put(path, params=query, json={"tokens_per_day": 9})) == {
         "object": "limits",
         **dict.fromkeys(EVERY),
@@ -241,7 +243,7 @@ async def test_reporter_of_a_gateway_brings_the_limits_with_the_largest_part_use
 
     def use(id: str, units: int) -> None:
         bound = counters.bind([LevelLimits(LimitLevel.PROJECT, id, Limits(tokens_per_day=10_000))], time.monotonic_ns())
-        assert counters.reserve(bound, (1, units, 0, 0), time.monotonic_ns()) is not None
+        assert counters.reserve(bound, (1, units, 0, 0, 0, 0), time.monotonic_ns()) is not None
 
     use("proj_light", 10)
     for number in range(USES_REPORTED_MAX):
@@ -272,6 +274,8 @@ def test_rate_limits_of_the_official_sdk_are_the_projects_limits_on_each_model(
     id = listed[MODEL].id
     changed = rate_limits.update_rate_limit(id, project_id=tenant.project_id, max_requests_per_1_minute=50, max_tokens_per_1_minute=9000)
     assert (changed.max_requests_per_1_minute, changed.max_tokens_per_1_minute, changed.max_requests_per_1_day) == (50, 9000, None)
+    changed = rate_limits.update_rate_limit(id, project_id=tenant.project_id, max_images_per_1_minute=4)
+    assert (changed.max_requests_per_1_minute, changed.max_images_per_1_minute) == (50, 4), "what is left out stays"
     changed = rate_limits.update_rate_limit(id, project_id=tenant.project_id, max_requests_per_1_day=100)
     assert (changed.max_requests_per_1_minute, changed.max_requests_per_1_day) == (50, 100), "what is left out stays"
     ours = answered(admin.get(paths(tenant)[LimitLevel.PROJECT], params={"model": MODEL}))
@@ -279,7 +283,7 @@ def test_rate_limits_of_the_official_sdk_are_the_projects_limits_on_each_model(
     with pytest.raises(openai.BadRequestError):
         rate_limits.update_rate_limit(id, project_id=tenant.project_id, max_requests_per_1_day=10)
     with pytest.raises(openai.BadRequestError):
-        rate_limits.update_rate_limit(id, project_id=tenant.project_id, max_images_per_1_minute=10)
+        rate_limits.update_rate_limit(id, project_id=tenant.project_id, max_audio_megabytes_per_1_minute=10)
     with pytest.raises(openai.NotFoundError):
         rate_limits.update_rate_limit("rl-nothing", project_id=tenant.project_id, max_requests_per_1_day=10)
     answered(admin.put(paths(tenant)[LimitLevel.PROJECT], params={"model": MODEL}, json={}))

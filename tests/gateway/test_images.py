@@ -12,6 +12,7 @@ from tests.gateway.test_request_quantities import admit_of
 from tollway.domain.billing_classes import OtherClasses, Quantities
 from tollway.domain.budgets import find_fixed_cost
 from tollway.domain.catalog import Endpoint
+from tollway.domain.limits import Limits
 from tollway.domain.usage import Outcome, UsageSource
 
 PATH = "/v1/images/generations"
@@ -92,3 +93,16 @@ def test_cost_of_the_images_that_are_asked_for_is_known_at_admission() -> None:
     assert (call.sequences, call.output_tokens_max, call.dialect.counts_images) == (2, 0, True)
     prices = Quantities(3, request=5, other=OtherClasses(images=1_000))
     assert find_fixed_cost(prices, 10, call.sequences) == 10 * 3 + 5 + 2_000
+
+
+async def test_limit_on_images_holds_what_is_asked_for_keeps_what_was_made_and_refuses_what_is_beyond_it() -> None:
+    limits = Limits(images_per_day=5)
+    async with (
+        Upstream([answer_of(1), answer_of(2)]).listening() as upstream,
+        gateway({"m": Served([upstream.url])}, limits=limits) as made,
+    ):
+        answers = [await post(made.port, ASKED | {"n": n}, PATH) for n in (3, 2, 3, 6)]
+    assert [answer.status for answer in answers] == [200, 200, 429, 429]
+    assert [int(answer.headers["x-ratelimit-remaining-images"]) for answer in answers] == [2, 2, 2, 2]
+    assert answers[2].error["type"] == "requests" and "Rate limit reached for images per day of " in answers[2].error["message"]
+    assert answers[3].headers["x-should-retry"] == "false" and answers[3].error["message"].endswith("ask for fewer images at a time.")

@@ -26,7 +26,7 @@ from tollway.gateway.memory_counters import (
 
 LEVELS = st.lists(st.integers(1, 9), min_size=1, max_size=3)
 PAUSES = st.lists(st.integers(0, MINUTE_NS // 2), max_size=30)
-ONE: Units = (1, 0, 0, 0)
+ONE: Units = (1, 0, 0, 0, 0, 0)
 
 
 def level(number: int, **limits: int | None) -> LevelLimits:
@@ -59,7 +59,7 @@ def test_buckets_decide_as_the_rule_does_or_none_is_charged(sizes: list[int], pa
             tats = [decision.tat for decision in decisions]
             assert left is not None and left[1] == min(decision.remaining for decision in decisions)
             assert left in [(size, decision.remaining) for size, decision in zip(sizes, decisions, strict=True)]
-            tightest, _ = find_tightest(bound, now)
+            tightest = find_tightest(bound, now)[0]
             assert tightest is not None and tightest.remaining == left[1]
 
 
@@ -123,7 +123,7 @@ class Run:
 
 
 def units_of(input_tokens: int, output_tokens: int) -> Units:
-    return 1, input_tokens + output_tokens, input_tokens, output_tokens
+    return 1, input_tokens + output_tokens, input_tokens, output_tokens, 0, 0
 
 
 SHARES = st.tuples(st.integers(0, 100), st.integers(0, 100))
@@ -299,7 +299,7 @@ def test_counter_whose_limit_changes_keeps_what_was_used(size: int) -> None:
     assert hold is not None
     counters.settle(hold, units_of(5, 0), now)
     changed = counters.bind([level(0, tokens_per_minute=size, requests_per_minute=7)], now)
-    requests, tokens = find_tightest(changed, now)
+    requests, tokens, *_ = find_tightest(changed, now)
     assert tokens is not None and tokens[:2] == (size, size - 5)
     assert requests is not None and requests[:2] == (7, 6)
     assert changed.rates == bound.rates and changed.buckets[0] is bound.buckets[0]
@@ -336,7 +336,7 @@ def test_idle_counters_beyond_the_number_examined_at_a_time_are_forgotten_in_tur
     assert bind(counters, levels[0]).rates == holds[0].bound.rates if holds[0] else False, "what is held is kept"
 
 
-EACH_END_USER = EndUserLimits("org_1", "proj_1", Limits(requests_per_minute=2, tokens_per_day=100, concurrent_requests=3))
+EACH_END_USER = EndUserLimits("org_1", "proj_1", (("", Limits(requests_per_minute=2, tokens_per_day=100, concurrent_requests=3)),))
 
 
 def test_end_users_are_counted_one_by_one_beside_the_other_levels() -> None:
@@ -368,7 +368,7 @@ def test_83_end_users_beyond_the_bound_are_counted_together_until_others_are_idl
     assert counters.reserve(counters.bind_end_user(bind(counters), other, "user 99", now), ONE, now) is not None
     assert counters.end_users_together == 4, "another organization has its own places"
     for hold in list(counters._holds):
-        counters.settle(hold, (1, 0, 0, 0), now)
+        counters.settle(hold, (1, 0, 0, 0, 0, 0), now)
     now += 2 * MINUTE_NS
     assert [ask(number) for number in range(20, 24)] == [True] * 4 and counters.end_users_together == 4
     assert sum(len(table) for table in counters._end_users.values()) <= 10 + 1 + 1
@@ -379,10 +379,39 @@ def test_end_user_limits_that_change_keep_what_was_used() -> None:
     hold = counters.reserve(counters.bind_end_user(bind(counters), EACH_END_USER, "ann", now), units_of(60, 0), now)
     assert hold is not None
     counters.settle(hold, units_of(60, 0), now)
-    wider = EACH_END_USER._replace(limits=Limits(tokens_per_day=150))
+    wider = EACH_END_USER._replace(limits=(("", Limits(tokens_per_day=150)),))
     bound = counters.bind_end_user(bind(counters), wider, "ann", now)
     assert [counter.size for counter in bound.rates] == [150]
     assert counters.reserve(bound, units_of(91, 0), now) is None and counters.reserve(bound, units_of(90, 0), now) is not None
+
+
+def test_end_user_has_limits_on_models_and_groups_beside_those_on_all_and_a_model_keeps_its_own_counts() -> None:
+    counters, now = MemoryCounters(), MINUTE_NS
+    of_all, of_large, of_group = Limits(requests_per_minute=4), Limits(requests_per_minute=1), Limits(requests_per_minute=3)
+    large = EACH_END_USER._replace(limits=(("", of_all), ("large", of_large), ("group:g", of_group)))
+    small = EACH_END_USER._replace(limits=(("", of_all), ("group:g", of_group)))
+
+    def ask(of: EndUserLimits) -> bool:
+        return counters.reserve(counters.bind_end_user(bind(counters), of, "ann", now), ONE, now) is not None
+
+    assert [ask(each) for each in (large, small, large, small, small)] == [True, True, False, True, False]
+    refusal = find_refusal(counters.bind_end_user(bind(counters), small, "ann", now), ONE, now)
+    assert (refusal.owner.model, refusal.size) == ("group:g", 3)
+
+
+def test_images_and_seconds_refuse_only_requests_that_have_them() -> None:
+    counters, now = MemoryCounters(), MINUTE_NS
+    bound = bind(counters, level(0, images_per_minute=6, audio_seconds_per_day=60, tokens_per_minute=100))
+    images, sound = (1, 9, 9, 0, 4, 0), (1, 9, 9, 0, 0, 50)
+    holds = [counters.reserve(bound, units, now) for units in (images, sound)]
+    assert counters.reserve(bound, images, now) is None and find_refusal(bound, images, now).words == "images per minute"
+    assert counters.reserve(bound, sound, now) is None and find_refusal(bound, sound, now).words == "audio seconds per day"
+    assert find_refusal(bound, (1, 0, 0, 0, 7, 0), now).is_permanent
+    for hold, used in zip(holds, ((1, 9, 9, 0, 10, 0), (1, 9, 9, 0, 0, 70)), strict=True):
+        assert hold is not None
+        counters.settle(hold, used, now)
+    assert counters.reserve(bound, (1, 9, 9, 0, 0, 0), now) is not None, "both are overdrawn, and it has neither"
+    assert [left and (left.size, left.remaining) for left in find_tightest(bound, now)] == [None, (100, 73), (6, 0), (60, 0)]
 
 
 def test_limits_of_one_model_count_beside_those_of_all() -> None:

@@ -35,7 +35,9 @@ LEVEL_WORDS = {
     LimitLevel.PROJECT: "project",
     LimitLevel.ORGANIZATION: "organization",
 }
-PLACES = [(level, of_model) for level in LimitLevel for of_model in (False, True) if level is not LimitLevel.END_USER or not of_model]
+PLACES = [(level, of_model) for level in LimitLevel for of_model in (False, True)]
+RATES = [each for each in DIMENSIONS if each.window_ns and each.quantity not in (Quantity.IMAGES, Quantity.AUDIO_SECONDS)]
+"""Rates that conversations count in; tests of images and of audio have the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,8 @@ def add_tenant(running: Gateway, level: LimitLevel, of_model: bool, limits: Limi
         ProjectEntry(
             id=project,
             organization_id=organization,
-            end_user_limits=limits if level is LimitLevel.END_USER else UNLIMITED,
+            end_user_limits=limits if level is LimitLevel.END_USER and not of_model else UNLIMITED,
+            end_user_model_limits={"m": limits} if level is LimitLevel.END_USER and of_model else {},
             **own(LimitLevel.PROJECT),
         ),
         KeyEntry(
@@ -84,7 +87,8 @@ def add_tenant(running: Gateway, level: LimitLevel, of_model: bool, limits: Limi
     ):
         plane.apply(change(plane.version + 1, entry))
     ids = {LimitLevel.ORGANIZATION: organization, LimitLevel.PROJECT: project, LimitLevel.API_KEY: key, LimitLevel.SERVICE_ACCOUNT: account}
-    text = f"{LEVEL_WORDS[level]} {ids.get(level, '')}{' for model m' if of_model else ''}"
+    of = "" if level is LimitLevel.END_USER or not of_model else " for model m"
+    text = f"{LEVEL_WORDS[level]} {ids.get(level, '')}{of}"
     return Tenant(secret, {**BODY, "metadata": {"user_id": "ann"}} if level is LimitLevel.END_USER else BODY, text)
 
 
@@ -146,7 +150,7 @@ def check_left(answer: Answer, path: str, dimension: Dimension, size: int, remai
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_refusal_for_any_rate_at_any_level_names_it_its_size_and_when_it_admits_the_request(running: Gateway, path: str) -> None:
-    for (level, of_model), dimension in itertools.product(PLACES, [each for each in DIMENSIONS if each.window_ns]):
+    for (level, of_model), dimension in itertools.product(PLACES, RATES):
         size = SIZES[dimension.quantity]
         tenant = add_tenant(running, level, of_model, Limits(**{dimension.name: size}))
         assert (await post(running.port, body_of(tenant, path), path, key=tenant.secret)).status == 200
@@ -160,7 +164,7 @@ async def test_refusal_for_any_rate_at_any_level_names_it_its_size_and_when_it_a
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_refusal_that_waiting_cannot_help_says_so_at_any_level(running: Gateway, path: str) -> None:
-    rates = [each for each in DIMENSIONS if each.window_ns and each.quantity is not Quantity.REQUESTS]
+    rates = [each for each in RATES if each.quantity is not Quantity.REQUESTS]
     for (level, of_model), dimension in itertools.product(PLACES, rates):
         tenant = add_tenant(running, level, of_model, Limits(**{dimension.name: 5}))
         answer = await post(running.port, body_of(tenant, path), path, key=tenant.secret)
@@ -193,9 +197,9 @@ def overdraw(running: Gateway, seconds: float) -> None:
     """Charge the limit on tokens of the harness's project, of 60,000 a minute, so that it admits nothing for so long."""
     counters, now_ns = running.plane.counters, time.monotonic_ns()
     bound = counters.bind([LevelLimits(LimitLevel.PROJECT, PROJECT, Limits(tokens_per_minute=60_000))], now_ns)
-    hold = counters.reserve(bound, (1, 1, 0, 1), now_ns)
+    hold = counters.reserve(bound, (1, 1, 0, 1, 0, 0), now_ns)
     assert hold is not None
-    counters.settle(hold, (1, 60_000 + int(seconds * 1000), 0, 0), now_ns)
+    counters.settle(hold, (1, 60_000 + int(seconds * 1000), 0, 0, 0, 0), now_ns)
 
 
 CLIENTS = {

@@ -19,7 +19,7 @@ from tollway.gateway.shared_counters import SharedCounters, SharedHold, divide
 from tollway.storage.shared_counters import STRIKES_MAX, RedisCounters, StoreOptions, read_states
 
 PATIENCE_SECONDS = 30.0
-ONE: Units = (1, 0, 0, 0)
+ONE: Units = (1, 0, 0, 0, 0, 0)
 
 pytestmark = pytest.mark.skipif("redis" not in find_servers(), reason="redis-server is not installed")
 
@@ -103,7 +103,7 @@ async def test_two_gateways_admit_exactly_one_limit(server: CounterServer) -> No
 async def test_states_are_read_from_outside_of_gateways(server: CounterServer) -> None:
     async with gateway(server) as each:
         bound = each.bind(tokens_per_day=1000, concurrent_requests=3)
-        assert (await each.reserve(bound, (1, 900, 0, 0))).is_admitted
+        assert (await each.reserve(bound, (1, 900, 0, 0, 0, 0))).is_admitted
         options = StoreOptions(url=server.url, decision_seconds=5.0)
         states = await asyncio.to_thread(read_states, options, "org_1", bound.limits)
         assert states is not None and [(state.units, state.held) for state in states] == [(0, 900), (0, 1)]
@@ -115,7 +115,7 @@ async def test_states_are_read_from_outside_of_gateways(server: CounterServer) -
 
 
 async def test_end_users_are_counted_by_all_gateways_together(server: CounterServer) -> None:
-    each_end_user = EndUserLimits("org_1", "proj_1", Limits(requests_per_day=5, concurrent_requests=3))
+    each_end_user = EndUserLimits("org_1", "proj_1", (("", Limits(requests_per_day=5, concurrent_requests=3)),))
     async with gateway(server, "node_1.a") as one, gateway(server, "node_2.b") as two:
         bases = [(each, each.bind(requests_per_day=1000)) for each in (one, two)]
 
@@ -131,7 +131,7 @@ async def test_end_users_are_counted_by_all_gateways_together(server: CounterSer
 
 async def test_83_end_users_beyond_the_bound_share_a_counter_in_the_store(server: CounterServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_counters, "END_USERS_MAX", 3)
-    each_end_user = EndUserLimits("org_1", "proj_1", Limits(requests_per_minute=1))
+    each_end_user = EndUserLimits("org_1", "proj_1", (("", Limits(requests_per_minute=1)),))
     async with gateway(server) as each:
         base = each.bind()
         admitted = [(await each.reserve(each.counters.bind_end_user(base, each_end_user, f"user {n}"))).is_admitted for n in range(6)]
@@ -144,11 +144,11 @@ async def test_83_end_users_beyond_the_bound_share_a_counter_in_the_store(server
 async def test_unused_tokens_return_to_every_gateway_when_a_request_ends(server: CounterServer) -> None:
     async with gateway(server, "node_1.a") as one, gateway(server, "node_2.b") as two:
         first, second = one.bind(tokens_per_day=1000, concurrent_requests=1), two.bind(tokens_per_day=1000, concurrent_requests=1)
-        hold = await one.reserve(first, (1, 900, 0, 0))
-        assert not (await two.reserve(second, (1, 200, 0, 0))).is_admitted
-        one.counters.settle(hold, (1, 100, 0, 0))
+        hold = await one.reserve(first, (1, 900, 0, 0, 0, 0))
+        assert not (await two.reserve(second, (1, 200, 0, 0, 0, 0))).is_admitted
+        one.counters.settle(hold, (1, 100, 0, 0, 0, 0))
         await until_settled(one, first)
-        assert (await two.reserve(second, (1, 900, 0, 0))).is_admitted
+        assert (await two.reserve(second, (1, 900, 0, 0, 0, 0))).is_admitted
         standing = (await two.read(second))["tokens_per_day"]
         assert (standing.used, standing.held, standing.remaining) == (100, 900, 0)
 
@@ -192,12 +192,12 @@ async def test_62_decisions_go_on_by_shares_and_are_exact_again_afterwards(fault
         async with gateway(server, deadline_seconds=deadline_seconds) as one:
             one.counters.gateways = 2
             bound = one.bind(requests_per_day=20, concurrent_requests=16, tokens_per_day=1000)
-            first = await one.reserve(bound, (1, 100, 0, 0))
+            first = await one.reserve(bound, (1, 100, 0, 0, 0, 0))
             assert first.states and first.is_admitted
             _break(server, fault)
             alone = []
             for _ in range(STRIKES_MAX + 12):
-                alone.append(await one.reserve(bound, (1, 10, 0, 0)))
+                alone.append(await one.reserve(bound, (1, 10, 0, 0, 0, 0)))
             admitted = [hold for hold in alone if hold.is_admitted]
             assert not any(hold.states for hold in alone)
             assert 6 <= len(admitted) <= 8, "half of 16 at a time, one of which runs already"
@@ -209,7 +209,7 @@ async def test_62_decisions_go_on_by_shares_and_are_exact_again_afterwards(fault
             assert standings["tokens_per_day"].held == 100 + 10 * len(admitted)
             assert standings["requests_per_day"].used >= len(admitted), "what was admitted alone is charged"
             for hold in (first, *admitted):
-                one.counters.settle(hold, (1, 5, 0, 0))
+                one.counters.settle(hold, (1, 5, 0, 0, 0, 0))
             standings = await one.read(bound)
             assert standings["concurrent_requests"].held == standings["tokens_per_day"].held == 0
             assert 5 * len(admitted) <= standings["tokens_per_day"].used <= 5 * (len(admitted) + 1) + 100
@@ -254,13 +254,13 @@ async def test_62_loss_of_the_store_admits_nothing_that_was_used_before() -> Non
 async def test_62_store_that_was_flushed_learns_again_what_is_held(server: CounterServer) -> None:
     async with gateway(server) as one:
         bound = one.bind(concurrent_requests=3, tokens_per_day=1000)
-        held = [await one.reserve(bound, (1, 100, 0, 0)) for _ in range(2)]
+        held = [await one.reserve(bound, (1, 100, 0, 0, 0, 0)) for _ in range(2)]
         server.command("FLUSHALL")
-        held.append(await one.reserve(bound, (1, 100, 0, 0)))
+        held.append(await one.reserve(bound, (1, 100, 0, 0, 0, 0)))
         standings = await one.read(bound)
         assert (standings["concurrent_requests"].held, standings["tokens_per_day"].held) == (3, 300)
         for hold in held:
-            one.counters.settle(hold, (1, 1, 0, 0))
+            one.counters.settle(hold, (1, 1, 0, 0, 0, 0))
         standings = await one.read(bound)
         assert (standings["concurrent_requests"].held, standings["tokens_per_day"].held) == (0, 0)
 
@@ -318,13 +318,13 @@ async def test_62_admission_that_comes_after_the_deadline_is_released(server: Co
 async def test_hold_of_a_minute_is_charged_to_the_limits_per_minute(server: CounterServer) -> None:
     async with gateway(server) as one:
         bound = one.bind(tokens_per_minute=1000, tokens_per_day=5000)
-        hold = await one.reserve(bound, (1, 400, 0, 0))
+        hold = await one.reserve(bound, (1, 400, 0, 0, 0, 0))
         one.ahead_ns[0] = MINUTE_NS
         one.counters.renew()
         standings = await one.read(bound)
         assert standings["tokens_per_minute"].held == 0 and standings["tokens_per_minute"].used > 300
         assert standings["tokens_per_day"].held == 400
-        one.counters.settle(hold, (1, 450, 0, 0))
+        one.counters.settle(hold, (1, 450, 0, 0, 0, 0))
         standings = await one.read(bound)
         assert standings["tokens_per_day"].held == 0 and 449 <= standings["tokens_per_day"].used <= 450
 

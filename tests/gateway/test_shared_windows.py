@@ -181,8 +181,8 @@ def play(dice: Random, acts: Sequence[str]) -> World:
             case "arrive":
                 input_tokens, output_tokens = dice.randint(0, 3), dice.randint(0, 3)
                 used = dice.randint(0, output_tokens)
-                units = (1, input_tokens + output_tokens, input_tokens, output_tokens)
-                world.arrive(gateway, units, (1, input_tokens + used, input_tokens, used))
+                units = (1, input_tokens + output_tokens, input_tokens, output_tokens, 0, 0)
+                world.arrive(gateway, units, (1, input_tokens + used, input_tokens, used, 0, 0))
             case "end" if gateway.live:
                 world.end(gateway, dice.choice(gateway.live))
             case "pass":

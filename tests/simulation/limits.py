@@ -318,7 +318,7 @@ class Limiter:
         hold = getattr(permit, "_hold", None)
         if self.link is not None and hold is not None and not hold.states:
             self.link.note_alone()
-        units = (1, 0, 0, 0) if hold is None else hold.units
+        units = (1, 0, 0, 0, 0, 0) if hold is None else hold.units
         self._limits.runs.append(Run(self._process.name, asked_at, world.now, units, truth))
         self.check_running()
         return permit
@@ -374,7 +374,7 @@ def check_limits(limits: HistoryLimits) -> None:
     for run in runs:
         if run.used is None:  # its gateway died: it has used no more than what its engine reported
             totals = run.truth.generated_totals
-            run.used = (1, sum(totals), *totals)
+            run.used = (1, sum(totals), *totals, 0, 0)
     for counter in list_counters(limits.levels):
         if counter.window_us:
             _check_windows(limits, counter, runs)

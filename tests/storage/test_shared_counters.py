@@ -2,7 +2,7 @@
 
 import copy
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -21,6 +21,12 @@ LEASE_US = 600_000_000
 START_US = 1_795_000_000_000_000
 RESERVE, SETTLE = make_scripts("local now = tonumber(ARGV[#ARGV])\n")
 QUANTITIES = list(Quantity)
+MEDIA = (Quantity.IMAGES, Quantity.AUDIO_SECONDS)
+
+
+def complete(tokens: Sequence[int]) -> tuple[int, ...]:
+    """Return the units of a request: one request, its tokens (all, input, output), then images and seconds, 0 where they are left out."""
+    return (1, *tokens, *[0] * (len(QUANTITIES) - 1 - len(tokens)))
 
 
 class Scripts:
@@ -47,7 +53,7 @@ class Scripts:
         return msgspec.msgpack.decode(reply, type=tuple[int, ...])
 
     def reserve(self, prepared: PreparedLimits, owner: str, now_us: int, *tokens: int, mode: bytes = b"") -> tuple[int, ...]:
-        return self.run(RESERVE, prepared, owner, now_us, *[b"%d" % number for number in tokens], mode)
+        return self.run(RESERVE, prepared, owner, now_us, msgspec.msgpack.encode(complete(tokens)), mode)
 
     def settle(self, prepared: PreparedLimits, owner: str, now_us: int, *moves: int, previous: str = "") -> tuple[int, ...]:
         return self.run(SETTLE, prepared, owner, now_us, msgspec.msgpack.encode(moves), previous=previous)
@@ -116,13 +122,14 @@ class Model:
         return self.counters()
 
     def reserve(self, owner: str, now_us: int, tokens: tuple[int, ...]) -> tuple[int, ...]:
-        units = (1, *tokens)
+        units = complete(tokens)
         is_known = self.leases.get(owner, 0) > now_us
         before = copy.deepcopy(self.cells)
         counters = self.advance(owner, now_us)
         fits = [
             cell.state.units + (cell.state.fraction > 0) + sum(cell.held.values()) + units[QUANTITIES.index(counter.dimension.quantity)]
             <= counter.size
+            or (counter.dimension.quantity in MEDIA and not units[QUANTITIES.index(counter.dimension.quantity)])
             for counter, cell in counters
         ]
         if all(fits):
@@ -182,7 +189,7 @@ def test_scripts_decide_as_the_model_does_at_every_instant(scripts_module: Scrip
         now += data.draw(st.one_of(st.integers(0, 100), st.integers(0, 2 * 86_400_000_000)))
         owner = data.draw(st.sampled_from(["a", "b"]))
         if data.draw(st.booleans()):
-            tokens = tuple(data.draw(st.one_of(st.integers(0, 20), st.integers(0, 10**6))) for _ in range(3))
+            tokens = tuple(data.draw(st.one_of(st.integers(0, 20), st.integers(0, 10**6))) for _ in range(5))
             assert scripts.reserve(prepared, owner, now, *tokens) == model.reserve(owner, now, tokens)
         else:
             count = len(prepared.counters)
@@ -215,6 +222,14 @@ def test_largest_limits_are_drained_without_rounding(scripts_module: Scripts, da
 
 
 # ---- What is kept ------------------------------------------------------------------------------------------------------
+
+
+def test_images_and_seconds_are_held_and_only_requests_with_them_are_refused(scripts: Scripts) -> None:
+    prepared = prepare("org_1", [level("proj_1", images_per_minute=5, audio_seconds_per_day=60)])
+    assert scripts.reserve(prepared, "a", START_US, 9, 9, 0, 4, 50) == (1, 0, 0, 0, 4, 0, 0, 50)
+    assert scripts.settle(prepared, "a", START_US, 4, 7, 50, 90) == (0, 1)
+    assert scripts.reserve(prepared, "a", START_US, 9, 9, 0, 1, 0)[0] == scripts.reserve(prepared, "a", START_US, 9, 9, 0, 0, 1)[0] == 0
+    assert scripts.reserve(prepared, "a", START_US, 9, 9, 0)[0] == 1, "both are overdrawn, and it has neither"
 
 
 def test_refusal_at_one_level_changes_no_level(scripts: Scripts) -> None:

@@ -264,9 +264,11 @@ class Platform:
             query = {"project_id": each["id"]}
             found[name] = {} if each["residency"] is None and wanted is None else {"residency": each["residency"]}
             found[name] |= self._read_limits("project", query)
-            of_each = self._read_limits("end_user", query)["limits"]
-            if any(size is not None for size in of_each.values()):
-                found[name]["end_user_limits"] = of_each
+            of_each = self._read_limits("end_user", query)
+            if any(size is not None for size in of_each["limits"].values()):
+                found[name]["end_user_limits"] = of_each["limits"]
+            if "model_limits" in of_each:
+                found[name]["end_user_model_limits"] = of_each["model_limits"]
             found[name] |= self._read_budgets((organization, name), each["id"], budgets, None if wanted is None else wanted[name].budgets)
             found[name] |= self._read_keys((organization, name), each["id"], None if wanted is None else wanted[name].api_keys)
         return found
@@ -468,6 +470,8 @@ class Platform:
                 control.put(self._limits_path(place), body)
             case "end user limits":
                 control.put(self._limits_path(place).removesuffix("limits") + "end_user_limits", body)
+            case "end user model limits":
+                control.put(self._limits_path(place[:-1]).removesuffix("limits") + "end_user_limits", body, model=place[-1])
             case "model limits":
                 control.put(self._limits_path(place[:-1]), body, model=place[-1])
             case "API key":

@@ -153,8 +153,6 @@ def set_limits(
     changes = parse_limits(limits)
     if sum((api_key is not None, service_account is not None, of_organization, each_end_user)) > 1:
         raise OperatorError("name one of --api-key, --service-account, --each-end-user and --of-organization", exit_code=2)
-    if each_end_user and model is not None:
-        raise OperatorError("limits of end users are on all models together: leave --model out", exit_code=2)
     with connect_tenant(control_url, key, data_dir, organization) as control:
         path = _find_path(control, project, api_key, service_account, of_organization=of_organization, each_end_user=each_end_user)
         before = control.get(path, model=model)

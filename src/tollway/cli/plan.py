@@ -38,7 +38,7 @@ from tollway.settings import OperatorError
 @dataclass(frozen=True, slots=True)
 class PlannedChange:
     """One step. `what`: model, fallbacks of model, price, publication, deployment, plan, plan limits, plan model limits,
-    plan budgets, organization, plan of organization, project, limits, end user limits,
+    plan budgets, organization, plan of organization, project, limits, end user limits, end user model limits,
     model limits, budget, API key, price book, book price or terms. `place`: the names that lead to it.
 
     `fields`: each that changes, old and new; on creation the old ones are None. `body`: what to send.
@@ -275,6 +275,9 @@ def _plan_project(place: tuple[str, str], currency: str, current: ProjectFile | 
         yield PlannedChange("project", place, False, fields, body)
     yield from _plan_all_limits(place, current, wanted)
     yield from _plan_limits("end user limits", place, UNSET if current is None else current.end_user_limits, wanted.end_user_limits)
+    there = {} if current is None or current.end_user_model_limits is UNSET else current.end_user_model_limits
+    for model, limits in _items(wanted.end_user_model_limits):
+        yield from _plan_limits("end user model limits", (*place, model), there.get(model, UNSET), limits)
     yield from _plan_budgets(place, currency, current, wanted)
     keys = {} if current is None or current.api_keys is UNSET else current.api_keys
     for name, key in _items(wanted.api_keys):

@@ -209,11 +209,16 @@ def find_limit_problem(sizes: Mapping[str, int | None]) -> str | None:
 
 def _find_model_problem(level: "PlanFile | OrganizationFile | ProjectFile") -> str | None:
     """Return what is wrong between the limits of a level on all models and those on single ones, as far as the file states both."""
-    if level.limits is UNSET or level.model_limits is UNSET:
-        return None
-    by_model = {name: Limits(**msgspec.to_builtins(limits)) for name, limits in level.model_limits.items()}
-    problem = find_model_problem(Limits(**msgspec.to_builtins(level.limits)), by_model)
-    return None if problem is None else f"model_limits: {problem.message}"
+    pairs = [("model_limits", level.limits, level.model_limits)]
+    if isinstance(level, ProjectFile):
+        pairs.append(("end_user_model_limits", level.end_user_limits, level.end_user_model_limits))
+    for field, of_all, of_models in pairs:
+        if of_all is not UNSET and of_models is not UNSET:
+            by_model = {name: Limits(**msgspec.to_builtins(limits)) for name, limits in of_models.items()}
+            problem = find_model_problem(Limits(**msgspec.to_builtins(of_all)), by_model)
+            if problem is not None:
+                return f"{field}: {problem.message}"
+    return None
 
 
 class BudgetFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -269,12 +274,14 @@ class ApiKeyFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class ProjectFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One project of an organization. `model_limits`: its limits on single models, beside those on all. `end_user_limits`: those of each
-    end user, as requests name them in `user` or `safety_identifier`. `residency`: the regions of deployments
-    that may serve it; null for any. `budgets`: what it may spend, by name. `api_keys`: bounds of keys that exist, by name."""
+    end user, as requests name them in `user` or `safety_identifier`, and `end_user_model_limits` those on single models. `residency`: the
+    regions of deployments that may serve it; null for any. `budgets`: what it may spend, by name. `api_keys`: bounds of keys that exist, by
+    name."""
 
     residency: list[str] | UnsetType | None = UNSET
     limits: LimitsFile | UnsetType = UNSET
     end_user_limits: LimitsFile | UnsetType = UNSET
+    end_user_model_limits: dict[str, LimitsFile] | UnsetType = UNSET
     model_limits: dict[str, LimitsFile] | UnsetType = UNSET
     budgets: dict[str, BudgetFile] | UnsetType = UNSET
     api_keys: dict[str, ApiKeyFile] | UnsetType = UNSET
@@ -498,6 +505,7 @@ _NESTED: dict[tuple[type[msgspec.Struct], str], type[msgspec.Struct]] = {
     (OrganizationFile, "projects"): ProjectFile,
     (OrganizationFile, "model_limits"): LimitsFile,
     (ProjectFile, "model_limits"): LimitsFile,
+    (ProjectFile, "end_user_model_limits"): LimitsFile,
     (OrganizationFile, "budgets"): BudgetFile,
     (ProjectFile, "budgets"): BudgetFile,
     (ProjectFile, "api_keys"): ApiKeyFile,

@@ -25,6 +25,8 @@ DAY_NS = 86_400 * SECOND_NS
 
 REQUESTS_PER_MINUTE_MAX = 1_000_000
 TOKENS_PER_MINUTE_MAX = 1_000_000_000
+IMAGES_PER_MINUTE_MAX = 1_000_000
+AUDIO_SECONDS_PER_MINUTE_MAX = 1_000_000_000
 CONCURRENT_REQUESTS_MAX = 1_000_000
 MINUTES_PER_DAY = 1440
 
@@ -41,12 +43,25 @@ class LimitLevel(StrEnum):
 
 
 class Quantity(StrEnum):
-    """The unit that a limit counts. Tokens are input and output together."""
+    """The unit that a limit counts. Tokens are input and output together, images those that are made, seconds those of sound that is
+    transcribed or translated."""
 
     REQUESTS = "requests"
     TOKENS = "tokens"
     INPUT_TOKENS = "input_tokens"
     OUTPUT_TOKENS = "output_tokens"
+    IMAGES = "images"
+    AUDIO_SECONDS = "audio_seconds"
+
+
+_PER_MINUTE_MAX: dict[Quantity, int] = {
+    Quantity.REQUESTS: REQUESTS_PER_MINUTE_MAX,
+    Quantity.TOKENS: TOKENS_PER_MINUTE_MAX,
+    Quantity.INPUT_TOKENS: TOKENS_PER_MINUTE_MAX,
+    Quantity.OUTPUT_TOKENS: TOKENS_PER_MINUTE_MAX,
+    Quantity.IMAGES: IMAGES_PER_MINUTE_MAX,
+    Quantity.AUDIO_SECONDS: AUDIO_SECONDS_PER_MINUTE_MAX,
+}
 
 
 class Dimension(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +85,7 @@ def _rates(window: str, window_ns: int, factor: int) -> tuple[Dimension, ...]:
             name=f"{quantity}_per_{window}",
             quantity=quantity,
             window_ns=window_ns,
-            size_max=factor * (REQUESTS_PER_MINUTE_MAX if quantity is Quantity.REQUESTS else TOKENS_PER_MINUTE_MAX),
+            size_max=factor * _PER_MINUTE_MAX[quantity],
         )
         for quantity in Quantity
     )
@@ -98,10 +113,14 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tokens_per_minute: int | None = None
     input_tokens_per_minute: int | None = None
     output_tokens_per_minute: int | None = None
+    images_per_minute: int | None = None
+    audio_seconds_per_minute: int | None = None
     requests_per_day: int | None = None
     tokens_per_day: int | None = None
     input_tokens_per_day: int | None = None
     output_tokens_per_day: int | None = None
+    images_per_day: int | None = None
+    audio_seconds_per_day: int | None = None
     concurrent_requests: int | None = None
 
     def get(self, dimension: Dimension) -> int | None:

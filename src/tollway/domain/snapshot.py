@@ -32,8 +32,9 @@ class OrganizationEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="ki
 
 class ProjectEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="project", omit_defaults=True):
     """A project that may act. `models`: what its keys may use; None for every published model but those of `denied_models`. `model_limits`:
-    its limits on single models, by name. `end_user_limits`: those of each of its end users. `residency`: the regions of deployments that
-    may serve it; None for any. `service_tiers`: those of its requests."""
+    its limits on single models, by name. `end_user_limits`: those of each of its end users on all models together;
+    `end_user_model_limits`: those on single models and groups, by name. `residency`: the regions of deployments that may serve it; None for
+    any. `service_tiers`: those of its requests."""
 
     id: str
     organization_id: str
@@ -44,6 +45,12 @@ class ProjectEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
     residency: tuple[str, ...] | None = None
     denied_models: tuple[str, ...] = ()
     service_tiers: ServiceTiers = ALL_TIERS
+    end_user_model_limits: dict[str, Limits] = {}
+
+    def list_end_user_limits(self) -> tuple[tuple[str, Limits], ...]:
+        """Return the limits of each end user, each with what it is on: a model, a group of models, or empty for all models together."""
+        of_all = () if self.end_user_limits == UNLIMITED else (("", self.end_user_limits),)
+        return (*of_all, *self.end_user_model_limits.items())
 
 
 class KeyEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="key", omit_defaults=True, gc=False):

@@ -14,9 +14,13 @@ from tollway.domain.limits import LevelLimits, LimitLevel, Quantity, Standing, f
 from tollway.domain.usage import UsageSource
 from tollway.gateway.dialects.answers import Measure
 from tollway.gateway.memory_counters import (
+    AUDIO_SECONDS,
+    HEADER_KINDS,
+    IMAGES,
     INPUT_TOKENS,
     OUTPUT_TOKENS,
     REQUESTS,
+    TOKENS,
     UNLIMITED,
     Bound,
     EndUserLimits,
@@ -61,17 +65,23 @@ _LEVEL_WORDS = {
 }
 
 
+_REMEDIES = {IMAGES: "ask for fewer images at a time", AUDIO_SECONDS: "send a shorter sound"}
+"""What helps a request that is larger than a limit, by quantity, where that is no limit on tokens."""
+
+
 def limit(call: Call, counters: MemoryCounters, clock: Callable[[], int], metrics: Metrics) -> Permit:
     """Return a permit for this call, to be held to the last byte (`with`). `clock`: monotonic nanoseconds.
 
     Raises Fault rate_limit_exceeded (429) that names the limit, with the time after which to try again.
     """
     now_ns = clock()
-    bound = call.grant.bound
+    grant = call.grant
+    bound = grant.bound
     if bound is None:
-        bound = call.grant.bound = bind(call, counters, now_ns)
-    if call.end_user is not None:
-        bound = counters.bind_end_user(bound, _of_each_end_user(call), call.end_user, now_ns)
+        bound = grant.bound = bind(call, counters, now_ns)
+        grant.end_user_limits = _find_end_user_limits(call)
+    if call.end_user is not None and grant.end_user_limits is not None:
+        bound = counters.bind_end_user(bound, grant.end_user_limits, call.end_user, now_ns)
     if bound.rates:
         return _reserve(call, bound, counters, clock, now_ns, metrics)
     buckets = bound.buckets
@@ -87,7 +97,7 @@ def limit(call: Call, counters: MemoryCounters, clock: Callable[[], int], metric
 
 _COUNTED_BY_ENGINE: Final = UsageSource.ENGINE_FINAL
 
-_ONE_REQUEST: Final[Units] = (1, 0, 0, 0)
+_ONE_REQUEST: Final[Units] = (1, 0, 0, 0, 0, 0)
 
 
 def charge_upload(caller: Caller, counters: MemoryCounters, now_ns: int, metrics: Metrics) -> Hold | None:
@@ -112,10 +122,13 @@ def _list_limits(call: Call) -> list[LevelLimits]:
     return [each for each in call.caller.principal.limits if covers_model(each.model, model.id, model.groups)]
 
 
-def _of_each_end_user(call: Call) -> EndUserLimits:
-    limits = call.caller.end_user_limits
-    assert limits is not None, "an end user is only looked for where each has limits"
-    return limits
+def _find_end_user_limits(call: Call) -> EndUserLimits | None:
+    """Return the limits of each end user that bind requests for this model; None if there are none."""
+    of, model = call.caller.end_user_limits, call.model
+    if of is None:
+        return None
+    limits = tuple(each for each in of.limits if covers_model(each[0], model.id, model.groups))
+    return of._replace(limits=limits) if limits else None
 
 
 async def limit_shared(call: Call, counters: SharedCounters, clock: Callable[[], int], metrics: Metrics) -> Permit:
@@ -124,8 +137,9 @@ async def limit_shared(call: Call, counters: SharedCounters, clock: Callable[[],
     bound = grant.shared_bound
     if bound is None:
         bound = grant.shared_bound = counters.bind(call.caller.organization.id, _list_limits(call), clock())
-    if call.end_user is not None:
-        bound = counters.bind_end_user(bound, _of_each_end_user(call), call.end_user)
+        grant.end_user_limits = _find_end_user_limits(call)
+    if call.end_user is not None and grant.end_user_limits is not None:
+        bound = counters.bind_end_user(bound, grant.end_user_limits, call.end_user)
     if not bound.prepared.counters:
         return Permit(call, b"", ())
     units = _estimate(call, bound.output_size_min, bound.tokens_size_min)
@@ -193,7 +207,7 @@ class Reservation(Permit):
 
 def _with_input(units: Units, input_tokens: int) -> Units:
     """Return what a request that holds `units` holds once its engine has counted the prompt."""
-    return 1, input_tokens + units[OUTPUT_TOKENS], input_tokens, units[OUTPUT_TOKENS]
+    return 1, input_tokens + units[OUTPUT_TOKENS], input_tokens, units[OUTPUT_TOKENS], units[IMAGES], units[AUDIO_SECONDS]
 
 
 def _find_used(permit: Permit) -> Units:
@@ -207,7 +221,10 @@ def _find_used(permit: Permit) -> Units:
     call = permit.call
     if call.prompt_bytes >= DENSITY_BYTES_MIN and final.source is _COUNTED_BY_ENGINE and final.anomaly is None:
         learn_density(call, input_tokens)
-    return 1, input_tokens + output_tokens, input_tokens, output_tokens
+    other = quantities.other
+    if other is None:
+        return 1, input_tokens + output_tokens, input_tokens, output_tokens, 0, 0
+    return 1, input_tokens + output_tokens, input_tokens, output_tokens, other.images, other.seconds
 
 
 def learn_density(call: Call, input_tokens: int) -> None:
@@ -241,19 +258,21 @@ def _estimate(call: Call, output_size_min: int, tokens_size_min: int) -> Units:
     output_tokens = call.output_tokens_max
     if output_tokens is None:
         output_tokens = min(OUTPUT_TOKENS_ASSUMED * call.sequences, output_size_min, max(tokens_size_min - input_tokens, 0))
-    return 1, input_tokens + output_tokens, input_tokens, output_tokens
+    images = call.sequences if call.dialect.counts_images else 0
+    return 1, input_tokens + output_tokens, input_tokens, output_tokens, images, 0
 
 
 def _measured(call: Call, measure: Measure) -> Units:
     """Return what a request with media is reserved."""
     text_bytes = min(call.request.body_bytes - measure.file_bytes, TEXT_BYTES_BESIDE_MEDIA)
     input_tokens = min((text_bytes * call.grant.input_density >> 10) + measure.input_tokens + 1, call.input_tokens_max)
-    return 1, input_tokens + measure.output_tokens, input_tokens, measure.output_tokens
+    images = call.sequences if call.dialect.counts_images else 0
+    return 1, input_tokens + measure.output_tokens, input_tokens, measure.output_tokens, images, measure.seconds
 
 
 def estimate_tokens(call: Call) -> int:
     """Return how many tokens a request may use, as they would be reserved if no limit were near."""
-    return _estimate(call, _UNBOUNDED, _UNBOUNDED)[1]
+    return _estimate(call, _UNBOUNDED, _UNBOUNDED)[TOKENS]
 
 
 def estimate_units(call: Call, standings: Sequence[Standing]) -> Units:
@@ -284,11 +303,11 @@ def _refuse(call: Call | None, refusal: Refusal, headers: bytes, metrics: Metric
         project_id, _, digest = id.partition(":")
         id = f"{digest[:12]} of project {project_id}"
     place = f"{_LEVEL_WORDS[owner.level]} {id}{of_model}"
-    kind = REQUESTS_EXCEEDED if refusal.quantity == REQUESTS else TOKENS_EXCEEDED
+    kind = TOKENS_EXCEEDED if REQUESTS < refusal.quantity < IMAGES else REQUESTS_EXCEEDED
     if refusal.is_permanent:
         message = (
             f"Request too large: it asks for {refusal.requested} {refusal.words}, and the limit of {place} is {refusal.size}. "
-            "Trying again cannot help: shorten the input or lower the bound on the output."
+            f"Trying again cannot help: {_REMEDIES.get(refusal.quantity, 'shorten the input or lower the bound on the output')}."
         )
         return Fault(kind, message=message, headers=headers + b"x-should-retry: false\r\n")
     seconds = _find_typical_seconds(call, metrics, refusal) if refusal.wait_ns is None else refusal.wait_ns / 1000000000.0
@@ -314,17 +333,15 @@ def _find_typical_seconds(call: Call | None, metrics: Metrics, refusal: Refusal)
     return min(max(duration.sum / ended / refusal.running, CONCURRENCY_SECONDS_MIN), CONCURRENCY_SECONDS_MAX)
 
 
-def _headers(call: Call | None, tightest: tuple[Remainder | None, Remainder | None]) -> bytes:
-    """Return the header lines for the tightest limit on requests and the tightest on tokens. Where the API of the call has names of its own
-    for them, the lines under these names follow, with the instant of the reset (RFC 3339) in place of a duration."""
-    requests, tokens = tightest
+def _headers(call: Call | None, tightest: Sequence[Remainder | None]) -> bytes:
+    """Return the header lines for the tightest limit of each of HEADER_KINDS. Where the API of the call has names of its own for those on
+    requests and tokens, the lines under these names follow, with the instant of the reset (RFC 3339) in place of a duration."""
     lines = b""
-    if requests is not None:
-        lines = _LINES % (b"requests", requests.size, b"requests", requests.remaining, b"requests", _format_reset(requests))
-    if tokens is not None:
-        lines += _LINES % (b"tokens", tokens.size, b"tokens", tokens.remaining, b"tokens", _format_reset(tokens))
+    for name, left in zip(HEADER_KINDS, tightest, strict=True):
+        if left is not None:
+            lines += _LINES % (name, left.size, name, left.remaining, name, _format_reset(left))
     if call is not None and call.dialect.limit_prefix:
-        for name, left in ((b"requests", requests), (b"tokens", tokens)):
+        for name, left in zip(HEADER_KINDS[:2], tightest[:2], strict=True):
             if left is not None:
                 prefix = call.dialect.limit_prefix + name
                 reset = timestamp(call.request.received_at + left.reset_ns // 1000).encode()
@@ -334,7 +351,7 @@ def _headers(call: Call | None, tightest: tuple[Remainder | None, Remainder | No
 
 def _reservation_headers(hold: Hold, now_ns: int) -> bytes:
     """Return what `_headers` would, from what the reservation found already."""
-    if hold.bound.has_daily_requests:
+    if hold.bound.counts_other_than_tokens:
         return _headers(None, find_tightest(hold.bound, now_ns))
     per_minute = hold.requests_per_minute
     lines = _request_headers(per_minute, hold.requests_left) if per_minute != UNLIMITED else b""

@@ -36,13 +36,21 @@ from tollway.domain.shared_limits import CounterState, PreparedLimits
 UNLIMITED: Final = 2**62
 """The size of what is not limited: more than any traffic reaches."""
 
-QUANTITIES = (Quantity.REQUESTS, Quantity.TOKENS, Quantity.INPUT_TOKENS, Quantity.OUTPUT_TOKENS)
+QUANTITIES = tuple(Quantity)
 """The order of the numbers in `Units`."""
-REQUESTS, TOKENS, INPUT_TOKENS, OUTPUT_TOKENS = range(4)
+REQUESTS, TOKENS, INPUT_TOKENS, OUTPUT_TOKENS, IMAGES, AUDIO_SECONDS = range(6)
 
 Units = tuple[int, ...]
-"""Requests, tokens, input tokens and output tokens of one request: four numbers. Compiled, a tuple of fixed length would be made anew for
-each index."""
+"""Requests, tokens, input tokens, output tokens, images and seconds of sound of one request: six numbers. Compiled, a tuple of fixed length
+would be made anew for each index. A request without images or sound is never refused for a limit on them, also where that is overdrawn."""
+
+NO_UNITS: Final[Units] = (0, 0, 0, 0, 0, 0)
+
+HEADER_KINDS = (b"requests", b"tokens", b"images", b"audio-seconds")
+"""The quantities of which answers say what is left, as their headers name them: input and output tokens count as tokens."""
+
+_HEADER_KINDS_OF = (0, 1, 1, 1, 2, 3)
+"""For each of QUANTITIES its place in HEADER_KINDS."""
 
 _PER_MINUTE = BY_NAME["requests_per_minute"]
 
@@ -129,15 +137,15 @@ class Counter:
 
 
 class Bound:
-    """The counters that bind one caller's requests to one model, innermost level first. `has_daily_requests`: one of `rates` counts
-    requests. `output_size_min`, `tokens_size_min`: the smallest limit on output tokens, and on input and output together."""
+    """The counters that bind one caller's requests to one model, innermost level first. `counts_other_than_tokens`: one of `rates` does.
+    `output_size_min`, `tokens_size_min`: the smallest limit on output tokens, and on input and output together."""
 
-    __slots__ = ("buckets", "has_daily_requests", "output_size_min", "rates", "tokens_size_min")
+    __slots__ = ("buckets", "counts_other_than_tokens", "output_size_min", "rates", "tokens_size_min")
 
     def __init__(self, buckets: tuple[Bucket, ...], rates: tuple[Counter, ...]) -> None:
         self.buckets = buckets
         self.rates = rates
-        self.has_daily_requests = any(rate.quantity == REQUESTS for rate in rates)
+        self.counts_other_than_tokens = any(rate.quantity not in (TOKENS, INPUT_TOKENS, OUTPUT_TOKENS) for rate in rates)
         self.output_size_min = min((rate.size for rate in rates if rate.quantity == OUTPUT_TOKENS), default=UNLIMITED)
         self.tokens_size_min = min((rate.size for rate in rates if rate.quantity == TOKENS), default=UNLIMITED)
 
@@ -175,8 +183,8 @@ class SharedBound:
         self.states: tuple[CounterState, ...] = ()
         self.seen_ns = 0
         quantities = {each.dimension.quantity for each in prepared.counters}
-        has_tokens = not quantities <= {Quantity.REQUESTS}
-        self.is_settled = has_tokens or any(each.dimension is CONCURRENT_REQUESTS for each in prepared.counters)
+        has_holds = not quantities <= {Quantity.REQUESTS}
+        self.is_settled = has_holds or any(each.dimension is CONCURRENT_REQUESTS for each in prepared.counters)
         self.output_size_min = prepared.find_size_min(Quantity.OUTPUT_TOKENS, UNLIMITED)
         self.tokens_size_min = prepared.find_size_min(Quantity.TOKENS, UNLIMITED)
 
@@ -185,7 +193,8 @@ class Hold:
     """The units that one request holds, in the counters of `bound`, since `started_ns`. `is_charged`: the rates per minute were charged
     in full.
 
-    `tightest`: of the rates on tokens the one that had the least left when the hold began, with `tokens_left` (None: there is none).
+    `tightest`: of the rates on tokens the one that had the least left when the hold began, with `tokens_left` (None: there is none); to go
+    by only where no rate counts anything else.
     `requests_per_minute`, `requests_left`: the tightest of the buckets, as `enter` returned it.
     """
 
@@ -212,11 +221,16 @@ class Hold:
 
 
 class EndUserLimits(NamedTuple):
-    """The limits of each end user of a project."""
+    """The limits of each end user of a project that bind requests for one model: `limits` on all models together, on the model and on its
+    groups, each with what it is on (empty for all models)."""
 
     organization_id: str
     project_id: str
-    limits: Limits
+    limits: tuple[tuple[str, Limits], ...]
+
+    def list_levels(self, id: str) -> list[LevelLimits]:
+        """Return the limits of the end user that is counted under `id`."""
+        return [LevelLimits(LimitLevel.END_USER, id, limits, model) for model, limits in self.limits]
 
 
 def identify_end_user(project_id: str, name: str, key: bytes) -> str:
@@ -231,30 +245,26 @@ def identify_other_end_users(project_id: str) -> str:
 
 
 class _EndUser:
-    """The counters of one end user. `limits`: with which they were bound."""
+    """The counters of one end user. `bound`: those that bound its last request, by `limits`."""
 
     __slots__ = ("bound", "buckets", "counters", "limits")
 
     def __init__(self) -> None:
-        self.limits: Limits | None = None
+        self.limits: tuple[tuple[str, Limits], ...] = ()
         self.bound = _EMPTY
         self.buckets: dict[tuple[str, str], Bucket] = {}
         self.counters: dict[tuple[str, str, str], Counter] = {}
 
+    def is_idle(self, now_ns: int) -> bool:
+        """Return whether the counters stand as new ones would."""
+        return all(each.is_idle(now_ns) for each in self.buckets.values()) and all(each.is_idle(now_ns) for each in self.counters.values())
 
-def _bind_end_user(table: dict[str, _EndUser], owner: LevelLimits, now_ns: int) -> Bound:
+
+def _find_end_user(table: dict[str, _EndUser], id: str) -> _EndUser:
     """Return the counters of an end user, which becomes the last one of `table`: the one that was used last."""
-    found = table.pop(owner.id, None) or _EndUser()
-    table[owner.id] = found
-    if found.limits is not owner.limits:
-        found.limits = owner.limits
-        found.bound = _bind(owner, found.buckets, found.counters, now_ns)
-    return found.bound
-
-
-def _is_idle(bound: Bound, now_ns: int) -> bool:
-    """Return whether counters stand as new ones would."""
-    return all(bucket.is_idle(now_ns) for bucket in bound.buckets) and all(counter.is_idle(now_ns) for counter in bound.rates)
+    found = table.pop(id, None) or _EndUser()
+    table[id] = found
+    return found
 
 
 def _bind(owner: LevelLimits, buckets: dict[tuple[str, str], Bucket], counters: dict[tuple[str, str, str], Counter], now_ns: int) -> Bound:
@@ -307,8 +317,10 @@ class MemoryCounters:
         for owner in limits:
             if owner.level is LimitLevel.END_USER:
                 table = self._end_users.setdefault("", {})
-                self._has_place(table, now_ns)
-                own = _bind_end_user(table, owner, now_ns)
+                if owner.id not in table:
+                    self._has_place(table, now_ns)
+                end_user = _find_end_user(table, owner.id)
+                own = _bind(owner, end_user.buckets, end_user.counters, now_ns)
             else:
                 own = _bind(owner, self._buckets, self._counters, now_ns)
             bound = _join(bound, own)
@@ -325,7 +337,12 @@ class MemoryCounters:
         if id not in table and not self._has_place(table, now_ns):
             id = identify_other_end_users(of.project_id)
             self.end_users_together += 1
-        return _join(_bind_end_user(table, LevelLimits(LimitLevel.END_USER, id, of.limits), now_ns), bound)
+        found = _find_end_user(table, id)
+        if found.limits != of.limits:
+            found.limits, found.bound = of.limits, _EMPTY
+            for owner in of.list_levels(id):
+                found.bound = _join(found.bound, _bind(owner, found.buckets, found.counters, now_ns))
+        return _join(found.bound, bound)
 
     def _has_place(self, table: "dict[str, _EndUser]", now_ns: int) -> bool:
         """Return whether another end user can be counted. Looks at few end users, so that a table that is full costs little."""
@@ -333,7 +350,7 @@ class MemoryCounters:
             return True
         for id in list(islice(table, EVICTIONS_TRIED)):
             found = table.pop(id)
-            if _is_idle(found.bound, now_ns):
+            if found.is_idle(now_ns):
                 return True
             table[id] = found
         return False
@@ -355,7 +372,7 @@ class MemoryCounters:
             debt = counter.tat - (now_ns if scale == 1 else now_ns * scale)
             if debt > 0:
                 left -= debt
-            if left < 0:
+            if left < 0 and (units[counter.quantity] or counter.quantity < IMAGES):
                 _unhold(rates, counter, units)
                 return None
             counter.held = held
@@ -394,7 +411,7 @@ class MemoryCounters:
 
     def refund(self, hold: Hold, now_ns: int) -> None:
         """End a hold as if its request had never been: its requests per minute are given back too."""
-        self.settle(hold, (0, 0, 0, 0), now_ns)
+        self.settle(hold, NO_UNITS, now_ns)
         for bucket in hold.bound.buckets:
             bucket.tat -= bucket.cost
 
@@ -530,7 +547,7 @@ def _settle_charged(hold: Hold, used: Units, now_ns: int) -> None:
     """Settle a hold that the rates per minute were charged for: they are charged what was used beyond it, the others all of it."""
     units = hold.units
     beyond = tuple(max(spent - held, 0) for spent, held in zip(used, units, strict=True))
-    _charge([rate for rate in hold.bound.rates if rate.dimension.window_ns == MINUTE_NS], (0, 0, 0, 0), beyond, now_ns)
+    _charge([rate for rate in hold.bound.rates if rate.dimension.window_ns == MINUTE_NS], NO_UNITS, beyond, now_ns)
     _charge([rate for rate in hold.bound.rates if rate.dimension.window_ns != MINUTE_NS], units, used, now_ns)
 
 
@@ -542,25 +559,26 @@ class Remainder(NamedTuple):
     reset_ns: int
 
 
-def find_tightest(bound: Bound, now_ns: int) -> tuple[Remainder | None, Remainder | None]:
-    """Return what is left of the limit on requests that has the least left, and of the one on tokens; None where there is none."""
-    requests: Remainder | None = None
-    tokens: Remainder | None = None
+def find_tightest(bound: Bound, now_ns: int) -> list[Remainder | None]:
+    """Return for each of HEADER_KINDS what is left of the limit that has the least left; None where there is none."""
+    tightest: list[Remainder | None] = [None, None, None, None]
     for bucket in bound.buckets:
         if bucket.cost:
             debt = bucket.debt(now_ns)
-            remaining = (bucket.burst - debt) // bucket.cost
-            if requests is None or remaining < requests.remaining:
-                requests = Remainder(bucket.per_minute, remaining, debt // bucket.scale)
+            note_remainder(tightest, REQUESTS, Remainder(bucket.per_minute, (bucket.burst - debt) // bucket.cost, debt // bucket.scale))
     for counter in bound.rates:
         taken = counter.held * counter.cost + counter.debt(now_ns)
         remaining = max((counter.burst - taken) // counter.cost, 0)
-        if counter.quantity == REQUESTS:
-            if requests is None or remaining < requests.remaining:
-                requests = Remainder(counter.size, remaining, taken // counter.scale)
-        elif tokens is None or remaining < tokens.remaining:
-            tokens = Remainder(counter.size, remaining, taken // counter.scale)
-    return requests, tokens
+        note_remainder(tightest, counter.quantity, Remainder(counter.size, remaining, taken // counter.scale))
+    return tightest
+
+
+def note_remainder(tightest: list[Remainder | None], quantity: int, left: Remainder) -> None:
+    """Put what is left of a limit into `tightest` (by HEADER_KINDS) if that is the least so far. `quantity`: its place in QUANTITIES."""
+    kind = _HEADER_KINDS_OF[quantity]
+    least = tightest[kind]
+    if least is None or left.remaining < least.remaining:
+        tightest[kind] = left
 
 
 class Refusal(NamedTuple):
@@ -597,7 +615,7 @@ def find_refusal(bound: Bound, units: Units, now_ns: int) -> Refusal:
     for counter in bound.rates:
         requested, debt = units[counter.quantity], counter.debt(now_ns)
         beyond = debt + (counter.held + requested) * counter.cost - counter.burst
-        if beyond > 0:
+        if beyond > 0 and (requested or counter.quantity < IMAGES):
             needs_ends = counter.held + requested > counter.size
             found = find_later(
                 found,

@@ -86,7 +86,7 @@ class CounterStore(Protocol):
         ...
 
     def reserve(self, prepared: PreparedLimits, owner: str, units: tuple[int, ...], done: Callable[[StoreAnswer | None], None]) -> None:
-        """Admit a request for `units` (requests, tokens, input tokens, output tokens) at all levels, or change nothing.
+        """Admit a request for `units` (`memory_counters.Units`) at all levels, or change nothing.
 
         Requests are charged, everything else is held. `done(None)` if there is no answer within the deadline; an answer that arrives
         afterwards is handed to `done` as well.

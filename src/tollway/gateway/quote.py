@@ -11,16 +11,13 @@ from tollway.domain.billing_classes import OtherClasses, Quantities, describe_un
 from tollway.domain.budgets import find_fixed_cost, find_output_price
 from tollway.domain.catalog import covers_model
 from tollway.domain.faults import Fault
-from tollway.domain.limits import Quantity, Standing
+from tollway.domain.limits import Standing
 from tollway.domain.money import format_amount
 from tollway.domain.usage import OUTCOME_POLICIES, OUTCOME_POLICY_CURRENT
 from tollway.gateway.budgets import OUTPUT_TOKENS_EXPECTED
 from tollway.gateway.limit import estimate_units
-from tollway.gateway.memory_counters import Units
+from tollway.gateway.memory_counters import INPUT_TOKENS, OUTPUT_TOKENS, QUANTITIES, Units
 from tollway.gateway.request import Call
-
-_UNITS = {Quantity.REQUESTS: 0, Quantity.TOKENS: 1, Quantity.INPUT_TOKENS: 2, Quantity.OUTPUT_TOKENS: 3}
-"""Places of quantities in `Units`."""
 
 
 class Quote:
@@ -31,7 +28,8 @@ class Quote:
     def __init__(self, call: Call) -> None:
         self._call = call
         self._input_tokens_max, self._output_tokens_max = call.input_tokens_max, call.output_tokens_max
-        _, _, input_tokens, output_tokens = estimate_units(call, ())
+        units = estimate_units(call, ())
+        input_tokens, output_tokens = units[INPUT_TOKENS], units[OUTPUT_TOKENS]
         self._expected = (input_tokens, min(output_tokens, OUTPUT_TOKENS_EXPECTED * call.sequences))
         prices, most = call.price.unit_prices, call.output_tokens_max
         images = call.sequences if call.dialect.counts_images else 0
@@ -78,7 +76,7 @@ def list_exceeded(call: Call, standings: Sequence[Standing]) -> list[tuple[Stand
     """Return the limits that would refuse a call now, each with the units that the call would reserve of it."""
     units: Units = estimate_units(call, standings)
     of_call = [each for each in standings if covers_model(each.owner.model, call.model.id, call.model.groups)]
-    needs = [(each, units[_UNITS[each.dimension.quantity]]) for each in of_call]
+    needs = [(each, units[QUANTITIES.index(each.dimension.quantity)]) for each in of_call]
     return [(each, needed) for each, needed in needs if needed > each.remaining]
 
 

@@ -13,7 +13,6 @@ import msgspec
 from tollway.domain.budgets import EACH_END_USER, BudgetMode, name_end_user_budget
 from tollway.domain.catalog import CacheIsolation, Deployment, Endpoint
 from tollway.domain.faults import Fault
-from tollway.domain.limits import UNLIMITED
 from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import BudgetEntry, ModelEntry
 from tollway.domain.usage import Ended, ServiceTier
@@ -253,8 +252,8 @@ class Caller:
         self.residency = None if regions is None else frozenset(regions)
         self.cache_salt = cache_salt
         self.budgets = budgets
-        of_each = principal.project.end_user_limits
-        self.end_user_limits = None if of_each == UNLIMITED else EndUserLimits(principal.organization.id, principal.project.id, of_each)
+        of_each = principal.project.list_end_user_limits()
+        self.end_user_limits = EndUserLimits(principal.organization.id, principal.project.id, of_each) if of_each else None
         self.use_due_at = 0
         self.digest = digest
         self.version = version
@@ -273,8 +272,9 @@ class ModelGrant:
     the model has this endpoint; `is_translated`: a deployment of the model has it by translation only. `known_fields`: request fields that
     every deployment of the model understands.
     `bound`: the limits that apply, with their counters; None before the first request. `shared_bound`: the same where gateways share
-    counters. `has_running_usage`: every deployment of the model reports usage while it streams. `input_density`: input tokens per KiB of
-    body that the caller's requests had lately (`limit`). `terms_valid_from`: the instant from which the organization pays by these prices'
+    counters. `end_user_limits`: those of each end user that apply, None without any; found with either of these. `has_running_usage`: every
+    deployment of the model reports usage while it streams. `input_density`: input tokens per KiB of body that the caller's requests had
+    lately (`limit`). `terms_valid_from`: the instant from which the organization pays by these prices'
     list. `encoded_admit_suffixes`: the encoded parts that ADMIT records under this grant
     share, by price and streaming; cached by `meter`. `budgets`: those of the caller that bind all requests to this model;
     `named_budgets`: ids of those, or of those that only alert, that all records name; `conditional_budgets`: those on tags and end users.
@@ -290,6 +290,7 @@ class ModelGrant:
         "default",
         "default_tier",
         "encoded_admit_suffixes",
+        "end_user_limits",
         "has_fallback",
         "has_running_usage",
         "input_density",
@@ -342,6 +343,7 @@ class ModelGrant:
         self.encoded_admit_suffixes: dict[tuple[str, bool], bytes] = {}
         self.bound: Bound | None = None
         self.shared_bound: SharedBound | None = None
+        self.end_user_limits: EndUserLimits | None = None
         self.input_density = INPUT_DENSITY_FIRST
         self._injected: dict[tuple[str, bytes | None, int | None], tuple[Deployment, bodies.InjectedFields]] = {}
 

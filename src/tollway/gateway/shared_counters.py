@@ -16,7 +16,7 @@ over.
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 
-from tollway.domain.limits import CONCURRENT_REQUESTS, DIMENSIONS, MINUTE_NS, LevelLimits, LimitLevel, Limits, Quantity, Standing
+from tollway.domain.limits import CONCURRENT_REQUESTS, DIMENSIONS, MINUTE_NS, LevelLimits, Limits, Standing
 from tollway.domain.shared_limits import (
     CounterState,
     SharedCounter,
@@ -30,6 +30,8 @@ from tollway.domain.shared_limits import (
 from tollway.gateway.driver import Waiter
 from tollway.gateway.memory_counters import (
     END_USERS_MAX,
+    IMAGES,
+    NO_UNITS,
     QUANTITIES,
     REQUESTS,
     Bound,
@@ -45,6 +47,7 @@ from tollway.gateway.memory_counters import (
     find_later,
     identify_end_user,
     identify_other_end_users,
+    note_remainder,
 )
 from tollway.gateway.ports import CounterStore
 
@@ -56,9 +59,9 @@ END_USER_BOUNDS_MAX = 4_000
 """End users whose counters are kept in the form of the store between requests; others are prepared anew."""
 
 
-def _forget_oldest(seen: dict[str, int], limits: Limits, now_ns: int) -> bool:
+def _forget_oldest(seen: dict[str, int], of: EndUserLimits, now_ns: int) -> bool:
     """Forget the end user that was not seen for longest, if that is a window of its limits or more."""
-    windows = [dimension.window_ns for dimension in DIMENSIONS if limits.get(dimension) is not None]
+    windows = [dimension.window_ns for _, limits in of.limits for dimension in DIMENSIONS if limits.get(dimension) is not None]
     oldest = next(iter(seen))
     if seen[oldest] + max(windows, default=0) > now_ns:
         return False
@@ -121,7 +124,7 @@ class _Question:
     def release(self) -> None:
         """Give back what the store holds for a request that does not use it."""
         if self.hold.bound.is_settled:
-            self.store.settle(self.hold.bound.prepared, self.owner, list_moves(self.hold, _NOTHING))
+            self.store.settle(self.hold.bound.prepared, self.owner, list_moves(self.hold, NO_UNITS))
 
 
 class SharedCounters:
@@ -195,7 +198,7 @@ class SharedCounters:
         now_ns = self._clock()
         seen = self._end_users.setdefault(of.organization_id, {})
         id = identify_end_user(of.project_id, end_user, self._end_user_key)
-        if seen.pop(id, None) is not None or len(seen) < END_USERS_MAX or _forget_oldest(seen, of.limits, now_ns):
+        if seen.pop(id, None) is not None or len(seen) < END_USERS_MAX or _forget_oldest(seen, of, now_ns):
             seen[id] = now_ns
         else:
             id = identify_other_end_users(of.project_id)
@@ -203,7 +206,7 @@ class SharedCounters:
         key = (bound, id)
         found = self._end_user_bounds.pop(key, None)
         if found is None:
-            found = self.bind(of.organization_id, [LevelLimits(LimitLevel.END_USER, id, of.limits), *bound.limits], now_ns)
+            found = self.bind(of.organization_id, [*of.list_levels(id), *bound.limits], now_ns)
             if len(self._end_user_bounds) >= END_USER_BOUNDS_MAX:
                 del self._end_user_bounds[next(iter(self._end_user_bounds))]
         self._end_user_bounds[key] = found
@@ -414,9 +417,6 @@ class SharedCounters:
                 store.settle(hold.bound.prepared, hold.owner, moves)
 
 
-_NOTHING: Units = (0, 0, 0, 0)
-
-
 def list_moves(hold: SharedHold, used: Units) -> list[int]:
     """Return what the end of a hold changes in the store: for each counter the units that are no longer held, and those to charge."""
     moves: list[int] = []
@@ -453,20 +453,14 @@ def _charge_of(counter: SharedCounter, used: Units) -> int:
     return used[QUANTITIES.index(counter.dimension.quantity)] if counter.window_us else 0
 
 
-def find_shared_tightest(counters: Sequence[SharedCounter], states: Sequence[CounterState]) -> tuple[Remainder | None, Remainder | None]:
-    """Return what is left of the limit on requests that has the least left, and of the one on tokens; None where there is none."""
-    requests: Remainder | None = None
-    tokens: Remainder | None = None
+def find_shared_tightest(counters: Sequence[SharedCounter], states: Sequence[CounterState]) -> list[Remainder | None]:
+    """Return for each of HEADER_KINDS what is left of the limit that has the least left; None where there is none."""
+    tightest: list[Remainder | None] = [None, None, None, None]
     for counter, state in zip(counters, states, strict=True):
-        if not counter.window_us:
-            continue
-        rest = Remainder(counter.size, find_remaining(state, counter.size), find_reset_us(state, counter) * 1000)
-        if counter.dimension.quantity is Quantity.REQUESTS:
-            if requests is None or rest.remaining < requests.remaining:
-                requests = rest
-        elif tokens is None or rest.remaining < tokens.remaining:
-            tokens = rest
-    return requests, tokens
+        if counter.window_us:
+            rest = Remainder(counter.size, find_remaining(state, counter.size), find_reset_us(state, counter) * 1000)
+            note_remainder(tightest, QUANTITIES.index(counter.dimension.quantity), rest)
+    return tightest
 
 
 def find_shared_refusal(counters: Sequence[SharedCounter], states: Sequence[CounterState], units: Units) -> Refusal:
@@ -476,7 +470,7 @@ def find_shared_refusal(counters: Sequence[SharedCounter], states: Sequence[Coun
         dimension, size = counter.dimension, counter.size
         quantity = QUANTITIES.index(dimension.quantity)
         requested = units[quantity]
-        if state.units + (state.fraction > 0) + state.held + requested <= size:
+        if state.units + (state.fraction > 0) + state.held + requested <= size or (quantity >= IMAGES and not requested):
             continue
         if dimension is CONCURRENT_REQUESTS:
             refusal = Refusal(counter.owner, dimension.words, REQUESTS, size, state.held, 1, None, max(state.held, 1), True, False)

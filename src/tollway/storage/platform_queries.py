@@ -205,6 +205,7 @@ def _read_models(tx: Transaction, ids: Sequence[str] | None) -> Iterator[Entry]:
 
 def _projects(tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
     by_model = limits.list_model_limits(tx, LimitLevel.PROJECT, [row.id for row in rows])
+    of_end_users = limits.list_model_limits(tx, LimitLevel.END_USER, [row.id for row in rows])
     for row in rows:
         said = tenants.read_model_permissions(row)
         yield ProjectEntry(
@@ -213,6 +214,7 @@ def _projects(tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
             limits=limits.read_limits(row),
             model_limits=by_model.get(row.id, {}),
             end_user_limits=limits.read_limits(row, END_USER_PREFIX),
+            end_user_model_limits=of_end_users.get(row.id, {}),
             residency=tenants.read_residency(row),
             models=None if said is None else said.allowed,
             denied_models=() if said is None else said.denied,

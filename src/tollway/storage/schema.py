@@ -267,7 +267,7 @@ model_limits = sa.Table(  # limits of one level on a model or a group of models;
     sa.Column("subject_id", sa.String(64), primary_key=True),
     sa.Column("model", sa.String(128), primary_key=True),
     *limit_columns(),
-    one_of("level", [each for each in LimitLevel if each is not LimitLevel.END_USER]),
+    one_of("level", LimitLevel),  # of an end user: the limits of each end user of the project that is the subject
 )
 
 # ---- Publication ------------------------------------------------------------------------------------------------------

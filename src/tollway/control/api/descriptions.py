@@ -151,6 +151,7 @@ FIELDS: Mapping[str, FieldText] = {
     "lines": FieldText("Prices by model and service tier, at most 2000."),
     "list": FieldText("The price list that the organization pays by.", _BOOK),
     "lost": FieldText("Declaration that the missing records are lost; null if there is none."),
+    "max_images_per_1_minute": FieldText("Images per minute, 1 or more; null for no limit.", 50),
     "max_requests_per_1_day": FieldText("Requests per day, 1 or more; null for no limit.", 100000),
     "max_requests_per_1_minute": FieldText("Requests per minute, 1 or more; null for no limit.", 600),
     "max_tokens_per_1_minute": FieldText("Tokens per minute, 1 or more; null for no limit.", 1000000),

@@ -90,18 +90,18 @@ def put_project_limits(caller: Writer, plane: Plane, project_id: str, body: Limi
 
 
 @router.get("/v1/organization/projects/{project_id}/end_user_limits")
-def retrieve_end_user_limits(caller: Reader, plane: Plane, project_id: str) -> LimitsOut:
-    """The limits of each end user of a project, on all models together."""
+def retrieve_end_user_limits(caller: Reader, plane: Plane, project_id: str, model: OfModel = None) -> LimitsOut:
+    """The limits of each end user of a project."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
-        return limits_out(limits.get_limits(tx, limits.end_users(project_id)))
+        return limits_out(limits.get_limits(tx, limits.end_users(project_id), model))
 
 
 @router.put("/v1/organization/projects/{project_id}/end_user_limits")
-def put_end_user_limits(caller: Writer, plane: Plane, project_id: str, body: LimitsWrite) -> LimitsOut:
+def put_end_user_limits(caller: Writer, plane: Plane, project_id: str, body: LimitsWrite, model: OfModel = None) -> LimitsOut:
     """Replace the limits of each end user of a project. An end user is what requests name in `safety_identifier` or `user`, or in
     `metadata.user_id` of Anthropic's API; requests that name none are not counted here."""
     with plane.database.tenant(caller.organization_id) as tx:
-        return limits_out(limits.put_limits(tx, limits.end_users(project_id), body.limits(), plane.now(), sizes=plane.quotas))
+        return limits_out(limits.put_limits(tx, limits.end_users(project_id), body.limits(), plane.now(), model, sizes=plane.quotas))
 
 
 @router.get("/v1/organization/projects/{project_id}/service_accounts/{service_account_id}/limits")

@@ -19,6 +19,7 @@ from tollway.domain.currencies import get_currency
 from tollway.domain.keys import USES_MAX, Key, SecretUse
 from tollway.domain.limits import (
     DIMENSIONS,
+    IMAGES_PER_MINUTE_MAX,
     MINUTE_NS,
     MINUTES_PER_DAY,
     REQUESTS_PER_MINUTE_MAX,
@@ -367,6 +368,8 @@ _LIMIT_TEXT = {
     Quantity.TOKENS: "Tokens, input and output together,",
     Quantity.INPUT_TOKENS: "Tokens of prompts, cached ones included,",
     Quantity.OUTPUT_TOKENS: "Tokens of answers, reasoning included,",
+    Quantity.IMAGES: "Images that are made",
+    Quantity.AUDIO_SECONDS: "Seconds of sound that is transcribed or translated",
 }
 
 
@@ -426,6 +429,7 @@ RATE_LIMIT_FIELDS = {
     "max_requests_per_1_minute": "requests_per_minute",
     "max_tokens_per_1_minute": "tokens_per_minute",
     "max_requests_per_1_day": "requests_per_day",
+    "max_images_per_1_minute": "images_per_minute",
 }
 """OpenAI's names of the limits of a project on one model, and ours."""
 
@@ -436,6 +440,7 @@ class RateLimitWrite(In):
     max_requests_per_1_minute: Annotated[int, Field(ge=1, le=REQUESTS_PER_MINUTE_MAX)] | None = None
     max_tokens_per_1_minute: Annotated[int, Field(ge=1, le=TOKENS_PER_MINUTE_MAX)] | None = None
     max_requests_per_1_day: Annotated[int, Field(ge=1, le=REQUESTS_PER_MINUTE_MAX * MINUTES_PER_DAY)] | None = None
+    max_images_per_1_minute: Annotated[int, Field(ge=1, le=IMAGES_PER_MINUTE_MAX)] | None = None
 
     def changes(self) -> dict[str, int | None]:
         """Return the fields that were sent, by our names."""
@@ -450,6 +455,7 @@ class RateLimitOut(Identified):
     max_requests_per_1_minute: int | None
     max_tokens_per_1_minute: int | None
     max_requests_per_1_day: int | None
+    max_images_per_1_minute: int | None
 
 
 RATE_LIMIT_PREFIX = "rl-"
