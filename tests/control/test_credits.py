@@ -5,6 +5,7 @@ from contextlib import suppress
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.control.harness import Running, TenantSetup, answered
@@ -12,17 +13,19 @@ from tests.control.test_collect import balances, take
 from tests.control.test_periods import NOVEMBER, NOW, OCTOBER, SEPTEMBER, close, ended, period_of
 from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, PROJECT, frames
-from tollway.control import budgets, credits, periods
+from tollway.control import budgets, credits, periods, publish
 from tollway.control.credits import WantedGrant
 from tollway.control.verify import compare, verify
 from tollway.domain import ids
-from tollway.domain.budgets import LeaseGrant, LeaseRequest
-from tollway.domain.credits import MINUTE_US, CreditGrant, CreditMove, GrantCategory, Topup, TopupRule
+from tollway.domain.budgets import LeaseGrant, LeaseRequest, name_place_budget
+from tollway.domain.credits import MINUTE_US, CreditGrant, CreditMove, CreditPlace, CreditScope, GrantCategory, Topup, TopupRule
 from tollway.domain.faults import Fault
 from tollway.domain.pages import PageWindow
 from tollway.domain.periods import period_id
+from tollway.domain.snapshot import BudgetEntry
 from tollway.domain.usage import Final, Record, Tick, billed, encode
 from tollway.storage import credits as stored_credits
+from tollway.storage import platform_queries
 from tollway.storage.database import Database
 from tollway.storage.record_archive import Archive
 from tollway.wire.segments import extend, first_chain
@@ -76,8 +79,22 @@ def set_prepaid(database: Database) -> None:
         budgets.set_prepaid(tx, is_prepaid=True, id=PREPAID, now=EPOCH)
 
 
-def renew(database: Database, sequence: int, current: int, need: int, *, node_id: str = NODE, now: int = EPOCH) -> LeaseGrant:
-    request = LeaseRequest(budget_id=PREPAID, at=now, current_pico=current, need_pico=need)
+def renew(
+    database: Database,
+    sequence: int,
+    current: int,
+    need: int,
+    *,
+    node_id: str = NODE,
+    now: int = EPOCH,
+    place: CreditPlace | None = None,
+    of: str | None = None,
+) -> LeaseGrant:
+    """Ask for a lease: of the prepaid budget, or of its part for a place (`of`: under another id)."""
+    request = LeaseRequest(budget_id=of or PREPAID, at=now, current_pico=current, need_pico=need)
+    if place is not None:
+        id = of or name_place_budget(PREPAID, place)
+        request = msgspec.structs.replace(request, budget_id=id, project_id=place.project_id, model=place.model)
     with database.platform() as tx:
         return budgets.renew_leases(tx, node_id=node_id, epoch=EPOCH, sequence=sequence, requests=[request], now=now)[0]
 
@@ -227,6 +244,27 @@ class TestPrepaid:
         assert renew(database, 4, 2 * COST, COST).granted_pico == 2 * COST + 5
         assert verify(database, archive).differences == []
 
+    def test_credit_with_a_scope_lets_the_requests_in_that_it_covers_and_no_others(self, database: Database, archive: Archive) -> None:
+        set_prepaid(database)
+        of_project = add_grant(database, 2 * COST, 1)
+        with database.platform() as tx:  # the project of the samples is in no catalog
+            tx.connection.exec_driver_sql(f"UPDATE credit_grants SET project_id = '{PROJECT}' WHERE id = '{of_project.id}'")
+        place = CreditPlace(PROJECT, "echo")
+        of_place = name_place_budget(PREPAID, place)
+        assert renew(database, 1, 0, COST).granted_pico == 0, "it covers no request of another project"
+        assert renew(database, 2, 0, 9 * COST, place=place).granted_pico == 2 * COST
+        add_grant(database, COST, 2)
+        assert renew(database, 1, 0, 9 * COST, node_id=OTHER_NODE).granted_pico == COST
+        assert renew(database, 3, 2 * COST, 9 * COST, place=place).granted_pico == 2 * COST, "the other gateway has the rest"
+        named = ended(1, EPOCH + 10**6, budgets=(of_place,))
+        take(database, archive, frames(named))
+        with database.tenant(ORGANIZATION, write=False) as tx:
+            (standing,) = budgets.list_standings(tx, PageWindow(limit=9), include_archived=False, now=EPOCH).items
+        assert (standing.spent_pico, standing.leased_pico, standing.limit.pico) == (COST, 2 * COST, 3 * COST)
+        assert renew(database, 4, 2 * COST, 9 * COST, place=place).spent_pico == COST
+        assert not renew(database, 5, 0, COST, place=CreditPlace(PROJECT, "other"), of=of_place).exists, "it is another place's"
+        assert verify(database, archive).differences == []
+
     def test_void_is_told_to_gateways_by_the_transaction_that_ends_the_grant(self, database: Database) -> None:
         set_prepaid(database)
         grant = add_grant(database, 100)
@@ -327,6 +365,16 @@ class TestRoutes:
         assert admin.post(f"{path}/credit_grants", json=body).status_code == 403
         foreign = f"/v1/platform/organizations/{bob.organization_id}/credit_grants/{made['id']}/void"
         assert operator.post(foreign).status_code == 404
+        scoped = answered(operator.post(f"{path}/credit_grants", json=body | {"project_id": alice.project_id}))
+        with control.plane.database.platform(write=False) as tx:
+            entries = [each for each in platform_queries.iterate_entries(tx) if isinstance(each, BudgetEntry)]
+            ((_, change),) = publish.find_changes(tx, publish.find_head(tx) - 1, 1) or ()
+        (entry,) = [each for each in entries if each.id == held["budget_id"]]
+        assert entry.scopes == (CreditScope(alice.project_id, ()),) and held["budget_id"].encode() in change
+        part = entry.find_place(alice.project_id, "echo")
+        assert part.id == name_place_budget(entry.id, CreditPlace(alice.project_id, "echo"))
+        assert (part.place_project_id, part.model, entry.find_place(bob.project_id, "echo")) == (alice.project_id, "echo", entry)
+        answered(operator.post(f"{path}/credit_grants/{scoped['id']}/void"))
         voided = answered(operator.post(f"{path}/credit_grants/{made['id']}/void"))
         assert voided["voided_at"] is not None
         assert answered(admin.get("/v1/organization/credits"))["usable"] == "0"

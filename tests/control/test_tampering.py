@@ -104,7 +104,7 @@ HARMLESS = {
     "balances.(version|changed_at)": "how often and when the sum was written; the sum itself is compared",
     "billing_periods.created_at": NO_MONEY,
     "budgets.(name|mode|window_type|amount_pico|thresholds|is_operators|is_prepaid|created_at|archived_at|plan_id)": SPENDING_LIMIT,
-    "budgets.(fallback_model|throttle_requests_per_minute)": SPENDING_LIMIT,
+    "budgets.(fallback_model|throttle_requests_per_minute|place_project_id)": SPENDING_LIMIT,
     "budget_raises.*": SPENDING_LIMIT,
     "credit_grants.(reference|closed_at)": NO_MONEY,
     "credit_grants.(created_at|cost_basis_bp|priority|effective_at|expires_at|voided_at|project_id|model|models)": WHICH_BURNS,

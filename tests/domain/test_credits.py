@@ -8,12 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tollway.domain.credits import (
+    EVERYWHERE,
     MINUTE_US,
     CreditGrant,
+    CreditPlace,
     CreditUsage,
     GrantCategory,
     burn,
     burn_order,
+    find_leasable,
     find_problem,
     find_usable,
 )
@@ -96,6 +99,41 @@ def test_no_grant_is_burned_beyond_its_amount_its_time_or_its_scope(grants: list
     for each in grants:
         coverable = sum(pico for place, pico in usage.items() if each.covers(place))
         assert 0 <= burned.get(each.id, 0) <= min(each.amount_pico, coverable)
+
+
+_places = st.sampled_from([EVERYWHERE, *(CreditPlace(project, model) for project in ("p", "q") for model in ("m", "n"))])
+
+
+@given(_grants, st.lists(st.tuples(_places, st.integers(0, 60)), max_size=12), st.randoms(use_true_random=False))
+def test_what_is_leased_by_place_is_covered_in_whatever_order_it_is_used(
+    grants: list[CreditGrant], asked: list[tuple[CreditPlace, int]], chance: object
+) -> None:
+    at = 3 * MINUTE_US
+    left = {each.id: each.amount_pico for each in grants}
+    leased: dict[CreditPlace, int] = {}
+    for place, pico in asked:
+        free = find_leasable(grants, left, leased, place, at)
+        assert free.pico >= 0 and free.until_at > at
+        leased[place] = leased.get(place, 0) + min(pico, free.pico)
+    uses = [place for place, pico in leased.items() for _ in range(pico)]
+    chance.shuffle(uses)
+    for place in uses:
+        elsewhere = CreditUsage(at, "r", "o") if place == EVERYWHERE else CreditUsage(at, place.project_id, place.model)
+        burned = burn(grants, left, {elsewhere: 1})
+        assert burned, "it was leased, and no grant covers it"
+        for id, part in burned.items():
+            left[id] -= part
+
+
+@given(_grants)
+def test_all_credit_that_covers_a_place_can_be_leased_there_while_nothing_is_leased_elsewhere(grants: list[CreditGrant]) -> None:
+    at, place = 3 * MINUTE_US, CreditPlace("p", "m")
+    left = {each.id: each.amount_pico for each in grants}
+    covering = sum(each.amount_pico for each in grants if each.covers(CreditUsage(at, "p", "m")))
+    assert find_leasable(grants, left, {}, place, at).pico == covering
+    assert find_leasable(grants, left, {place: covering}, place, at).pico == 0
+    assert find_leasable(grants, left, {place: covering + 7}, place, at).pico == -7
+    assert find_leasable(grants, left, {}, EVERYWHERE, at).pico == find_usable(grants, left, at).pico
 
 
 @given(_grants, _usage)

@@ -86,14 +86,17 @@ async def test_official_client_gets_a_transcript_and_pays_for_the_seconds_that_t
 
 
 async def test_limit_on_seconds_of_sound_holds_the_files_length_and_keeps_what_was_billed() -> None:
-    answers = [whole({"text": "", "duration": seconds}) for seconds in (1.0, 2.0)]
+    durations = iter((1.0, 2.0))
     limits = Limits(audio_seconds_per_day=5)
-    async with Upstream(answers).listening() as upstream, gateway({"m": Served([upstream.url])}, limits=limits) as made:
-        got = [await post(made.port, form(("model", "m"), file=sound(length)), TRANSCRIPTIONS, **FORM) for length in (3, 3, 3, 6)]
+    async with (
+        Upstream(lambda _: [whole({"text": "", "duration": next(durations)})]).listening() as upstream,
+        gateway({"m": Served([upstream.url])}, limits=limits) as made,
+    ):
+        got = [await post(made.port, form(("model", "m"), file=sound(length)), TRANSCRIPTIONS, **FORM) for length in (2.5, 2.5, 2.5, 6)]
     assert [each.status for each in got] == [200, 200, 429, 429]
     assert [int(each.headers["x-ratelimit-remaining-audio-seconds"]) for each in got[:3]] == [2, 1, 2]
     assert "Rate limit reached for audio seconds per day of " in got[2].error["message"]
-    assert got[3].headers["x-should-retry"] == "false" and got[3].error["message"].endswith("send a shorter sound.")
+    assert got[3].headers["x-should-retry"] == "false" and "send a shorter sound." in got[3].error["message"]
 
 
 @pytest.mark.parametrize(

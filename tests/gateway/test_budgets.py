@@ -36,8 +36,9 @@ from tests.gateway.test_idempotency import open_store
 from tests.gateway.test_test_keys import change
 from tollway.domain import keys
 from tollway.domain.billing_classes import Quantities
-from tollway.domain.budgets import BudgetLevel, BudgetMode, LeaseGrant, LeaseRequest, extend_lease, name_end_user_budget
+from tollway.domain.budgets import BudgetLevel, BudgetMode, LeaseGrant, LeaseRequest, extend_lease, name_end_user_budget, name_place_budget
 from tollway.domain.catalog import Engine
+from tollway.domain.credits import CreditPlace, CreditScope
 from tollway.domain.keys import KeyType
 from tollway.domain.limits import Limits
 from tollway.domain.money import format_amount
@@ -123,6 +124,19 @@ def most(body: dict[str, Any], output_tokens: int) -> int:
 def least(body: dict[str, Any], output_tokens: int) -> int:
     """Return what a chat request reserves where its budget is short: a token for each byte, a short template's, and its output."""
     return (len(msgspec.json.encode(body)) + 64) * INPUT_PRICE + output_tokens * OUTPUT_PRICE
+
+
+async def test_request_that_credit_with_a_scope_covers_is_held_to_the_part_of_its_place_and_names_it() -> None:
+    prepaid = msgspec.structs.replace(entry(BudgetLevel.ORGANIZATION, ORGANIZATION), scopes=(CreditScope("", ("covered",)),))
+    upstream = Upstream([whole(completion(prompt=20, completion=30))])
+    async with upstream.listening(), gateway({name: Served([upstream.url]) for name in ("covered", "other")}) as running:
+        control = bind(running, 10**9, prepaid)
+        for name in ("covered", "other"):
+            assert (await post(running.port, chat(max_tokens=50) | {"model": name})).status == 200
+        finals = [each.admit.budgets for each in running.sink.finals]
+    part = name_place_budget(BUDGET, CreditPlace(PROJECT, "covered"))
+    asked = {(each.budget_id, each.project_id, each.model) for each in control.asked if each.need_pico}
+    assert asked == {(part, PROJECT, "covered"), (BUDGET, "", "")} and finals == [(part,), ()]
 
 
 async def test_request_holds_the_most_it_can_cost_and_uses_what_it_costs() -> None:

@@ -8,8 +8,10 @@ allow are together at most the limit:
 - A charge moves the cost of events from the lease of their gateway run to the spent amount, in the transaction that stores the events.
 - A lease counts until its epoch is closed or declared lost. Nothing has to be done then: `storage.budgets.list_leases` leaves it out.
 
-The limit of a prepaid budget is what it has spent and what the organization's credit still allows (`credits.find_usable_credit`). The
-collector draws on that credit in the transaction that charges the budget, so its limit and what it has spent grow together.
+The limit of a prepaid budget is what it has spent and what the organization's credit still allows. The collector draws on that credit in
+the transaction that charges the budget, so its limit and what it has spent grow together. Where grants with a scope can be used, requests
+of each place (project and model) are counted by a part of the budget of their own, with leases of its own: what may be leased at one place
+depends on the leases at all (`domain.credits.find_leasable`), so the lock of the budget's own window comes before those of its parts.
 
 A budget of mode `alert` is charged in the same way, but gateways are not told of it and nothing is leased of it.
 
@@ -24,7 +26,7 @@ from typing import NamedTuple
 import msgspec
 
 from tollway.control import credits, limits, publish, quotas
-from tollway.control.credits import GrantStanding
+from tollway.control.credits import GrantStanding, WantedGrant
 from tollway.domain import ids
 from tollway.domain.budgets import (
     END_USERS_MAX,
@@ -51,10 +53,11 @@ from tollway.domain.budgets import (
     find_reached,
     name_end_user_budget,
 )
+from tollway.domain.credits import CreditGrant, CreditPlace
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, SCOPE_INSUFFICIENT, STATE_CONFLICT, Fault
 from tollway.domain.limits import LimitSubject
 from tollway.domain.pages import Page, PageWindow
-from tollway.domain.periods import Bounds
+from tollway.domain.periods import INSTANT_MAX, Bounds
 from tollway.domain.plans import Plan
 from tollway.domain.quotas import Quota, QuotaSizes
 from tollway.domain.snapshot import BudgetEntry
@@ -66,6 +69,9 @@ from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.usage_events import EventRow
 
 MINUTE_US = 60_000_000
+
+ALWAYS = Bounds(0, INSTANT_MAX)
+"""The one window of a prepaid budget."""
 
 WINDOW_US_MAX = 40 * 86_400_000_000
 """No window that ends, ends later than this before another one that follows it after a change of the time zone."""
@@ -382,12 +388,24 @@ def void_credit(tx: PlatformTx, organization_id: str, grant_id: str, now: int) -
     return standing
 
 
-def _find_limit(tx: Transaction, budget: Budget, raises: Sequence[BudgetRaise], window: Bounds, at: int, spent_pico: int) -> Limit:
-    """Return the limit of a budget at an instant of a window in which so much is spent."""
-    if not budget.is_prepaid:
-        return find_limit(budget, raises, window, at)
-    usable = credits.find_usable_credit(tx, budget.organization_id, at)
-    return Limit(spent_pico + usable.pico, min(window.end_at, usable.until_at))
+def create_credit(tx: PlatformTx, organization_id: str, wanted: WantedGrant, *, id: str, now: int) -> CreditGrant:
+    """Grant credit to an organization, and tell gateways for which requests it is, where they are held to it. Raises as
+    `credits.create_grant` does."""
+    publish.lock(tx)
+    grant = credits.create_grant(tx, organization_id, wanted, id=id, now=now)
+    held = [each.id for each in storage.list_active(tx, [organization_id]) if each.is_prepaid]
+    if held and grant.is_scoped:
+        publish.publish(tx, BudgetEntry, held, now)
+    return grant
+
+
+def _find_prepaid_limit(tx: Transaction, budget: Budget, window: Bounds, at: int, spent_pico: int, leased_pico: int) -> Limit:
+    """Return the limit of a prepaid budget, or of a part of one, in which so much is spent and leased: what may still be leased comes on
+    top."""
+    budget_id = find_budget_of_each(budget.id) or budget.id
+    leased = {**storage.list_outstanding(tx, budget_id, window.start_at), budget.place: leased_pico}
+    usable = credits.find_leasable_credit(tx, budget.organization_id, leased, budget.place, at)
+    return Limit(spent_pico + leased_pico + usable.pico, min(window.end_at, usable.until_at))
 
 
 # ---- How budgets stand --------------------------------------------------------------------------------------------------
@@ -443,16 +461,16 @@ def describe(tx: TenantTx, budgets: Sequence[Budget], now: int) -> list[BudgetSt
     found = []
     for budget in budgets:
         bounds = cut_window(budget.window, now, organization.time_zone, existing.get(budget.id, []))
-        find_spent = storage.find_spent_of_each if budget.is_of_each else storage.find_spent
-        spent_pico = find_spent(tx, budget.id, bounds.start_at)
-        standing = BudgetStanding(
-            budget=budget,
-            window=bounds,
-            limit=_find_limit(tx, budget, raises.get(find_budget_of_each(budget.id) or budget.id, []), bounds, now, spent_pico),
-            spent_pico=spent_pico,
-            leased_pico=sum(each.outstanding_pico for each in storage.list_leases(tx, budget.id, bounds.start_at)),
-        )
-        found.append(standing)
+        spent_pico = 0 if budget.is_of_each else storage.find_spent(tx, budget.id, bounds.start_at)
+        leased_pico = sum(each.outstanding_pico for each in storage.list_leases(tx, budget.id, bounds.start_at))
+        limit = find_limit(budget, raises.get(find_budget_of_each(budget.id) or budget.id, []), bounds, now)
+        if budget.is_of_each or budget.is_prepaid:
+            spent_pico += storage.find_spent_of_each(tx, budget.id, bounds.start_at)
+        if budget.is_prepaid:
+            leased_pico = sum(storage.list_outstanding(tx, budget.id, bounds.start_at).values())
+            credit = credits.find_credit_in_force(tx, budget.organization_id, now)
+            limit = Limit(spent_pico + credit.pico, min(bounds.end_at, credit.until_at))
+        found.append(BudgetStanding(budget=budget, window=bounds, limit=limit, spent_pico=spent_pico, leased_pico=leased_pico))
     return found
 
 
@@ -501,6 +519,12 @@ def renew_leases(
         existing = _list_windows(tx, [budget.id], request.at).get(budget.id, [])
         window = cut_window(budget.window, request.at, zones[budget.organization_id], existing)
         parent_id = find_budget_of_each(budget.id)
+        if budget.is_prepaid and parent_id is not None:
+            budget = msgspec.structs.replace(budget, id=parent_id).at_place(CreditPlace(request.project_id, request.model))
+            if budget.id != request.budget_id:
+                grants.append(_refuse_unknown(request))
+                continue
+            storage.lock_window(tx, parent_id, window)
         if parent_id is not None and not storage.has_end_user(tx, budget.id):
             if storage.count_end_users(tx, parent_id) >= END_USERS_MAX:
                 grants.append(_grant_nothing(request, window))
@@ -532,8 +556,13 @@ def _renew(
     others = [each for each in leases if (each.node_id, each.epoch) != (run.node_id, run.epoch)]
     is_recalled = request.current_pico is None
     stated = replace(own, granted_pico=own.granted_pico if request.current_pico is None else request.current_pico, sequence=run.sequence)
-    limit = _find_limit(tx, budget, raises, window, max(min(now, window.end_at - 1), window.start_at), spent_pico)
-    free_pico = limit.pico - spent_pico - stated.outstanding_pico - sum(each.outstanding_pico for each in others)
+    at = max(min(now, window.end_at - 1), window.start_at)
+    leased_pico = stated.outstanding_pico + sum(each.outstanding_pico for each in others)
+    if budget.is_prepaid:
+        limit = _find_prepaid_limit(tx, budget, window, at, spent_pico, leased_pico)
+    else:
+        limit = find_limit(budget, raises, window, at)
+    free_pico = limit.pico - spent_pico - leased_pico
     holders = 1 + sum(1 for each in others if each.outstanding_pico)
     grown = 0 if is_recalled else extend_lease(free_pico, request.need_pico, request.target_pico, holders)
     granted = replace(stated, granted_pico=stated.granted_pico + grown)
@@ -584,12 +613,13 @@ def _refuse_unknown(request: LeaseRequest) -> LeaseGrant:
 
 
 class _ChargeKey(NamedTuple):
-    """Key of events that are charged to the same budgets. `budgets`: those that their records name."""
+    """Key of events that are charged to the same budgets. `budgets`: those that their records name; `model`: empty where they name none."""
 
     organization_id: str
     project_id: str
     key_id: str
     budgets: tuple[str, ...]
+    model: str
 
 
 class ChargeSums:
@@ -605,9 +635,10 @@ class ChargeSums:
         organizations = self._organizations
         for row in rows:
             yield row
-            _, _, organization_id, project_id, key_id, *_ = row.template.values
+            _, _, organization_id, project_id, key_id, model, *_ = row.template.values
             if organization_id in organizations and row.amounts.bits:
-                key = _ChargeKey(str(organization_id), str(project_id), str(key_id), row.template.budgets)
+                named = row.template.budgets
+                key = _ChargeKey(str(organization_id), str(project_id), str(key_id), named, str(model) if named else "")
                 minutes = self._by_key.setdefault(key, {})
                 minute_at = row.admitted_at // MINUTE_US * MINUTE_US
                 minutes[minute_at] = minutes.get(minute_at, 0) + row.amounts.total
@@ -616,7 +647,7 @@ class ChargeSums:
         """Yield the budgets that are charged, in their order, each with the costs by the minute of admission.
 
         A budget on all models counts the requests of its subject. Another one counts those of them whose records name it; one of each end
-        user under the ids of its end users.
+        user under the ids of its end users. A prepaid one counts under the ids of its places what names those, and the rest itself.
         """
         by_subject: dict[tuple[str, str], dict[int, int]] = {}
         for key, minutes in self._by_key.items():
@@ -629,12 +660,33 @@ class ChargeSums:
         for id in sorted({named for key in self._by_key for named in key.budgets}):
             end_users.setdefault(find_budget_of_each(id) or "", []).append(id)
         for budget in self._budgets:
+            if budget.is_prepaid:
+                yield from self._list_prepaid_charges(budget)
+                continue
             of_end_users = end_users.get(budget.id, []) if budget.is_of_each else [budget.id]
             for id in of_end_users:
                 charged = by_subject.get((budget.subject_id, id if budget.is_partial else ""), {})
                 counted = {at: pico for at, pico in charged.items() if at >= budget.counts_from}
                 if counted:
                     yield msgspec.structs.replace(budget, id=id) if budget.is_of_each else budget, counted
+
+    def _list_prepaid_charges(self, budget: Budget) -> Iterator[tuple[Budget, Mapping[int, int]]]:
+        parts: dict[str, Budget] = {budget.id: budget}
+        charged: dict[str, dict[int, int]] = {}
+        for key, minutes in self._by_key.items():
+            if key.organization_id != budget.subject_id:
+                continue
+            part = budget
+            if any(find_budget_of_each(each) == budget.id for each in key.budgets):
+                part = budget.at_place(CreditPlace(key.project_id, key.model))
+            parts[part.id] = part
+            sums = charged.setdefault(part.id, {})
+            for at, pico in minutes.items():
+                if at >= budget.counts_from:
+                    sums[at] = sums.get(at, 0) + pico
+        for id, sums in sorted(charged.items()):
+            if sums:
+                yield parts[id], sums
 
 
 def open_charges(tx: PlatformTx, organization_ids: Iterable[str]) -> ChargeSums | None:
@@ -653,6 +705,8 @@ def charge(tx: PlatformTx, sums: ChargeSums, *, node_id: str, epoch: int, now: i
     for budget, minutes in charges:
         parent_id = find_budget_of_each(budget.id)
         if parent_id is not None:
+            if budget.is_prepaid:
+                storage.lock_window(tx, parent_id, ALWAYS)
             storage.put_end_user(tx, budget)
         existing = _list_windows(tx, [budget.id], min(minutes)).get(budget.id, [])
         by_window: dict[Bounds, int] = {}

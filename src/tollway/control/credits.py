@@ -29,6 +29,7 @@ from tollway.domain.credits import (
     MINUTE_US,
     CreditGrant,
     CreditMove,
+    CreditPlace,
     CreditTransaction,
     CreditUsage,
     GrantCategory,
@@ -37,6 +38,7 @@ from tollway.domain.credits import (
     UsableCredit,
     burn,
     burn_order,
+    find_leasable,
     find_problem,
     find_rule_problem,
     find_usable,
@@ -186,6 +188,21 @@ def find_usable_credit(tx: Transaction, organization_id: str, at: int) -> Usable
     """Return what any request of an organization can burn at an instant, and until when that is certain."""
     standings = list_standings(tx, organization_id)
     return find_usable([each.grant for each in standings], {each.grant.id: each.left_pico for each in standings}, at)
+
+
+def find_leasable_credit(
+    tx: Transaction, organization_id: str, leased: Mapping[CreditPlace, int], place: CreditPlace, at: int
+) -> UsableCredit:
+    """Return by how much what is leased at one place can grow at an instant, and until when that is certain (`find_leasable`)."""
+    standings = list_standings(tx, organization_id)
+    return find_leasable([each.grant for each in standings], {each.grant.id: each.left_pico for each in standings}, leased, place, at)
+
+
+def find_credit_in_force(tx: Transaction, organization_id: str, at: int) -> UsableCredit:
+    """Return what some request of an organization can burn at an instant, that of grants with a scope included."""
+    standings = list_standings(tx, organization_id)
+    everywhere = [msgspec.structs.replace(each.grant, project_id=None, model="") for each in standings]
+    return find_usable(everywhere, {each.grant.id: each.left_pico for each in standings}, at)
 
 
 def list_transactions(tx: Transaction, organization_id: str, window: PageWindow) -> Page[CreditTransaction]:

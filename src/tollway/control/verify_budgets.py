@@ -82,8 +82,9 @@ def compare_budgets(tx: PlatformTx, charges: BudgetCharges, add: Add) -> None:
             add("budgets", f"{budget.id} {flaw}")
     types = {budget.id: budget for budget in charges.budgets}
     for id, parent_id in storage.iterate_end_users(tx):
-        if parent_id != find_budget_of_each(id) or parent_id not in types or not types[parent_id].is_of_each:
-            add("budgets", f"{id} is of no budget of each end user")
+        parent = types.get(parent_id)
+        if parent_id != find_budget_of_each(id) or parent is None or not (parent.is_of_each or parent.is_prepaid):
+            add("budgets", f"{id} is of no budget that counts by end users or places")
     for budget_id, minute_at in charges.unknown.items():
         add("budget_windows", f"{budget_id} has no window for requests that were admitted at {minute_at}")
     windows = _compare_windows(charges, add)

@@ -21,6 +21,7 @@ import msgspec
 
 from tollway.domain.billing_classes import BillingClass, Direction, OtherClasses, UnitPrices
 from tollway.domain.catalog import find_group
+from tollway.domain.credits import EVERYWHERE, CreditPlace
 from tollway.domain.money import AMOUNT_PICO_MAX, CENT_PICO
 from tollway.domain.periods import INSTANT_MAX, Bounds, days_of, month_of
 
@@ -61,7 +62,7 @@ MONDAY = 0
 
 
 END_USER_MARK = "."
-"""Stands between the id of a budget of each end user and the digest of one of them."""
+"""Stands between the id of a budget and the digest of a part of it: of one end user, or of a place where credit with a scope is used."""
 
 _END_USER_BUDGET = re.compile(r"[a-z]{2,8}_[0-9a-f]{32}\.[0-9a-f]{22}")
 
@@ -73,8 +74,14 @@ def name_end_user_budget(budget_id: str, end_user: str, key: bytes) -> str:
     return f"{budget_id}{END_USER_MARK}{hashed.hexdigest()}"
 
 
+def name_place_budget(budget_id: str, place: CreditPlace) -> str:
+    """Return the id under which a prepaid budget counts the requests of one place: its own, and a hash (BLAKE2b, RFC 7693) of the place."""
+    hashed = hashlib.blake2b(f"{place.project_id}/{place.model}".encode(), digest_size=11)
+    return f"{budget_id}{END_USER_MARK}{hashed.hexdigest()}"
+
+
 def find_budget_of_each(id: str) -> str | None:
-    """Return the budget of each end user to which an id of `name_end_user_budget` belongs; None for any other id."""
+    """Return the budget to which an id of `name_end_user_budget` or `name_place_budget` belongs; None for any other id."""
     return id.partition(END_USER_MARK)[0] if _END_USER_BUDGET.fullmatch(id) else None
 
 
@@ -115,7 +122,8 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     `plan_id`: of the plan that the organization has it by; it changes and ends with the plan. `end_user`: the end user, as requests name
     it, whose requests alone are counted; EACH_END_USER where each end user has the budget by itself; empty for all requests together.
     `throttle_requests_per_minute`: requests that each gateway lets through in a minute once a soft budget is spent; 0 refuses them.
-    `is_prepaid`: its limit is not its amount, but what the organization's credit allows (`domain.credits`).
+    `is_prepaid`: its limit is not its amount, but what the organization's credit allows (`domain.credits`). `place_project_id`: of the part
+    of a prepaid budget that counts requests of one place (`name_place_budget`): its project, beside `model`; else empty.
     """
 
     id: str
@@ -139,6 +147,17 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     end_user: str = ""
     throttle_requests_per_minute: int = 0
     is_prepaid: bool = False
+    place_project_id: str = ""
+
+    @property
+    def place(self) -> CreditPlace:
+        """Return where a prepaid budget, or a part of one, counts requests."""
+        return CreditPlace(self.place_project_id, self.model) if self.place_project_id else EVERYWHERE
+
+    def at_place(self, place: CreditPlace) -> "Budget":
+        """Return the part of a prepaid budget that counts the requests of a place."""
+        id = name_place_budget(self.id, place)
+        return msgspec.structs.replace(self, id=id, model=place.model, place_project_id=place.project_id)
 
     @property
     def binds(self) -> bool:
@@ -251,7 +270,8 @@ class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     `at`: an instant of the window. `current_pico`: what was granted in all, less what was given back; used and held amounts are part of it.
     None: the run has forgotten its account of this window, in which nothing was left, and asks what it had used.
-    `need_pico`: more that requests wait for. `target_pico`: more that it would like to have for requests to come.
+    `need_pico`: more that requests wait for. `target_pico`: more that it would like to have for requests to come. `project_id`, `model`:
+    the place of a part of a prepaid budget; empty for any other budget.
     """
 
     budget_id: str
@@ -259,6 +279,8 @@ class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True):
     current_pico: int | None
     need_pico: int = 0
     target_pico: int = 0
+    project_id: str = ""
+    model: str = ""
 
 
 class LeaseGrant(msgspec.Struct, frozen=True, kw_only=True):

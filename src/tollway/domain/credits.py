@@ -111,7 +111,7 @@ def burn(grants: Iterable[CreditGrant], left: Mapping[str, int], usage: Mapping[
 
 
 class UsableCredit(NamedTuple):
-    """Credit that all requests of an organization can burn at an instant, and until when (exclusive) that is certain."""
+    """Credit that requests can burn at an instant, and until when (exclusive) that is certain."""
 
     pico: int
     until_at: int
@@ -130,6 +130,87 @@ def find_usable(grants: Iterable[CreditGrant], left: Mapping[str, int], at: int)
             pico += max(left[grant.id], 0)
             until_at = min(until_at, grant.ends_at)
     return UsableCredit(pico, until_at)
+
+
+class CreditScope(NamedTuple):
+    """Requests that a grant with a scope is for: of a project (empty: of any) and of some models (empty: of all)."""
+
+    project_id: str
+    models: tuple[str, ...]
+
+    def covers(self, project_id: str, model: str) -> bool:
+        """Return whether it is for requests of a project for a model."""
+        return self.project_id in ("", project_id) and (not self.models or model in self.models)
+
+
+class CreditPlace(NamedTuple):
+    """Requests that burn the same grants: those of one project for one model, or (EVERYWHERE) those that no grant with a scope covers."""
+
+    project_id: str
+    model: str
+
+
+EVERYWHERE = CreditPlace("", "")
+
+
+def find_leasable(
+    grants: Iterable[CreditGrant], left: Mapping[str, int], leased: Mapping[CreditPlace, int], place: CreditPlace, at: int
+) -> UsableCredit:
+    """Return by how much what is leased at one place can grow at instant `at`, so that all that is leased then is covered in whatever order
+    it is used; below zero if what is leased is not. `left`: of each grant; `leased`: what may still be used at each place.
+
+    Grants with a scope burn first, so a place takes from those without one only what its own do not cover. Where scopes overlap, what
+    other places may use of a grant is counted as taken from each that it is for: then a part may not be leased, until they have used it.
+    """
+    shared_pico, until_at = 0, INSTANT_MAX
+    scoped: list[CreditGrant] = []
+    for grant in grants:
+        if grant.voided_at is not None:
+            continue
+        if at < grant.effective_at:
+            until_at = min(until_at, grant.effective_at)
+        elif at < grant.ends_at:
+            until_at = min(until_at, grant.ends_at)
+            if grant.is_scoped:
+                scoped.append(grant)
+            else:
+                shared_pico += max(left[grant.id], 0)
+    places = {each: pico for each, pico in leased.items() if pico > 0 and each != place} | {place: leased.get(place, 0)}
+    own = {each: {grant.id for grant in scoped if _is_for(grant, each)} for each in places}
+
+    def sum_left(ids: Iterable[str]) -> int:
+        return sum(max(left[id], 0) for id in ids)
+
+    common = {each: sum_left(own[each] & own[place]) for each in places if each != place}
+    affected = [each for each, pico in common.items() if pico]
+    guaranteed = {
+        each: sum_left(own[each])
+        - sum(min(places[other], sum_left(own[each] & own[other])) for other in places if other not in (each, place))
+        for each in places
+    }
+    unaffected_pico = sum(max(places[each] - max(guaranteed[each], 0), 0) for each in places if each != place and each not in affected)
+
+    def find_rest(pico: int) -> int:
+        """Return what is left of grants without a scope if so much is leased at `place`."""
+        used = unaffected_pico + max(pico - max(guaranteed[place], 0), 0)
+        for each in affected:
+            used += max(places[each] - max(guaranteed[each] - min(pico, common[each]), 0), 0)
+        return shared_pico - used
+
+    held = places[place]
+    rest = find_rest(held)
+    if rest < 0:
+        return UsableCredit(rest, until_at)
+    low, high = 0, sum_left(own[place]) + shared_pico + 1  # the most that fits is in [low, high)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if find_rest(held + middle) >= 0 else (low, middle)
+    return UsableCredit(low, until_at)
+
+
+def _is_for(grant: CreditGrant, place: CreditPlace) -> bool:
+    """Return whether a grant with a scope is for the requests of a place."""
+    return place != EVERYWHERE and grant.project_id in (None, place.project_id) and (grant.model == "" or place.model in grant.models)
 
 
 class GrantProblem(NamedTuple):

@@ -7,8 +7,9 @@ else: keys as digests, credentials sealed, no names of people or things. Version
 
 import msgspec
 
-from tollway.domain.budgets import BudgetLevel, BudgetMode
+from tollway.domain.budgets import BudgetLevel, BudgetMode, name_place_budget
 from tollway.domain.catalog import HEDGE_PERCENT_FIRST, Deployment, Endpoint, Guardrail, GuardrailStages, UnknownParameters
+from tollway.domain.credits import CreditPlace, CreditScope
 from tollway.domain.keys import KeyType
 from tollway.domain.limits import UNLIMITED, Limits
 from tollway.domain.prices import PriceTerms, PriceVersion
@@ -121,7 +122,8 @@ class BudgetEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
     a group of models whose requests alone are counted; empty for all. `tag`: a key and its value in `metadata`
     (`domain.budgets.format_tag`) of requests that alone are counted; empty for all. `fallback_model`: the model by which
     requests are served that it would refuse; empty for none. `end_user`, `throttle_requests_per_minute`: as `domain.budgets.Budget` has
-    them."""
+    them. `scopes`: of a prepaid budget: what its organization's grants with a scope are for, which is counted by place; empty for any
+    other. `place_project_id`: of such a part of one (`find_place`), its project, beside `model`."""
 
     id: str
     organization_id: str
@@ -133,6 +135,16 @@ class BudgetEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
     fallback_model: str = ""
     end_user: str = ""
     throttle_requests_per_minute: int = 0
+    scopes: tuple[CreditScope, ...] = ()
+    place_project_id: str = ""
+
+    def find_place(self, project_id: str, model: str) -> "BudgetEntry":
+        """Return the budget, or its part, that counts requests of a project for a model: of a prepaid one the part for the place, where
+        credit with a scope can be used there."""
+        if not any(each.covers(project_id, model) for each in self.scopes):
+            return self
+        id = name_place_budget(self.id, CreditPlace(project_id, model))
+        return msgspec.structs.replace(self, id=id, model=model, place_project_id=project_id, scopes=())
 
 
 class SigningKeyEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="signing_key", omit_defaults=True):

@@ -11,7 +11,8 @@ how many there are. So many streams can share the last money of a budget. One fo
 
 While control is away, requests spend what is leased; after that those with a hard budget are refused, those with only soft ones admitted.
 
-A budget of each end user has an account for each end user that was seen (`domain.budgets.name_end_user_budget`). Of END_USER_ACCOUNTS_MAX
+A budget of each end user has an account for each end user that was seen (`domain.budgets.name_end_user_budget`), and a prepaid one an
+account for each place at which credit with a scope can be used (`BudgetEntry.find_place`), which counts as one. Of END_USER_ACCOUNTS_MAX
 those give way in which nothing is left and nothing is held; when such an end user comes again, control is asked first what was used. Where
 none gives way, only an organization that has its part of them (the most, divided by the organizations that have some) gets no more.
 
@@ -613,7 +614,7 @@ class Budgets:
         account = self._accounts.get(budget_id)
         if account is not None:
             self._change(account, entry)
-        elif self._end_user_accounts:
+        if self._end_user_accounts:
             for each in [each for id, each in self._accounts.items() if find_budget_of_each(id) == budget_id]:
                 self._change(each, entry)
 
@@ -626,8 +627,10 @@ class Budgets:
         if entry is None:
             self._remove(account)
         else:
-            id = account.entry.id
-            account.entry = entry if entry.id == id else msgspec.structs.replace(entry, id=id)
+            old = account.entry
+            if entry.id != old.id:
+                entry = msgspec.structs.replace(entry, id=old.id, model=old.model, place_project_id=old.place_project_id)
+            account.entry = entry
             account.until_at = 0
             self.wake()
 
@@ -663,12 +666,15 @@ def _find_request(account: BudgetAccount, now_us: int) -> LeaseRequest | None:
     if is_confirmed and not (must_ask or need or wanted):
         return None
     at = account.asked_at if account.start_at is None else account.start_at
+    entry = account.entry
     return LeaseRequest(
         budget_id=account.entry.id,
         at=at,
         current_pico=None if account.is_forgotten else lease.granted_pico,
         need_pico=need,
         target_pico=need + wanted,
+        project_id=entry.place_project_id,
+        model=entry.model if entry.place_project_id else "",
     )
 
 

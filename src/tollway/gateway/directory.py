@@ -334,7 +334,9 @@ class Directory:
             cache_salt=caller.cache_salt,
             default_tier=default_tier,
             terms_valid_from=0 if in_force is None else in_force.valid_from,
-            budgets=tuple(each for each in caller.budgets if covers_model(each.model, model.id, model.groups)),
+            budgets=tuple(
+                each.find_place(caller.project.id, model.id) for each in caller.budgets if covers_model(each.model, model.id, model.groups)
+            ),
             has_running_usage=all(engine.continuous_usage for engine in self._list_engines(name, caller)),
         )
 

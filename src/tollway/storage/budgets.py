@@ -25,6 +25,7 @@ from tollway.domain.budgets import (
     BudgetWindow,
     find_budget_of_each,
 )
+from tollway.domain.credits import CreditPlace
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.periods import Bounds
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
@@ -109,6 +110,7 @@ def _columns(budget: Budget) -> dict[str, Any]:
         "end_user": budget.end_user or None,
         "throttle_requests_per_minute": budget.throttle_requests_per_minute or None,
         "is_prepaid": budget.is_prepaid or None,
+        "place_project_id": budget.place_project_id or None,
         "archived_at": budget.archived_at,
         **_terms(budget),
     }
@@ -161,13 +163,13 @@ def list_active(tx: PlatformTx, organization_ids: Sequence[str]) -> list[Budget]
 
 
 def find_active(tx: PlatformTx, budget_ids: Sequence[str]) -> dict[str, Budget]:
-    """Return those of these budgets that bind requests, by id, whichever organization has them: for an end user of a budget of each, that
-    budget under the end user's id."""
+    """Return those of these budgets that bind requests, by id, whichever organization has them: for an end user of a budget of each, or a
+    place of a prepaid one, that budget under its id."""
     of_each = {id: find_budget_of_each(id) or id for id in budget_ids}
     query = sa.select(budgets).where(budgets.c.id.in_(sorted(set(of_each.values()))), BINDS)
     found = {row.id: read_budget(row) for row in tx.connection.execute(query)}
     shown = {id: found[parent_id] for id, parent_id in of_each.items() if parent_id in found}
-    return {id: _of_end_user(each, id) for id, each in shown.items() if each.is_of_each is (id != each.id)}
+    return {id: _of_end_user(each, id) for id, each in shown.items() if each.is_prepaid or each.is_of_each is (id != each.id)}
 
 
 def _of_end_user(budget: Budget, id: str) -> Budget:
@@ -186,18 +188,32 @@ def has_end_user(tx: PlatformTx, id: str) -> bool:
 
 
 def put_end_user(tx: PlatformTx, budget: Budget) -> None:
-    """Store that an end user is counted by a budget of each (`find_active`), so that its windows can refer to it. Repeating it changes
-    nothing."""
+    """Store that an end user is counted by a budget of each, or a place by a prepaid one (`find_active`), so that its windows can refer to
+    it. Repeating it changes nothing."""
     parent_id = find_budget_of_each(budget.id)
     insert = tx.insert(budgets).values(**_columns(budget), parent_id=parent_id)
     tx.connection.execute(insert.on_conflict_do_nothing())
 
 
 def find_spent_of_each(tx: Transaction, budget_id: str, start_at: int) -> int:
-    """Return what all end users of a budget of each have spent in a window together."""
+    """Return what all end users of a budget of each, or all places of a prepaid one, have spent in a window together."""
     own = sa.select(budgets.c.id).where(budgets.c.parent_id == budget_id)
     query = sa.select(budget_windows.c.spent_pico).where(budget_windows.c.budget_id.in_(own), budget_windows.c.start_at == start_at)
     return sum(tx.connection.execute(query).scalars())
+
+
+def list_outstanding(tx: Transaction, budget_id: str, start_at: int) -> dict[CreditPlace, int]:
+    """Return what leases of a prepaid budget and its parts still allow in a window, by place."""
+    own = sa.or_(budgets.c.id == budget_id, budgets.c.parent_id == budget_id)
+    places = {row.id: read_budget(row).place for row in tx.connection.execute(sa.select(budgets).where(own))}
+    query = _select_open_leases().where(
+        budget_leases.c.budget_id.in_(sa.select(budgets.c.id).where(own)), budget_leases.c.start_at == start_at
+    )
+    found: dict[CreditPlace, int] = {}
+    for row in tx.connection.execute(query):
+        place = places[row.budget_id]
+        found[place] = found.get(place, 0) + _lease(row, is_open=True).outstanding_pico
+    return found
 
 
 def find_time_zones(tx: PlatformTx, organization_ids: Sequence[str]) -> dict[str, str]:
@@ -230,6 +246,7 @@ def read_budget(row: Any) -> Budget:
         end_user=row.end_user or "",
         throttle_requests_per_minute=row.throttle_requests_per_minute or 0,
         is_prepaid=row.is_prepaid or False,
+        place_project_id=row.place_project_id or "",
     )
 
 
@@ -322,14 +339,19 @@ class LeaseRow:
 
 def list_leases(tx: Transaction, budget_id: str, start_at: int) -> list[LeaseRow]:
     """Return the leases of a window that may count, by node and epoch: those of open epochs."""
+    query = _select_open_leases().where(_of_window(budget_leases, budget_id, start_at))
+    ordered = query.order_by(budget_leases.c.node_id, budget_leases.c.epoch)
+    return [_lease(row, is_open=True) for row in tx.connection.execute(ordered)]
+
+
+def _select_open_leases() -> sa.Select[Any]:
     lease, epoch, lost = budget_leases.c, epochs.c, lost_declarations.c
-    query = (
+    return (
         sa.select(budget_leases)
         .outerjoin(epochs, sa.and_(epoch.node_id == lease.node_id, epoch.epoch == lease.epoch))
         .outerjoin(lost_declarations, sa.and_(lost.node_id == lease.node_id, lost.epoch == lease.epoch))
-        .where(_of_window(budget_leases, budget_id, start_at), epoch.closed_at.is_(None), lost.declared_at.is_(None))
+        .where(epoch.closed_at.is_(None), lost.declared_at.is_(None))
     )
-    return [_lease(row, is_open=True) for row in tx.connection.execute(query.order_by(lease.node_id, lease.epoch))]
 
 
 def find_lease(tx: PlatformTx, budget_id: str, start_at: int, node_id: str, epoch: int) -> LeaseRow | None:
@@ -450,7 +472,7 @@ def list_all(tx: PlatformTx) -> list[Budget]:
 
 
 def iterate_end_users(tx: PlatformTx) -> Iterator[tuple[str, str]]:
-    """Yield the rows that stand for end users of budgets of each: their id, and the id of the budget."""
+    """Yield the rows that stand for end users of budgets of each, or places of prepaid ones: their id, and the id of the budget."""
     query = sa.select(budgets.c.id, budgets.c.parent_id).where(budgets.c.parent_id.is_not(None))
     for row in tx.connection.execute(query.execution_options(yield_per=ROWS_FETCHED)):
         yield row.id, row.parent_id

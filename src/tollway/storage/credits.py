@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from tollway.domain.billing_classes import BillingClass
-from tollway.domain.credits import MINUTE_US, CreditGrant, CreditMove, CreditTransaction, CreditUsage, GrantCategory
+from tollway.domain.credits import MINUTE_US, CreditGrant, CreditMove, CreditScope, CreditTransaction, CreditUsage, GrantCategory
 from tollway.domain.ledger import Entry
 from tollway.domain.pages import Page, PageWindow
 from tollway.storage import ledger
@@ -79,6 +79,21 @@ def find_holders(tx: Transaction, organization_ids: Iterable[str]) -> set[str]:
 def list_open(tx: Transaction, organization_id: str) -> list[CreditGrant]:
     """Return the grants of an organization of which something may be left, by id."""
     return [_grant(row) for row in tx.connection.execute(_select_open(organization_id))]
+
+
+def list_scopes(tx: Transaction, organization_ids: Iterable[str]) -> dict[str, tuple[CreditScope, ...]]:
+    """Return what the open grants with a scope are for, by organization, in order."""
+    column = credit_grants.c
+    query = sa.select(column.organization_id, column.project_id, column.models).where(
+        column.organization_id.in_(sorted(organization_ids)),
+        column.closed_at.is_(None),
+        sa.or_(column.project_id.is_not(None), column.model.is_not(None)),
+    )
+    found: dict[str, set[CreditScope]] = {}
+    for row in tx.connection.execute(query):
+        models = tuple(row.models.split("\n")) if row.models else ()
+        found.setdefault(row.organization_id, set()).add(CreditScope(row.project_id or "", models))
+    return {id: tuple(sorted(scopes)) for id, scopes in found.items()}
 
 
 def lock_open(tx: PlatformTx, organization_id: str) -> list[CreditGrant]:

@@ -31,7 +31,7 @@ from tollway.domain.snapshot import (
 )
 from tollway.domain.tenants import Status
 from tollway.domain.tokens import FederationRule, Jwk
-from tollway.storage import catalog, federation, keys, limits, plans, prices, roles, tenants
+from tollway.storage import catalog, credits, federation, keys, limits, plans, prices, roles, tenants
 from tollway.storage.budgets import CONCERNS_GATEWAYS
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.roles import ROLE_COLUMNS, names_role
@@ -253,7 +253,9 @@ def _deployments(_tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
         yield DeploymentEntry(id=row.id, deployment=catalog.read_deployment(row))
 
 
-def _budgets(_tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
+def _budgets(tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
+    prepaid = {row.organization_id for row in rows if row.is_prepaid}
+    scopes = credits.list_scopes(tx, prepaid) if prepaid else {}
     for row in rows:
         yield BudgetEntry(
             id=row.id,
@@ -266,6 +268,7 @@ def _budgets(_tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
             fallback_model=row.fallback_model or "",
             end_user=row.end_user or "",
             throttle_requests_per_minute=row.throttle_requests_per_minute or 0,
+            scopes=scopes.get(row.organization_id, ()) if row.is_prepaid else (),
         )
 
 

@@ -30,7 +30,8 @@ budgets = sa.Table(
     sa.Column("end_user", sa.String(512)),  # whose requests alone are counted, `*` for each by itself; null for all requests
     sa.Column("throttle_requests_per_minute", sa.Integer),  # that each gateway lets through once it is spent; null refuses them
     sa.Column("is_prepaid", sa.Boolean),  # its limit is the organization's credit; null for no
-    sa.Column("parent_id", sa.String(64)),  # of a row that stands for one end user: the budget of each, whose terms hold
+    sa.Column("parent_id", sa.String(64)),  # of a row that stands for one end user or one place: the budget whose terms hold
+    sa.Column("place_project_id", sa.String(64)),  # of a row that stands for one place, beside its model; null for any other
     one_of("level", BudgetLevel),
     one_of("mode", BudgetMode),
     one_of("window_type", BudgetWindow),

@@ -341,6 +341,12 @@ class LeaseIn(In):
     ]
     need_pico: Annotated[_Pico, Field(description="More that requests wait for.", examples=[400000])] = 0
     target_pico: Annotated[_Pico, Field(description="More that it would like to have for requests to come.", examples=[800000])] = 0
+    project_id: Annotated[
+        str, Field(max_length=64, description="The project of a part of a prepaid budget; empty for any other budget.", examples=[""])
+    ] = ""
+    model: Annotated[
+        str, Field(max_length=128, description="The model of a part of a prepaid budget; empty for any other budget.", examples=[""])
+    ] = ""
 
 
 class LeasesIn(In):

@@ -313,7 +313,7 @@ def create_credit_grant(_caller: OperatorWriter, plane: Plane, organization_id: 
     """Grant credit to an organization. It pays what is used from now on."""
     wanted = body.wanted()
     with plane.database.platform() as tx:
-        grant = credits.create_grant(tx, routes.organization(organization_id), wanted, id=plane.new_id(ids.CREDIT_GRANT), now=plane.now())
+        grant = budgets.create_credit(tx, routes.organization(organization_id), wanted, id=plane.new_id(ids.CREDIT_GRANT), now=plane.now())
     return grant_out(GrantStanding(grant, grant.amount_pico))
 
 
