@@ -66,7 +66,7 @@ _LEVEL_WORDS = {
 
 
 _REMEDIES = {IMAGES: "ask for fewer images at a time", AUDIO_SECONDS: "send a shorter sound"}
-"""What helps a request that is larger than a limit, by quantity, where that is no limit on tokens."""
+"""Advice for a request that is larger than a limit, by quantity, where that is no limit on tokens."""
 
 
 def limit(call: Call, counters: MemoryCounters, clock: Callable[[], int], metrics: Metrics) -> Permit:
