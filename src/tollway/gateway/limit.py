@@ -18,6 +18,7 @@ from tollway.gateway.memory_counters import (
     HEADER_KINDS,
     IMAGES,
     INPUT_TOKENS,
+    ONE_REQUEST,
     OUTPUT_TOKENS,
     REQUESTS,
     TOKENS,
@@ -89,15 +90,13 @@ def limit(call: Call, counters: MemoryCounters, clock: Callable[[], int], metric
         return Permit(call, b"", buckets)
     left = enter(buckets, now_ns)
     if left is None:
-        raise _refuse(call, find_refusal(bound, _ONE_REQUEST, now_ns), _headers(call, find_tightest(bound, now_ns)), metrics)
+        raise _refuse(call, find_refusal(bound, ONE_REQUEST, now_ns), _headers(call, find_tightest(bound, now_ns)), metrics)
     if call.dialect.limit_prefix:
         return Permit(call, _headers(call, find_tightest(bound, now_ns)), buckets)
     return Permit(call, _request_headers(left[0], left[1]) if left[0] != UNLIMITED else b"", buckets)
 
 
 _COUNTED_BY_ENGINE: Final = UsageSource.ENGINE_FINAL
-
-_ONE_REQUEST: Final[Units] = (1, 0, 0, 0, 0, 0)
 
 
 def charge_upload(caller: Caller, counters: MemoryCounters, now_ns: int, metrics: Metrics) -> Hold | None:
@@ -106,9 +105,9 @@ def charge_upload(caller: Caller, counters: MemoryCounters, now_ns: int, metrics
     bound = counters.bind([each for each in caller.principal.limits if not each.model], now_ns)
     if not bound.buckets and not bound.rates:
         return None
-    hold = counters.reserve(bound, _ONE_REQUEST, now_ns)
+    hold = counters.reserve(bound, ONE_REQUEST, now_ns)
     if hold is None:
-        raise _refuse(None, find_refusal(bound, _ONE_REQUEST, now_ns), _headers(None, find_tightest(bound, now_ns)), metrics)
+        raise _refuse(None, find_refusal(bound, ONE_REQUEST, now_ns), _headers(None, find_tightest(bound, now_ns)), metrics)
     return hold
 
 
@@ -215,7 +214,7 @@ def _find_used(permit: Permit) -> Units:
     record = permit.record
     final = None if record is None else record.final
     if final is None:
-        return _ONE_REQUEST
+        return ONE_REQUEST
     quantities = final.used
     input_tokens, output_tokens = quantities.input_tokens, quantities.output_tokens
     call = permit.call

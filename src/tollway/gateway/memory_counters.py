@@ -45,6 +45,7 @@ Units = tuple[int, ...]
 would be made anew for each index. A request without images or sound is never refused for a limit on them, also where that is overdrawn."""
 
 NO_UNITS: Final[Units] = (0, 0, 0, 0, 0, 0)
+ONE_REQUEST: Final[Units] = (1, 0, 0, 0, 0, 0)
 
 HEADER_KINDS = (b"requests", b"tokens", b"images", b"audio-seconds")
 """The quantities of which answers say what is left, as their headers name them: input and output tokens count as tokens."""

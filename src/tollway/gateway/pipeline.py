@@ -28,7 +28,7 @@ from tollway.gateway.fallback import fall_back, name_model
 from tollway.gateway.guardrails import Guard
 from tollway.gateway.hedging import may_hedge, relay_hedged
 from tollway.gateway.limit import charge_upload, limit, limit_shared
-from tollway.gateway.memory_counters import Hold
+from tollway.gateway.memory_counters import ONE_REQUEST, Hold
 from tollway.gateway.meter import UsageRecord, meter
 from tollway.gateway.observe import observe
 from tollway.gateway.plane import Plane
@@ -318,7 +318,7 @@ async def _authorize_conversation(caller: Caller, request: Request, plane: Plane
             call = authorize(caller, request, plane.directory, plane.media_bounds)
     except BaseException:
         if hold is not None:
-            plane.counters.settle(hold, (1, 0, 0, 0), time.monotonic_ns())
+            plane.counters.settle(hold, ONE_REQUEST, time.monotonic_ns())
         raise
     if hold is not None:
         plane.counters.refund(hold, time.monotonic_ns())

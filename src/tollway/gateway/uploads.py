@@ -7,7 +7,7 @@ finished, has used its request.
 
 from tollway.domain.faults import Fault
 from tollway.gateway.buffers import LARGE_BYTES, BufferHold
-from tollway.gateway.memory_counters import Hold, MemoryCounters
+from tollway.gateway.memory_counters import ONE_REQUEST, Hold, MemoryCounters
 
 GROWTH_BYTES = 1024 * 1024
 """Steps in which a body of unknown length is counted."""
@@ -53,4 +53,4 @@ class Upload:
         self.pieces = ()
         hold, self._hold = self._hold, None
         if hold is not None:
-            self._counters.settle(hold, (1, 0, 0, 0), now_ns)
+            self._counters.settle(hold, ONE_REQUEST, now_ns)
