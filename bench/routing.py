@@ -16,12 +16,12 @@ import tempfile
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
 from bench.instruments import build_form, count_instructions
-from tollway.gateway.prefix_routing import BOUNDARIES, CHARGE_TOKENS_MIN, Load, Selector
+from tollway.gateway.held_prefixes import EngineCache, format_tag
+from tollway.gateway.prefix_routing import BOUNDARIES, CHARGE_TOKENS_MIN, HeldPrefixes, Load, Selector
 
 TRACE = Path(__file__).parent / "traces" / "mooncake-conversation.jsonl.gz"
 TRACE_STEP_SECONDS = 3.0
@@ -78,17 +78,29 @@ class Engine:
             held += BLOCK_TOKENS
         return held
 
-    def serve(self, arrival: Arrival) -> tuple[float, int]:
-        """Compute a prompt. Return the seconds until the first token, and how many tokens were in the cache."""
-        held = min(self.count_held(arrival.blocks), arrival.prompt - 1)
-        self.free_at = max(arrival.at, self.free_at) + (arrival.prompt - held) / PREFILL_TOKENS_PER_SECOND
+    def serve(self, arrival: Arrival) -> "Served":
+        """Compute a prompt. The end of a prompt is dropped before its begin, as engines do."""
+        held = self.count_held(arrival.blocks)
+        self.free_at = max(arrival.at, self.free_at) + (arrival.prompt - min(held, arrival.prompt - 1)) / PREFILL_TOKENS_PER_SECOND
         self.first_tokens_at.append(self.free_at)
-        for block in arrival.blocks:
+        for block in reversed(arrival.blocks):
             self.cache[block] = None
             self.cache.move_to_end(block)
+        dropped: list[int] = []
         while len(self.cache) > CACHE_BLOCKS_MAX:
-            self.cache.popitem(last=False)
-        return self.free_at - arrival.at, held
+            dropped.append(self.cache.popitem(last=False)[0])
+        return Served(arrival, self.free_at - arrival.at, min(held, arrival.prompt - 1), held // BLOCK_TOKENS, dropped)
+
+
+class Served(NamedTuple):
+    """Outcome of a request at an engine. `seconds`: until the first token. `held`: tokens that were in the cache, `reused` blocks of them.
+    `dropped`: blocks that made way."""
+
+    arrival: Arrival
+    seconds: float
+    held: int
+    reused: int
+    dropped: list[int]
 
 
 @dataclass
@@ -134,6 +146,12 @@ class Policy:
 
     def begin_answer(self, sent: Sent) -> None:
         """The first token of a request came."""
+
+    def follow(self, engine: int, served: Served) -> None:
+        """An engine says what it stored and dropped for a request, of whichever gateway."""
+
+    def restart(self, engine: int) -> None:
+        """An engine left, or came back with an empty cache."""
 
     def end(self, sent: Sent) -> None:
         """The last token of a request came."""
@@ -238,6 +256,30 @@ class HomeAndCostByRequests(HomeAndCostUntold):
             self._loads[engine].report_requests(self.fleet.count_waiting(engine, now), self.gateways)
 
 
+class HomeAndCostByEvents(HomeAndCost):
+    """The code of the product where engines report tokens and the events of their caches, too."""
+
+    def __init__(self, fleet: Fleet, gateways: int, rng: random.Random) -> None:
+        super().__init__(fleet, gateways, rng)
+        held = self._selector.held = HeldPrefixes()
+        self._caches = [EngineCache(held, load) for load in self._loads]
+
+    def follow(self, engine: int, served: Served) -> None:
+        """Take the events."""
+        cache, blocks, reused = self._caches[engine], served.arrival.blocks, served.reused
+        cache.remove(served.dropped)
+        tag = format_tag(_prefixes(served.arrival), 0).decode()
+        cache.store(blocks[reused:], blocks[reused - 1] if reused else None, BLOCK_TOKENS, tag, _count_boundary_tokens)
+
+    def restart(self, engine: int) -> None:
+        """Forget what it held."""
+        self._caches[engine].leave()
+
+
+def _count_boundary_tokens(levels: int) -> list[int]:
+    return [boundary // BYTES_PER_TOKEN for boundary in BOUNDARIES[:levels]]
+
+
 POLICIES: dict[str, type[Policy]] = {
     "round robin": RoundRobin,
     "random": Policy,
@@ -245,6 +287,7 @@ POLICIES: dict[str, type[Policy]] = {
     "home and cost, no reports": HomeAndCostUntold,
     "home and cost, requests reported": HomeAndCostByRequests,
     "home and cost": HomeAndCost,
+    "home and cost, cache events": HomeAndCostByEvents,
     "exact index": ExactIndex,
 }
 
@@ -256,14 +299,6 @@ class Result(NamedTuple):
     mean: float
     p50: float
     p99: float
-
-
-class Event(Enum):
-    """Kinds of events between two arrivals."""
-
-    POLL = 0
-    BEGIN = 1
-    END = 2
 
 
 def simulate(
@@ -280,14 +315,15 @@ def simulate(
     rng = random.Random(seed)
     fleet = Fleet([Engine() for _ in range(engines)], list(range(engines)))
     policies = [POLICIES[policy](fleet, gateways, rng) for _ in range(gateways)]
-    pending: list[tuple[float, int, Event, Policy, Sent | None]] = []
+    pending: list[tuple[float, int, Policy, Sent | None, Served | None]] = []
     numbers = itertools.count()
 
-    def plan(at: float, event: Event, gateway: Policy, sent: Sent | None = None) -> None:
-        heapq.heappush(pending, (at, next(numbers), event, gateway, sent))
+    def plan(at: float, gateway: Policy, sent: Sent | None = None, served: Served | None = None) -> None:
+        """Plan a poll of a gateway, the end of a request that it sent, or the begin of its answer, if it was `served`."""
+        heapq.heappush(pending, (at, next(numbers), gateway, sent, served))
 
     for gateway in policies:
-        plan(rng.random() * poll_seconds, Event.POLL, gateway)
+        plan(rng.random() * poll_seconds, gateway)
     left = list(changes)
     times: list[float] = []
     held = prompts = 0
@@ -297,22 +333,26 @@ def simulate(
             if change.is_there:
                 fleet.engines[change.engine] = Engine()
             fleet.up = sorted({*fleet.up, change.engine} if change.is_there else {*fleet.up} - {change.engine})
+            for gateway in policies:
+                gateway.restart(change.engine)
         while pending and pending[0][0] <= arrival.at:
-            at, _, event, gateway, sent = heapq.heappop(pending)
+            at, _, gateway, sent, begun = heapq.heappop(pending)
             if sent is None:
                 gateway.poll(at)
-                plan(at + poll_seconds * rng.uniform(0.75, 1.25), event, gateway)
-            elif event is Event.BEGIN:
+                plan(at + poll_seconds * rng.uniform(0.75, 1.25), gateway)
+            elif begun is not None:
                 gateway.begin_answer(sent)
+                for each in policies:
+                    each.follow(sent.engine, begun)
             else:
                 gateway.end(sent)
         gateway = rng.choice(policies)
         sent = gateway.choose(arrival)
-        seconds, found = fleet.engines[sent.engine].serve(arrival)
-        plan(arrival.at + seconds, Event.BEGIN, gateway, sent)
-        plan(arrival.at + seconds + arrival.output * SECONDS_PER_OUTPUT_TOKEN, Event.END, gateway, sent)
-        times.append(seconds)
-        held += found
+        served = fleet.engines[sent.engine].serve(arrival)
+        plan(arrival.at + served.seconds, gateway, sent, served)
+        plan(arrival.at + served.seconds + arrival.output * SECONDS_PER_OUTPUT_TOKEN, gateway, sent)
+        times.append(served.seconds)
+        held += served.held
         prompts += arrival.prompt
     times.sort()
     count = len(times)

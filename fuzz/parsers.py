@@ -35,11 +35,14 @@ from tollway.gateway.dialects.dialect import AnswerStream
 from tollway.gateway.dialects.engine_errors import read_answer_fault, read_fault
 from tollway.gateway.dialects.fields import NEVER_FORWARDED
 from tollway.gateway.dialects.table import DIALECTS
+from tollway.gateway.held_prefixes import BLOCKS_MAX, EngineCache
 from tollway.gateway.media import links
 from tollway.gateway.media.pictures import Encoded, PictureInvalid, find_size
 from tollway.gateway.plane import Plane
+from tollway.gateway.prefix_routing import HeldPrefixes, Load
 from tollway.gateway.request import Caller, RequestHead, new_request
-from tollway.wire import bodies, proxy, segments, sse
+from tollway.wire import bodies, proxy, segments, sse, zmtp
+from tollway.wire.cache_events import BlocksRemoved, BlocksStored, read_batch
 from tollway.wire.http import HttpBounds, RequestReader, ResponseReader
 
 Check = Callable[[bytes], None]
@@ -389,6 +392,44 @@ def _snapshot_decoders() -> tuple[Callable[[bytes], Any], ...]:
     return msgspec.json.Decoder(Entry).decode, msgspec.json.Decoder(Change).decode
 
 
+def zmtp_messages(data: bytes) -> None:
+    """Check zmtp.Messages: the same messages however they are cut, or ZmtpError, and no more bytes than were sent."""
+    _, data, pieces = _cut(data)
+    found: list[tuple[list[list[bytes]], bool]] = []
+    for cut in ([data], pieces):
+        reader, messages, is_broken = zmtp.Messages(), list[list[bytes]](), False
+        try:
+            for piece in cut:
+                messages += reader.feed(piece)
+        except zmtp.ZmtpError:
+            is_broken = True
+        found.append((messages, is_broken))
+    (whole, is_broken), (cut_messages, is_cut_broken) = found
+    assert is_broken == is_cut_broken, "cut otherwise, read otherwise"
+    assert cut_messages[: len(whole)] == whole and (is_broken or cut_messages == whole)
+    assert sum(len(frame) for message in whole for frame in message) <= len(data)
+
+
+def cache_events(data: bytes) -> None:
+    """Check wire.cache_events.read_batch and what an index makes of it: events, or ValueError; and bounds that hold."""
+    _, data, _ = _cut(data)
+    try:
+        events = read_batch(data)
+    except ValueError:
+        return
+    held = HeldPrefixes()
+    cache = EngineCache(held, Load("engine"))
+    for event in events:
+        if isinstance(event, BlocksStored):
+            tag = event.session_id or ""
+            cache.store(event.block_hashes, event.parent_block_hash, event.block_size, tag, lambda levels: range(1, levels + 1))
+        elif isinstance(event, BlocksRemoved):
+            cache.remove(event.block_hashes)
+    assert len(cache) <= BLOCKS_MAX
+    cache.leave()
+    assert not len(cache) and not len(held)
+
+
 PARSERS: dict[str, Check] = {
     "request-head": request_head,
     "request-body": request_body,
@@ -403,5 +444,7 @@ PARSERS: dict[str, Check] = {
     "spool-segment": spool_segment,
     "usage-record": usage_record,
     "snapshot-line": snapshot_line,
+    "zmtp-messages": zmtp_messages,
+    "cache-events": cache_events,
 }
 """Every parser of foreign bytes in the data plane and on the link."""

@@ -13,8 +13,9 @@ from tests.wire import corpus
 from tollway.domain import usage
 from tollway.domain.keys import KeyType
 from tollway.domain.snapshot import Change, Entry, KeyEntry, OrganizationEntry, ProjectEntry
-from tollway.wire import segments
+from tollway.wire import segments, zmtp
 
+VLLM_CACHE_EVENTS = Path(harness.__file__).with_name("vllm_cache_events.json")
 FINDINGS = Path(__file__).parent / "findings"
 """Inputs that once broke a parser, by its name."""
 
@@ -166,6 +167,13 @@ _ENTRIES: list[Entry] = [
     KeyEntry(id="key_1", digest=b"d" * 32, type=KeyType.LIVE, project_id="proj_1", expires_at=1),
 ]
 _LINES = [*(_json(entry) for entry in _ENTRIES), _json(Change(version=1, kind="project", id="proj_1", entry=_PROJECT))]
+_ZMTP = [zmtp.greet(b"PUB") + zmtp.frame_message(b"kv", bytes(8), b"x") + zmtp.ping() + zmtp.frame_message(b""), b"HTTP/1.1 400 no\r\n"]
+_CACHE_EVENTS = [
+    *map(bytes.fromhex, msgspec.json.decode(VLLM_CACHE_EVENTS.read_bytes())["batches"]),
+    msgspec.msgpack.encode(
+        [1.5, [{"type": "BlockRemoved", "block_hashes": [1, b"h"]}, {"type": "AllBlocksCleared"}, ["BlockStored", [1]]]]
+    ),
+]
 _BINARY = [b"\0", b"\xff", b"\0\0\0\0", b"\xff\xff\xff\xff", struct.pack("<Q", 1), struct.pack("<Q", 2), b"\x21", b"\x11"]
 
 _PLAIN: dict[str, tuple[Sequence[bytes], Sequence[bytes]]] = {
@@ -182,6 +190,8 @@ _PLAIN: dict[str, tuple[Sequence[bytes], Sequence[bytes]]] = {
     "spool-segment": ([_segment(), _segment() + bytes(100), _segment()[:-5]], _BINARY),
     "usage-record": (_RECORDS, _BODY_FRAGMENTS),
     "snapshot-line": (_LINES, _BODY_FRAGMENTS),
+    "zmtp-messages": (_ZMTP, [*_BINARY, b"\x05READY", b"NULL"]),
+    "cache-events": (_CACHE_EVENTS, [*_BINARY, b"tw1.1.2", b"session_id", b"block_hashes", b"\xc0", b"\x92"]),
 }
 
 

@@ -36,6 +36,7 @@ HOT = [
     "gateway/relay.py",
     "gateway/request.py",
     "gateway/route.py",
+    "gateway/held_prefixes.py",
     "gateway/prefix_routing.py",
     "gateway/shared_counters.py",
     "gateway/upstreams/connection.py",

@@ -80,6 +80,10 @@ GATEWAY_METRICS = (
         "Connections on which an engine sent bytes that answer no request.",
     ),
     _counter("tollway_upstream_load_reports_failed", "reports", ("deployment",), "Load reports of engines that were not understood."),
+    _counter(
+        "tollway_upstream_cache_event_gaps", "gaps", ("deployment",), "Events of an engine's prefix cache that were lost, in a row each."
+    ),
+    _gauge("tollway_followed_prefixes", "prefixes", "Prefixes of prompts that engines hold by their own word."),
     _gauge(
         "tollway_upstream_info",
         "deployments",

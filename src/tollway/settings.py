@@ -203,6 +203,9 @@ class RelaySection(msgspec.Struct, frozen=True, kw_only=True):
     load_seconds: SecondsOrZero = 0.25
     """Interval at which each engine of a model with several deployments is asked how much waits there; longer where more than 64 reports a
     second would be asked for. 0: never, and deployments are chosen by what this gateway sent."""
+    cache_events: bool = False
+    """Follow the events that vLLM and SGLang publish about their prefix caches (`--kv-events-config`), for models with several
+    deployments: a prompt is then known to be held where the engine says so, whichever gateway sent it."""
 
 
 class MediaSection(msgspec.Struct, frozen=True, kw_only=True):

@@ -210,6 +210,7 @@ class Metrics:
         self.unsolicited: dict[str, int] = {}
         self.ejections: dict[tuple[str, str], int] = {}
         self.load_reports_failed: dict[str, int] = {}
+        self.cache_event_gaps: dict[str, int] = {}
         self.not_ready: dict[str, int] = {}
         self.task_restarts: dict[str, int] = {}
         self.callback_failures: dict[str, int] = {}
@@ -298,6 +299,7 @@ class _Families(Collector):
         yield _counter("tollway_upstream_ejections", metrics.ejections.items())
         yield _counter("tollway_upstream_not_ready", metrics.not_ready.items())
         yield _counter("tollway_upstream_load_reports_failed", metrics.load_reports_failed.items())
+        yield _counter("tollway_upstream_cache_event_gaps", metrics.cache_event_gaps.items())
         yield _counter("tollway_upstream_retries", [((), metrics.retries)])
         yield _counter("tollway_replayed_answers", [((), metrics.replays)])
         yield _counter("tollway_fallbacks", metrics.fallbacks.items())

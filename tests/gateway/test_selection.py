@@ -16,6 +16,7 @@ from tollway.domain.snapshot import Change
 from tollway.gateway.prefix_routing import (
     ANCHOR_REQUESTS_MIN,
     BOUNDARIES,
+    HOME_HOLD,
     TABLE_MAX,
     TRAFFIC_WINDOW,
     Load,
@@ -89,8 +90,8 @@ def test_system_prompt_that_everybody_sends_does_not_gather_everybody_at_one_dep
 def test_prompt_goes_to_its_home_until_the_load_there_costs_more_than_the_prefix_saves() -> None:
     selector, group, text = Selector(), loads(4), prompt(3, 8000)
     home = choose(selector, group, text)
-    assert home.charged_tokens == pytest.approx(1000.0), "the home holds half of it"
-    group[home.place].send(900.0)  # of the 2000 tokens of the prompt the home holds 1000
+    assert home.charged_tokens == pytest.approx(2000.0 * (1 - HOME_HOLD)), "the home holds a part of it"
+    group[home.place].send(2000.0 * HOME_HOLD - 100.0)
     assert choose(selector, group, text).place == home.place
     group[home.place].send(200.0)
     assert choose(selector, group, text).place != home.place
@@ -125,7 +126,7 @@ def test_queue_falls_when_answers_begin_and_never_below_nothing() -> None:
 def test_prefix_that_carries_much_traffic_is_charged_in_full() -> None:
     selector, group, text = Selector(), loads(4), prompt(5, 4000)
     charged = [choose(selector, group, text).charged_tokens for _ in range(2 * ANCHOR_REQUESTS_MIN + 1)]  # 2 boundaries
-    assert charged[0] == pytest.approx(500.0) and charged[-1] == 1000.0
+    assert charged[0] == pytest.approx(1000.0 * (1 - HOME_HOLD)) and charged[-1] == 1000.0
 
 
 def test_memory_of_prefixes_is_bounded() -> None:

@@ -1,6 +1,7 @@
 """The type of an engine's description."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -53,6 +54,40 @@ class LoadSource(msgspec.Struct, frozen=True):
     seconds: float = 1.0
 
 
+class CacheEventAddress(NamedTuple):
+    """Ports of an engine, at the host of its deployment, where it publishes events about its prefix cache (`wire.cache_events`): as they
+    happen, those whose name begins with `topic`; and those of a while ago, None if it repeats none."""
+
+    port: int
+    replay_port: int | None
+    topic: bytes
+
+
+class CacheEventSource(msgspec.Struct, frozen=True):
+    """The place where an engine says where it publishes events about its prefix cache.
+
+    `path`: below the deployment's base URL. `read`: returns what the page there says, None if it publishes none; raises ValueError for one
+    that cannot be understood. `tag_header`, `tag_field`: the header or the body's field of a request for the session that its events
+    repeat; the field at the endpoints of `tag_endpoints`. `seconds`: most time for the answer.
+    """
+
+    path: str
+    read: Callable[[bytes], CacheEventAddress | None]
+    tag_header: bytes = b""
+    tag_field: str = ""
+    tag_endpoints: frozenset[Endpoint] = frozenset()
+    seconds: float = 1.0
+
+
+def read_zmq_port(address: object) -> int:
+    """Return the port of an address such as `tcp://*:5557`. Raises ValueError for another text or none."""
+    scheme, _, rest = address.partition("://") if isinstance(address, str) else ("", "", "")
+    port = rest.rpartition(":")[2]
+    if scheme != "tcp" or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536:
+        raise ValueError("no address of a TCP socket")
+    return int(port)
+
+
 class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
     """Capabilities of an engine, and how it differs from others.
 
@@ -68,7 +103,8 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
     above) by which it says that it shuts down and has not begun the request. `counters`: where it publishes its token counters; None if it
     does not. `readiness`: where it says whether it takes requests; None if it does not. `load`: where it says how much waits there; None if
     it does not. `priorities`: the value of the request field `priority` for each service tier, where it schedules by priority; empty if it
-    takes none.
+    takes none. `cache_events`: where it says where it publishes events about its prefix cache; None if it does not, or names no session in
+    them.
     """
 
     engine: Engine
@@ -86,4 +122,5 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
     counters: CounterNames | None = None
     readiness: ReadinessProbe | None = None
     load: LoadSource | None = None
+    cache_events: CacheEventSource | None = None
     priorities: Mapping[ServiceTier, int] = msgspec.field(default_factory=dict)

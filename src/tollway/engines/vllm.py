@@ -1,9 +1,38 @@
 """Profile of vLLM (checked with 0.32)."""
 
+import msgspec
+
 from tollway.domain.catalog import Endpoint, Engine
 from tollway.domain.reconciliation import PromptCount
 from tollway.domain.usage import ServiceTier
-from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile, LoadSource, ReadinessProbe
+from tollway.engines.profile import (
+    SAMPLING_FIELDS,
+    CacheEventAddress,
+    CacheEventSource,
+    CounterNames,
+    EngineProfile,
+    LoadSource,
+    ReadinessProbe,
+    read_zmq_port,
+)
+
+
+class _Publisher(msgspec.Struct):
+    endpoint: str
+    replay_endpoint: str | None = None
+    topic: str = ""
+
+
+def read_cache_event_address(page: bytes) -> CacheEventAddress | None:
+    """Return where vLLM publishes the events of its cache, as /kv_event_sources says: a publisher for each data-parallel rank. Of several
+    ranks each has a cache of its own and a request may go to any, so they are not followed. Raises ValueError for another page."""
+    publishers = msgspec.json.decode(page, type=dict[str, _Publisher])
+    if len(publishers) != 1:
+        return None
+    (found,) = publishers.values()
+    replay = None if found.replay_endpoint is None else read_zmq_port(found.replay_endpoint)
+    return CacheEventAddress(read_zmq_port(found.endpoint), replay, found.topic.encode())
+
 
 PROFILE = EngineProfile(
     engine=Engine.VLLM,
@@ -63,6 +92,8 @@ PROFILE = EngineProfile(
     readiness=ReadinessProbe("/health"),
     # v1/metrics/loggers.py
     load=LoadSource("/metrics", "vllm:num_requests_waiting"),
+    # distributed/kv_events.py, with --kv-events-config; the session of a request is in its events since 0.32.
+    cache_events=CacheEventSource("/kv_event_sources", read_cache_event_address, tag_header=b"x-session-id"),
     # With --scheduling-policy priority (v1/core/sched/request_queue.py): the lower number first; without it the field is ignored.
     priorities={ServiceTier.PRIORITY: -10, ServiceTier.STANDARD: 0, ServiceTier.FLEX: 10, ServiceTier.BATCH: 20},
 )

@@ -19,6 +19,8 @@ there. So a prefix or session that carries more than its part of the traffic is 
 The load of a deployment is what was sent there and waits for the begin of its answer, times the number of gateways, because the others send
 as much; corrected by what the engine itself reports (`gateway.upstreams.load_reports`).
 
+Where the events of an engine are followed (`gateway.held_prefixes`), what it says that it holds takes the place of that estimate.
+
 Pure: randomness is the order of the arguments. What is remembered is bounded: the prefixes of two generations of TABLE_MAX, and the counts
 of two windows of traffic.
 """
@@ -39,23 +41,32 @@ ANCHOR_REQUESTS_MIN = 8
 """Requests that a prefix may always have: shares of less traffic say nothing."""
 HOME_HOLD = 0.5
 """Part of a prompt that its home is taken to hold. It is more than homes hold on the average, because what is sent to a home is held there
-for the next request; with 0.8 prompts wait longer for little more hits (`python -m bench.routing`)."""
+for the next request; with 0.7 prompts wait longer for little more hits, above all those that share nothing (`python -m bench.routing`)."""
+FOLLOWED_HOME_HOLD = 0.4
+"""The same where the engine says what it holds: what counts is only what the next requests will find there."""
 OTHERS_MAX = 8
 """Deployments weighed beside home and owner. In a larger group they are a random sample, so that many gateways do not all see the same one
 as the cheapest."""
 CHARGE_TOKENS_MIN = 16.0
 """Tokens that each request is charged with at least: a block of an engine's prefix cache."""
 
+HOLDERS_MAX = 8
+"""Deployments that hold a prefix by their own word and are weighed one by one. Where more hold it, those of the sample are looked at."""
+UNCONFIRMED_MAX = 256
+"""Tagged requests sent to an engine without any event from it, after which its events count as stopped. Prompts that are held entirely
+cause none, so some requests without are normal."""
+
 REPORT_SECONDS = 1.0
 """Time in which a report of an engine loses all but a third of its weight: about what a prompt waits at a busy engine."""
 MEAN_PART = 1 / 64
 """Part by which the mean charge of a request follows each one."""
 
-CANDIDATE_KINDS = ("home", "owner", "other")
-"""Reasons for which a deployment is a candidate."""
+CANDIDATE_KINDS = ("home", "owner", "other", "holder")
+"""Reasons for which a deployment is a candidate; a holder has the prefix by its engine's own word."""
 _HOME = 0
 _OWNER = 1
 _OTHER = 2
+_HOLDER = 3
 
 
 class Load:
@@ -65,9 +76,11 @@ class Load:
     What this gateway sent, times the number of gateways, is an estimate that follows each request and sees only a part of the traffic. What
     the engine reports sees everything and is old. So a report sets the difference between both, and that is kept while it fades away
     (`fade`), because what it was due to is computed or answered before long.
+
+    `is_followed`: the engine says which prefixes it holds. `unconfirmed`: requests sent there since it last said something of its cache.
     """
 
-    __slots__ = ("_correction", "_mean_tokens", "_requests", "_sent_tokens", "point", "queued_tokens")
+    __slots__ = ("_correction", "_mean_tokens", "_requests", "_sent_tokens", "is_followed", "point", "queued_tokens", "unconfirmed")
 
     def __init__(self, address: str) -> None:
         self.point = (crc32(address.encode()) << 21 | crc32(address.encode(), 1) >> 11) * 2.0**-53
@@ -76,6 +89,8 @@ class Load:
         self._requests = 0
         self._mean_tokens = 0.0
         self._correction = 0.0
+        self.is_followed = False
+        self.unconfirmed = 0
 
     def send(self, tokens: float) -> None:
         """Add `tokens` of a request of this gateway that was sent, and of all that the other gateways are taken to send beside it."""
@@ -190,12 +205,44 @@ def find_home_by_weight(anchor: int, group: list[Load], weights: list[int]) -> i
     return scores.index(max(scores))
 
 
-class Selector:
-    """Memory of one gateway for the prompts of a model, and the choice by it."""
+class HeldPrefixes:
+    """Engines by the prefixes that they hold by their own word, of all engines that are followed. A prefix is the checksum of
+    `hash_prefixes` with the key of its model, so that the adapters of one engine differ."""
 
-    __slots__ = ("_counted", "_counted_before", "_counts", "_counts_before", "_owners", "_owners_before")
+    __slots__ = ("_holders",)
 
     def __init__(self) -> None:
+        self._holders: dict[int, dict[Load, None]] = {}
+
+    def find(self, prefix: int) -> "dict[Load, None] | None":
+        """Return the engines that hold a prefix; None if there is none."""
+        return self._holders.get(prefix)
+
+    def add(self, prefix: int, load: Load) -> None:
+        """An engine holds a prefix now."""
+        self._holders.setdefault(prefix, {})[load] = None
+
+    def remove(self, prefix: int, load: Load) -> None:
+        """An engine holds a prefix no more."""
+        holders = self._holders.get(prefix)
+        if holders is not None:
+            holders.pop(load, None)
+            if not holders:
+                del self._holders[prefix]
+
+    def __len__(self) -> int:
+        return len(self._holders)
+
+
+class Selector:
+    """Memory of one gateway for the prompts of a model, and the choice by it. `key`: of the model, 32 bits, by which `held` knows its
+    prefixes. `held`: None where no engine is followed."""
+
+    __slots__ = ("_counted", "_counted_before", "_counts", "_counts_before", "_owners", "_owners_before", "held", "key")
+
+    def __init__(self, key: int = 0, held: HeldPrefixes | None = None) -> None:
+        self.key = key
+        self.held = held
         self._owners: dict[int, Load] = {}
         self._owners_before: dict[int, Load] = {}
         self._counts: dict[int, int] = {}
@@ -227,13 +274,14 @@ class Selector:
         for known_level in range(len(prefixes) - 1, -1, -1):
             known = owners.get(prefixes[known_level]) or self._owners_before.get(prefixes[known_level])
             if known is not None:
-                if known in group:
+                if known in group and not (known.is_followed and self.held is not None):
                     owner = group.index(known)
                     held = HOME_HOLD if session else BOUNDARIES[known_level] / prompt_bytes
                 break
         kind = _OTHER
         load = group[home]
-        left = tokens * (1.0 - (held if owner == home and held > HOME_HOLD else HOME_HOLD))
+        hold = FOLLOWED_HOME_HOLD if self.held is not None and load.is_followed else HOME_HOLD
+        left = tokens * (1.0 - (held if owner == home and held > hold else hold))
         cost = load.queued_tokens + left
         if cost < best:
             best, chosen, uncached, kind = cost, home, left, _HOME
@@ -242,13 +290,34 @@ class Selector:
             left = tokens * (1.0 - held)
             cost = load.queued_tokens + left
             if cost < best:
-                chosen, uncached, kind = owner, left, _OWNER
+                best, chosen, uncached, kind = cost, owner, left, _OWNER
+        if self.held is not None and not session:
+            holder, part = self._find_holder(self.held, group, prefixes, prompt_bytes, tokens, best)
+            if holder >= 0:
+                chosen, uncached, kind = holder, tokens * (1.0 - part), _HOLDER
         load = group[chosen]
         for prefix in prefixes:
             owners[prefix] = load
         if len(owners) > TABLE_MAX:
             self._owners_before, self._owners = owners, {}
         return chosen, tokens if is_hot else uncached, kind
+
+    def _find_holder(
+        self, held: HeldPrefixes, group: list[Load], prefixes: list[int], prompt_bytes: int, tokens: float, best: float
+    ) -> tuple[int, float]:
+        """Return the index of the deployment whose cost is lowest and below `best`, of those that hold a prefix by their own word, and the
+        part of the prompt that it holds; -1 if there is none."""
+        found, found_part = -1, 0.0
+        for level in range(len(prefixes) - 1, -1, -1):
+            holders = held.find(prefixes[level] ^ self.key)
+            if holders is None:
+                continue
+            part = BOUNDARIES[level] / prompt_bytes
+            left = tokens * (1.0 - part)
+            for load in list(holders) if len(holders) <= HOLDERS_MAX else group[:OTHERS_MAX]:
+                if load in holders and load in group and load.unconfirmed <= UNCONFIRMED_MAX and load.queued_tokens + left < best:
+                    best, found, found_part = load.queued_tokens + left, group.index(load), part
+        return found, found_part
 
     def find_anchor(self, prefixes: list[int], session: int, deployments: int) -> int:
         """Count a prompt and return its anchor: its session, or the shortest of its prefixes that carries little enough traffic. 0 if it

@@ -74,6 +74,7 @@ class RelayBounds(msgspec.Struct, frozen=True, kw_only=True):
     until its usage is durable. `stream_bytes_max`: all events of one stream. `event_bytes_max`: one event, which is held until it is whole.
     An answer beyond these bounds is a fault of the gateway's, not of the engine: it is tried nowhere else. `probe_seconds`: between two
     probes of an engine (`upstreams.probes`), `load_seconds`: between two reports of its load (`upstreams.load_reports`); 0 for none.
+    `cache_events`: whether the events of its prefix cache are followed (`upstreams.cache_events`).
     """
 
     connect_seconds: float = 2.0
@@ -87,6 +88,7 @@ class RelayBounds(msgspec.Struct, frozen=True, kw_only=True):
     event_bytes_max: int = sse.EVENT_BYTES_MAX
     probe_seconds: float = 2.0
     load_seconds: float = 0.25
+    cache_events: bool = False
 
 
 class Watched(Protocol):

@@ -103,12 +103,14 @@ class Request:
     `upload` if that is not None, else in `body`. `spans`: of a form alone, once it was read: where its parts begin and end
     (`forms.list_spans`). `sends_media`: what is being sent is no stream of events, so that no fault can be told in it. `waited_ms`: time
     in the queue of its model. `asked_for`: the request that it serves with a fallback;
-    None for one of a client's own. `conversation`: that of a response that is stored or continues a stored one; None for all others."""
+    None for one of a client's own. `conversation`: that of a response that is stored or continues a stored one; None for all others.
+    `cache_tag`: by which engines name it in the events of their caches (`held_prefixes`); empty unless these are followed."""
 
     __slots__ = (
         "asked_for",
         "body",
         "body_bytes",
+        "cache_tag",
         "conversation",
         "endpoint",
         "head",
@@ -156,6 +158,7 @@ class Request:
         self.asked_for: AskedFor | None = None
         self.sends_media = False
         self.conversation: Conversation | None = None
+        self.cache_tag = b""
 
     def replace_body(self, body: bytes) -> None:
         """Go on with another body than the one that was sent. An upload stays accounted for by its connection."""
@@ -588,7 +591,13 @@ class Call:
         usage, options = None, dialect.usage_options
         if self.stream and options is not None:
             usage = options.continuous if self.wants_continuous(deployment) else options.final
-        return self.grant.injected_fields(deployment, dialect, usage, self.output_cap, self.price.tier)
+        injected = self.grant.injected_fields(deployment, dialect, usage, self.output_cap, self.price.tier)
+        tag = self.request.cache_tag
+        if tag:
+            source = ENGINES[deployment.engine].cache_events
+            if source is not None and dialect.endpoint in source.tag_endpoints:
+                return bodies.InjectedFields({**injected.fields, source.tag_field: b'"%b"' % tag})
+        return injected
 
     def find_prompt_salt(self, deployment: Deployment, translation: Translation | None) -> bytes:
         """Return the organization's salt that stands before the prompt, where the deployment is isolated in this way, the API has a system

@@ -15,6 +15,7 @@ from zlib import crc32
 
 from tollway.domain.catalog import RELATIVE_COST_MAX, Endpoint, is_resident
 from tollway.domain.faults import REGION_UNSERVED, UPSTREAM_NONE, Fault
+from tollway.gateway.held_prefixes import format_tag
 from tollway.gateway.latency_goals import TRIAL_REQUESTS, list_cheapest
 from tollway.gateway.prefix_routing import BOUNDARIES, CANDIDATE_KINDS, HOME_HOLD, Charge, find_home_by_weight, hash_prefixes
 from tollway.gateway.request import Call
@@ -160,6 +161,7 @@ def explain(
                 "running": upstream.running,
                 "limit": upstream.limit,
                 "queued_tokens": round(queued),
+                "cache_followed": upstream.load.is_followed,
                 "cost": {"home": round(queued + prompt_tokens * (1.0 - HOME_HOLD)), "other": round(queued + prompt_tokens)},
                 "chosen": dict(zip(CANDIDATE_KINDS, upstream.chosen, strict=True)),
                 "relative_cost": deployment.relative_cost,
@@ -212,6 +214,9 @@ def _select(call: Call, group: list[Upstream], upstreams: Upstreams) -> int:
     selector = upstreams.find_selector(call.model.id, test=call.caller.is_test)
     index, uncached, kind = selector.choose(loads, prefixes, session, prompt_bytes, tokens)
     group[index].chosen[kind] += 1
+    if upstreams.held is not None and prefixes:
+        call.request.cache_tag = format_tag(prefixes, selector.key)
+        loads[index].unconfirmed += 1
     call.charge = Charge(loads[index], tokens, uncached, upstreams.gateways)
     return index
 

@@ -39,10 +39,11 @@ from tollway.gateway.edge.server import DrainBounds
 from tollway.gateway.guardrails import GuardrailBounds, Guardrails
 from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.plane import Plane
+from tollway.gateway.prefix_routing import HeldPrefixes
 from tollway.gateway.relay import RelayBounds
 from tollway.gateway.response_cache import CacheBounds, ResponseCache
 from tollway.gateway.shedding import SheddingBounds, find_memory_bound
-from tollway.gateway.upstreams import load_reports, probes
+from tollway.gateway.upstreams import cache_events, load_reports, probes
 from tollway.gateway.waiting import QueueBounds
 from tollway.link.guardrail_requests import GuardrailRequests
 from tollway.link.joining import join
@@ -228,6 +229,10 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
             load_reports.run, upstreams.list_alternatives, lambda: upstreams.gateways, options.relay.load_seconds, plane.random
         )
         background.start("load reports", report)
+    if options.relay.cache_events:
+        held = plane.upstreams.held = HeldPrefixes()
+        background.start("cache events", partial(cache_events.run, plane.upstreams.list_alternatives, held, plane.random))
+        plane.metrics.expose("tollway_followed_prefixes", lambda: len(held))
     link = await _start_link(options, plane, alarm, background, count)
     ready = asyncio.Event()
     serve = partial(

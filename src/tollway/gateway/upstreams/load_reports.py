@@ -56,9 +56,21 @@ class Reporting(Protocol):
 async def ask(query: LoadQuery) -> float | None:
     """Return how much an engine reports to wait at it, in the unit of its source; None if it reports nothing that can be understood within
     the deadline. Raises OSError if this process has no descriptor for a connection."""
+    page = await read_page(query.request)
+    if page is None:
+        return None
+    try:
+        return read_report(page, query.source)
+    except ValueError:
+        return None
+
+
+async def read_page(request: ProbeRequest) -> bytes | None:
+    """Return what an engine answers, with status 200, within the deadline and REPORT_BYTES_MAX; else None. Raises OSError if this process
+    has no descriptor for a connection."""
     reader = ResponseReader()
     try:
-        async with asyncio.timeout(query.request.seconds), open_probe(query.request) as stream:
+        async with asyncio.timeout(request.seconds), open_probe(request) as stream:
             while not reader.complete and not reader.broken and reader.body_bytes <= REPORT_BYTES_MAX:
                 data = await stream.read(1 << 16)
                 if not data:
@@ -75,10 +87,7 @@ async def ask(query: LoadQuery) -> float | None:
         reader.close()
     if not reader.complete or reader.broken or reader.status != 200 or reader.body_bytes > REPORT_BYTES_MAX:
         return None
-    try:
-        return read_report(b"".join(reader.body), query.source)
-    except ValueError:
-        return None
+    return b"".join(reader.body)
 
 
 def read_report(body: bytes, source: LoadSource) -> float:

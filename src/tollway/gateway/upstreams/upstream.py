@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 from urllib.parse import quote, urlsplit
+from zlib import crc32
 
 from tollway.domain import faults
 from tollway.domain.addresses import is_metadata_peer
@@ -28,8 +29,9 @@ from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.latency_goals import FirstTokenTimes
 from tollway.gateway.ports import Vault
-from tollway.gateway.prefix_routing import CANDIDATE_KINDS, Load, Selector
+from tollway.gateway.prefix_routing import CANDIDATE_KINDS, HeldPrefixes, Load, Selector
 from tollway.gateway.request import INFINITE, Request
+from tollway.gateway.upstreams.cache_events import CacheEventQuery
 from tollway.gateway.upstreams.concurrency import ConcurrencyBounds, ConcurrencyLimit
 from tollway.gateway.upstreams.connection import UpstreamConnection
 from tollway.gateway.upstreams.health import Health
@@ -139,6 +141,9 @@ class Upstream:
         self.probe_at = 0.0
         self.load_query = None if source is None else LoadQuery(ask(source.path, source.seconds), source)
         self.load_at = 0.0
+        events = profile.cache_events
+        self.cache_event_query = None if events is None or secure else CacheEventQuery(ask(events.path, events.seconds), events)
+        self._tag_header = b"" if events is None else events.tag_header
         self.explanation = f"x-tollway-model: {deployment.model}\r\nx-tollway-deployment: {deployment.id}\r\n".encode()
         self.identity = (deployment.base_url, credential, deployment.engine, deployment.upstream_model)
 
@@ -154,6 +159,8 @@ class Upstream:
         if timeout_seconds < INFINITE and request.head.bounds_whole_answer:
             left_ms = int(max(request.started + timeout_seconds - time.monotonic(), 0.001) * 1000)
             passed_on += b"x-request-timeout: %d.%03d\r\n" % (left_ms // 1000, left_ms % 1000)
+        if request.cache_tag and self._tag_header:
+            passed_on += b"%b: %b\r\n" % (self._tag_header, request.cache_tag)
         if request.head.tracestate:
             passed_on += b"tracestate: %b\r\n" % request.head.tracestate
         if dialect.form_kinds is not None:
@@ -311,6 +318,10 @@ class Upstream:
         else:
             self.load.report_requests(waiting, gateways)
 
+    def count_cache_event_gap(self) -> None:
+        """Events of the engine's cache were missed and could not be had again (`upstreams.cache_events`)."""
+        self._metrics.count(self._metrics.cache_event_gaps, self.deployment.id)
+
     def fade_load(self, seconds: float) -> None:
         """Let the last report fade for so many seconds."""
         self.load.fade(seconds)
@@ -349,7 +360,8 @@ class OnPlace(Protocol):
 class Upstreams:
     """All upstreams by model, as the snapshot lists them. A deployment whose address and credential stay the same keeps its connections.
 
-    `gateways`: how many send requests to them, this one included.
+    `gateways`: how many send requests to them, this one included. `held`: prefixes that engines hold by their own word; None unless events
+    of their caches are followed.
     """
 
     def __init__(
@@ -366,6 +378,7 @@ class Upstreams:
         self._by_model_for_tests: dict[str, list[Upstream]] = {}
         self._selectors: dict[tuple[str, bool], Selector] = {}
         self.gateways = 1
+        self.held: HeldPrefixes | None = None
         self.unsealable = 0
         self.connections = OpenConnections(self.close_all_idle)
 
@@ -377,7 +390,7 @@ class Upstreams:
         """Return what is remembered of the prompts of a model."""
         selector = self._selectors.get((model, test))
         if selector is None:
-            selector = self._selectors[model, test] = Selector()
+            selector = self._selectors[model, test] = Selector(crc32(model.encode()), self.held)
         return selector
 
     def list_alternatives(self) -> list[Upstream]:
