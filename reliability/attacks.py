@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -180,6 +180,50 @@ def abandon_answers(target: Target) -> Counter[str]:
     return Counter()
 
 
+def hold_small_bodies(target: Target) -> Counter[str]:
+    """Hold 2,000 bodies of 64 KB open that lack their last byte, without a key."""
+    answers: Counter[str] = Counter()
+    message = target.head(65_000, key="nobody") + bytes(64_999)
+    with ExitStack() as opened:
+        connections = [opened.enter_context(target.connect()) for _ in range(2_000)]
+        for connection in connections:
+            connection.sendall(message)
+        time.sleep(2)
+        for connection in connections:
+            connection.settimeout(0.001)
+            read_status(connection, answers)
+    return answers
+
+
+PIPELINED = 16
+"""Requests that a connection may have sent ahead (`gateway.http.pipelined_max`)."""
+
+
+def pipeline(message: bytes) -> Attack:
+    """Return an attack that sends a small request 10,000 times, as many at once as a connection may have sent ahead."""
+
+    def attack(target: Target) -> Counter[str]:
+        answers: Counter[str] = Counter()
+        data = message.replace(b"KEY", target.key.encode()) * PIPELINED
+        sent = 0
+        while sent < 10_000:
+            with target.connect() as connection, suppress(OSError):
+                is_open = True
+                while sent < 10_000 and is_open:
+                    connection.sendall(data)
+                    sent += PIPELINED
+                    left = PIPELINED
+                    while left > 0 and is_open:
+                        received = connection.recv(1 << 16)
+                        is_open = received != b""
+                        left -= received.count(b"HTTP/1.1 ")
+                answers["connections"] += 1
+        answers["requests"] = sent
+        return answers
+
+    return attack
+
+
 def repeat(count: int, body: bytes, *, poor: bool = False, path: str = "chat/completions") -> Attack:
     """Return an attack that sends a body so many times, each on a connection of its own."""
 
@@ -257,6 +301,15 @@ ATTACKS: Mapping[str, Attack] = {
     "chunks of one byte": send_chunks(b"1\r\n \r\n"),
     "chunks with extensions": send_chunks(b"1;" + b"e" * 4_000 + b"\r\n \r\n"),
     "3,000 connections": open_and_close,
+    "2,000 unfinished bodies of 64 KB without a key": hold_small_bodies,
+    "10,000 pipelined requests for nothing": pipeline(b"GET /x HTTP/1.1\r\nhost: a\r\n\r\n"),
+    "10,000 pipelined requests without a key": pipeline(
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
+    ),
+    "10,000 pipelined requests that are refused": pipeline(
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\nauthorization: Bearer KEY\r\n"
+        b"content-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
+    ),
     "3,000 unknown keys": guess_keys,
 }
 

@@ -5,9 +5,11 @@ and `/livez` are asked again and again, each on a connection of its own, as peop
 """
 
 import http.client
+import itertools
 import json
 import multiprocessing
 import os
+import resource
 import socket
 import statistics
 import threading
@@ -34,6 +36,8 @@ WAIT_RATIO_MAX = 1.5
 only (`--quiet`): with others at work the two halves of a run are not alike."""
 ATTACK_SECONDS = 8.0
 SLOW_POSTS, FOLLOWED_STREAMS, IDLE_CONNECTIONS, BUSY_CONNECTIONS = 260, 258, 1_005, 120
+UNAUTHENTICATED_BODIES = 4_200
+"""More than the connections of one listener (`serve.control.CONNECTIONS_MAX`)."""
 
 
 NICENESS = 5
@@ -120,6 +124,8 @@ def _measure(control: Control, name: str, attack: Attack, *, is_quiet: bool) -> 
 def _attack(control: Control, attack: Attack, reports: Connection) -> None:
     """Attack for ATTACK_SECONDS, in a process of its own and at low priority: report the begin, and at the end the answers."""
     os.nice(NICENESS)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     answers = Counter[str]()
     with ExitStack() as held:
         attack(control, held, answers)
@@ -235,17 +241,39 @@ def hold_idle_connections(control: Control, held: ExitStack, answers: Counter[st
             connection.sendall(b"G")
 
 
+def hold_unauthenticated_bodies(control: Control, held: ExitStack, answers: Counter[str]) -> None:
+    """Begin 4,200 requests for a token, without any credential, whose bodies never end."""
+    for _ in range(UNAUTHENTICATED_BODIES):
+        with suppress(OSError):
+            connection = held.enter_context(control.connect(control.public_url))
+            connection.sendall(control.head("POST", "/v1/oauth/token", "x", 1000) + b"{")
+            _count(connection, answers, 0.001)
+
+
 def keep_asking(control: Control, held: ExitStack, answers: Counter[str]) -> None:
     """Ask for the usage of one tenant without a pause on 120 connections."""
-    is_over = threading.Event()
     query = f"/v1/organization/usage/completions?start_time={int(time.time()) - 86_400}"
-    message = control.head("GET", query, control.admin_key)
+    _ask_without_pause(control, held, answers, lambda _: control.head("GET", query, control.admin_key))
+
+
+def keep_asking_unknown(control: Control, held: ExitStack, answers: Counter[str]) -> None:
+    """Ask without a pause on 120 connections, as somebody without a key: for pages, for what is not there, with keys that do not exist."""
+    paths = ("/openapi.json", "/sign-in", "/nowhere", "/v1/organization/projects", "/.well-known/jwks.json")
+    _ask_without_pause(
+        control, held, answers, lambda number: control.head("GET", paths[number % len(paths)], f"tw_admin_{number % 1_000:040d}")
+    )
+
+
+def _ask_without_pause(control: Control, held: ExitStack, answers: Counter[str], find_message: Callable[[int], bytes]) -> None:
+    """Send one message after the other on 120 connections, until `held` ends. `find_message`: the message of a number."""
+    is_over = threading.Event()
+    numbers = itertools.count()
 
     def ask() -> None:
         while not is_over.is_set():
             with suppress(OSError), control.connect(control.public_url) as connection:
                 while not is_over.is_set():
-                    connection.sendall(message)
+                    connection.sendall(find_message(next(numbers)))
                     status = _count(connection, answers, WAIT_SECONDS)
                     if status in ("closed", "none"):
                         break
@@ -276,4 +304,6 @@ ATTACKS: Mapping[str, Attack] = {
     "258 followed streams of one gateway": hold_followed_streams,
     "1,005 connections with a byte after their answer": hold_idle_connections,
     "120 connections of one tenant": keep_asking,
+    "120 connections without a key": keep_asking_unknown,
+    "4,200 slow bodies without a key": hold_unauthenticated_bodies,
 }

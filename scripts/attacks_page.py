@@ -241,6 +241,19 @@ ROWS = {
         "ids of stored responses of others: read, continued, deleted, cancelled; floods of requests for them",
         "as an id that never was, byte for byte; 503 beyond an organization's share",
     ),
+    103: (
+        "bodies of up to 64 KiB that are never finished, without a key, on as many connections as there are",
+        "who sends one is checked after a second, as for a large one: 401, closed; those of keys count in their budget for buffered bytes",
+    ),
+    106: (
+        "conversations of up to a megabyte that are stored or continued, to hold up the event loop or to fill memory by short requests",
+        "read and made whole by the processes for large bodies; they count in the key's budget for buffered bytes; of a stored one only the"
+        " items of the page that is asked for are read",
+    ),
+    107: (
+        "many connections or slow bodies at control of somebody who has no key: pages, tokens, paths that are not there, invented keys",
+        "unauthenticated clients share by their address, as the keys of an organization do; others wait for none of them",
+    ),
     109: (
         "a grant of credit, a close or a delivery of records that is repeated, to have credit twice or to burn it twice",
         "each transaction of credit has an id that derives from its cause, and what a period burns replaces what was there",
@@ -291,10 +304,13 @@ Each wait of a listener for its client has a deadline. Settings are those of `ga
 | a place | 503 above `connections_max` | closed above `internal_connections_max` | closed above 4,096 |
 
 Connections that have been idle longest are closed before another one is refused (row 72). What one API key can hold of the memory for
-large bodies is bounded by `gateway.buffers` (rows 74 and 75). A body above 64 KiB is read by another process (row 78), whose rules are
+large bodies is bounded by `gateway.buffers` (rows 74 and 75). Who sends a smaller one is checked once it has been awaited for a second
+(row 103). A body above 64 KiB is read by another process (row 78), whose rules are
 the gateway's own. The gateway keeps it in the pieces in which it arrived and never joins them, so that other requests wait for less than
 1 ms whatever its size. Where no reader process runs it reads the body itself, and a request that a fallback model takes is edited in
-one step. A body of up to 64 KiB is read in one step of up to 6 ms (`python -m bench.pauses` measures both). What each
+one step. A conversation that is stored or continued is read and made whole by such a process from 16 KiB on, however short the request
+(row 106). A body that is translated for an engine is translated once. A body of up to 64 KiB is read in one step of up to 6 ms
+(`python -m bench.pauses` measures both). What each
 attack costs the attacker, the gateway and others is measured in [R18](reliability.md#r18-attacks-on-memory-cpu-and-the-time-of-others).
 
 ## Prefix caches that organizations share (row 56)

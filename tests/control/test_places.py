@@ -209,6 +209,63 @@ async def test_94_organization_has_one_turn_while_others_ask_and_several_while_n
     assert not bounded.working and not bounded.waiting and not bounded.by_caller
 
 
+async def test_94_organization_rests_as_long_as_it_worked_while_others_ask() -> None:
+    clock, done = Clock(), list[str]()
+    bounded = Places(32, 60, clock)
+
+    async def work(organization: str, seconds: float) -> None:
+        place = Place(bounded)
+        place.count(organization)
+        await place.take_turn(organization)
+        clock.now += seconds
+        done.append(organization)
+        place.release()
+
+    await work("org_a", 0.001)
+    operator = Place(bounded)
+    operator.count("key_operator")
+    operator.release()
+    await work("org_a", 0.01)
+    waiting = [asyncio.ensure_future(work("org_a", 0.01)) for _ in range(2)]
+    await asyncio.sleep(0)
+    await work("org_b", 0.001)
+    assert done == ["org_a", "org_a", "org_b"], "the second of these requests was followed by a rest"
+    clock.now += 0.02
+    await waiting[0]
+    assert not waiting[1].done()
+    clock.now += 0.02
+    await waiting[1]
+    assert not bounded.working and not bounded.waiting and not bounded.by_caller
+
+
+async def test_107_unauthenticated_clients_share_by_their_address_and_known_callers_do_not_wait_for_them() -> None:
+    bounded = Places(ORGANIZATION_WORK_MAX + 1, 60, shares_addresses=True)
+    operator, admin = Place(bounded), Place(bounded)
+    operator.remember(b"operator")
+    admin.charge("org_a", b"admin")
+    unknown = [Place(bounded, address="192.0.2.1") for _ in range(ORGANIZATION_WORK_MAX)]
+    for number, place in enumerate(unknown):
+        await place.recognize(b"invented %d" % number)
+    waiting = Place(bounded, address="192.0.2.1")
+    turn = asyncio.ensure_future(waiting.admit_unauthenticated())
+    await asyncio.sleep(0)
+    assert not turn.done()
+    with pytest.raises(Fault, match="rate_limit_exceeded"):
+        await Place(bounded, address="192.0.2.1").admit_unauthenticated()
+    await Place(bounded, address="192.0.2.1", is_health=True).admit_unauthenticated()
+    known = [Place(bounded, address="192.0.2.1") for _ in range(2)]
+    await known[0].recognize(b"operator")
+    await known[1].recognize(b"admin")
+    other = Place(bounded, address="192.0.2.2")
+    await other.admit_unauthenticated()
+    for place in unknown:
+        place.release()
+    await turn
+    for place in (waiting, other, *known):
+        place.release()
+    assert not bounded.working and not bounded.waiting and not bounded.by_caller
+
+
 async def test_71_request_that_waits_too_long_for_its_turn_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(places, "TURN_SECONDS_MAX", 0.01)
     bounded = Places(32, 60)

@@ -1,9 +1,11 @@
 """Large bodies and answers: what is held of them, for whom, and who is refused before anything is read."""
 
 import asyncio
+import ctypes
 import subprocess
 import sys
 from contextlib import AsyncExitStack
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,6 +28,7 @@ from tests.gateway.harness import (
 from tollway.domain.limits import Limits
 from tollway.gateway.buffers import BufferBounds
 from tollway.gateway.edge.edge import EdgeBounds
+from tollway.serve import allocator
 
 MIB = 1024 * 1024
 SMALL = BufferBounds(total_bytes_max=4 * MIB, key_bytes_max=2 * MIB, upstream_bytes_max=3 * MIB)
@@ -237,3 +240,23 @@ def test_102_memory_of_large_messages_goes_back_to_the_system_once_they_are_over
         assert done.returncode == 0, done.stderr
         kept.append(float(done.stdout))
     assert kept[0] < 10 < 20 < kept[1], "of 95 MiB"
+
+
+async def test_102_free_pages_are_returned_once_memory_has_grown_and_grows_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    mib = iter((100, 150, 140, 104, 104, 110, 111, 119, 118, 118, 118, 100, 100))
+    seen: list[object] = []
+    is_over = asyncio.Event()
+
+    def read_resident_bytes() -> int:
+        seen.append(next(mib, 0))
+        if not seen[-1]:
+            is_over.set()
+        return int(str(seen[-1])) * MIB
+
+    monkeypatch.setattr(allocator, "PERIOD_SECONDS", 0.0)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(malloc_trim=lambda _: seen.append("trimmed")))
+    task = asyncio.create_task(allocator.return_free_pages(read_resident_bytes))
+    async with asyncio.timeout(20):
+        await is_over.wait()
+    task.cancel()
+    assert seen[:-1] == [100, 150, 140, "trimmed", 104, 104, 110, 111, 119, 118, "trimmed", 118, 118, 100, 100]

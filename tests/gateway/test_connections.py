@@ -37,6 +37,7 @@ from tests.gateway.harness import (
 from tollway.domain import faults
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.usage import Outcome
+from tollway.gateway.buffers import LARGE_BYTES, BufferBounds
 from tollway.gateway.edge.client_connection import ClientConnection
 from tollway.gateway.edge.edge import EdgeBounds
 from tollway.gateway.edge.server import DrainBounds
@@ -272,6 +273,35 @@ async def test_12_a_body_that_arrives_at_a_fair_rate_is_waited_for() -> None:
             connection.feed(data[start : start + 2000])
         await memory.settle()
         assert split_answers(connection.written)[0].status == 502
+
+
+async def test_103_unfinished_small_body_is_held_for_keys_alone_and_within_their_budget() -> None:
+    with plane(buffers=BufferBounds(key_bytes_max=LARGE_BYTES)) as (made, _, _):
+        memory = Memory(made)
+        data = message(chat(padding="x" * 40_000))
+        unknown = memory.connect()
+        unknown.feed(message(chat(), key=UNKNOWN_KEY)[:-10])
+        own, another = memory.connect(), memory.connect()
+        for connection in (own, another):
+            connection.feed(data[:-10])
+        for seconds in (0.5, 1.0):
+            assert [each.written for each in (unknown, own, another)] == [b""] * 3
+            memory.edge.now += seconds
+            for connection in (unknown, own, another):
+                memory.tick(connection, 0.0)
+        assert [split_answers(each.written)[0].status for each in (unknown, another)] == [401, 429]
+        assert unknown.is_over and another.is_over and own.written == b""
+        assert made.buffers.total == len(data) - data.index(b"\r\n\r\n") - 4
+        own.feed(data[-10:])
+        await memory.settle()
+        assert split_answers(own.written)[0].status == 400 and made.buffers.total == 0
+        token = memory.connect()
+        token.feed(b"POST /v1/oauth/token HTTP/1.1\r\nhost: a\r\ncontent-length: 20000\r\n\r\n{")
+        memory.tick(token, 1.5)
+        assert made.buffers.total == 20_000 and token.written == b""
+        token.close()
+        await memory.settle()
+        assert made.buffers.total == 0
 
 
 async def test_14_idle_connections_are_closed_without_a_word() -> None:

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from tests.control.harness import Running as Control
 from tests.control.harness import TenantSetup, answered, make_tenant, running
-from tests.fakes import Upstream
+from tests.fakes import Upstream, until
 from tests.gateway.harness import PEPPER, Gateway, Served, gateway, post, whole
 from tests.gateway.test_test_keys import change
 from tests.simulator.running import Running as Simulator
@@ -23,16 +23,22 @@ from tests.storage.databases import SqliteTemplate
 from tollway.control import stored_responses
 from tollway.domain import keys
 from tollway.domain.catalog import TRANSLATED_ENDPOINTS, Endpoint
-from tollway.domain.faults import Fault
+from tollway.domain.faults import Fault, FaultKind
 from tollway.domain.keys import KeyType
 from tollway.domain.limits import Limits
 from tollway.domain.prices import PriceTerms
 from tollway.domain.snapshot import KeyEntry, OrganizationEntry, ProjectEntry
 from tollway.gateway import conversations
+from tollway.gateway.body_reader_pool import BodyReaders
+from tollway.gateway.buffers import BufferHold
+from tollway.gateway.continuation import CONVERSATION_BYTES_MAX
 from tollway.gateway.request import RequestHead, new_request
+from tollway.gateway.response_queries import _Page
 from tollway.gateway.uploads import Upload
 from tollway.link.response_store import ORGANIZATION_CONCURRENT_MAX, ResponseStorage
+from tollway.native import FORM
 from tollway.storage.vault import LocalVault
+from tollway.wire import bodies
 
 PATH = "/v1/responses"
 INPUT = "one two three four five six seven eight"
@@ -195,7 +201,7 @@ async def test_requests_about_a_stored_response_are_checked(made: Gateway, alice
         doubled = b'{"model":"native","input":"x","store":true,"store":false}'
         answer = await client.post(PATH, content=doubled, headers={"content-type": "application/json"})
         assert answer.json()["error"]["code"] == "duplicate_key"
-        long = "x" * conversations.CONVERSATION_BYTES_MAX
+        long = "x" * CONVERSATION_BYTES_MAX
         answer = await client.post(PATH, json={"model": "native", "input": long, "store": True})
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "store")
         answer = await client.post(PATH, json={"model": "native", "input": long, "previous_response_id": id})
@@ -385,9 +391,71 @@ async def test_field_that_two_pieces_of_a_body_share_is_found() -> None:
     upload = Upload(cast(Any, None), cast(Any, None), None)
     request.take_upload(upload, (b'{"model":"m","input":"x","st', b'ore":true}'))
     organization = SimpleNamespace(response_retention_seconds=DAY)
-    plane = SimpleNamespace(response_store=_Store())
+    plane = SimpleNamespace(response_store=_Store(), body_readers=None)
     await conversations.prepare(cast(Any, SimpleNamespace(organization=organization)), request, cast(Any, plane), cast(Any, None))
     assert request.conversation is not None and b"store" not in request.body
+
+
+@pytest.fixture
+async def readers(made: Gateway) -> AsyncIterator[BodyReaders]:
+    """Processes for large bodies of the gateway `made`."""
+    made.plane.body_readers = started = BodyReaders(1, lambda _, fields: print(fields))
+    try:
+        yield started
+    finally:
+        await started.close()
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_106_long_conversation_is_read_and_made_by_a_reader_and_counts_in_the_budget(
+    model: str, made: Gateway, readers: BodyReaders, alice: TenantSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, grow, held = bodies.read, BufferHold.grow_to, list[int]()
+
+    def read_short(body: bytes) -> dict[str, Any]:
+        assert len(body) <= conversations.SHORT_BYTES_MAX, "a long body is read on the event loop"
+        return read(body)
+
+    def note_held(self: BufferHold, size: int) -> FaultKind | None:
+        held.append(size)
+        return grow(self, size)
+
+    if FORM != "compiled":
+        monkeypatch.setattr(bodies, "read", read_short)
+        monkeypatch.setattr(BufferHold, "grow_to", note_held)
+    long = "all the words, " * 6_000
+    async with sdk(made, alice) as client:
+        first = await client.responses.create(model=model, input=long, store=True, max_output_tokens=40)
+        held.clear()
+        second = await client.responses.create(model=model, input="nine", previous_response_id=first.id, store=True)
+        assert second.usage is not None and first.usage is not None and second.usage.input_tokens > first.usage.input_tokens
+        assert FORM == "compiled" or max(held) > 2 * len(long), "a short request that continues a long conversation holds it"
+        items: list[Any] = [item async for item in client.responses.input_items.list(second.id, order="asc")]
+        assert [item.role for item in items] == ["user", "assistant", "user"] and items[0].content[0].text == long
+    doubled = b'{"model":"native","input":"%b","store":true,"store":false}' % long.encode()
+    headers = {"authorization": f"Bearer {alice.secret}", "content-type": "application/json"}
+    async with httpx2.AsyncClient(base_url=made.url, headers=headers) as plain:
+        assert (await plain.post(PATH, content=doubled)).json()["error"]["code"] == "duplicate_key"
+    await until(lambda: made.plane.buffers.total == 0)
+    assert readers.failures == 0
+
+
+def test_106_page_of_a_conversation_of_many_items_reads_those_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = list[bytes]()
+    members = bodies.members
+    items = (
+        b"["
+        + b",".join([b'{"role":"user","content":"a"}'] * 1_000 + [b'{"id":"mine_%d","role":"user","content":"b"}' % n for n in (1, 2)])
+        + b"]"
+    )
+    monkeypatch.setattr(bodies, "members", lambda body: read.append(body) or members(body))
+    page = msgspec.json.decode(_Page(2, is_ascending=True, after="").show("resp_1", items))
+    assert [each["id"] for each in page["data"]] == ["item_1_0", "item_1_1"] and page["has_more"] is True
+    page = msgspec.json.decode(_Page(2, is_ascending=True, after="item_1_999").show("resp_1", items))
+    assert [each["id"] for each in page["data"]] == ["mine_1", "mine_2"] and page["has_more"] is False
+    page = msgspec.json.decode(_Page(1, is_ascending=False, after="mine_2").show("resp_1", items))
+    assert [each["id"] for each in page["data"]] == ["mine_1"] and page["data"][0]["type"] == "message"
+    assert FORM == "compiled" or len(read) == 5
 
 
 async def test_126_organization_that_floods_the_store_leaves_the_others_their_share() -> None:

@@ -20,7 +20,7 @@ from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.directory import Directory
 from tollway.gateway.media.admission import check_items, check_messages
 from tollway.gateway.media.bounds import MediaBounds
-from tollway.gateway.request import Call, Caller, ModelGrant, Request
+from tollway.gateway.request import Call, Caller, ModelGrant, Request, TranslatedBody, translate_body
 from tollway.wire import bodies, forms
 
 _STANDARD: Final = ServiceTier.STANDARD
@@ -97,9 +97,9 @@ def authorize_body(
             media_tokens = check_messages(asked.get("messages"), asked.get("system"), media)
         if dialect.items_field:
             media_tokens += check_items(asked[dialect.items_field], dialect.items_field, media)
+    translated: TranslatedBody | None = None
     if grant.is_translated and dialect.translation is not None:
-        # Refuses what cannot be. The body is made for each deployment that needs it.
-        dialect.translation.translate(asked, frozenset(dropped))
+        translated = translate_body(dialect.translation, asked, dropped)
     prompts = 1
     if dialect.prompts_field:
         value = asked[dialect.prompts_field]
@@ -142,6 +142,8 @@ def authorize_body(
         hide_usage,
         hide_continuous,
     )
+    if translated is not None:
+        call.translated = translated
     if measure is not None:
         call.take_measure(measure, parts)
     if caller.end_user_limits is not None:

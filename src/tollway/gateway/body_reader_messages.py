@@ -2,7 +2,9 @@
 
 The gateway sends `Body` and the bytes of the body. A reader answers with `Lookup`, the name of the model that the body asks for, to which
 the gateway answers with `Offer` or null; and then with `Examined`, or with `Refused`. Or the gateway sends `Composition` and the bytes of
-a body that was examined, and the reader answers with `Composed` and the bytes of the body for an engine. These are values, and no code: a
+a body that was examined, and the reader answers with `Composed` and the bytes of the body for an engine. Of a body that may concern a
+stored response the gateway sends `Inquiry` first, which is answered with `Wished`, and then `Continuation`, which is answered with
+`Continued` and the bytes of the whole conversation. These are values, and no code: a
 reader that a body took over could say wrong things of this body and of later ones, and no more.
 """
 
@@ -16,6 +18,7 @@ from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault, FaultKind
 from tollway.domain.snapshot import ModelEntry
 from tollway.domain.usage import ServiceTier
+from tollway.gateway.continuation import Wish
 from tollway.gateway.dialects.answers import Measure
 from tollway.gateway.media.bounds import MediaBounds
 
@@ -41,7 +44,7 @@ class Body(msgspec.Struct, frozen=True, array_like=True, tag="body"):
 
 
 class Composition(msgspec.Struct, frozen=True, array_like=True, tag="composition"):
-    """The announcement of a body of `size` bytes, which follow it, that is to be made one for an engine (`request.compose_body`).
+    """The announcement of a body of `size` bytes, which follow it, that is to be made one for an engine (`body_reader_process.compose`).
     `injected`: the fields that are set, as JSON by name. `salt`: of the prompt, empty for none."""
 
     size: int
@@ -50,6 +53,36 @@ class Composition(msgspec.Struct, frozen=True, array_like=True, tag="composition
     dropped: tuple[str, ...]
     injected: dict[str, bytes]
     salt: bytes
+
+
+class Inquiry(msgspec.Struct, frozen=True, array_like=True, tag="inquiry"):
+    """The announcement of a body of `size` bytes, which follow it, of which is asked what it wishes (`continuation.read_wish`)."""
+
+    size: int
+    endpoint: Endpoint
+
+
+class Continuation(msgspec.Struct, frozen=True, array_like=True, tag="continuation"):
+    """The announcement of `size` bytes, which follow it: a body, and the stored response that it continues, which takes the last
+    `found_bytes` (None if it continues none). A whole conversation is to be made of them (`continuation.make_whole`)."""
+
+    size: int
+    found_bytes: int | None
+    wish: Wish
+
+
+class Wished(msgspec.Struct, frozen=True, array_like=True, tag="wished"):
+    """The wish of a body; None for none."""
+
+    wish: Wish | None
+
+
+class Continued(msgspec.Struct, frozen=True, array_like=True, tag="continued"):
+    """A whole conversation of `size` bytes, which follow. `start`, `end`: the places of its items."""
+
+    size: int
+    start: int
+    end: int
 
 
 class Lookup(msgspec.Struct, frozen=True, array_like=True, tag="lookup"):
@@ -70,10 +103,20 @@ class Offer(msgspec.Struct, frozen=True, array_like=True):
     default_tier: ServiceTier
 
 
+class Translated(msgspec.Struct, frozen=True, array_like=True):
+    """A translation of `size` bytes, with members as `request.TranslatedBody` has them; `repeated` as JSON, whose numbers may exceed those
+    of MessagePack."""
+
+    size: int
+    names: tuple[str, ...]
+    spans: tuple[int, ...]
+    repeated: bytes
+
+
 class Examined(msgspec.Struct, frozen=True, array_like=True, tag="examined"):
     """A permitted body: the members of `request.Call` of the same names. `price_id`: of the price that applies. `end_user`: whom the body
     names, limited or not. `tags`: those of the body (`authorize.find_tags`). `spans`: the places of the members (`bodies.find_spans`), or
-    of the parts of a form."""
+    of the parts of a form. `translated`: of the translation, which follows; None for none."""
 
     price_id: str
     names: tuple[str, ...]
@@ -91,6 +134,7 @@ class Examined(msgspec.Struct, frozen=True, array_like=True, tag="examined"):
     tags: tuple[str, ...]
     spans: tuple[int, ...]
     measure: Measure | None = None
+    translated: Translated | None = None
 
 
 class Composed(msgspec.Struct, frozen=True, array_like=True, tag="composed"):
@@ -119,11 +163,12 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_tasks: "msgspec.msgpack.Decoder[Body | Composition]" = msgspec.msgpack.Decoder(Body | Composition)
+Task = Body | Composition | Inquiry | Continuation
+_tasks: "msgspec.msgpack.Decoder[Task]" = msgspec.msgpack.Decoder(Task)
 decode_task = _tasks.decode
 _offers: "msgspec.msgpack.Decoder[Offer | None]" = msgspec.msgpack.Decoder(Offer | None)
 decode_offer = _offers.decode
-Reply = Lookup | Examined | Refused | Composed
+Reply = Lookup | Examined | Refused | Composed | Wished | Continued
 _answers: "msgspec.msgpack.Decoder[Reply]" = msgspec.msgpack.Decoder(Reply)
 decode_answer = _answers.decode
 

@@ -22,6 +22,7 @@ import msgspec
 from tollway.domain import faults
 from tollway.domain.catalog import Deployment
 from tollway.domain.faults import Fault
+from tollway.gateway import continuation
 from tollway.gateway.authorize import authorize
 from tollway.gateway.body_reader_messages import (
     ANSWER_BYTES_MAX,
@@ -29,19 +30,25 @@ from tollway.gateway.body_reader_messages import (
     Body,
     Composed,
     Composition,
+    Continuation,
+    Continued,
     Examined,
+    Inquiry,
     Lookup,
     Offer,
     Refused,
     Reply,
+    Translated,
+    Wished,
     decode_answer,
     encode_frame,
 )
+from tollway.gateway.continuation import WholeConversation, Wish
 from tollway.gateway.dialects.dialect import Translation
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.directory import Directory
 from tollway.gateway.media.bounds import MediaBounds
-from tollway.gateway.request import Call, Caller, ModelGrant, Request
+from tollway.gateway.request import Call, Caller, ModelGrant, Request, TranslatedBody
 from tollway.wire import bodies
 
 READ_SECONDS_MAX = 10.0
@@ -177,6 +184,25 @@ class BodyReaders:
             caller.organization.id,
             lambda reader: _edit(reader, task, pieces),
             lambda: [bodies.edit(b"".join(pieces), ("model",), bodies.InjectedFields(task.injected), ())],
+        )
+
+    async def read_wish(self, caller: Caller, request: Request) -> Wish | None:
+        """Return what the body of a request wishes of the store of responses (`continuation.read_wish`). Raises as `authorize` does."""
+        pieces = request.list_pieces()
+        task = Inquiry(request.body_bytes, request.endpoint)
+        return await self._lend(
+            caller.organization.id,
+            lambda reader: _inquire(reader, task, pieces),
+            lambda: continuation.read_wish(b"".join(pieces), request.endpoint),
+        )
+
+    async def make_whole(self, caller: Caller, request: Request, wish: Wish, found: bytes | None) -> WholeConversation:
+        """Return the whole conversation that the body of a request becomes (`continuation.make_whole`). Raises as `authorize` does."""
+        pieces = request.list_pieces()
+        return await self._lend(
+            caller.organization.id,
+            lambda reader: _make_whole(reader, pieces, wish, found),
+            lambda: continuation.make_whole(b"".join(pieces), wish, found),
         )
 
     async def _lend(self, organization: str, use: Callable[[Reader], Awaitable[_T]], otherwise: Callable[[], _T]) -> _T:
@@ -321,7 +347,9 @@ async def _ask(reader: Reader, caller: Caller, request: Request, pieces: Sequenc
     if grant.conditional_budgets:
         call.count_in(answer.tags, answer.end_user, directory.end_user_key)
     call.measure = answer.measure
-    spans = check_spans(answer, request.body_bytes)
+    spans = check_spans(answer.names, answer.spans, request.body_bytes)
+    if answer.translated is not None:
+        call.translated = await _receive_translated(reader, answer.translated, request.body_bytes)
     if call.dialect.form_kinds is not None:
         request.spans = spans
     elif request.upload is not None:
@@ -329,10 +357,17 @@ async def _ask(reader: Reader, caller: Caller, request: Request, pieces: Sequenc
     return call
 
 
-def check_spans(answer: Examined, size: int) -> tuple[int, ...]:
+async def _receive_translated(reader: Reader, told: Translated, size: int) -> TranslatedBody:
+    """Return the translation of a body of `size` bytes, which a reader sends. Raises as `Reader.ask` does."""
+    if told.size > ANSWER_BYTES_MAX + 2 * size:
+        raise ValueError("a translation that is too long")
+    spans = check_spans(told.names, told.spans, told.size)
+    return TranslatedBody(tuple(await reader.receive(told.size)), told.names, spans, bodies.read(told.repeated))
+
+
+def check_spans(names: Sequence[str], spans: tuple[int, ...], size: int) -> tuple[int, ...]:
     """Return the places of members that a reader named. Raises ValueError if they cannot be those of a body of `size` bytes."""
-    spans = answer.spans
-    if spans and (len(spans) != 2 * len(answer.names) or list(spans) != sorted(spans) or spans[0] < 1 or spans[-1] >= size):
+    if spans and (len(spans) != 2 * len(names) or list(spans) != sorted(spans) or spans[0] < 1 or spans[-1] >= size):
         raise ValueError("places of members that cannot be")
     return spans
 
@@ -365,6 +400,28 @@ async def _edit(reader: Reader, task: Composition, pieces: Sequence[bytes]) -> l
     if not isinstance(answer, Composed) or answer.size > size_max:
         raise ValueError("an answer out of turn")
     return await reader.receive(answer.size)
+
+
+async def _inquire(reader: Reader, task: Inquiry, pieces: Sequence[bytes]) -> Wish | None:
+    """Let a reader say what a body wishes."""
+    answer = await reader.ask(encode_frame(task), pieces)
+    if isinstance(answer, Refused):
+        raise answer.to_fault()
+    if not isinstance(answer, Wished):
+        raise ValueError("an answer out of turn")
+    return answer.wish
+
+
+async def _make_whole(reader: Reader, pieces: Sequence[bytes], wish: Wish, found: bytes | None) -> WholeConversation:
+    """Let a reader make a whole conversation."""
+    sent = pieces if found is None else (*pieces, found)
+    size = sum(map(len, sent))
+    answer = await reader.ask(encode_frame(Continuation(size, None if found is None else len(found), wish)), sent)
+    if isinstance(answer, Refused):
+        raise answer.to_fault()
+    if not isinstance(answer, Continued) or answer.size > ANSWER_BYTES_MAX + size or not 0 <= answer.start <= answer.end <= answer.size:
+        raise ValueError("an answer out of turn")
+    return WholeConversation(tuple(await reader.receive(answer.size)), answer.start, answer.end)
 
 
 def to_offer(grant: ModelGrant) -> Offer:

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -19,16 +19,22 @@ from tollway.domain.keys import KeyType
 from tollway.domain.periods import INSTANT_MAX
 from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import KeyEntry, OrganizationEntry, ProjectEntry
+from tollway.gateway import continuation
 from tollway.gateway.authorize import authorize_body, find_tags, read_body
 from tollway.gateway.body_reader_messages import (
     LENGTH,
     Body,
     Composed,
     Composition,
+    Continuation,
+    Continued,
     Examined,
+    Inquiry,
     Lookup,
     Offer,
     Refused,
+    Translated,
+    Wished,
     decode_offer,
     decode_task,
     encode_frame,
@@ -36,7 +42,7 @@ from tollway.gateway.body_reader_messages import (
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.directory import Directory
 from tollway.gateway.principal import principal_of_key
-from tollway.gateway.request import Caller, ModelGrant, RequestHead, compose_body, new_request
+from tollway.gateway.request import Caller, ModelGrant, RequestHead, TranslatedBody, new_request, salt_body, translate_body
 from tollway.wire import bodies
 from tollway.wire.bodies import InjectedFields
 
@@ -70,7 +76,18 @@ def run(connection: socket.socket) -> None:
                 if len(content) < task.size:
                     return
                 if isinstance(task, Body):
-                    connection.sendall(encode_frame(examine(task, content, look_up)))
+                    answer, pieces = examine(task, content, look_up)
+                    connection.sendall(encode_frame(answer))
+                    for piece in pieces:
+                        connection.sendall(piece)
+                    del pieces
+                elif isinstance(task, Inquiry):
+                    connection.sendall(encode_frame(inquire(task, content)))
+                elif isinstance(task, Continuation):
+                    told, whole = make_whole(task, content)
+                    connection.sendall(encode_frame(told))
+                    connection.sendall(whole)
+                    del whole
                 else:
                     composed, repeated = compose(task, content)
                     as_json = None if repeated is None else msgspec.json.encode(repeated)
@@ -82,8 +99,9 @@ def run(connection: socket.socket) -> None:
                 return  # the gateway is gone
 
 
-def examine(body: Body, content: bytes, look_up: Callable[[str], Offer | None]) -> Examined | Refused:
-    """Return what a body is found to be. `look_up` returns what the sender's grant of a model says."""
+def examine(body: Body, content: bytes, look_up: Callable[[str], Offer | None]) -> tuple[Examined | Refused, tuple[bytes, ...]]:
+    """Return what a body is found to be, and its translation, empty where none may be needed. `look_up` returns what the sender's grant of
+    a model says."""
     try:
         headers = {b"content-type": body.content_type}
         request = new_request("", RequestHead(body.endpoint, headers), content, 0.0, 0)
@@ -96,8 +114,9 @@ def examine(body: Body, content: bytes, look_up: Callable[[str], Offer | None]) 
         call = authorize_body(caller, request, asked, parts, _NOTHING_KNOWN, body.media)
     except Fault as fault:
         fault.forget_frames()
-        return Refused.of(fault)
-    return Examined(
+        return Refused.of(fault), ()
+    translated = call.translated
+    examined = Examined(
         call.price.id,
         call.names,
         tuple(call.dropped),
@@ -114,14 +133,48 @@ def examine(body: Body, content: bytes, look_up: Callable[[str], Offer | None]) 
         find_tags(asked),
         request.spans if parts else bodies.find_spans(content),
         call.measure,
+        None if translated is None else describe_translated(translated),
     )
+    return examined, () if translated is None else translated.pieces
 
 
-def compose(task: Composition, content: bytes) -> tuple[bytes, dict[str, Any] | None]:
+def inquire(task: Inquiry, content: bytes) -> Wished | Refused:
+    """Return what a body wishes of the store of responses."""
+    try:
+        return Wished(continuation.read_wish(content, task.endpoint))
+    except Fault as fault:
+        fault.forget_frames()
+        return Refused.of(fault)
+
+
+def make_whole(task: Continuation, content: bytes) -> tuple[Continued | Refused, bytes]:
+    """Return what is said of a whole conversation, and its bytes."""
+    size = task.size - (task.found_bytes or 0)
+    try:
+        whole = continuation.make_whole(content[:size], task.wish, None if task.found_bytes is None else content[size:])
+    except Fault as fault:
+        fault.forget_frames()
+        return Refused.of(fault), b""
+    body = b"".join(whole.pieces)
+    return Continued(len(body), whole.start, whole.end), body
+
+
+def describe_translated(translated: TranslatedBody) -> Translated:
+    """Return what is said of the translation of a body."""
+    (content,) = translated.pieces
+    return Translated(len(content), translated.names, bodies.find_spans(content), msgspec.json.encode(translated.repeated))
+
+
+def compose(task: Composition, content: bytes) -> tuple[bytes, Mapping[str, Any] | None]:
     """Return the body that an engine is sent in place of `content`, and what its answer repeats."""
     dialect = DIALECTS[task.endpoint]
-    translation = dialect.translation if task.is_translated else None
-    return compose_body(content, None, dialect, translation, task.dropped, InjectedFields(task.injected), task.salt)
+    injected, dropped, repeated = InjectedFields(task.injected), task.dropped, None
+    names: tuple[str, ...] = ()
+    if task.is_translated and dialect.translation is not None:
+        translated = translate_body(dialect.translation, bodies.read(content), dropped)
+        (content,), names, repeated = translated.pieces, translated.names, translated.repeated
+        dialect, dropped = dialect.translation.target, ()
+    return salt_body(bodies.edit(content, names or tuple(bodies.members(content)), injected, dropped), dialect, task.salt), repeated
 
 
 def _to_grant(offer: Offer) -> ModelGrant:

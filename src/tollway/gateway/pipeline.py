@@ -157,6 +157,8 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
             recorder.release()
         if hold is not None and (record is None or record.final is not None):  # without FINAL its cost is not known: it stays held
             plane.budgets.settle(hold, None if record is None else record.final)
+        if request.conversation is not None and request.upload is not None and following is None:  # of its own, not the connection's
+            request.upload.release(time.monotonic_ns())
         observe(request, call, record, fault, plane)
     if following is not None:
         await answer(following, client, plane, driver)
@@ -313,9 +315,9 @@ async def _authorize_conversation(caller: Caller, request: Request, plane: Plane
         if request.upload is not None:
             call = await _authorize_upload(caller, request, request.upload, plane, driver)
         else:
-            if upload is not None:
-                upload.refund(time.monotonic_ns())
             call = authorize(caller, request, plane.directory, plane.media_bounds)
+        if upload is not None:
+            upload.refund(time.monotonic_ns())
     except BaseException:
         if hold is not None:
             plane.counters.settle(hold, ONE_REQUEST, time.monotonic_ns())
@@ -336,5 +338,7 @@ async def _authorize_upload(caller: Caller, request: Request, upload: Upload, pl
         if fallback:
             request.take_upload(upload, tuple(await driver.in_task(plane.body_readers.name_model(caller, request, fallback))))
         call = await driver.in_task(plane.body_readers.authorize(caller, request, plane.directory, plane.media_bounds))
+    if call.translated is not None:
+        upload.expect_more(sum(map(len, call.translated.pieces)))
     upload.refund(time.monotonic_ns())
     return call

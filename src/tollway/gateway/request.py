@@ -161,7 +161,7 @@ class Request:
         self.cache_tag = b""
 
     def replace_body(self, body: bytes) -> None:
-        """Go on with another body than the one that was sent. An upload stays accounted for by its connection."""
+        """Go on with another body, which is not large, than the one that was sent. An upload stays accounted for by its connection."""
         self.upload = None
         self.body = body
         self.body_bytes = len(body)
@@ -380,11 +380,11 @@ class Call:
     nothing bounds them. `input_tokens_max`: most tokens that all prompts together can have, as a bound that is never too small.
     `prompt_bytes`: bytes of the body, 0 if it holds media, whose bytes say nothing of tokens. `hide_usage`: the client did not ask for
     usage in its stream, so it is removed again. `output_hold`: where budgets reserve the output of a stream while it runs, else None.
-    `end_user`: whom the body names, as it stands there; None if that is not limited. `repeated`: fields of the body that a translated
-    answer repeats, once the request was translated. `charge`: the load that it is to a deployment, where there was a choice. `measure`: of
-    a request with media, else None. `answer_recorder`: stores the answer of a request with an idempotency key. `response_keeper`: stores a
-    response; None for most requests. `guard`: checks the answer; None where nothing does. `budgets`: those that bind it; `named_budgets`:
-    ids of those that its record names.
+    `end_user`: whom the body names, as it stands there; None if that is not limited. `translated`: the body of the other API, where a
+    deployment of the model may need it; `repeated`: fields that a translated answer repeats, once it was used. `charge`: the load that it
+    is to a deployment, where there was a choice. `measure`: of a request with media, else None. `answer_recorder`: stores the answer of a
+    request with an idempotency key. `response_keeper`: stores a response; None for most requests. `guard`: checks
+    the answer; None where nothing does. `budgets`: those that bind it; `named_budgets`: ids of those that its record names.
     """
 
     __slots__ = (
@@ -415,6 +415,7 @@ class Call:
         "response_keeper",
         "sequences",
         "stream",
+        "translated",
     )
 
     def __init__(
@@ -459,6 +460,7 @@ class Call:
         self.output_hold: OutputHold | None = None
         self.end_user: str | None = None
         self.repeated: Mapping[str, Any] | None = None
+        self.translated: TranslatedBody | None = None
         self.charge: Charge | None = None
         self.answer_recorder: AnswerRecorder | None = None
         self.measure: Measure | None = None
@@ -519,8 +521,11 @@ class Call:
         request.head = RequestHead(request.endpoint, NO_HEADERS, client_request_id=own_id) if own_id else _BARE_HEADS[request.endpoint]
         request.headers = NO_HEADERS
         request.body = b""
+        if request.conversation is not None and request.upload is not None:
+            request.upload.pieces = ()
         request.traceparent = ""
         self.names = ()
+        self.translated = None
 
     def wants_continuous(self, deployment: Deployment) -> bool:
         """Return whether to ask for running usage. Not where there are several prompts: engines count the input of each by itself then."""
@@ -558,10 +563,13 @@ class Call:
         if self.dialect.form_kinds is not None:
             return b"".join(self._edit_form((content,), injected))
         salt = self.find_prompt_salt(deployment, translation) if deployment.cache_isolation is CacheIsolation.PROMPT else b""
-        if translation is None and not salt:
-            return bodies.edit(content, self.names, injected, self.dropped)
-        body, self.repeated = compose_body(content, self.names, self.dialect, translation, self.dropped, injected, salt)
-        return body
+        if translation is None:
+            if not salt:
+                return bodies.edit(content, self.names, injected, self.dropped)
+            return salt_body(bodies.edit(content, self.names, injected, self.dropped), self.dialect, salt)
+        translated = self.translated or translate_body(translation, bodies.read(content), self.dropped)
+        self.repeated = translated.repeated
+        return salt_body(bodies.edit(b"".join(translated.pieces), translated.names, injected, ()), translation.target, salt)
 
     def read_member(self, name: str, size: int) -> bytes:
         """Return the first `size` bytes of a member of the body with its name; the whole body where no places of members are known."""
@@ -576,10 +584,16 @@ class Call:
         suffice."""
         if self.dialect.form_kinds is not None:
             return self._edit_form(upload.pieces, self.find_injected(deployment, None))
-        if translation is not None or not upload.spans or self.find_prompt_salt(deployment, None):
+        injected = self.find_injected(deployment, translation)
+        if self.find_prompt_salt(deployment, translation):
             return None
-        injected = self.find_injected(deployment, None)
-        return bodies.edit_pieces(upload.pieces, self.names, upload.spans, injected, self.dropped)
+        if translation is None:
+            return bodies.edit_pieces(upload.pieces, self.names, upload.spans, injected, self.dropped) if upload.spans else None
+        translated = self.translated
+        if translated is None or not translated.spans:
+            return None
+        self.repeated = translated.repeated
+        return bodies.edit_pieces(translated.pieces, translated.names, translated.spans, injected, ())
 
     def _edit_form(self, pieces: Sequence[bytes], injected: bodies.InjectedFields) -> list[bytes]:
         request = self.request
@@ -610,33 +624,31 @@ class Call:
         return self.grant.cache_salt.strip(b'"')
 
 
-def compose_body(
-    content: bytes,
-    names: Sequence[str] | None,
-    dialect: Dialect,
-    translation: Translation | None,
-    dropped: Collection[str],
-    injected: bodies.InjectedFields,
-    salt: bytes,
-) -> tuple[bytes, dict[str, Any] | None]:
-    """Return the body that an engine is sent in place of `content`, and what a translated answer repeats of it.
+class TranslatedBody(msgspec.Struct, frozen=True):
+    """A body of another API, before the fields are set that are ours to set. `names`: of its top level; `spans`: the places of those where
+    it is large (`bodies.find_spans`), else empty. `repeated`: the fields of the client's body that an answer repeats."""
 
-    `names`: of the top level, if they are known. `dropped`: those that do not go up. `salt`: stands before the prompt, empty for none.
-    """
-    repeated: dict[str, Any] | None = None
-    if translation is not None:
-        asked = bodies.read(content)
-        translated = translation.translate(asked, frozenset(dropped))
-        repeated = {name: asked[name] for name in translation.repeated_fields if name in asked}
-        dialect, content, names, dropped = translation.target, msgspec.json.encode(translated), tuple(translated), ()
-    elif names is None:
-        names = tuple(bodies.members(content))
-    body = bodies.edit(content, names, injected, dropped)
-    if salt and dialect.salt_prompt is not None:
-        members: dict[str, Any] = dict(bodies.members(body))
-        dialect.salt_prompt(members, salt)
-        body = bodies.join(members)
-    return body, repeated
+    pieces: tuple[bytes, ...]
+    names: tuple[str, ...]
+    spans: tuple[int, ...]
+    repeated: Mapping[str, Any]
+
+
+def translate_body(translation: Translation, asked: Mapping[str, Any], dropped: Collection[str]) -> TranslatedBody:
+    """Return the body that a checked one becomes in the other API. `dropped`: the fields that do not go up. Raises Fault for what that API
+    cannot express."""
+    translated = translation.translate(asked, frozenset(dropped))
+    repeated = {name: asked[name] for name in translation.repeated_fields if name in asked}
+    return TranslatedBody((msgspec.json.encode(translated),), tuple(translated), (), repeated)
+
+
+def salt_body(body: bytes, dialect: Dialect, salt: bytes) -> bytes:
+    """Return a body with a salt before its prompt; itself where the salt is empty or the API has no prompt to put it before."""
+    if not salt or dialect.salt_prompt is None:
+        return body
+    members: dict[str, Any] = dict(bodies.members(body))
+    dialect.salt_prompt(members, salt)
+    return bodies.join(members)
 
 
 class Ending:

@@ -7,8 +7,8 @@ A response of another project or organization is answered as one that never was.
 import asyncio
 import re
 import time
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import msgspec
 
@@ -16,7 +16,8 @@ from tollway.domain import faults
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
 from tollway.gateway.authenticate import authenticate, require_endpoint
-from tollway.gateway.conversations import StoredResponse, is_id, read_items, read_stored
+from tollway.gateway.continuation import StoredResponse, read_items, read_stored
+from tollway.gateway.conversations import is_id
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.limit import charge_upload
@@ -37,6 +38,7 @@ ITEMS_DEFAULT: Final = 20
 """Items of one page: most, and where a client does not say."""
 
 _HEADERS: Final = b"content-type: application/json\r\ncache-control: no-store\r\n"
+_PLACE = re.compile(r"0|[1-9][0-9]{0,6}")
 _LIMIT = re.compile(r"[1-9][0-9]{0,2}")
 
 
@@ -100,6 +102,17 @@ async def _find(store: ResponseStore, caller: Caller, id: str) -> StoredResponse
     return read_stored(content)
 
 
+class _Named(msgspec.Struct, frozen=True):
+    """The id of an item, of whatever type its client gave it."""
+
+    id: Any = None
+
+
+def _name(item: _Named, stem: str, place: int) -> str:
+    """Return the id of an item, or one by its place."""
+    return item.id if type(item.id) is str and item.id else f"{stem}{place}"
+
+
 class _Page(msgspec.Struct, frozen=True):
     """A page of items that a query asks for. `after`: the id of an item, empty for the beginning."""
 
@@ -117,31 +130,39 @@ class _Page(msgspec.Struct, frozen=True):
             raise Fault(faults.PARAMETER_INVALID, param="order", message="'order' must be 'asc' or 'desc'.")
         return cls(int(limit), order == "asc", query.get("after", ""))
 
+    def _find_after(self, items: bytes, stored: Sequence[msgspec.Raw], stem: str) -> int:
+        """Return the place of the item that is named `after`. An id that its client wrote with escapes is not found. Raises as `show`."""
+        digits = self.after.removeprefix(stem)
+        place = int(digits) if len(digits) < len(self.after) and _PLACE.fullmatch(digits) else len(stored)
+        if place < len(stored) and _name(msgspec.json.decode(stored[place], type=_Named), stem, place) == self.after:
+            return place
+        written = msgspec.json.encode(self.after)
+        for place, item in enumerate(stored if written in items else ()):
+            if written in bytes(item) and msgspec.json.decode(item, type=_Named).id == self.after:
+                return place
+        raise Fault(faults.PARAMETER_INVALID, param="after", message="'after' is no item of this response.")
+
     def show(self, response_id: str, items: bytes) -> bytes:
         """Return a page of the items of a response, as a list of OpenAI's shape. An item without an id has one by its place. Raises Fault
-        invalid_value for an `after` that is none of them."""
-        named: list[tuple[str, bytes]] = []
-        for number, item in enumerate(read_items(items)):
-            members = dict(bodies.members(bytes(item)))
-            id = members.get("id")
-            text = msgspec.json.decode(id) if id is not None else None
-            if type(text) is not str or not text:
-                text = f"item_{response_id.removeprefix('resp_')}_{number}"
-                members["id"] = msgspec.Raw(msgspec.json.encode(text))
-            members.setdefault("type", msgspec.Raw(b'"message"'))
-            named.append((text, bodies.join(members)))
-        if not self.is_ascending:
-            named.reverse()
+        invalid_value for an `after` that is none of them. Only the items of the page are read in full: there may be tens of thousands."""
+        stem = f"item_{response_id.removeprefix('resp_')}_"
+        stored = read_items(items)
+        places: Sequence[int] = range(len(stored)) if self.is_ascending else range(len(stored) - 1, -1, -1)
         start = 0
         if self.after:
-            start = next((place + 1 for place, (id, _) in enumerate(named) if id == self.after), 0)
-            if not start:
-                raise Fault(faults.PARAMETER_INVALID, param="after", message="'after' is no item of this response.")
-        page = named[start : start + self.limit]
+            place = self._find_after(items, stored, stem)
+            start = (place if self.is_ascending else len(stored) - 1 - place) + 1
+        page: list[tuple[str, bytes]] = []
+        for place in places[start : start + self.limit]:
+            members = dict(bodies.members(bytes(stored[place])))
+            id = _name(msgspec.json.decode(stored[place], type=_Named), stem, place)
+            members["id"] = msgspec.Raw(msgspec.json.encode(id))
+            members.setdefault("type", msgspec.Raw(b'"message"'))
+            page.append((id, bodies.join(members)))
         first, last = (page[0][0], page[-1][0]) if page else (None, None)
         return b'{"object":"list","data":[%b],"first_id":%b,"last_id":%b,"has_more":%b}' % (
             b",".join(item for _, item in page),
             msgspec.json.encode(first),
             msgspec.json.encode(last),
-            b"true" if start + self.limit < len(named) else b"false",
+            b"true" if start + self.limit < len(stored) else b"false",
         )

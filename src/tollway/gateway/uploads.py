@@ -36,6 +36,10 @@ class Upload:
         if kind is not None:
             raise Fault(kind, retry_after_seconds=None if kind.status == 413 else 1, detail="budget for buffered bytes")
 
+    def expect_more(self, size: int) -> None:
+        """Hold memory for `size` bytes beside the body. Raises as `expect` does."""
+        self.expect(self._buffer.bytes + size)
+
     def count(self, size: int) -> None:
         """Count the bytes of a body of unknown length that have arrived. Raises as `expect` does."""
         if size > self._buffer.bytes:

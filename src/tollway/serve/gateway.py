@@ -42,7 +42,7 @@ from tollway.gateway.plane import Plane
 from tollway.gateway.prefix_routing import HeldPrefixes
 from tollway.gateway.relay import RelayBounds
 from tollway.gateway.response_cache import CacheBounds, ResponseCache
-from tollway.gateway.shedding import SheddingBounds, find_memory_bound
+from tollway.gateway.shedding import SheddingBounds, find_memory_bound, read_resident_bytes
 from tollway.gateway.upstreams import cache_events, load_reports, probes
 from tollway.gateway.waiting import QueueBounds
 from tollway.link.guardrail_requests import GuardrailRequests
@@ -58,7 +58,7 @@ from tollway.link.spool_wait import UnavailableSpool, find_waiting_node, open_wh
 from tollway.link.token_requests import TokenRequests
 from tollway.native import FORM
 from tollway.serve import data_directory
-from tollway.serve.allocator import return_large_blocks
+from tollway.serve.allocator import return_free_pages, return_large_blocks
 from tollway.serve.data_directory import NodeIdentity
 from tollway.serve.descriptors import RESERVE, describe_shortage, raise_limit, share_out
 from tollway.serve.limit_counters import GatewayCount, LimitsOptions, start_counters
@@ -213,6 +213,7 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
         plane.metrics.expose("tollway_response_cache_hits", lambda: cache.hits)
         plane.metrics.expose("tollway_response_cache_misses", lambda: cache.misses)
         plane.metrics.expose("tollway_response_cache_bytes", lambda: cache.bytes)
+    background.start("free memory", partial(return_free_pages, read_resident_bytes))
     guardrail: GuardrailRequests | None = None
     if options.guardrail.url is not None:
         bounds = options.guardrail

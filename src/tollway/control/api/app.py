@@ -8,9 +8,9 @@ it.
 import asyncio
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import prometheus_client
@@ -248,15 +248,26 @@ def _description() -> APIRouter:
     @description.get("/openapi.json", dependencies=[Depends(public)], include_in_schema=False)
     def describe(request: Request) -> Response:
         """Return the OpenAPI 3.1 description of this API."""
-        return Response(msgspec.json.encode(descriptions.describe(request.app)), media_type="application/json")
+        return Response(_write_once(request.app, "description", msgspec.json.encode), media_type="application/json")
 
     @description.get("/reference", dependencies=[Depends(public)], include_in_schema=False)
     def show(request: Request) -> Response:
         """Return the description as a page for people."""
         headers = {"content-security-policy": reference.CONTENT_SECURITY_POLICY}
-        return Response(reference.render(descriptions.describe(request.app)), media_type="text/html", headers=headers)
+        page = _write_once(request.app, "reference", lambda document: reference.render(document).encode())
+        return Response(page, media_type="text/html", headers=headers)
 
     return description
+
+
+def _write_once(app: FastAPI, name: str, write: Callable[[dict[str, Any]], bytes]) -> bytes:
+    """Return what `write` makes of the description of an application. It is made once and kept: it takes a tenth of a second or more, and
+    unauthenticated clients may ask for it."""
+    written: bytes | None = getattr(app.state, name, None)
+    if written is None:
+        written = write(descriptions.describe(app))
+        setattr(app.state, name, written)
+    return written
 
 
 def _metrics(plane: ControlPlane, registry: CollectorRegistry) -> APIRouter:
@@ -301,7 +312,9 @@ class Envelope:
         self.plane = plane
         self.counters = counters
         self.body_bytes_max = body_bytes_max
-        self.places = Places(CALLER_REQUESTS_MAX if name == "api" else NODE_REQUESTS_MAX, plane.requests_per_minute)
+        is_api = name == "api"
+        caller_max = CALLER_REQUESTS_MAX if is_api else NODE_REQUESTS_MAX
+        self.places = Places(caller_max, plane.requests_per_minute, shares_addresses=is_api)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever happens inside."""
@@ -340,9 +353,12 @@ class Envelope:
         if self.name == "api" and self.plane.trusted_proxies:
             inner["client"] = _find_client(self.plane.trusted_proxies, scope)
         inner["tollway.request_id"] = request_id
-        inner["tollway.place"] = place = Place(self.places, is_revocation=scope["method"] == "DELETE")
+        address, _ = inner["client"] or ("", 0)
+        is_health = scope["path"] in HEALTH_PATHS
+        place = Place(self.places, is_revocation=scope["method"] == "DELETE", address=address, is_health=is_health)
+        inner["tollway.place"] = place
         try:
-            if scope["path"] not in HEALTH_PATHS:
+            if not is_health:
                 place.take()
             if _is_devious(scope):
                 await refuse(Fault(TARGET_INVALID))

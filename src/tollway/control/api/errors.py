@@ -118,6 +118,8 @@ async def _answer_http(request: Request, error: Exception) -> Response:
     otherwise = REQUEST_INVALID if error.status_code < 500 else INTERNAL
     fault = Fault({404: ROUTE_UNKNOWN, 405: METHOD_UNSUPPORTED}.get(error.status_code, otherwise))
     request.scope["tollway.fault"] = fault
+    place: Place = request.scope["tollway.place"]
+    await place.wait_to_refuse(fault)
     return response_of(fault, request.url.path, error.headers)
 
 

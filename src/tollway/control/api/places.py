@@ -3,10 +3,12 @@
 Theory of operation. A request takes a place when it arrives and gives it back while its body is awaited, so that slow clients hold none; it
 takes one again when the body is there. Before the body is read it also counts against its **sharer**: the organization, whichever of its
 keys it has; an operator's key; a gateway. The share is far below all places. Of the requests that an organization has, a few are worked
-on at once (one, while others ask too) and the others wait for their turn, so that it never fills the worker threads that all share.
+on at once (one, while others ask too) and the others wait for their turn, so that it never fills the worker threads that all share. While
+others ask, an organization rests after each turn for as long as the turn took: it works half of the time at most.
 Requests of organizations are counted by rate as well. A credential is remembered by the organization that it was found to be of: with it, a
 request counts against the share and the rate, and waits for its turn, before the database is asked whose it is. Refusals of one
-organization are spaced out.
+organization are spaced out. A client at a public route, or with a credential that was not presented before, counts as unauthenticated: at
+the public API those share by their network address, as the keys of an organization do.
 
 A stream that gateways follow gives its place back once it begins, and counts against a bound of its own. Revocations may use a
 reserve of places, and have a rate of their own. Health takes none. Everything runs in the event loop, so nothing is locked.
@@ -19,7 +21,14 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tollway.domain.faults import ADMINISTRATION_RATE_LIMITED, CONCURRENCY_EXCEEDED, OVERLOADED, Fault
+from tollway.domain.faults import (
+    ADMINISTRATION_RATE_LIMITED,
+    CONCURRENCY_EXCEEDED,
+    METHOD_UNSUPPORTED,
+    OVERLOADED,
+    ROUTE_UNKNOWN,
+    Fault,
+)
 
 REQUESTS_MAX = 256
 """Places of one application: more than the worker threads and any waiting list that still makes sense."""
@@ -40,6 +49,10 @@ ORGANIZATION_WORK_MAX = 3
 SHARED_WORK_MAX = 1
 """The same while another sharer asks, whose requests each one at work delays by its share of the interpreter: with three an operator's call
 takes four times as long as alone (`python -m reliability R18 --quiet`)."""
+
+REST_FACTOR = 1.0
+"""Rest of an organization after a turn, as a multiple of the turn's time, while another sharer asks. Without it an operator's call takes
+1.5 times as long as alone, and a revocation, which is two of them that write, 1.8 times."""
 
 SHARED_SECONDS = 0.5
 """Time after a request for which its sharer counts as one that asks. Health probes have no sharer."""
@@ -64,6 +77,13 @@ FOLLOWERS_MAX = 512
 """Streams of changes at once. A gateway follows one; each costs a descriptor and a few kilobytes."""
 
 
+_ROUTELESS = (ROUTE_UNKNOWN, METHOD_UNSUPPORTED)
+"""Faults of requests that no route has taken, so that nobody was asked who sends them."""
+
+ROUTELESS_SECONDS = 1.0
+"""Time by which those of one address may be ahead of their pace: REFUSALS_PER_SECOND are answered without a wait."""
+
+
 @dataclass(slots=True)
 class Rate:
     """The requests that one sharer may send now: `left` of them at `at` (seconds), growing to a minute's worth."""
@@ -82,11 +102,13 @@ class Asked:
 
 @dataclass(slots=True)
 class Places:
-    """The places of one application. `caller_max`: the share of one sharer. `requests_per_minute`: the rate of one organization."""
+    """The places of one application. `caller_max`: the share of one sharer. `requests_per_minute`: the rate of one organization.
+    `shares_addresses`: unauthenticated clients share by their address; not at the link, whose gateways may all come from one."""
 
     caller_max: int
     requests_per_minute: int
     clock: Callable[[], float] = time.monotonic
+    shares_addresses: bool = False
     taken: int = 0
     followers: int = 0
     by_caller: Counter[str] = field(default_factory=Counter)
@@ -95,6 +117,7 @@ class Places:
     rates: dict[tuple[str, bool], Rate] = field(default_factory=dict)
     recognized: dict[bytes, str] = field(default_factory=dict)
     refused_until: dict[str, float] = field(default_factory=dict)
+    resting_until: dict[str, float] = field(default_factory=dict)
     latest: "Asked | None" = None
     latest_of_another: "Asked | None" = None
     """The last request of another sharer than that of `latest`."""
@@ -107,9 +130,27 @@ class Places:
 
     def has_turn(self, organization: str) -> bool:
         """Return whether one more request of an organization may be worked on now."""
+        if not self.is_shared(organization):
+            return self.working[organization] < ORGANIZATION_WORK_MAX
+        return self.working[organization] < SHARED_WORK_MAX and self.find_rest(organization) <= 0
+
+    def is_shared(self, organization: str) -> bool:
+        """Return whether another sharer than an organization asks too."""
         other = self.latest_of_another if self.latest is not None and self.latest.sharer == organization else self.latest
-        is_shared = other is not None and self.clock() - other.at < SHARED_SECONDS
-        return self.working[organization] < (SHARED_WORK_MAX if is_shared else ORGANIZATION_WORK_MAX)
+        return other is not None and self.clock() - other.at < SHARED_SECONDS
+
+    def rest(self, organization: str, seconds: float) -> None:
+        """Let an organization rest whose turn took so long, if others ask."""
+        if not self.is_shared(organization):
+            return
+        now = self.clock()
+        if len(self.resting_until) >= RECOGNIZED_MAX:
+            self.resting_until = {each: until for each, until in self.resting_until.items() if until > now}
+        self.resting_until[organization] = now + seconds * REST_FACTOR
+
+    def find_rest(self, organization: str) -> float:
+        """Return for how many seconds an organization rests from now on; 0 or less for one that does not."""
+        return self.resting_until.get(organization, 0.0) - self.clock()
 
     def pace_refusal(self, organization: str) -> float:
         """Return for how many seconds a refusal of a request of an organization has to wait: for those before it."""
@@ -143,14 +184,18 @@ class Places:
 
 @dataclass(slots=True)
 class Place:
-    """The place of one request. `release` gives back whatever it has."""
+    """The place of one request. `address`: the client's. `is_health`: a probe, which waits for nobody. `release` gives back whatever it
+    has."""
 
     places: Places
     is_revocation: bool = False
+    address: str = ""
+    is_health: bool = False
     _is_taken: bool = False
     _is_follower: bool = False
     _caller: str | None = None
     _working: str | None = None
+    _working_since: float = 0.0
     sharer: str | None = None
 
     def take(self) -> None:
@@ -159,6 +204,11 @@ class Place:
             raise Fault(OVERLOADED, message="The control plane is at capacity.")
         self.places.taken += 1
         self._is_taken = True
+
+    @property
+    def turn(self) -> str | None:
+        """Return the sharer whose turn the request has; None without one."""
+        return self._working
 
     def give_back(self) -> None:
         """Give the place, and the turn, back while the client is waited for."""
@@ -173,14 +223,33 @@ class Place:
         `take_turn` do."""
         recognized, digest = self.places.recognized, hashlib.sha256(credential).digest()
         organization = recognized.get(digest)
-        if organization is None:
-            await self.take_turn(digest.hex())  # a credential that many requests present at once is looked up for a few of them
+        if organization is None:  # credentials that many requests present at once are looked up for a few of them
+            if self.places.shares_addresses:
+                await self.admit_unauthenticated()
+            else:
+                await self.take_turn(digest.hex())
             organization = recognized.get(digest)
-        if organization is not None:
+        if organization:
             self.sharer = organization
             self.places.charge(organization, is_revocation=self.is_revocation, count=0)
             self.count(organization)
             await self.take_turn(organization)
+
+    async def admit_unauthenticated(self) -> None:
+        """Count a request of which nobody is known against the share of its address, and wait for the turn of that. Raises Fault as `count`
+        and `take_turn` do."""
+        if self.places.shares_addresses and not self.is_health:
+            sharer = f"address {self.address}"
+            self.count(sharer)
+            await self.take_turn(sharer)
+
+    def remember(self, credential: bytes, organization: str = "") -> None:
+        """Remember whose a credential was found to be; the empty string for an operator or a gateway, whose requests wait for no turn."""
+        recognized, digest = self.places.recognized, hashlib.sha256(credential).digest()
+        recognized.pop(digest, None)
+        if len(recognized) >= RECOGNIZED_MAX:
+            del recognized[next(iter(recognized))]
+        recognized[digest] = organization
 
     def forget(self, credential: bytes) -> None:
         """Forget whose a credential was that is none any more: whoever still has it takes no part of that organization's share."""
@@ -188,11 +257,7 @@ class Place:
 
     def charge(self, organization: str, credential: bytes) -> None:
         """Count the request by the rate of its organization. Raises Fault ADMINISTRATION_RATE_LIMITED (429)."""
-        recognized, digest = self.places.recognized, hashlib.sha256(credential).digest()
-        recognized.pop(digest, None)
-        if len(recognized) >= RECOGNIZED_MAX:
-            del recognized[next(iter(recognized))]
-        recognized[digest] = organization
+        self.remember(credential, organization)
         self.places.charge(organization, is_revocation=self.is_revocation)
 
     def count(self, caller: str) -> None:
@@ -216,7 +281,7 @@ class Place:
 
     def _check_share(self, caller: str) -> None:
         if self.places.by_caller[caller] >= self.places.caller_max + (CALLER_REVOCATION_RESERVE if self.is_revocation else 0):
-            raise Fault(CONCURRENCY_EXCEEDED, message="Too many concurrent requests of this organization, key or gateway.")
+            raise Fault(CONCURRENCY_EXCEEDED, message="Too many concurrent requests of this organization, key, gateway or address.")
 
     async def take_turn(self, organization: str) -> None:
         """Wait until so few requests of the organization are worked on that this one can be, unless it has the turn already. Revocations do
@@ -229,6 +294,8 @@ class Place:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             queue = places.waiting.setdefault(organization, deque())
             queue.append(turn)
+            if len(queue) == 1 and not places.working[organization]:
+                _wake_later(places, organization)
             try:
                 async with asyncio.timeout(TURN_SECONDS_MAX):
                     await turn
@@ -241,11 +308,15 @@ class Place:
         else:
             places.working[organization] += 1
         self._working = organization
+        self._working_since = places.clock()
 
     async def wait_to_refuse(self, fault: Fault) -> None:
-        """Give back everything, and wait until the sharer may be given another refusal, if it asks more than it may."""
+        """Give back everything, and wait until the sharer may be given another refusal, if it asks more than it may, or for what
+        is not there."""
         self.release()
-        if self.sharer is not None and fault.kind in (ADMINISTRATION_RATE_LIMITED, CONCURRENCY_EXCEEDED):
+        if fault.kind in _ROUTELESS and self.places.shares_addresses:
+            await asyncio.sleep(max(0.0, self.places.pace_refusal(f"address {self.address}") - ROUTELESS_SECONDS))
+        elif self.sharer is not None and fault.kind in (ADMINISTRATION_RATE_LIMITED, CONCURRENCY_EXCEEDED):
             await asyncio.sleep(self.places.pace_refusal(self.sharer))
 
     def follow(self) -> None:
@@ -268,12 +339,20 @@ class Place:
         """Let the next request of the organization be worked on."""
         working, self._working = self._working, None
         if working is not None:
+            self.places.rest(working, self.places.clock() - self._working_since)
             _end_turn(self.places, working)
 
 
 def _end_turn(places: Places, organization: str) -> None:
-    """Give the turn to the next requests of the organization that wait: to several where it may have more of them now than before."""
+    """End the turn of one request of the organization."""
     places.working[organization] -= 1
+    _wake(places, organization)
+    if not places.working[organization]:
+        del places.working[organization]
+
+
+def _wake(places: Places, organization: str) -> None:
+    """Give the turn to the next requests of the organization that wait: to several where it may have more of them now than before."""
     queue = places.waiting.get(organization)
     while queue and places.has_turn(organization):
         turn = queue.popleft()
@@ -282,5 +361,10 @@ def _end_turn(places: Places, organization: str) -> None:
             places.working[organization] += 1
     if not queue:
         places.waiting.pop(organization, None)
-    if not places.working[organization]:
-        del places.working[organization]
+    elif not places.working[organization]:
+        _wake_later(places, organization)
+
+
+def _wake_later(places: Places, organization: str) -> None:
+    """Wake the requests of an organization that wait, of which none is worked on, once it has rested."""
+    asyncio.get_running_loop().call_later(max(0.0, places.find_rest(organization)), _wake, places, organization)

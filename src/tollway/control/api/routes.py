@@ -239,7 +239,9 @@ class ApiRoute(APIRoute):
             strict = StrictRequest(request.scope, request.receive)
             place: Place = request.scope["tollway.place"]
             credential = required.read_credential(plane_of(strict), strict)
-            if required is not public:
+            if required is public:
+                await place.admit_unauthenticated()
+            else:
                 await place.recognize(credential)
             checked_at = plane_of(strict).now()
             try:
@@ -251,10 +253,12 @@ class ApiRoute(APIRoute):
                     place.forget(credential)
                 raise
             organization_id = caller.organization_id if isinstance(caller, Tenant) and not caller.is_operator else None
-            if organization_id is None:
-                place.end_turn()
-            else:
+            if organization_id is not None:
                 place.charge(organization_id, credential)
+            elif caller is not None:
+                place.end_turn()
+                if isinstance(caller, Tenant | Operator | NodeCaller):
+                    place.remember(credential)
             if caller is not None:
                 place.count(organization_id or (caller.node_id if isinstance(caller, NodeCaller) else caller.key_id))
             for name, text in strict.query_params.multi_items():
@@ -367,11 +371,14 @@ def _query_names(dependant: Dependant) -> Iterator[str]:
 
 
 async def read_body(request: Request) -> bytes:
-    """The body of a request, which has no place while the client is waited for. Raises OVERLOADED."""
+    """The body of a request, which has neither place nor turn while the client is waited for. Raises OVERLOADED."""
     place: Place = request.scope["tollway.place"]
+    turn = place.turn
     place.give_back()
     body = await request.body()
     place.take()
+    if turn is not None:
+        await place.take_turn(turn)
     return body
 
 

@@ -36,6 +36,10 @@ READ_AHEAD_BYTES = 64 * 1024
 """Bytes read of requests that follow the one being answered. Beyond it the socket is not read until their turn comes; below it it is,
 because only a socket that is read tells that the client left."""
 
+UNCHECKED_SECONDS = 1.0
+"""Time from which the sender of a body that is not large, and not complete, is checked as that of a large one is. Most bodies come with
+their heads, and are checked once, when they are read; without this, whoever has no key could hold as many as there are connections."""
+
 _RESET = struct.pack("ii", 1, 0)
 """Value of SO_LINGER with which closing a socket discards what is unsent and resets the connection."""
 
@@ -162,6 +166,24 @@ class ClientConnection(asyncio.Protocol):
         self._prechecked = True
         if self._admit_upload(request, 0 if length is None else int(length)) and expects and self._transport is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _check_sender(self, request: HttpRequest) -> None:
+        """Check who sends a body that is not large and has been awaited for a while, and hold memory for it. Routes that read small bodies
+        know their sender by the body alone: theirs count for the process."""
+        self._prechecked = True
+        length = int(request.headers.get(b"content-length", b"0"))
+        route = find_route(find_path(request))
+        if route is None or not route.has_small_body:
+            self._admit_upload(request, length)
+            return
+        plane = self._edge.plane
+        upload = Upload(BufferHold(plane.buffers), plane.counters, None)
+        try:
+            upload.expect(length)
+        except Fault as fault:
+            self._write_fault(fault, close=True)
+            return
+        self._upload = upload
 
     def _admit_upload(self, request: HttpRequest, length: int) -> bool:
         """Check by its head who sends a large body of `length` bytes (0: not known), charge the request, and hold memory for it. Return
@@ -552,6 +574,8 @@ class ClientConnection(asyncio.Protocol):
                 self._write_fault(Fault(faults.REQUEST_TIMEOUT), close=True)
         elif elapsed > bounds.body_seconds or (elapsed > bounds.body_grace_seconds and self._phase_bytes < elapsed * bounds.body_rate_min):
             self._write_fault(Fault(faults.REQUEST_TIMEOUT), close=True)
+        elif elapsed > UNCHECKED_SECONDS and not self._prechecked:
+            self._check_sender(self._reader.open_request)
 
     def _is_being_read(self, now: float) -> bool:
         """Return whether the client has read a tenth of what was left of a whole answer; it has as long again for the next tenth then."""
