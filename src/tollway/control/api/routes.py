@@ -45,7 +45,7 @@ from tollway.control.idempotency import KeptAnswer
 from tollway.control.plane import ControlPlane
 from tollway.control.sessions import LiveSession
 from tollway.domain import ids, keys
-from tollway.domain.audit import Actor, ActorKind, Target
+from tollway.domain.audit import HIDDEN, Actor, ActorKind, Target
 from tollway.domain.faults import (
     CONTENT_CODING_UNSUPPORTED,
     KEY_INVALID,
@@ -203,6 +203,9 @@ TARGET_CHARACTERS_MAX = 64
 """Longest part of a path that the audit trail keeps as an id. Longer than any id, so what is cut names nothing."""
 
 SCIM_JSON = re.compile(r"^\s*application/scim\+json", re.IGNORECASE)
+SECRET = re.compile(r"tw_[a-z]+_[0-9A-Za-z]+")
+"""What begins like a secret of ours."""
+
 BRACKETS = re.compile(r"(\[\]|%5B%5D)(?==|&|$)", re.IGNORECASE)
 
 
@@ -315,8 +318,13 @@ def _describe_operation(request: Request, caller: Caller, event: str, name: str)
     if named is None:
         return AuditedOperation(event=event, operation=name, actor=actor)
     project_id = request.path_params.get("project_id", "")
-    target = Target(kind=named[0].removesuffix("_id"), id=named[1][:TARGET_CHARACTERS_MAX], project_id=project_id[:TARGET_CHARACTERS_MAX])
+    target = Target(kind=named[0].removesuffix("_id"), id=_show_target(named[1]), project_id=_show_target(project_id))
     return AuditedOperation(event=event, operation=name, actor=actor, target=target)
+
+
+def _show_target(text: str) -> str:
+    """Return a part of a path for the audit trail, without a secret that somebody took for an id."""
+    return SECRET.sub(HIDDEN, text)[:TARGET_CHARACTERS_MAX]
 
 
 async def _answer_once(
