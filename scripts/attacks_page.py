@@ -258,6 +258,19 @@ ROWS = {
         "a grant of credit, a close or a delivery of records that is repeated, to have credit twice or to burn it twice",
         "each transaction of credit has an id that derives from its cause, and what a period burns replaces what was there",
     ),
+    119: (
+        "a report of leaked keys that is not signed, whose signature is of another body, or that names a key which nobody published",
+        "401 `invalid_signature`, and nothing of it is read",
+    ),
+    120: (
+        "reports of leaked keys without end, of nonsense, or of far too many secrets; names of signing keys that are invented",
+        "400 or 429; keys are fetched every 30 seconds at most; of a secret one learns only whether it is one",
+    ),
+    121: (
+        "a key, the credential of an upstream, a password, a prompt in whatever field, address, header or form takes it, while engines fail"
+        " and repeat it",
+        "in no log, error, metric, audit record, table or file but those that are for it",
+    ),
     127: (
         "requests that differ from a cached one of another tenant in nothing, or in type alone; floods of answers to cache",
         "never an answer of another project; an organization displaces its own answers only",

@@ -282,6 +282,14 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "The check of a draft of prices has warnings, such as a change by more than a factor of ten.",
             "Correct the draft, or publish it with `--accept-warnings` ([prices.md](prices.md)).",
         ),
+        "invalid_signature": (
+            "A report of leaked keys has no signature, or one that its sender did not make.",
+            "Nothing, if nobody of yours sent it: it was not read ([keys.md](keys.md#leaked-keys)).",
+        ),
+        "reporter_keys_unavailable": (
+            "Control cannot fetch the keys with which reports of leaked keys are signed.",
+            "Let control reach `control.leaked_keys.github_keys_url`; the reporter sends its report again.",
+        ),
         "period_blocked": (
             "A billing period cannot be closed, because records may be missing or wait in quarantine.",
             "`tollway periods blockers PERIOD` lists each reason; [money.md](money.md) has the remedies.",

@@ -538,6 +538,15 @@ class KeyEncryptionSection(msgspec.Struct, frozen=True, kw_only=True):
     """Deadline of one request to Vault or KMS."""
 
 
+class LeakedKeysSection(msgspec.Struct, frozen=True, kw_only=True):
+    """Reports of leaked keys (docs/keys.md)."""
+
+    github: bool = False
+    """Take reports of GitHub's secret scanning at /v1/leaked_keys/github. Their signatures are verified with keys that are fetched."""
+    github_keys_url: str = "https://api.github.com/meta/public_keys/secret_scanning"
+    """Address at which GitHub publishes these keys, or a mirror of it."""
+
+
 class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     """`tollway control`, the control plane."""
 
@@ -570,6 +579,7 @@ class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     quotas: QuotasSection = QuotasSection()
     audit: AuditSection = AuditSection()
     key_encryption: KeyEncryptionSection = KeyEncryptionSection()
+    leaked_keys: LeakedKeysSection = LeakedKeysSection()
     mail: MailSection = MailSection()
 
 

@@ -31,6 +31,9 @@ COMMAND_OF = {
     "rotate_project_key": "keys rotate",
     "retire_project_key_secret": "keys retire",
     "collect_project_key_secret": "keys collect",
+    "list_leaked_keys": "keys leaks",
+    "report_own_leaked_keys": "keys leaked",
+    "report_leaked_keys": "keys leaked",
     "list_admin_keys": "admin-keys list",
     "create_admin_key": "admin-keys create",
     "retrieve_admin_key": "admin-keys list",
@@ -264,6 +267,7 @@ COMMAND_OF = {
 
 WITHOUT_COMMAND = {
     "create_token": "programs ask for tokens as OAuth describes it, each time that one ends",
+    "report_leaked_keys_by_github": "GitHub's secret scanning sends it",
     "list_token_keys": "programs that verify tokens read it",
     "retrieve_server": "programs that ask for tokens read it",
     "list_nothing": "the list is always empty",

@@ -21,6 +21,7 @@ from tests.storage.databases import prove_prices
 from tollway.control import audited_operations, keys, nodes
 from tollway.control.api.app import PUBLIC_ROUTERS
 from tollway.control.data_keys import DataKeys
+from tollway.control.github_reports import GithubReports
 from tollway.control.key_encryption import KeyRing, derive_key
 from tollway.control.mail import MailDirectory
 from tollway.control.passwords import Passwords
@@ -186,9 +187,11 @@ def running(
     quotas: QuotaSizes = DEFAULT_SIZES,
     public_url: str | None = None,
     issuers: frozenset[str] = frozenset(),
+    github_keys_url: str | None = None,
 ) -> Iterator[Running]:
     """A control plane over the migrated database at `database_url`, for the length of the block. `quotas`: their sizes. `public_url`: the
-    address under which it says that it is reached. `issuers`: identity providers on loopback that it trusts."""
+    address under which it says that it is reached. `issuers`: identity providers on loopback that it trusts. `github_keys_url`: where the
+    keys are that sign reports of leaked secrets; None takes none."""
     database, clock = Database.open(database_url), ControlClock()
     platform_key, second_platform_key, node_key = mint(KeyType.PLATFORM), mint(KeyType.PLATFORM), mint(KeyType.NODE)
     with database.platform() as tx:
@@ -220,6 +223,7 @@ def running(
         quotas=quotas,
         public_url=public_url,
         private_issuers=issuers,
+        github_reports=None if github_keys_url is None else GithubReports(github_keys_url, log),
         passwords=Passwords(memory_kib=256),  # what the product takes, each time, would be most of the time of a test
     )
     database.on_publish(plane.publications.advance)

@@ -21,7 +21,7 @@ from tollway.serve import data_directory
 from tollway.serve.control import AuditOptions, ControlSettings, now, run_control
 from tollway.serve.key_ring import make_key_ring
 from tollway.serve.sockets import parse_address
-from tollway.settings import ControlSection, MailSection, OperatorError, ReconcileSection
+from tollway.settings import ControlSection, LeakedKeysSection, MailSection, OperatorError, ReconcileSection
 
 
 def control(
@@ -78,6 +78,7 @@ def control(
             public_url=_public_url(settings.control.public_url),
             private_issuers=frozenset(settings.control.private_issuers.split()),
             trusted_proxies=_trusted_proxies(settings.control.trusted_proxies),
+            github_keys_url=_github_keys_url(settings.control.leaked_keys),
             mail=_mail_server(settings.control.mail, os.environ.get("TOLLWAY_MAIL_PASSWORD", "")),
         )
         raise typer.Exit(run_control(options))
@@ -88,6 +89,14 @@ def _public_url(text: str | None) -> str | None:
     if text is not None and re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]{1,255}", text) is None:
         raise OperatorError("control.public_url must be https://HOST or https://HOST:PORT, without a path")
     return text
+
+
+def _github_keys_url(section: LeakedKeysSection) -> str | None:
+    """Return the address of the keys with which GitHub signs reports; None if no reports are taken. Raises OperatorError for one that is
+    not https, but on this host."""
+    if re.fullmatch(r"https://[!-~]{1,2048}|http://(127\.0\.0\.1|localhost|\[::1\])[:/][!-~]{1,2048}", section.github_keys_url) is None:
+        raise OperatorError("control.leaked_keys.github_keys_url must be an https URL")
+    return section.github_keys_url if section.github else None
 
 
 def _trusted_proxies(texts: Sequence[str]) -> tuple[Network, ...]:
@@ -114,6 +123,7 @@ def find_control_problems(section: ControlSection) -> Iterator[OperatorError]:
         partial(_mail_server, section.mail, ""),
         partial(_approval_above, section.corrections.approval_above),
         partial(_public_url, section.public_url),
+        partial(_github_keys_url, section.leaked_keys),
         partial(_trusted_proxies, section.trusted_proxies),
     ]
     checks += [partial(parse_database_url, url) for url in (section.database_url, section.owner_database_url) if url is not None]

@@ -2,12 +2,25 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
-from tollway.cli.client import Control, ControlUrl, DataDir, Key, Organization, Project, choose_id, complete_keys, connect_tenant, segment
+from tollway.cli.client import (
+    Control,
+    ControlUrl,
+    DataDir,
+    Key,
+    Organization,
+    Project,
+    choose_id,
+    complete_keys,
+    connect,
+    connect_tenant,
+    segment,
+)
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.cli.rotation import (
     GraceSeconds,
@@ -19,6 +32,7 @@ from tollway.cli.rotation import (
 )
 from tollway.cli.times import Zone, with_times
 from tollway.domain import ids
+from tollway.domain.leaked_keys import REPORTED_MAX
 from tollway.domain.rotation_schedules import GRACE_SECONDS_DEFAULT
 from tollway.settings import OperatorError
 
@@ -257,6 +271,67 @@ def revoke(
     print(f"revoked {gone['id']}")
     if gone["pending_nodes"]:
         print(f"not confirmed yet by: {', '.join(gone['pending_nodes'])}", file=sys.stderr)
+
+
+@app.command()
+def leaked(
+    url: Annotated[str, typer.Option("--url", metavar="URL", help="Where the secrets were found.")] = "",
+    platform: Annotated[bool, typer.Option("--platform", help="Look at the keys of all organizations, with a platform key.")] = False,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Report secrets that were found where others can read them: one in each line of standard input.
+
+    What is done follows from the policy of the organization (`tollway organizations leaked-keys`).
+    """
+    secrets = [line.strip() for line in sys.stdin.read().splitlines() if line.strip()]
+    if not 1 <= len(secrets) <= REPORTED_MAX:
+        raise OperatorError(
+            f"1 to {REPORTED_MAX} secrets can be reported at a time", hint="one in each line of standard input", exit_code=2
+        )
+    if platform and organization is not None:
+        raise OperatorError("--platform looks at the keys of all organizations, not at those of one", exit_code=2)
+    body = {"secrets": secrets, "url": url}
+    if platform:
+        with connect(control_url, key, data_dir) as control:
+            reported = control.post("/platform/leaked_keys", body)
+    else:
+        with connect_tenant(control_url, key, data_dir, organization) as control:
+            reported = control.post("/organization/leaked_keys", body)
+    if output is Output.JSON:
+        print_json(reported)
+        return
+    for number, row in enumerate(reported["secrets"], start=1):
+        print(f"line {number}: {_describe_leak(row)}")
+    if reported["pending_nodes"]:
+        print(f"not confirmed yet by: {', '.join(reported['pending_nodes'])}", file=sys.stderr)
+
+
+@app.command()
+def leaks(
+    zone: Zone = None,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List the secrets of an organization that were reported as leaked."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        rows = list(control.list_all("/organization/leaked_keys"))
+        if output is Output.TABLE:
+            rows = with_times(rows, control.get_zone(zone), reported="reported_at")
+    print_rows(output, ["key_id", "redacted_value", "reported", "source", "action", "url"], rows, none="nothing was reported")
+
+
+def _describe_leak(row: Mapping[str, Any]) -> str:
+    if row["key_id"] is None:
+        return "a key of the platform or a gateway: replace it by hand" if row["is_known"] else "not the secret of a key"
+    done = {"none": "still valid: rotate or revoke it", "inactive": "was not valid any more", "retired": "the old secret was ended"}
+    return f"{row['key_id']} {done.get(row['action'], row['action'])}"
 
 
 def _split_tag(tag: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from tollway.cli.client import Control, ControlUrl, DataDir, Key, Organization, 
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.cli.rotation import RotationGraceSeconds, make_schedule
 from tollway.cli.times import Zone, find_zone, with_times
+from tollway.domain.leaked_keys import LeakPolicy
 from tollway.domain.rotation_schedules import GRACE_SECONDS_DEFAULT
 from tollway.domain.tenants import QUEUE_WEIGHT_MAX, RESPONSE_RETENTION_SECONDS_MAX
 from tollway.settings import OperatorError
@@ -119,6 +120,23 @@ def store_responses(
         changed = control.post("/organization", {"response_retention_seconds": seconds})
     stored = "stored no longer, and deleted" if days is None else f"stored for {days} days"
     print_json(changed) if output is Output.JSON else print(f"{changed['name']}: responses are {stored}")
+
+
+@app.command("leaked-keys")
+def set_leaked_key_policy(
+    policy: Annotated[
+        LeakPolicy, typer.Argument(help="End leaked secrets at once and tell the owners, tell the owners, or only record it.")
+    ],
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Say what is done with secrets of an organization that are reported as leaked."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        changed = control.post("/organization", {"leaked_key_policy": policy})
+    print_json(changed) if output is Output.JSON else print(f"{changed['name']}: leaked keys: {changed['leaked_key_policy']}")
 
 
 @app.command()

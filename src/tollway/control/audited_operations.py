@@ -20,6 +20,8 @@ EVENTS: Mapping[str, str] = {
     "retire_admin_key_secret": "api_key.updated",
     "create_operator_key": "api_key.created",
     "delete_operator_key": "api_key.deleted",
+    "report_own_leaked_keys": "api_key.leak_reported",
+    "report_leaked_keys": "api_key.leak_reported",
     "rewrap_data_keys": "data_keys.rewrapped",
     # Tenants
     "create_organization": "organization.created",
@@ -166,6 +168,7 @@ EVENTS: Mapping[str, str] = {
 }
 
 UNRECORDED: Mapping[str, str] = {
+    "report_leaked_keys_by_github": "records api_key.leak_reported itself, in the chain of each organization whose key it is",
     "check_draft": "computes and stores nothing",
     "search_scim": "is a list with its query in the body",
     "search_scim_users": "is a list with its query in the body",

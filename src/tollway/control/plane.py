@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tollway.control.data_keys import DataKeys
+from tollway.control.github_reports import GithubReports
 from tollway.control.jobs import JobStates
 from tollway.control.keys import Ingredients, Pepper
 from tollway.control.mail import Mail
@@ -40,7 +41,8 @@ class ControlPlane:
     None if it is not known. `private_issuers`: identity providers at addresses that are not public, which the operator trusts.
     `passwords`: hashes those of people. `sign_ins`: counts for metrics. `provider_metadata`: of identity providers, as fetched last.
     `trusted_proxies`: proxies before the REST API whose `x-forwarded-for` says where a request came from. `data_keys`: those with which
-    secrets of organizations are sealed; `vault` seals those of the platform.
+    secrets of organizations are sealed; `vault` seals those of the platform. `github_reports`: verifies reports of leaked secrets; None
+    takes none.
     """
 
     database: Database
@@ -67,6 +69,7 @@ class ControlPlane:
     sign_ins: SignInCounts = field(default_factory=SignInCounts)
     provider_metadata: MetadataCache = field(default_factory=MetadataCache)
     trusted_proxies: tuple[Network, ...] = ()
+    github_reports: GithubReports | None = None
 
     @property
     def pepper(self) -> Pepper:

@@ -12,6 +12,7 @@ from tollway.control.keys import Grantor, Ingredients
 from tollway.domain import ids
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.keys import KeyType
+from tollway.domain.leaked_keys import LeakPolicy
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.project_policies import ModelMode, ModelPermissions, ServiceTiers
 from tollway.domain.quotas import Quota, QuotaSizes
@@ -72,6 +73,13 @@ def set_key_lifetime_max(tx: TenantTx, seconds: int | None) -> Organization:
     """Bound the lifetime of keys that are made or rotated from now on; None for no bound. Keys that exist keep their expiry."""
     require_active_organization(tx)
     storage.set_key_lifetime_max(tx, seconds)
+    return get_organization(tx)
+
+
+def set_leaked_key_policy(tx: TenantTx, policy: LeakPolicy) -> Organization:
+    """Say what is done with secrets that are reported as leaked from now on. Raises STATE_CONFLICT (archived)."""
+    require_active_organization(tx)
+    storage.set_leaked_key_policy(tx, policy)
     return get_organization(tx)
 
 

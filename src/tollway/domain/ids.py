@@ -42,6 +42,7 @@ FILE = "file"
 BATCH = "batch"
 MESSAGE_BATCH = "msgbatch"
 SIGN_IN_CONNECTION = "conn"
+LEAKED_KEY = "leak"
 
 RANDOM_BITS = 74
 """Random bits that one UUIDv7 takes: rand_a (12) and rand_b (62)."""

@@ -4,6 +4,7 @@ from enum import StrEnum
 
 import msgspec
 
+from tollway.domain.leaked_keys import LeakPolicy
 from tollway.domain.rotation_schedules import RotationSchedule
 
 
@@ -28,7 +29,8 @@ class Organization(msgspec.Struct, frozen=True, kw_only=True):
     None for no bound. `plan_id`: the plan whose limits it has; None for none. `queue_weight`: its share in the
     queue of a model whose deployments are full, beside those of other organizations; 1 to QUEUE_WEIGHT_MAX.
     `response_retention_seconds`: how long responses are stored whose requests ask for it, 1 to RESPONSE_RETENTION_SECONDS_MAX; None stores
-    none. `rotation_schedule`: of the keys of its projects; None for none."""
+    none. `rotation_schedule`: of the keys of its projects; None for none.
+    `leaked_key_policy`: what is done with its secrets that leaked."""
 
     id: str
     name: str
@@ -41,6 +43,7 @@ class Organization(msgspec.Struct, frozen=True, kw_only=True):
     queue_weight: int = 1
     response_retention_seconds: int | None = None
     rotation_schedule: RotationSchedule | None = None
+    leaked_key_policy: LeakPolicy = LeakPolicy.REVOKE
 
 
 REGIONS_MAX = 64

@@ -46,6 +46,7 @@ from tollway.control.audit import AuditedOperation
 from tollway.control.automatic_closing import close_due
 from tollway.control.data_keys import DataKeys
 from tollway.control.engine_counters import open_client
+from tollway.control.github_reports import GithubReports
 from tollway.control.jobs import Job, JobRunner, Turn, in_thread
 from tollway.control.key_encryption import KeyRing, derive_key
 from tollway.control.mail import MailDirectory, MailServer
@@ -139,6 +140,7 @@ LEVELS = {
     "engine_not_observed": "warning",
     "issuer_keys_failed": "warning",
     "job_failed": "warning",
+    "key_leaked": "warning",
     "key_rotation_failed": "warning",
     "key_secret_uncollected": "warning",
     "mail_failed": "error",
@@ -146,8 +148,10 @@ LEVELS = {
     "node_mismatch": "error",
     "node_of_settings_revoked": "warning",
     "periods_overdue": "warning",
+    "platform_key_leaked": "error",
     "records_quarantined": "error",
     "reconciliation_drift": "warning",
+    "reporter_keys_failed": "warning",
 }
 """Log levels by event; any other event has the level `info`."""
 
@@ -174,7 +178,8 @@ class ControlSettings:
     `limits_store`: where gateways share the counters of limits. `mail`: the server that takes mail; None writes it as files beside the
     archive. `public_url`: the address under which clients reach the REST API; None if it is not known. `private_issuers`: identity
     providers at addresses that are not public. `trusted_proxies`: proxies before the REST API, whose word on a client's address is taken.
-    `key_ring`: what wraps the data keys of organizations; None for a key that is derived from `vault_key`."""
+    `key_ring`: what wraps the data keys of organizations; None for a key that is derived from `vault_key`. `github_keys_url`: where the
+    keys are published with which GitHub signs reports of leaked secrets; None takes no reports."""
 
     database_url: str = field(repr=False)
     archive_directory: Path
@@ -201,6 +206,7 @@ class ControlSettings:
     public_url: str | None = None
     private_issuers: frozenset[str] = frozenset()
     trusted_proxies: tuple[Network, ...] = ()
+    github_keys_url: str | None = None
 
 
 NO_AUDIT = AuditOptions()
@@ -319,6 +325,7 @@ def run_control(settings: ControlSettings) -> int:
                 public_url=settings.public_url,
                 private_issuers=settings.private_issuers,
                 trusted_proxies=settings.trusted_proxies,
+                github_reports=None if settings.github_keys_url is None else GithubReports(settings.github_keys_url, log),
                 mail=settings.mail or MailDirectory(settings.archive_directory.parent / "mail", lambda: new_id("mail")),
             )
             database.on_publish(plane.publications.advance)

@@ -82,6 +82,7 @@ organizations = sa.Table(
     sa.Column("queue_weight", sa.Integer, nullable=False, server_default="1"),
     sa.CheckConstraint("queue_weight > 0", name="queue_weight_positive"),
     sa.Column("response_retention_seconds", sa.BigInteger),  # null: responses are not stored
+    sa.Column("leaked_key_policy", sa.String(16), nullable=False, server_default="revoke"),  # domain.leaked_keys.LeakPolicy
     *limit_columns(),
     one_of("status", Status),
 )

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
+from tollway.domain.leaked_keys import LeakPolicy
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.project_policies import ALL_TIERS, ModelPermissions, ServiceTiers
 from tollway.domain.rotation_schedules import RotationSchedule
@@ -96,6 +97,11 @@ def set_response_retention(tx: TenantTx, seconds: int | None) -> None:
     tx.connection.execute(own.values(response_retention_seconds=seconds))
 
 
+def set_leaked_key_policy(tx: TenantTx, policy: LeakPolicy) -> None:
+    """Store what is done with secrets of the organization that leaked."""
+    tx.connection.execute(organizations.update().where(organizations.c.id == tx.organization_id).values(leaked_key_policy=policy))
+
+
 def archive_organization(tx: TenantTx, now: int) -> list[str]:
     """Mark the organization and all of its projects as archived. Returns the projects that were active until now."""
     tx.connection.execute(
@@ -130,6 +136,7 @@ def _organization(row: Any) -> Organization:
         queue_weight=row.queue_weight,
         response_retention_seconds=row.response_retention_seconds,
         rotation_schedule=schedule,
+        leaked_key_policy=LeakPolicy(row.leaked_key_policy),
     )
 
 

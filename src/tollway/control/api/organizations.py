@@ -70,8 +70,9 @@ def retrieve_own_organization(caller: Reader, plane: Plane) -> OrganizationOut:
 
 @router.post("/v1/organization")
 def update_own_organization(caller: Writer, plane: Plane, body: OrganizationPolicy) -> OrganizationOut:
-    """Bound the lifetime of keys that are made or rotated from now on, rotate the keys of all projects by a schedule, and say for how long
-    responses are stored. Keys that exist keep their expiry; responses that are stored are removed by the new time."""
+    """Bound the lifetime of keys that are made or rotated from now on, rotate the keys of all projects by a schedule, say for how long
+    responses are stored, and what is done with secrets that leaked. Keys that exist keep their expiry; responses that are stored are
+    removed by the new time."""
     with plane.database.tenant(caller.organization_id) as tx:
         if "key_lifetime_seconds_max" in body.model_fields_set:
             tenants.set_key_lifetime_max(tx, body.key_lifetime_seconds_max)
@@ -79,6 +80,8 @@ def update_own_organization(caller: Writer, plane: Plane, body: OrganizationPoli
             tenants.set_rotation_schedule(tx, find_schedule(body.rotation_schedule))
         if "response_retention_seconds" in body.model_fields_set:
             stored_responses.set_retention(tx, body.response_retention_seconds, plane.now())
+        if body.leaked_key_policy is not None:
+            tenants.set_leaked_key_policy(tx, body.leaked_key_policy)
         return organization_out(tenants.get_organization(tx))
 
 

@@ -17,6 +17,7 @@ from tollway.domain import money
 from tollway.domain.catalog import MODEL_NAME, REGION, Endpoint, UnknownParameters
 from tollway.domain.currencies import get_currency
 from tollway.domain.keys import USES_MAX, Key, SecretUse
+from tollway.domain.leaked_keys import LeakPolicy
 from tollway.domain.limits import (
     DIMENSIONS,
     IMAGES_PER_MINUTE_MAX,
@@ -255,6 +256,17 @@ class OrganizationUpdate(In):
 RetentionSeconds = Annotated[int, Field(ge=1, le=RESPONSE_RETENTION_SECONDS_MAX)]
 
 
+LeakPolicyName = Annotated[
+    LeakPolicy,
+    Field(
+        strict=False,
+        description="What is done with secrets that are reported as leaked: they end at once and the owners are told, the owners are told,"
+        " or it is recorded.",
+        examples=["revoke"],
+    ),
+]
+
+
 class OrganizationPolicy(In):
     """Fields to change. `key_lifetime_seconds_max`: null for no bound. `rotation_schedule`: null for none. `response_retention_seconds`:
     null stores no responses."""
@@ -262,6 +274,7 @@ class OrganizationPolicy(In):
     key_lifetime_seconds_max: LifetimeSeconds | None = None
     rotation_schedule: RotationScheduleText | None = None
     response_retention_seconds: RetentionSeconds | None = None
+    leaked_key_policy: LeakPolicyName | None = None
 
 
 class OrganizationOut(Identified):
@@ -276,6 +289,7 @@ class OrganizationOut(Identified):
     plan_id: Annotated[str | None, Field(description="The plan whose limits it has; null for none.", examples=["plan_0"])]
     queue_weight: QueueWeight
     response_retention_seconds: int | None
+    leaked_key_policy: LeakPolicyName
 
 
 class OrganizationArchived(OrganizationOut):
@@ -297,6 +311,7 @@ def organization_out(organization: Organization) -> OrganizationOut:
         plan_id=organization.plan_id,
         queue_weight=organization.queue_weight,
         response_retention_seconds=organization.response_retention_seconds,
+        leaked_key_policy=organization.leaked_key_policy,
     )
 
 
