@@ -123,6 +123,7 @@ GATEWAY_METRICS = (
     _counter("tollway_response_cache_hits", "requests", (), "Requests that were answered from the cache of responses."),
     _counter("tollway_response_cache_misses", "requests", (), "Requests that asked for the cache of responses and were not in it."),
     _gauge("tollway_response_cache_bytes", "bytes", "Memory that the cache of responses takes."),
+    _counter("tollway_content_log_dropped", "requests", (), "Requests whose content could not be logged."),
     _counter("tollway_stored_response_failures", "requests", (), "Stored responses that could not be stored, read or deleted."),
     _gauge("tollway_batches_running", "batches", "Batches that this gateway runs now."),
     _gauge("tollway_batch_lines_running", "requests", "Lines of batches that this gateway has sent and that have not ended."),

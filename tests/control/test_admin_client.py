@@ -238,6 +238,10 @@ CALLS: dict[str, Callable[[Setting], Any]] = {
         "project_alert",
         lambda s, it: s.client.projects.spend_alerts.update(it, project_id=s.project, **SPENDING, notification_channel=NOBODY),
     ),
+    "data_retention.retrieve": lambda s: s.client.data_retention.retrieve(),
+    "data_retention.update": lambda s: s.client.data_retention.update(retention_type="modified_abuse_monitoring"),
+    "projects/data_retention.retrieve": lambda s: s.client.projects.data_retention.retrieve(s.project),
+    "projects/data_retention.update": lambda s: s.client.projects.data_retention.update(s.project, retention_type="none"),
     "projects/spend_alerts.list": lambda s: s.client.projects.spend_alerts.list(s.project),
     "projects/spend_alerts.delete": _with("project_alert", lambda s, it: s.client.projects.spend_alerts.delete(it, project_id=s.project)),
     "projects/spend_limit.retrieve": lambda s: (
@@ -345,11 +349,9 @@ ELSEWHERE = {
 
 UNSUPPORTED = (
     "certificates",
-    "data_retention",
     "external_keys",
     "external_storage",
     "projects/certificates",
-    "projects/data_retention",
     "projects/hosted_tool_permissions",
 )
 """Resources that are not supported: their lists are empty, and anything else is refused by the code `unsupported`."""
@@ -418,8 +420,6 @@ BODIES: dict[str, dict[str, Any]] = {
     "certificates.deactivate": {"certificate_ids": ["x"]},
     "projects/certificates.activate": {"certificate_ids": ["x"]},
     "projects/certificates.deactivate": {"certificate_ids": ["x"]},
-    "data_retention.update": {"retention_type": "zero_data_retention"},
-    "projects/data_retention.update": {"retention_type": "organization_default"},
     "external_keys.create": {"external_id": "x", "kms_arn": "x", "name": "x", "role_arn": "x", "type": "aws"},
     "external_storage.create": {"project_id": "x", "provider": {"type": "aws"}},
 }

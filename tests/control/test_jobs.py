@@ -304,6 +304,7 @@ class TestReadiness:
         assert set(found) == {
             "idempotency_keys",
             "stored_responses",
+            "content_logs",
             "publication_watch",
             "event_months",
             "waiting_records",
@@ -406,6 +407,7 @@ def test_of_two_processes_one_reads_engines_and_the_other_takes_over_from_a_kill
         assert names["engine_readings"] == 0 and set(names) == {
             "idempotency_keys",
             "stored_responses",
+            "content_logs",
             "publication_watch",
             "event_months",
             "waiting_records",

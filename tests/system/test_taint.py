@@ -42,7 +42,7 @@ def mark(name: str) -> str:
 
 @dataclass(slots=True)
 class Planted:
-    """What was planted, by name, and the answers that came back. `shown`: names of what an answer to its own sender may repeat."""
+    """Texts that were planted, by name, and the answers that came back."""
 
     texts: dict[str, str] = field(default_factory=dict)
     answers: list[tuple[str, httpx2.Response]] = field(default_factory=list)

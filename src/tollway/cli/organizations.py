@@ -122,6 +122,28 @@ def store_responses(
     print_json(changed) if output is Output.JSON else print(f"{changed['name']}: responses are {stored}")
 
 
+@app.command()
+def retention(
+    type: Annotated[
+        str | None,
+        typer.Option("--type", metavar="TYPE", help="zero_data_retention, modified_abuse_monitoring, or their enhanced_ forms."),
+    ] = None,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Show or set what may be kept of the content of an organization's requests.
+
+    With zero_data_retention logged content and stored responses are deleted, and none are stored any more.
+    """
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        path = "/organization/data_retention"
+        found = control.get(path) if type is None else control.post(path, {"retention_type": type})
+    print_json(found) if output is Output.JSON else print(found["type"])
+
+
 @app.command("leaked-keys")
 def set_leaked_key_policy(
     policy: Annotated[

@@ -6,8 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from tollway.cli.client import ControlUrl, DataDir, Key, Organization, complete_models, complete_projects, connect_tenant
+from tollway.cli.client import ControlUrl, DataDir, Key, Organization, complete_models, complete_projects, connect_tenant, segment
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
+from tollway.cli.times import Zone, with_times
+from tollway.domain.data_retention import CONTENT_RETENTION_SECONDS_MAX
 from tollway.domain.project_policies import ModelMode
 from tollway.settings import OperatorError
 
@@ -191,6 +193,67 @@ def set_tiers(
     with connect_tenant(control_url, key, data_dir, organization) as control:
         found = control.post(f"/organization/projects/{control.get_project(project)['id']}/service_tier_settings", body)
     print_json(found) if output is Output.JSON else print(_describe_tiers(found))
+
+
+@app.command()
+def retention(
+    project: ProjectArgument,
+    type: Annotated[
+        str | None,
+        typer.Option("--type", metavar="TYPE", help="organization_default, none, zero_data_retention, or modified_abuse_monitoring."),
+    ] = None,
+    content_days: Annotated[
+        int | None,
+        typer.Option(
+            "--content-days",
+            metavar="DAYS",
+            min=1,
+            max=CONTENT_RETENTION_SECONDS_MAX // 86_400,
+            help="Log the content of requests, and keep it for so many days; with the type none only.",
+        ),
+    ] = None,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Show or set what may be kept of the content of a project's requests. Content that is logged no longer is deleted."""
+    if content_days is not None and type != "none":
+        raise OperatorError("--content-days needs --type none", exit_code=2)
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        path = f"/organization/projects/{control.get_project(project)['id']}/data_retention"
+        seconds = None if content_days is None else content_days * 86_400
+        body = {"retention_type": type, "content_retention_seconds": seconds}
+        found = control.get(path) if type is None else control.post(path, body)
+    if output is Output.JSON:
+        print_json(found)
+        return
+    kept = found["content_retention_seconds"]
+    print(f"{found['type']}; content is {'not logged' if kept is None else f'logged for {kept / 86_400:g} days'}")
+
+
+@app.command()
+def content(
+    project: ProjectArgument,
+    request: Annotated[str | None, typer.Argument(metavar="REQUEST", help="Id of one request, whose content is printed as JSON.")] = None,
+    zone: Zone = None,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List the requests of a project whose content is logged, or print the content of one. Both are recorded in the audit trail."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        path = f"/organization/projects/{control.get_project(project)['id']}/content"
+        if request is not None:
+            print_json(control.get(f"{path}/{segment(request)}"))
+            return
+        rows = list(control.list_all(path))
+        if output is Output.TABLE:
+            rows = with_times(rows, control.get_zone(zone), at="created_at")
+    print_rows(output, ["id", "at", "api_key_id", "endpoint", "model"], rows, none="no content is logged")
 
 
 def _describe_models(found: Mapping[str, Any]) -> str:

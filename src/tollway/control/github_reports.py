@@ -103,7 +103,7 @@ def read_keys(document: Mapping[str, object]) -> dict[str, ec.EllipticCurvePubli
 
 @dataclass(slots=True)
 class GithubReports:
-    """What verifies reports, for one event loop. `keys_url`: where the keys are published. `clock`: seconds that only grow."""
+    """Verifies reports, for one event loop. `keys_url`: where the keys are published. `clock`: seconds that only grow."""
 
     keys_url: str
     log: Callable[[Mapping[str, object]], None]

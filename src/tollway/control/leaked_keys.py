@@ -22,7 +22,8 @@ from tollway.domain.snapshot import KeyEntry
 from tollway.storage import keys as stored_keys
 from tollway.storage import leaked_keys as storage
 from tollway.storage import tenants as stored_tenants
-from tollway.storage.database import Database, TenantTx
+from tollway.storage.database import Database as Database  # of `report_any`, for the API
+from tollway.storage.database import TenantTx
 from tollway.storage.leaked_keys import FoundSecret
 
 RECIPIENTS_MAX = 10

@@ -11,6 +11,7 @@ from tollway.control import publish, tenants
 from tollway.domain.faults import QUOTA_EXCEEDED, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.snapshot import OrganizationEntry
 from tollway.domain.tenants import Organization, Status
+from tollway.storage import content_logs
 from tollway.storage import stored_responses as storage
 from tollway.storage import tenants as stored_tenants
 from tollway.storage.database import Database, TenantTx
@@ -29,9 +30,11 @@ _SECOND_US = 1_000_000
 
 def set_retention(tx: TenantTx, seconds: int | None, now: int) -> Organization:
     """Store responses of the organization for so many seconds from now on; None stores none. What is stored already is kept no longer than
-    that either, and is deleted at once where nothing is to be stored. Raises STATE_CONFLICT (archived)."""
+    that either, and is deleted at once where nothing is to be stored. Raises STATE_CONFLICT (archived, or nothing may be kept)."""
     publish.lock(tx)
     tenants.require_active_organization(tx)
+    if seconds is not None and content_logs.find_organization_retention(tx).is_zero:
+        raise Fault(STATE_CONFLICT, message="The organization lets nothing be kept of its requests.")
     stored_tenants.set_response_retention(tx, seconds)
     if seconds is None:
         storage.delete_all(tx)
@@ -52,12 +55,18 @@ def store(tx: TenantTx, *, project_id: str, id: str, content: bytes, now: int) -
         or organization.response_retention_seconds is None
         or project is None
         or project.status is not Status.ACTIVE
+        or content_logs.find_project_retention(tx, project_id).type.is_zero
     ):
         raise Fault(STATE_CONFLICT, message="The organization stores no responses.")
     expires_at = now + organization.response_retention_seconds * _SECOND_US
     total = storage.insert_response(tx, project_id=project_id, id=id, created_at=now, expires_at=expires_at, content=content)
     if total.responses > RESPONSES_MAX or total.bytes > BYTES_MAX:
         raise Fault(QUOTA_EXCEEDED, message=f"An organization can store at most {RESPONSES_MAX} responses, and {BYTES_MAX} bytes of them.")
+
+
+def delete_of_project(tx: TenantTx, project_id: str) -> None:
+    """Delete every response of a project."""
+    storage.delete_all(tx, project_id)
 
 
 def read(tx: TenantTx, project_id: str, id: str, now: int) -> bytes:

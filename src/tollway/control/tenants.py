@@ -19,10 +19,10 @@ from tollway.domain.quotas import Quota, QuotaSizes
 from tollway.domain.rotation_schedules import RotationSchedule
 from tollway.domain.snapshot import KeyEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.tenants import Organization, Project, ServiceAccount, Status
+from tollway.storage import content_logs, stored_responses
 from tollway.storage import keys as stored_keys
 from tollway.storage import periods as stored_periods
 from tollway.storage import sessions as stored_sessions
-from tollway.storage import stored_responses
 from tollway.storage import tenants as storage
 from tollway.storage.database import PlatformTx, TenantTx
 
@@ -114,6 +114,8 @@ def archive_organization(tx: TenantTx, now: int) -> tuple[Organization, int]:
     revoked = stored_keys.revoke_organization_keys(tx, now)
     stored_sessions.delete_organization_sessions(tx)
     archived = storage.archive_organization(tx, now)
+    content_logs.end_logging(tx)
+    content_logs.delete_content(tx)
     stored_responses.delete_all(tx)  # nothing more is stored, because the organization is archived before
     publish.publish(tx, KeyEntry, revoked, now)
     publish.publish(tx, ProjectEntry, archived, now)
@@ -184,6 +186,7 @@ def archive_project(tx: TenantTx, project_id: str, now: int) -> tuple[Project, i
     publish.publish(tx, KeyEntry, stored_keys.revoke_project_keys(tx, project_id, now), now)
     if project.status is Status.ACTIVE:
         storage.archive_project(tx, project_id, now)
+        content_logs.delete_content(tx, project_id)
     version = publish.publish(tx, ProjectEntry, [project_id], now)
     return get_project(tx, project_id), version
 

@@ -6,7 +6,7 @@ import msgspec
 
 
 class LeakPolicy(StrEnum):
-    """What an organization wants to be done with a secret that is reported as leaked."""
+    """Wish of an organization for a secret that is reported as leaked."""
 
     REVOKE = "revoke"
     """The secret ends at once, and the owners are told."""
@@ -17,7 +17,7 @@ class LeakPolicy(StrEnum):
 
 
 class LeakSource(StrEnum):
-    """Who reported a leaked secret."""
+    """Reporter of a leaked secret."""
 
     GITHUB = "github"
     ADMIN = "admin"
@@ -25,7 +25,7 @@ class LeakSource(StrEnum):
 
 
 class LeakAction(StrEnum):
-    """What was done with a secret that was reported."""
+    """Outcome of a report for its secret."""
 
     REVOKED = "revoked"
     """The key was revoked."""

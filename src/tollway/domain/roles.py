@@ -40,6 +40,7 @@ class Permission(StrEnum):
     SCIM_WRITE = "scim.write"
     PRICES_READ = "prices.read"
     AUDIT_READ = "audit.read"
+    CONTENT_READ = "content.read"
 
     PLATFORM_ORGANIZATIONS_READ = "platform.organizations.read"
     PLATFORM_ORGANIZATIONS_WRITE = "platform.organizations.write"
@@ -139,7 +140,7 @@ TENANT_PERMISSIONS = frozenset(each for each in Permission if not each.is_of_pla
 """Permissions that a role of an organization can contain."""
 
 _P = Permission
-_READS = frozenset(each for each in TENANT_PERMISSIONS if each.is_read)
+_READS = frozenset(each for each in TENANT_PERMISSIONS if each.is_read) - {_P.CONTENT_READ}
 _MONEY = {_P.BUDGETS_READ, _P.BUDGETS_WRITE, _P.USAGE_READ, _P.COSTS_READ, _P.PRICES_READ}
 _DEVELOPMENT = {
     _P.PROJECTS_READ,
@@ -167,25 +168,26 @@ PROJECT_PERMISSIONS = frozenset(
         _P.ROLES_WRITE,
         _P.USERS_READ,
         _P.USERS_WRITE,
+        _P.CONTENT_READ,
     }
 )
 """Permissions that a role of a project can contain: those of operations whose path names a project."""
 
-_PROJECT_READS = frozenset(each for each in PROJECT_PERMISSIONS if each.is_read)
+_PROJECT_READS = frozenset(each for each in PROJECT_PERMISSIONS if each.is_read) - {_P.CONTENT_READ}
 
 OPERATOR = _built_in(RoleScope.PLATFORM, "operator", "Everything, on the platform and in every organization.", Permission)
 AUDITOR = _built_in(
     RoleScope.PLATFORM,
     "auditor",
-    "Reads everything, on the platform and in every organization.",
-    [each for each in Permission if each.is_read],
+    "Reads everything but logged content, on the platform and in every organization.",
+    [each for each in Permission if each.is_read and each is not Permission.CONTENT_READ],
 )
 OWNER = _built_in(RoleScope.ORGANIZATION, "owner", "Everything in the organization.", TENANT_PERMISSIONS)
 ADMIN = _built_in(
     RoleScope.ORGANIZATION,
     "admin",
-    "Everything in the organization but its admin keys and its directory.",
-    TENANT_PERMISSIONS - {_P.ADMIN_KEYS_WRITE, _P.SCIM_WRITE},
+    "Everything in the organization but its admin keys, its directory and logged content.",
+    TENANT_PERMISSIONS - {_P.ADMIN_KEYS_WRITE, _P.SCIM_WRITE, _P.CONTENT_READ},
 )
 DIRECTORY = _built_in(RoleScope.ORGANIZATION, "directory", "Provisions people and groups by SCIM, and nothing else.", {_P.SCIM_WRITE})
 BILLING = _built_in(
@@ -194,12 +196,12 @@ BILLING = _built_in(
 DEVELOPER = _built_in(
     RoleScope.ORGANIZATION, "developer", "Makes keys and service accounts in every project.", {_P.ORGANIZATION_READ, *_DEVELOPMENT}
 )
-VIEWER = _built_in(RoleScope.ORGANIZATION, "viewer", "Reads everything in the organization.", _READS)
+VIEWER = _built_in(RoleScope.ORGANIZATION, "viewer", "Reads everything in the organization but logged content.", _READS)
 PROJECT_OWNER = _built_in(RoleScope.PROJECT, "owner", "Everything in one project.", PROJECT_PERMISSIONS)
 PROJECT_MEMBER = _built_in(
     RoleScope.PROJECT, "member", "Makes keys and service accounts in one project.", PROJECT_PERMISSIONS & _DEVELOPMENT
 )
-PROJECT_VIEWER = _built_in(RoleScope.PROJECT, "viewer", "Reads everything in one project.", _PROJECT_READS)
+PROJECT_VIEWER = _built_in(RoleScope.PROJECT, "viewer", "Reads everything in one project but logged content.", _PROJECT_READS)
 
 BUILT_IN: tuple[Role, ...] = (
     OPERATOR,

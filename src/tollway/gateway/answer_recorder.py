@@ -31,6 +31,7 @@ class AnswerRecorder:
     """The client of a request with an idempotency key, as whoever answers it sees it: it passes everything on and records the stream.
 
     `chunked` is False, so that a stream arrives as it is, without transfer coding. `is_replayed`: the answer came from the store.
+    `claimed`: the place of the answer.
     """
 
     chunked = False
@@ -49,7 +50,7 @@ class AnswerRecorder:
         self._executor = executor
         self._replay_headers = replay_headers
         self._client = client
-        self._claimed = claimed
+        self.claimed = claimed
         self._bytes_max = body_bytes_max
         self._buffer = buffer
         self._next_bytes = LARGE_BYTES
@@ -61,11 +62,11 @@ class AnswerRecorder:
     @property
     def has_answer(self) -> bool:
         """Return whether the answer is stored already."""
-        return self._claimed.answer is not None
+        return self.claimed.answer is not None
 
     def replay(self, headers: bytes) -> bool:
         """Give the stored answer, with further header lines; return False if there is none."""
-        answer = self._claimed.answer
+        answer = self.claimed.answer
         if answer is None:
             return False
         self.is_replayed = True
@@ -93,6 +94,7 @@ class AnswerRecorder:
 
     async def _keep(self, answer: StoredAnswer | None) -> None:
         await _in_thread(self._executor, self._claimed.keep, answer)
+        await _in_thread(self.claimed.keep, answer)
 
     def release(self) -> None:
         """Let the key be used again. Without a stored answer the request is a new one then."""
@@ -100,6 +102,8 @@ class AnswerRecorder:
         self._buffer.release()
         self._claimed.release()
         asyncio.get_running_loop().run_in_executor(self._executor, self._claimed.clean_up)
+        self.claimed.release()
+        asyncio.get_running_loop().run_in_executor(None, self.claimed.clean_up)
 
     def _record(self, data: bytes) -> None:
         if self._pieces is None:

@@ -22,6 +22,7 @@ from tollway.gateway.authorize import authorize
 from tollway.gateway.budget_fallback import FALLBACK_HEADER, reserve_or_fall_back
 from tollway.gateway.budgets import BudgetHold, read_max_cost
 from tollway.gateway.buffers import BufferHold
+from tollway.gateway.content_log import log_content
 from tollway.gateway.deadlines import read_timeout, require_time
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.fallback import fall_back, name_model
@@ -119,6 +120,9 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
                 if recorder is not None:
                     receiver = call.answer_recorder = recorder
                     permit.headers = MISS + permit.headers
+            if caller.project.logs_content and plane.content_log is not None:
+                recorder = log_content(plane.content_log, call, client, recorder, _list_sent_pieces(request), plane.buffers)
+                receiver = call.answer_recorder = recorder
             if call.model.guardrail is not _UNGUARDED:
                 receiver = await _guard(call, receiver, plane, driver)
             candidates = route(call, plane.upstreams, request.started, plane.random)

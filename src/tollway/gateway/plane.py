@@ -17,6 +17,7 @@ from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.memory_counters import MemoryCounters
 from tollway.gateway.model_listing import ModelListings
 from tollway.gateway.ports import AnswerStore, BatchStore, FileStore, ResponseStore, TokenEndpoint, UsageSink, Vault
+from tollway.gateway.ports import AnswerStore, ContentLog, FileStore, ResponseStore, TokenEndpoint, UsageSink, Vault
 from tollway.gateway.relay import Active, RelayBounds, RetryBudget
 from tollway.gateway.response_cache import ResponseCache
 from tollway.gateway.shared_counters import SharedCounters
@@ -57,6 +58,7 @@ class Plane:
         self.body_readers: BodyReaders | None = None
         self.answer_store: AnswerStore | None = None
         self.response_store: ResponseStore | None = None
+        self.content_log: ContentLog | None = None
         self.file_store: FileStore | None = None
         self.batch_store: BatchStore | None = None
         self.batch_lines_max = 0

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from tollway.domain.answers import StoredAnswer
 from tollway.domain.batches import Batch, LineResult
 from tollway.domain.billing_classes import Quantities
+from tollway.domain.content_logs import Content, ContentRecord
 from tollway.domain.faults import Fault
 from tollway.domain.files import FileOwner, StoredFile
 from tollway.domain.limits import LevelLimits
@@ -201,6 +202,14 @@ class ResponseStore(Protocol):
 
     async def delete(self, organization_id: str, project_id: str, id: str) -> bool:
         """Delete a stored response; return False if the project has none of this id. Raises as `find` does."""
+        ...
+
+
+class ContentLog(Protocol):
+    """The log of what requests of projects said and were answered, where these want it."""
+
+    def add(self, record: ContentRecord, content: Content) -> None:
+        """Take the content of a request that has ended. Neither blocks nor raises: what cannot be kept is lost, and counted."""
         ...
 
 

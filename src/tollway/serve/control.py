@@ -27,6 +27,7 @@ import uvloop
 from tollway.control import (
     audit,
     audit_chains,
+    content_logs,
     federation,
     idempotency,
     keys,
@@ -90,6 +91,9 @@ IDEMPOTENCY_SECONDS = 3_600.0
 
 STORED_RESPONSES_SECONDS = 60.0
 """Interval of the job that removes responses whose time is over. Nobody can read them meanwhile."""
+
+CONTENT_SECONDS = 60.0
+"""Interval of the job that removes logged content whose time is over. Nobody can read it meanwhile."""
 
 SESSIONS_SECONDS = 3_600.0
 """Interval of the job that removes sessions and links that have ended, which nobody can use any more."""
@@ -440,6 +444,13 @@ def _list_jobs(
             if turn.is_over():
                 break
 
+    def remove_content(turn: Turn) -> None:
+        for removed in content_logs.remove_expired(plane.database, turn.at):
+            if removed:
+                plane.log({"event": "content_removed", "requests": removed})
+            if turn.is_over():
+                break
+
     def remove_stored_responses(turn: Turn) -> None:
         for removed in stored_responses.remove_expired(plane.database, turn.at):
             if removed:
@@ -523,6 +534,12 @@ def _list_jobs(
             name="stored_responses",
             work=in_thread(remove_stored_responses),
             interval_seconds=STORED_RESPONSES_SECONDS,
+            deadline_seconds=THREAD_SECONDS_MAX,
+        ),
+        Job(
+            name="content_logs",
+            work=in_thread(remove_content),
+            interval_seconds=CONTENT_SECONDS,
             deadline_seconds=THREAD_SECONDS_MAX,
         ),
         Job(

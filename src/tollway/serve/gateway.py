@@ -45,6 +45,7 @@ from tollway.gateway.response_cache import CacheBounds, ResponseCache
 from tollway.gateway.shedding import SheddingBounds, find_memory_bound, read_resident_bytes
 from tollway.gateway.upstreams import cache_events, load_reports, probes
 from tollway.gateway.waiting import QueueBounds
+from tollway.link.content_log import ContentSender
 from tollway.link.guardrail_requests import GuardrailRequests
 from tollway.link.joining import join
 from tollway.link.leases import LeaseClient
@@ -336,6 +337,7 @@ class _Link:
     leases: LeaseClient | None = None
     token_requests: TokenRequests | None = None
     responses: ResponseStorage | None = None
+    content: ContentSender | None = None
 
     def ship(self, spool: Spool) -> None:
         """Begin to ship the records of `spool`, and those of earlier epochs in its directory."""
@@ -369,7 +371,7 @@ class _Link:
     async def close(self) -> None:
         """Ship what is left and close the connections. Call it once the background tasks have ended."""
         await self.follower.close()
-        for client in (self.leases, self.reporter, self.token_requests, self.responses):
+        for client in (self.leases, self.reporter, self.token_requests, self.responses, self.content):
             if client is not None:
                 await client.close()
         if self.shipper is not None:
@@ -423,11 +425,16 @@ async def _start_link(options: GatewayOptions, plane: Plane, alarm: Alarm, backg
         storage = ResponseStorage(control_link_url=url, node_key=node.key, sealer_of=LocalVault(options.vault_key).for_organization)
         plane.response_store = storage
         expose("tollway_stored_response_failures", lambda: storage.failures)
+        content = ContentSender(control_link_url=url, node_key=node.key, sealer_of=LocalVault(options.vault_key).for_organization)
+        plane.content_log = content
+        expose("tollway_content_log_dropped", lambda: content.dropped)
+        background.start("content log", partial(_run_after, joined, content.run))
+        link = _Link(options, plane, alarm, background, follower, joined, token_requests=token_requests, responses=storage, content=content)
         if plane.shared_counters is None:
             reporter = LimitReporter(plane.counters, control_link_url=url, node_key=node.key, node_id=node.node_id)
             background.start("limit_reports", partial(_run_after, joined, reporter.run))
-            return _Link(options, plane, alarm, background, follower, joined, reporter, token_requests=token_requests, responses=storage)
-        return _Link(options, plane, alarm, background, follower, joined, token_requests=token_requests, responses=storage)
+            link.reporter = reporter
+        return link
     return _Link(options, plane, alarm, background, follower, joined)
 
 

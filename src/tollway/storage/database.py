@@ -364,6 +364,7 @@ def _sqlite_engine(url: sa.URL, *, write: bool) -> sa.Engine:
         cursor = connection.cursor()
         if write:
             cursor.execute("PRAGMA journal_mode = WAL")
+            cursor.execute("PRAGMA secure_delete = ON")  # what was deleted is overwritten, so that a retention time means the bytes
             cursor.execute("PRAGMA synchronous = FULL")  # a commit that was answered survives a power cut
             cursor.execute(f"PRAGMA cache_size = -{WRITER_CACHE_KIB}")
         cursor.execute("PRAGMA foreign_keys = ON")

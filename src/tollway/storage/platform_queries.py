@@ -219,6 +219,7 @@ def _projects(tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
             models=None if said is None else said.allowed,
             denied_models=() if said is None else said.denied,
             service_tiers=tenants.read_service_tiers(row),
+            logs_content=row.content_retention_seconds is not None,
         )
 
 

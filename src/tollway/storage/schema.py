@@ -82,6 +82,7 @@ organizations = sa.Table(
     sa.Column("queue_weight", sa.Integer, nullable=False, server_default="1"),
     sa.CheckConstraint("queue_weight > 0", name="queue_weight_positive"),
     sa.Column("response_retention_seconds", sa.BigInteger),  # null: responses are not stored
+    sa.Column("data_retention", sa.String(64), nullable=False, server_default="modified_abuse_monitoring"),
     sa.Column("leaked_key_policy", sa.String(16), nullable=False, server_default="revoke"),  # domain.leaked_keys.LeakPolicy
     *limit_columns(),
     one_of("status", Status),
@@ -117,6 +118,8 @@ projects = sa.Table(
     sa.Column("archived_at", sa.BigInteger),
     sa.Column("residency", sa.Text),  # JSON array of regions
     sa.Column("model_permissions", sa.Text),  # JSON of domain.project_policies.ModelPermissions; null for every published model
+    sa.Column("data_retention", sa.String(64), nullable=False, server_default="organization_default"),
+    sa.Column("content_retention_seconds", sa.BigInteger),  # null: content is not logged
     sa.Column("service_tiers", sa.Text),  # JSON of domain.project_policies.ServiceTiers; null for all, with the standard one as the default
     *limit_columns(),
     *limit_columns(END_USER_PREFIX),

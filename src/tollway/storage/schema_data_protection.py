@@ -1,4 +1,4 @@
-"""The tables of data protection, on the MetaData of `schema`: secrets that leaked."""
+"""The tables of data protection, on the MetaData of `schema`: secrets that leaked, logged content."""
 
 import sqlalchemy as sa
 
@@ -17,4 +17,27 @@ leaked_keys = sa.Table(
     sa.Column("reported_at", sa.BigInteger, nullable=False),
     sa.ForeignKeyConstraint(["organization_id", "key_id"], ["api_keys.organization_id", "api_keys.id"]),
     sa.UniqueConstraint("organization_id", "key_id", "redacted"),
+)
+
+content_logs = sa.Table(  # what requests of projects said and were answered, where these want it
+    "content_logs",
+    metadata,
+    sa.Column("organization_id", sa.String(64), primary_key=True),
+    sa.Column("id", sa.String(64), primary_key=True),  # of the request
+    sa.Column("project_id", sa.String(64), nullable=False),
+    sa.Column("key_id", sa.String(64), nullable=False),
+    sa.Column("endpoint", sa.String(64), nullable=False),
+    sa.Column("model", sa.String(128), nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("expires_at", sa.BigInteger, nullable=False, index=True),
+    sa.Column("content", sa.LargeBinary, nullable=False),  # sealed by the gateway, and once more under the organization's data key
+    sa.ForeignKeyConstraint(["organization_id", "project_id"], ["projects.organization_id", "projects.id"]),
+    sa.Index(None, "organization_id", "project_id", "id"),
+)
+
+content_log_totals = sa.Table(  # bytes of the content of an organization above
+    "content_log_totals",
+    metadata,
+    sa.Column("organization_id", sa.String(64), sa.ForeignKey("organizations.id"), primary_key=True),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
 )

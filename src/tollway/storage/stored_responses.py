@@ -77,10 +77,12 @@ def shorten_retention(tx: TenantTx, lifetime_us: int) -> None:
     )
 
 
-def delete_all(tx: TenantTx) -> None:
-    """Delete every response of the organization."""
-    tx.connection.execute(stored_responses.delete().where(_C.organization_id == tx.organization_id))
-    tx.connection.execute(stored_response_totals.delete().where(_T.organization_id == tx.organization_id))
+def delete_all(tx: TenantTx, project_id: str | None = None) -> None:
+    """Delete every response of the organization, or of one project."""
+    own = _C.organization_id == tx.organization_id
+    delete = stored_responses.delete().where(own if project_id is None else sa.and_(own, _C.project_id == project_id))
+    sizes = list(tx.connection.execute(delete.returning(_SIZE)).scalars())
+    _take_off(tx, tx.organization_id, len(sizes), sum(sizes))
 
 
 def remove_expired(tx: PlatformTx, now: int, count_max: int) -> int:

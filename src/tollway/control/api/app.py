@@ -34,6 +34,7 @@ from tollway.control.api import (
     catalog,
     corrections,
     credits,
+    data_retention,
     deployments,
     descriptions,
     device_pages,
@@ -110,6 +111,7 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     projects.router,
     api_keys.router,
     leaked_keys.router,
+    data_retention.router,
     service_accounts.router,
     limits.router,
     plans.router,
@@ -146,7 +148,14 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     unsupported.router,
 )
 PAGE_ROUTERS: Sequence[APIRouter] = (sign_in_pages.router, account_pages.router, device_pages.router, provider_pages.router)
-LINK_ROUTERS: Sequence[APIRouter] = (link.router, records.router, budgets.link_router, limits.link_router, stored_responses.router)
+LINK_ROUTERS: Sequence[APIRouter] = (
+    link.router,
+    records.router,
+    budgets.link_router,
+    limits.link_router,
+    stored_responses.router,
+    data_retention.link_router,
+)
 
 
 def create_apps(plane: ControlPlane) -> tuple[FastAPI, FastAPI]:

@@ -18,14 +18,13 @@ from tollway.control.api.routes import Plane, may, public
 from tollway.control.api.schemas import Identified, In, ListOut, Out, PageQuery, list_out, seconds
 from tollway.control.audit import AuditedOperation
 from tollway.control.github_reports import BODY_BYTES_MAX, SIGNATURE_INVALID, GithubMatch
-from tollway.control.leaked_keys import Finding, Reported, Reporter
+from tollway.control.leaked_keys import Database, Finding, Reported, Reporter
 from tollway.control.plane import ControlPlane
 from tollway.domain.audit import Actor, ActorKind, Target
 from tollway.domain.faults import BODY_TOO_LARGE, RESOURCE_UNKNOWN, Fault
 from tollway.domain.keys import Operator
 from tollway.domain.leaked_keys import REPORTED_MAX, LeakedKey, LeakSource
 from tollway.domain.roles import Permission
-from tollway.storage.database import Database
 
 router = routes.router(tags=["leaked keys"])
 
@@ -112,7 +111,7 @@ class LeakedKeyOut(Identified):
 
 
 class FeedbackOut(Out):
-    """What a secret was, in the shape that GitHub reads."""
+    """Feedback about a secret, in the shape that GitHub reads."""
 
     token_hash: Annotated[str, Field(description="SHA-256 of the secret, in hexadecimal.", examples=["9f86d081884c7d65"])]
     token_type: Annotated[str, Field(description="The kind of secret, as the report names it.", examples=["tollway_api_key"])]

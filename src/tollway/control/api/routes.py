@@ -204,7 +204,7 @@ TARGET_CHARACTERS_MAX = 64
 
 SCIM_JSON = re.compile(r"^\s*application/scim\+json", re.IGNORECASE)
 SECRET = re.compile(r"tw_[a-z]+_[0-9A-Za-z]+")
-"""What begins like a secret of ours."""
+"""Pattern of a text that begins like a secret of ours."""
 
 BRACKETS = re.compile(r"(\[\]|%5B%5D)(?==|&|$)", re.IGNORECASE)
 
