@@ -180,3 +180,18 @@ def test_archived_organization_is_recorded_with_its_keys_as_far_as_a_record_hold
 def test_filter_that_cannot_match_is_refused(fresh_control: Running, tenant: TenantSetup, query: str) -> None:
     answer = fresh_control.client(tenant.admin_key).get(f"/v1/organization/audit_logs?{query}")
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_value")
+
+
+def test_trail_is_copied_from_a_sequence_number_on_oldest_first(control: Running, alice: TenantSetup) -> None:
+    admin = control.client(alice.admin_key)
+    path = "/v1/organization/audit_logs"
+    answered(admin.post("/v1/organization/projects", json={"name": "copied"}))
+    copied, last = [], 0
+    while True:
+        page = answered(admin.get(path, params={"after_sequence": last, "limit": 2}))
+        copied += [each["record"]["sequence"] for each in page["data"]]
+        last = copied[-1]
+        if not page["has_more"]:
+            break
+    assert copied == list(range(1, last + 1))
+    assert admin.get(path, params={"after_sequence": 1, "after": "audit_1"}).status_code == 400

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict
@@ -61,17 +62,30 @@ def list_records(
 def export(
     format: Annotated[ExportFormat, typer.Option("--format", help="JSON lines, or CEF as many SIEMs read it.")] = ExportFormat.JSONL,
     file: Annotated[Path | None, typer.Option("-f", "--file", metavar="FILE", help="File to write, in place of standard output.")] = None,
+    cursor: Annotated[
+        Path | None,
+        typer.Option(
+            "--cursor",
+            metavar="FILE",
+            help="Write only what was recorded since the last export with this file, the oldest first, and note in it how far it came.",
+        ),
+    ] = None,
     platform: Platform = False,
     organization: Organization = None,
     control_url: ControlUrl = None,
     key: Key = None,
     data_dir: InstallationDir = None,
 ) -> None:
-    """Write the whole audit trail of an organization, or of the platform, as lines: the latest record first."""
-    with _connect(platform, control_url, key, data_dir, organization) as (control, path), written_whole(file) as writer:
-        for event in _iterate(control, path):
-            line = json.dumps(event, ensure_ascii=False) if format is ExportFormat.JSONL else format_cef(event)
-            writer.write(f"{line}\n".encode())
+    """Write the audit trail of an organization, or of the platform, as lines: all of it, the latest record first, or what is new."""
+    last = None if cursor is None else _read_cursor(cursor)
+    with _connect(platform, control_url, key, data_dir, organization) as (control, path):
+        with written_whole(file) as writer:
+            for event in _iterate(control, path) if last is None else _iterate_newer(control, path, last):
+                line = json.dumps(event, ensure_ascii=False) if format is ExportFormat.JSONL else format_cef(event)
+                writer.write(f"{line}\n".encode())
+                last = None if cursor is None else event["record"]["sequence"]
+        if cursor is not None and last is not None:  # once the lines are written: what fails before is written again
+            _write_cursor(cursor, last)
 
 
 @app.command()
@@ -160,6 +174,38 @@ def _iterate(control: Control, path: str) -> Iterator[dict[str, Any]]:
         if not page["has_more"]:
             return
         after = f"&after={page['last_id']}"
+
+
+def _iterate_newer(control: Control, path: str, last: int) -> Iterator[dict[str, Any]]:
+    """Yield the events of a chain after the sequence number `last`, the oldest first, with a warning where retention removed some that were
+    never exported."""
+    while True:
+        page = control.get(f"{path}?limit={PAGE_ITEMS}&after_sequence={last}")
+        for event in page["data"]:
+            sequence = event["record"]["sequence"]
+            if sequence > last + 1 and last > 0:
+                print(f"records {last + 1} to {sequence - 1} were removed before they were exported", file=sys.stderr)
+            last = sequence
+            yield event
+        if not page["has_more"]:
+            return
+
+
+def _read_cursor(file: Path) -> int:
+    """Return the sequence number of the record that was exported last; 0 if there is no such file yet."""
+    if not file.exists():
+        return 0
+    text = file.read_text().strip()
+    if not text.isdecimal():
+        raise OperatorError(f"{file} is not the cursor of an export", hint="name another file, or remove this one", exit_code=2)
+    return int(text)
+
+
+def _write_cursor(file: Path, sequence: int) -> None:
+    """Replace the cursor in one step, so that a crash leaves the one before."""
+    beside = file.with_name(f"{file.name}.new")
+    beside.write_text(f"{sequence}\n")
+    beside.replace(file)
 
 
 @contextmanager

@@ -9,9 +9,9 @@ class RetentionType(StrEnum):
     """Bound on what is kept of the content of requests. The enhanced types are OpenAI's; here they mean what those without the word do."""
 
     ORGANIZATION_DEFAULT = "organization_default"
-    """Of a project: what its organization says."""
+    """The type of the organization, for a project."""
     NONE = "none"
-    """Of a project: no restriction. Its content can be logged."""
+    """No restriction, for a project: its content can be logged."""
     ZERO = "zero_data_retention"
     """Nothing is kept: no log of content, no stored responses."""
     MODIFIED = "modified_abuse_monitoring"

@@ -2,7 +2,7 @@
 
 It is sealed here, under a key of its organization, for its place, so that the link carries no conversation; control seals it once more
 under the organization's data key. What waits is bounded, in number, bytes and time. Content that finds no space, or that control did not
-take in time, is lost and counted: no request waits for it, and none fails.
+accept in time, is lost and counted: no request waits for it, and none fails.
 """
 
 import asyncio

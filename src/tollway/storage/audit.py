@@ -32,7 +32,8 @@ class SignedCheckpoint(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditFilter:
-    """Conditions on the records of a list; an empty tuple or None admits all. Instants are UTC microseconds, `until` is exclusive."""
+    """Conditions on the records of a list; an empty tuple or None admits all. Instants are UTC microseconds, `until` is exclusive.
+    `after_sequence`: only records with a greater number, the oldest first."""
 
     since: int | None = None
     until: int | None = None
@@ -40,6 +41,7 @@ class AuditFilter:
     actor_ids: tuple[str, ...] = ()
     project_ids: tuple[str, ...] = ()
     target_ids: tuple[str, ...] = ()
+    after_sequence: int | None = None
 
 
 def lock_chain(tx: Transaction, chain: str) -> ChainEnd:
@@ -110,17 +112,18 @@ def list_records(
     tx: Transaction, chain: str, wanted: AuditFilter, *, after: str | None, before: str | None, limit: int
 ) -> Page[AuditRecord]:
     """Return the latest records first: at most `limit` that are older than the record with the id `after`, or, where `before` is given,
-    those just newer than it."""
+    those just newer than it. With `after_sequence` they are the oldest first."""
     column = audit_records.c
     query = sa.select(audit_records).where(column.chain == chain, *_conditions(wanted))
     if after is not None:
         query = query.where(column.sequence < _find_sequence(chain, after))
     if before is not None:
         query = query.where(column.sequence > _find_sequence(chain, before))
-    order = column.sequence.asc() if before is not None else column.sequence.desc()
+    is_ascending = before is not None or wanted.after_sequence is not None
+    order = column.sequence.asc() if is_ascending else column.sequence.desc()
     rows = tx.connection.execute(query.order_by(order).limit(limit + 1)).all()
     found = [_record(row) for row in rows[:limit]]
-    return Page(found[::-1] if before is not None else found, len(rows) > limit)
+    return Page(found[::-1] if before is not None and wanted.after_sequence is None else found, len(rows) > limit)
 
 
 def _find_sequence(chain: str, id: str) -> sa.ScalarSelect[int]:
@@ -134,6 +137,8 @@ def _conditions(wanted: AuditFilter) -> Iterator[sa.ColumnElement[bool]]:
         yield column.recorded_at >= wanted.since
     if wanted.until is not None:
         yield column.recorded_at < wanted.until
+    if wanted.after_sequence is not None:
+        yield column.sequence > wanted.after_sequence
     named: Sequence[tuple[sa.Column[Any], tuple[str, ...]]] = (
         (column.event, wanted.events),
         (column.actor_id, wanted.actor_ids),

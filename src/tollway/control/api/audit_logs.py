@@ -13,6 +13,7 @@ from tollway.control.api.routes import Plane, may
 from tollway.control.api.schemas import Identified, ListOut, Out, list_out, seconds
 from tollway.control.audit import AuditFilter
 from tollway.domain.audit import Actor, ActorKind, AuditRecord
+from tollway.domain.faults import PARAMETER_INVALID, Fault
 from tollway.domain.keys import Operator
 from tollway.domain.pages import Page
 from tollway.domain.roles import Permission
@@ -29,7 +30,8 @@ Instant = Annotated[int, Field(ge=0, le=2**40)]
 
 
 class AuditQuery(BaseModel):
-    """Conditions on the records of a list, which must meet all. The instants are Unix seconds."""
+    """Conditions on the records of a list, which must meet all. The instants are Unix seconds. `after_sequence`: only records with a
+    greater number, the oldest first, for whoever copies the trail: without `after` and `before`."""
 
     after: Cursor | None = None
     before: Cursor | None = None
@@ -44,9 +46,12 @@ class AuditQuery(BaseModel):
     project_ids: Words = []
     resource_ids: Words = []
     tenant_only: bool = False
+    after_sequence: Annotated[int, Field(ge=0, le=2**62)] | None = None
 
     def filter(self) -> AuditFilter:
-        """The same, for storage. No actor has an email address, so that a condition on one admits no record."""
+        """The same, for storage. No actor has an email address, so that a condition on one admits no record. Raises PARAMETER_INVALID."""
+        if self.after_sequence is not None and (self.after is not None or self.before is not None):
+            raise Fault(PARAMETER_INVALID, param="after_sequence", message="after_sequence cannot be combined with after or before.")
         earliest = [each for each in (self.effective_gte, _next(self.effective_gt)) if each is not None]
         latest = [each for each in (self.effective_lt, _next(self.effective_lte)) if each is not None]
         return AuditFilter(
@@ -56,6 +61,7 @@ class AuditQuery(BaseModel):
             actor_ids=("",) if self.actor_emails else tuple(self.actor_ids),
             project_ids=tuple(self.project_ids),
             target_ids=tuple(self.resource_ids),
+            after_sequence=self.after_sequence,
         )
 
 

@@ -110,7 +110,7 @@ class ContentOut(ContentRecordOut):
 
 @router.get("/v1/organization/data_retention")
 def retrieve_organization_retention(caller: Reader, plane: Plane) -> OrganizationRetentionOut:
-    """What may be kept of the content of the organization's requests."""
+    """Show what may be kept of the content of the organization's requests."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         return OrganizationRetentionOut.model_validate({"type": content_logs.get_organization_retention(tx).value})
 
@@ -126,7 +126,7 @@ def update_organization_retention(caller: Writer, plane: Plane, body: Organizati
 
 @router.get("/v1/organization/projects/{project_id}/data_retention")
 def retrieve_project_retention(caller: ProjectReader, plane: Plane, project_id: str) -> ProjectRetentionOut:
-    """What may be kept of the content of a project's requests."""
+    """Show what may be kept of the content of a project's requests."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         return _retention_out(content_logs.get_project_retention(tx, project_id))
 
@@ -150,7 +150,7 @@ def list_content(caller: ContentReader, plane: Plane, project_id: str, query: An
 
 @router.get("/v1/organization/projects/{project_id}/content/{request_id}")
 def retrieve_content(caller: ContentReader, plane: Plane, project_id: str, request_id: str) -> ContentOut:
-    """What a request of a project said and was answered. Reading it is recorded in the audit trail."""
+    """Show what a request of a project said and was answered. Reading it is recorded in the audit trail."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         sealed = content_logs.find_sealed(tx, project_id, request_id, plane.now())
     vaults = Vaults(plane.data_keys.open(caller.organization_id), plane.vault.for_organization(caller.organization_id))
