@@ -35,9 +35,7 @@ class ProjectEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
     """A project that may act. `models`: what its keys may use; None for every published model but those of `denied_models`. `model_limits`:
     its limits on single models, by name. `end_user_limits`: those of each of its end users on all models together;
     `end_user_model_limits`: those on single models and groups, by name. `residency`: the regions of deployments that may serve it; None for
-    any. `service_tiers`: those of its requests."""
-    its limits on single models, by name. `end_user_limits`: those of each of its end users. `residency`: the regions of deployments that
-    may serve it; None for any. `service_tiers`: those of its requests. `logs_content`: whether the content of its requests is logged."""
+    any. `service_tiers`: those of its requests. `logs_content`: whether the content of its requests is logged."""
 
     id: str
     organization_id: str
@@ -48,13 +46,13 @@ class ProjectEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
     residency: tuple[str, ...] | None = None
     denied_models: tuple[str, ...] = ()
     service_tiers: ServiceTiers = ALL_TIERS
+    logs_content: bool = False
     end_user_model_limits: dict[str, Limits] = {}
 
     def list_end_user_limits(self) -> tuple[tuple[str, Limits], ...]:
         """Return the limits of each end user, each with what it is on: a model, a group of models, or empty for all models together."""
         of_all = () if self.end_user_limits == UNLIMITED else (("", self.end_user_limits),)
         return (*of_all, *self.end_user_model_limits.items())
-    logs_content: bool = False
 
 
 class KeyEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="key", omit_defaults=True, gc=False):

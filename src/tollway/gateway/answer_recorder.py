@@ -93,17 +93,14 @@ class AnswerRecorder:
         await self._keep(None if pieces is None else StoredAnswer(self._headers, b"".join(pieces), is_stream=True))
 
     async def _keep(self, answer: StoredAnswer | None) -> None:
-        await _in_thread(self._executor, self._claimed.keep, answer)
-        await _in_thread(self.claimed.keep, answer)
+        await _in_thread(self._executor, self.claimed.keep, answer)
 
     def release(self) -> None:
         """Let the key be used again. Without a stored answer the request is a new one then."""
         self._pieces = None
         self._buffer.release()
-        self._claimed.release()
-        asyncio.get_running_loop().run_in_executor(self._executor, self._claimed.clean_up)
         self.claimed.release()
-        asyncio.get_running_loop().run_in_executor(None, self.claimed.clean_up)
+        asyncio.get_running_loop().run_in_executor(self._executor, self.claimed.clean_up)
 
     def _record(self, data: bytes) -> None:
         if self._pieces is None:

@@ -16,8 +16,7 @@ from tollway.gateway.hedging import HedgeBudgets
 from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.memory_counters import MemoryCounters
 from tollway.gateway.model_listing import ModelListings
-from tollway.gateway.ports import AnswerStore, BatchStore, FileStore, ResponseStore, TokenEndpoint, UsageSink, Vault
-from tollway.gateway.ports import AnswerStore, ContentLog, FileStore, ResponseStore, TokenEndpoint, UsageSink, Vault
+from tollway.gateway.ports import AnswerStore, BatchStore, ContentLog, FileStore, ResponseStore, TokenEndpoint, UsageSink, Vault
 from tollway.gateway.relay import Active, RelayBounds, RetryBudget
 from tollway.gateway.response_cache import ResponseCache
 from tollway.gateway.shared_counters import SharedCounters
