@@ -174,6 +174,13 @@ class TestDeployments:
         wrong_engine = {**body, "engine": "abacus"}
         refused(operator.post(DEPLOYMENTS, json=wrong_engine), 400, "invalid_value", "engine")
         refused(operator.post(DEPLOYMENTS, json={**body, "engine": "llamacpp", "priorities": True}), 400, "invalid_value", "priorities")
+        for engine in ("anthropic", "triton"):
+            answered(operator.post(MODELS, json={"name": f"of-{engine}", "endpoints": ["messages"]}))
+            there = {**body, "model": f"of-{engine}", "engine": engine}
+            answered(operator.post(DEPLOYMENTS, json=there))
+            wrong = ["chat/completions" if engine == "anthropic" else "rerank", "messages"]
+            refused(operator.post(f"{MODELS}/of-{engine}", json={"endpoints": wrong}), 400, "invalid_value", "endpoints")
+        refused(operator.post(DEPLOYMENTS, json={**body, "engine": "anthropic"}), 400, "invalid_value", "engine")
         assert (made["priorities"], made["relative_cost"]) == (False, None)
         assert answered(operator.post(path, json={"relative_cost": 7}))["relative_cost"] == 7
         assert answered(operator.post(path, json={"relative_cost": None}))["relative_cost"] is None

@@ -28,6 +28,7 @@ SGLANG_TOTAL = "Requested token count exceeds the model's maximum context length
 DYNAMO = "This model's maximum context length is 2048 tokens. However, your messages resulted in 3001 tokens. Please reduce the length."
 LLAMACPP = "request (3001 tokens) exceeds the available context size (2048 tokens), try increasing it"
 TRTLLM = "The sum of prompt length (3001.0), query length (0) should not exceed max_num_tokens (2048)"
+ANTHROPIC = "prompt is too long: 200086 tokens > 200000 maximum"
 TRTLLM_DEFAULT = "`default_max_tokens` (-93) must be greater than 0, `default_max_tokens` (-93) = max_seq_len (16385) - ..."
 
 
@@ -57,6 +58,9 @@ CONTEXT: dict[str, tuple[Engine, int, Any, str]] = {
     "llamacpp-500": (Engine.LLAMACPP, 500, nested(FULL, code=500, type="server_error"), FULL),
     "trtllm": (Engine.TRTLLM, 400, {"error": TRTLLM}, TRTLLM),
     "trtllm-object": (Engine.TRTLLM, 500, flat(TRTLLM_DEFAULT, type="InternalServerError", code=500), TRTLLM_DEFAULT),
+    "triton": (Engine.TRITON, 400, {"detail": TRTLLM}, TRTLLM),
+    "triton-own": (Engine.TRITON, 500, {"detail": OF_DECODER}, OF_DECODER),
+    "anthropic": (Engine.ANTHROPIC, 400, {"type": "error", "error": {"type": "invalid_request_error", "message": ANTHROPIC}}, ANTHROPIC),
     "openai": (Engine.OPENAI, 400, nested("Too long.", param="messages", code="context_length_exceeded"), "Too long."),
 }
 

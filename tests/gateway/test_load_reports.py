@@ -20,7 +20,8 @@ from tollway.simulator.metrics import Counters, render
 
 SGLANG = ENGINES[Engine.SGLANG].load
 VLLM = ENGINES[Engine.VLLM].load
-assert SGLANG is not None and VLLM is not None
+TRITON = ENGINES[Engine.TRITON].load
+assert SGLANG is not None and VLLM is not None and TRITON is not None
 
 
 def answer(body: bytes, *, status: bytes = b"200 OK") -> bytes:
@@ -42,6 +43,16 @@ def test_report_of_each_data_parallel_rank_is_added() -> None:
 
 def test_gauge_of_a_longer_name_is_not_taken_for_the_one_asked_for() -> None:
     assert read_report(vllm_page(4), VLLM) == 4.0, "vllm:num_requests_waiting_by_reason counts the same requests again"
+
+
+def test_gauge_of_triton_counts_the_requests_that_wait_and_no_others() -> None:
+    page = b"".join(
+        b'nv_trt_llm_request_metrics{model="llm",request_type="%b",version="1"} %d\n' % row
+        for row in ((b"waiting", 3), (b"scheduled", 50), (b"max", 512), (b"active", 53))
+    )
+    assert read_report(page, TRITON) == 3.0
+    with pytest.raises(ValueError, match="without"):
+        read_report(page.replace(b'"waiting"', b'"context"'), TRITON)
 
 
 @pytest.mark.parametrize(

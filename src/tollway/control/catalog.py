@@ -21,7 +21,7 @@ from tollway.domain.faults import (
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.snapshot import DeploymentEntry, ModelEntry
 from tollway.domain.tenants import Status
-from tollway.engines.table import ENGINES
+from tollway.engines.table import ENGINES, list_missing
 from tollway.storage import catalog as storage
 from tollway.storage import prices as stored_prices
 from tollway.storage.database import PlatformTx
@@ -67,6 +67,9 @@ def update_model(tx: PlatformTx, name: str, changed: dict[str, object], now: int
     model = msgspec.structs.replace(_get_active_model(tx, name), **changed)
     if "fallbacks" in changed:
         _check_fallbacks(tx, model)
+    if "endpoints" in changed:
+        for deployment in storage.find_deployments(tx, name):
+            _check_endpoints(model, deployment, "endpoints")
     _check_hedging(model)
     storage.put_model(tx, model)
     if model.published:
@@ -138,6 +141,7 @@ def create_deployment(tx: PlatformTx, deployment: Deployment, now: int) -> Deplo
     _get_active_model(tx, model.name)
     check_base_url(deployment.base_url)
     _check_priorities(deployment)
+    _check_endpoints(model, deployment, "engine")
     storage.insert_deployment(tx, deployment)
     publish.publish(tx, DeploymentEntry, [deployment.id], now)
     return deployment
@@ -165,6 +169,7 @@ def update_deployment(tx: PlatformTx, deployment_id: str, changed: dict[str, obj
     deployment = msgspec.structs.replace(deployment, **changed)
     check_base_url(deployment.base_url)
     _check_priorities(deployment)
+    _check_endpoints(get_model(tx, deployment.model), deployment, "translated_endpoints")
     storage.put_deployment(tx, deployment)
     publish.publish(tx, DeploymentEntry, [deployment_id], now)
     return deployment
@@ -175,6 +180,14 @@ def _check_priorities(deployment: Deployment) -> None:
     if deployment.priorities and not ENGINES[deployment.engine].priorities:
         message = f"Tollway knows of no priorities that the engine {deployment.engine} takes."
         raise Fault(PARAMETER_INVALID, param="priorities", message=message)
+
+
+def _check_endpoints(model: Model, deployment: Deployment, param: str) -> None:
+    """Raise PARAMETER_INVALID if a model offers an endpoint that the engine of a deployment is known to lack."""
+    missing = list_missing(deployment.engine, model.endpoints, deployment.translated_endpoints)
+    if missing:
+        message = f"The engine {deployment.engine} cannot serve {', '.join(missing)}, which the model {model.name} offers."
+        raise Fault(PARAMETER_INVALID, param=param, message=message)
 
 
 def archive_deployment(tx: PlatformTx, deployment_id: str, now: int) -> Deployment:

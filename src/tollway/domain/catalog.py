@@ -51,8 +51,10 @@ class Engine(StrEnum):
     SGLANG = "sglang"
     DYNAMO = "dynamo"
     TRTLLM = "trtllm"
+    TRITON = "triton"
     LLAMACPP = "llamacpp"
     OPENAI = "openai"
+    ANTHROPIC = "anthropic"
     SIM = "sim"
 
 

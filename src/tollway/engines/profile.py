@@ -30,20 +30,23 @@ class CounterNames(msgspec.Struct, frozen=True):
 
 
 class ReadinessProbe(msgspec.Struct, frozen=True):
-    """The place where an engine says whether it takes requests: status 200 means that it does, 503 that it does not (it starts or drains).
+    """The place where an engine says whether it takes requests: status 200 means that it does, `refusal_status` that it does not (it starts
+    or drains).
 
     `path`: below the deployment's base URL; `{model}` stands for the upstream's name of the model. `seconds`: most time for the answer.
     """
 
     path: str
     seconds: float = 1.0
+    refusal_status: int = 503
 
 
 class LoadSource(msgspec.Struct, frozen=True):
     """The place where an engine says how much work waits at it.
 
     `path`: below the deployment's base URL. `name`: of the gauge on a page in the Prometheus text format, whose series are summed; or of
-    the field in the elements of `list` in a JSON object. `in_tokens`: it counts prompt tokens that are still to be computed; otherwise
+    the field in the elements of `list` in a JSON object. `labels`: a label that the series counted have, as the page writes it; empty for
+    all series. `in_tokens`: it counts prompt tokens that are still to be computed; otherwise
     requests that wait. `seconds`: most time for the answer.
     """
 
@@ -52,6 +55,7 @@ class LoadSource(msgspec.Struct, frozen=True):
     list: str = ""
     in_tokens: bool = False
     seconds: float = 1.0
+    labels: str = ""
 
 
 class CacheEventAddress(NamedTuple):
@@ -94,21 +98,25 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
     `reports_one_sequence`: a usage report is that of one sequence, where several choices or prompts were asked for: in a stream there is
     one for each, in a whole answer only the first one's. `continuous_usage`: reports running usage on every chunk when asked, so that a cut
     stream is billed to the token. `translated_endpoints`: those that no version of it has, which the gateway translates to chat
-    completions. `counting_endpoints`: those of `COUNTED_ENDPOINTS` that it has, unless a deployment has the API translated whose tokens
-    they count; `tokenizes_messages`: its tokenize applies the chat template to a conversation. `salted_endpoints`: those at which it
-    separates the prefix cache by a salt in the body (`cache_salt`). `paths`: those of its endpoints that are not `/v1/` and the endpoint,
-    below the deployment's base URL. `fields`: request fields beyond the API's own that a client may send. `context_words`: parts of an
-    error's text, type or code by which the engine says that the request is longer than the model's context. `request_words`: those by which
-    it rejects a request in an error that it calls its own (status 500 and above). `drain_messages`: whole texts of errors (status 500 and
-    above) by which it says that it shuts down and has not begun the request. `counters`: where it publishes its token counters; None if it
-    does not. `readiness`: where it says whether it takes requests; None if it does not. `load`: where it says how much waits there; None if
-    it does not. `priorities`: the value of the request field `priority` for each service tier, where it schedules by priority; empty if it
-    takes none. `cache_events`: where it says where it publishes events about its prefix cache; None if it does not, or names no session in
-    them.
+    completions. `endpoints`: those that it has itself, None where that differs by version. `credential_header`: the header of a request
+    that carries the credential. `headers`: further ones that it wants, in lower case, which a client's own replace. `counting_endpoints`:
+    those of `COUNTED_ENDPOINTS` that it has, unless a deployment has the API translated whose tokens they count; `tokenizes_messages`: its
+    tokenize applies the chat template to a conversation. `salted_endpoints`: those at which it separates the prefix cache by a salt in the
+    body (`cache_salt`). `paths`: those of its endpoints that are not `/v1/` and the endpoint, below the deployment's base URL. `fields`:
+    request fields beyond the API's own that a client may send. `context_words`: parts of an error's text, type or code by which the engine
+    says that the request is longer than the model's context. `request_words`: those by which it rejects a request in an error that it calls
+    its own (status 500 and above). `drain_messages`: whole texts of errors (status 500 and above) by which it says that it shuts down and
+    has not begun the request. `counters`: where it publishes its token counters; None if it does not. `readiness`: where it says whether it
+    takes requests; None if it does not. `load`: where it says how much waits there; None if it does not. `priorities`: the value of the
+    request field `priority` for each service tier, where it schedules by priority; empty if it takes none. `cache_events`: where it says
+    where it publishes events about its prefix cache; None if it does not, or names no session in them.
     """
 
     engine: Engine
     continuous_usage: bool = False
+    endpoints: frozenset[Endpoint] | None = None
+    credential_header: str = "authorization: Bearer {credential}"
+    headers: tuple[tuple[bytes, bytes], ...] = ()
     translated_endpoints: frozenset[Endpoint] = frozenset()
     counting_endpoints: frozenset[Endpoint] = frozenset({Endpoint.COUNT_TOKENS})
     tokenizes_messages: bool = False

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from tollway.domain.catalog import COUNTED_ENDPOINTS, NOT_GENERATING, CacheIsolation, Deployment, Endpoint, Engine
-from tollway.engines import dynamo, llamacpp, openai, sglang, sim, trtllm, vllm
+from tollway.engines import anthropic, dynamo, llamacpp, openai, sglang, sim, triton, trtllm, vllm
 from tollway.engines.profile import EngineProfile
 
 ENGINES: dict[Engine, EngineProfile] = {
@@ -13,8 +13,10 @@ ENGINES: dict[Engine, EngineProfile] = {
         sglang.PROFILE,
         dynamo.PROFILE,
         trtllm.PROFILE,
+        triton.PROFILE,
         llamacpp.PROFILE,
         openai.PROFILE,
+        anthropic.PROFILE,
         sim.PROFILE,
     )
 }
@@ -28,6 +30,16 @@ def is_translated(deployment: Deployment, endpoint: Endpoint) -> bool:
     if counted is not None:
         return endpoint not in engine.counting_endpoints or is_translated(deployment, counted)
     return endpoint in deployment.translated_endpoints or endpoint in engine.translated_endpoints
+
+
+def list_missing(engine: Engine, endpoints: Iterable[Endpoint], translated: Iterable[Endpoint]) -> list[Endpoint]:
+    """Return those of `endpoints` that a deployment could not serve, neither itself nor by translation to chat completions. `translated`:
+    those that the deployment has translated, besides those that its engine never has."""
+    has = ENGINES[engine].endpoints
+    if has is None:
+        return []
+    as_chat = ENGINES[engine].translated_endpoints.union(translated) if Endpoint.CHAT_COMPLETIONS in has else frozenset[Endpoint]()
+    return sorted(each for each in endpoints if each not in has and each not in as_chat)
 
 
 def can_count(deployment: Deployment, endpoint: Endpoint) -> bool:

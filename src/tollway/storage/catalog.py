@@ -158,6 +158,12 @@ def list_deployments(tx: PlatformTx, window: PageWindow, *, model: str | None, i
     return fetch_page(tx, query, deployments.c.id, window, read_deployment)
 
 
+def find_deployments(tx: PlatformTx, model: str) -> list[Deployment]:
+    """Return the deployments of a model that are not archived."""
+    rows = tx.connection.execute(sa.select(deployments).where(deployments.c.model == model, deployments.c.status == Status.ACTIVE))
+    return [read_deployment(row) for row in rows]
+
+
 def put_deployment(tx: PlatformTx, deployment: Deployment) -> None:
     """Replace what may change of a stored deployment."""
     tx.connection.execute(deployments.update().where(deployments.c.id == deployment.id).values(**_deployment_columns(deployment)))

@@ -55,9 +55,9 @@ def sum_counters(page: bytes, names: Sequence[str], prefix: str) -> list[int]:
     return sums
 
 
-def sum_gauge(page: bytes, name: str) -> float:
-    """Return the value of a gauge, summed over its series. Raises ValueError if the page has no series of it, or one that is no number of
-    at most COUNT_MAX: a gauge that is missing is not 0."""
+def sum_gauge(page: bytes, name: str, labels: bytes = b"") -> float:
+    """Return the value of a gauge, summed over its series, of those that have the label `labels` (`name="value"`) if it is given. Raises
+    ValueError if the page has no series of it, or one that is no number of at most COUNT_MAX: a gauge that is missing is not 0."""
     begin, at, total, series = name.encode(), 0, 0.0, 0
     while (at := page.find(begin, at)) >= 0:
         before, end = at, page.find(b"\n", at)
@@ -66,6 +66,8 @@ def sum_gauge(page: bytes, name: str) -> float:
         if (before and page[before - 1] != 0x0A) or line[len(begin) : len(begin) + 1] not in (b"{", b" ", b"\t"):
             continue
         found = _REST.fullmatch(line.rstrip(b"\r"), len(begin))
+        if labels and labels not in line:
+            continue
         series += 1
         if found is None or float(found["value"]) > COUNT_MAX or series > SERIES_MAX:
             raise ValueError(f"the value of {name} is out of range")

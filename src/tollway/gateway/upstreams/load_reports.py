@@ -93,7 +93,7 @@ async def read_page(request: ProbeRequest) -> bytes | None:
 def read_report(body: bytes, source: LoadSource) -> float:
     """Return how much waits, as a report says it. Raises ValueError for one that cannot be understood."""
     if not source.list:
-        return sum_gauge(body, source.name)
+        return sum_gauge(body, source.name, source.labels.encode())
     try:
         elements = msgspec.json.decode(body)[source.list]
         values = [element[source.name] for element in elements]

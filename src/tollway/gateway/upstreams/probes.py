@@ -28,13 +28,15 @@ STATUS_LINE_BYTES_MAX = 1024
 
 
 class ProbeRequest(NamedTuple):
-    """A probe: where it goes, and its bytes. `seconds`: deadline of the whole probe, its answer included."""
+    """A probe: where it goes, and its bytes. `seconds`: deadline of the whole probe, its answer included. `refusal`: the status by which an
+    engine says that it takes no requests."""
 
     host: str
     port: int
     tls: ssl.SSLContext | None
     head: bytes
     seconds: float
+    refusal: bytes = b"503"
 
 
 class Probed(Protocol):
@@ -71,11 +73,11 @@ async def open_probe(request: ProbeRequest) -> AsyncIterator[asyncio.StreamReade
 
 
 async def ask(request: ProbeRequest) -> bool | None:
-    """Return whether an engine takes requests: False if it answers 503 or cannot be connected to, True for any other answer, None for none
-    in time.
+    """Return whether an engine takes requests: False if it refuses (503 for most) or cannot be connected to, True for any other answer,
+    None for none in time.
 
-    Only 503 is an engine's word. Another status may be that of a proxy, or of a version without the path. Raises OSError if this process
-    has no descriptor for a connection, which says nothing about the engine.
+    Only that status is an engine's word. Another status may be that of a proxy, or of a version without the path. Raises OSError if this
+    process has no descriptor for a connection, which says nothing about the engine.
     """
     try:
         async with asyncio.timeout(request.seconds), open_probe(request) as reader:
@@ -86,7 +88,7 @@ async def ask(request: ProbeRequest) -> bool | None:
         if is_exhausted(error):
             raise
         return False
-    return line.split(b" ", 2)[1:2] != [b"503"]
+    return line.split(b" ", 2)[1:2] != [request.refusal]
 
 
 async def run(upstreams: Callable[[], Iterable[Probed]], interval_seconds: float, random: Callable[[], float]) -> None:

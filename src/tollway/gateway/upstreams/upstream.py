@@ -116,8 +116,10 @@ class Upstream:
         self._port = url.port or (443 if secure else 80)
         self._tls = ssl.create_default_context() if secure else None
         authority = f"[{self._host}]" if ":" in self._host else self._host
-        authorization = f"authorization: Bearer {credential}\r\n" if credential else ""
-        base, own_paths = url.path.rstrip("/"), ENGINES[deployment.engine].paths
+        profile = ENGINES[deployment.engine]
+        authorization = profile.credential_header.format(credential=credential) + "\r\n" if credential else ""
+        self._own_headers = profile.headers
+        base, own_paths = url.path.rstrip("/"), profile.paths
         self._heads = {
             endpoint: (
                 f"POST {base}{own_paths.get(endpoint) or dialect.target.decode()} HTTP/1.1\r\n"
@@ -126,7 +128,6 @@ class Upstream:
             ).encode()
             for endpoint, dialect in DIALECTS.items()
         }
-        profile = ENGINES[deployment.engine]
 
         def ask(path: str, seconds: float) -> ProbeRequest:
             target = base + path.replace("{model}", quote(deployment.upstream_model, safe=""))
@@ -137,7 +138,9 @@ class Upstream:
             return ProbeRequest(self._host, self._port, self._tls, head.encode(), seconds)
 
         readiness, source = profile.readiness, profile.load
-        self.probe = None if readiness is None else ask(readiness.path, readiness.seconds)
+        self.probe = None
+        if readiness is not None:
+            self.probe = ask(readiness.path, readiness.seconds)._replace(refusal=b"%d" % readiness.refusal_status)
         self.probe_at = 0.0
         self.load_query = None if source is None else LoadQuery(ask(source.path, source.seconds), source)
         self.load_at = 0.0
@@ -159,6 +162,10 @@ class Upstream:
         if timeout_seconds < INFINITE and request.head.bounds_whole_answer:
             left_ms = int(max(request.started + timeout_seconds - time.monotonic(), 0.001) * 1000)
             passed_on += b"x-request-timeout: %d.%03d\r\n" % (left_ms // 1000, left_ms % 1000)
+        if self._own_headers:
+            for name, value in self._own_headers:
+                if name not in request.headers or name not in dialect.forwarded_headers:
+                    passed_on += b"%b: %b\r\n" % (name, value)
         if request.cache_tag and self._tag_header:
             passed_on += b"%b: %b\r\n" % (self._tag_header, request.cache_tag)
         if request.head.tracestate:
