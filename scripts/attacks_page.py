@@ -224,6 +224,12 @@ ROWS = {
         "a person whom the directory deactivated: with their keys, sessions, keys that they made, an invitation or a link",
         "401, 404, 409 `conflict`",
     ),
+    117: (
+        "client certificates that sign themselves, of an authority of the same name, expired, of servers, deactivated;"
+        " of another organization",
+        "401 `invalid_client_certificate`; at the handshake an alert",
+    ),
+    118: ("a forged `client-cert` or `x-forwarded-client-cert`", "ignored but from trusted proxies"),
     122: (
         "forms that two parsers may read differently: preambles, padded or missing boundaries, bare line feeds, endless headers,"
         " headers and fields that stand twice, files that contain a boundary",

@@ -98,6 +98,11 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             " not match, no rule of the identity provider matches its claims, or the key that it stands for was revoked.",
             "Ask for another token; see docs/identity.md for what a token must say.",
         ),
+        "invalid_client_certificate": (
+            "The client certificate is expired, was not issued by an active certificate of the organization that `openai-organization`"
+            " names, or no rule matches it. The answer is the same for each.",
+            "See docs/certificates.md; `tollway certificates list` shows what is active.",
+        ),
         "session_missing": ("The page is for people who signed in, and the session has ended.", "Sign in again."),
         "sign_in_refused": (
             "The address, the password, the code or the link is not right. The answer is the same for an unknown address.",

@@ -148,6 +148,9 @@ class TlsSection(msgspec.Struct, frozen=True, kw_only=True):
     """Certificate chain as PEM, the server's own certificate first."""
     key_file: str | None = None
     """Private key of the certificate as PEM, without a passphrase."""
+    client_certificates: bool = False
+    """Ask clients for certificates that organizations trust; a program with one needs no API key (docs/certificates.md). A client without
+    one is served as before, one with a certificate that nobody trusts is refused by the handshake."""
 
 
 class ProxiesSection(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,6 +164,9 @@ class ProxiesSection(msgspec.Struct, frozen=True, kw_only=True):
     forwarded_for: bool = False
     """The client is the right-most address in the proxies' x-forwarded-for that is not trusted itself. Connections of proxies are not
     bounded per address, because each carries the requests of many clients."""
+    client_certificate_header: Literal["", "client-cert", "x-forwarded-client-cert"] = ""
+    """Header in which trusted proxies that end TLS hand on the certificate of a client: that of RFC 9440 (`client-cert`), or Envoy's with
+    `Cert`. A proxy must remove what clients send of it. Empty: none."""
     log_peers: bool = False
     """Log the client's address with every request, as `peer`. Off by default, because it is personal data."""
 

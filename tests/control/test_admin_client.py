@@ -12,6 +12,7 @@ import pytest
 from openai import OpenAI
 
 from tests.control.harness import Running, TenantSetup, answered, find_token, make_tenant
+from tests.gateway.authorities import issue
 from tests.tokens import make_ed25519
 
 METHODS = Path(__file__).parent / "admin_methods.tsv"
@@ -291,6 +292,16 @@ CALLS: dict[str, Callable[[Setting], Any]] = {
     "groups/users.retrieve": _with("group", lambda s, it: _joined(s, it, lambda user: s.client.groups.users.retrieve(user, group_id=it))),
     "groups/users.list": _with("group", lambda s, it: _joined(s, it, lambda _user: s.client.groups.users.list(it))),
     "groups/users.delete": _with("group", lambda s, it: _joined(s, it, lambda user: s.client.groups.users.delete(user, group_id=it))),
+    "certificates.create": lambda s: _upload(s),
+    "certificates.retrieve": lambda s: s.client.certificates.retrieve(_upload(s).id, include=["content"]),
+    "certificates.update": lambda s: s.client.certificates.update(_upload(s).id, name=s.name()),
+    "certificates.list": lambda s: (_upload(s), s.client.certificates.list(limit=2))[1],
+    "certificates.delete": lambda s: s.client.certificates.delete(_upload(s).id),
+    "certificates.activate": lambda s: s.client.certificates.activate(certificate_ids=[_upload(s).id]),
+    "certificates.deactivate": lambda s: s.client.certificates.deactivate(certificate_ids=[_upload(s).id]),
+    "projects/certificates.list": lambda s: (_upload(s), s.client.projects.certificates.list(s.project, limit=2))[1],
+    "projects/certificates.activate": lambda s: s.client.projects.certificates.activate(s.project, certificate_ids=[_upload(s).id]),
+    "projects/certificates.deactivate": lambda s: s.client.projects.certificates.deactivate(s.project, certificate_ids=[_upload(s).id]),
     "workload_identity_providers/workload_identity_providers.create": lambda s: _create_provider(s),
     "workload_identity_providers/workload_identity_providers.retrieve": _with(
         "provider", lambda s, it: s.client.workload_identity_providers.retrieve(it)
@@ -335,6 +346,10 @@ CALLS: dict[str, Callable[[Setting], Any]] = {
 """The call of each method that is served."""
 
 
+def _upload(s: Setting) -> Any:
+    return s.client.certificates.create(certificate=issue(s.name(), is_authority=True).pem, name=s.name())
+
+
 def _joined(s: Setting, group_id: str, call: Callable[[str], Any]) -> Any:
     user_id = s.user()
     s.client.groups.users.create(group_id, user_id=user_id)
@@ -348,10 +363,8 @@ ELSEWHERE = {
 """Methods that another test calls."""
 
 UNSUPPORTED = (
-    "certificates",
     "external_keys",
     "external_storage",
-    "projects/certificates",
     "projects/hosted_tool_permissions",
 )
 """Resources that are not supported: their lists are empty, and anything else is refused by the code `unsupported`."""
@@ -414,12 +427,6 @@ def re_names(path: str) -> list[str]:
 
 
 BODIES: dict[str, dict[str, Any]] = {
-    "certificates.create": {"certificate": "x"},
-    "certificates.update": {"name": "x"},
-    "certificates.activate": {"certificate_ids": ["x"]},
-    "certificates.deactivate": {"certificate_ids": ["x"]},
-    "projects/certificates.activate": {"certificate_ids": ["x"]},
-    "projects/certificates.deactivate": {"certificate_ids": ["x"]},
     "external_keys.create": {"external_id": "x", "kms_arn": "x", "name": "x", "role_arn": "x", "type": "aws"},
     "external_storage.create": {"project_id": "x", "provider": {"type": "aws"}},
 }

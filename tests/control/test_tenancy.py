@@ -15,6 +15,7 @@ from tests.control.browsing import Browser
 from tests.control.harness import Running, TenantSetup, answered, find_token, make_tenant
 from tests.control.test_federation import make_federation
 from tests.control.test_routes import refused
+from tests.gateway.authorities import issue
 from tollway.control.api.app import create_apps
 from tollway.domain.periods import Calendar, period_id
 from tollway.storage import periods as stored_periods
@@ -36,6 +37,10 @@ BODIES: dict[str, dict[str, Any]] = {
         "service_account_id": "sa_" + "0" * 32,
         "attribute_matchers": {"sub": "x"},
     },
+    "/v1/organization/certificates/{certificate_id}": {"name": "x"},
+    "/v1/organization/certificates/{certificate_id}/rules": {"project_id": "proj_" + "0" * 32, "service_account_id": "sa_" + "0" * 32},
+    "/v1/organization/projects/{project_id}/certificates/activate": {"certificate_ids": ["cert_" + "0" * 32]},
+    "/v1/organization/projects/{project_id}/certificates/deactivate": {"certificate_ids": ["cert_" + "0" * 32]},
     "/v1/organization/users/{user_id}": {"role": "reader"},
     "/v1/organization/users/{user_id}/roles": {"role_id": "role_viewer"},
     "/v1/organization/projects/{project_id}/users": {"user_id": "user_" + "0" * 32, "role": "member"},
@@ -69,9 +74,10 @@ class TestAnotherTenantsIds:
             "alert_id": add_spend_alert(control, bob),
             **add_people(control, bob),
             **add_federation(control, bob),
+            **add_certificate(control, bob),
         }
         assert answered(control.client(bob.admin_key).get(f"/v1/organization/periods/{theirs['period_id']}"))["state"] == "open"
-        hers = add_people(control, alice) | add_federation(control, alice)
+        hers = add_people(control, alice) | add_federation(control, alice) | add_certificate(control, alice)
         tried = 0
         for route in create_apps(control.plane)[0].routes:
             path: str = getattr(route, "path", "")
@@ -345,6 +351,16 @@ def add_federation(control: Running, tenant: TenantSetup) -> dict[str, str]:
     """Return ids of an identity provider and of a rule of an organization."""
     made = make_federation(control, tenant, issuer=f"https://issuer-{time.monotonic_ns()}.example")
     return {"workload_identity_provider_id": made.provider["id"], "workload_identity_federation_rule_id": made.rule["id"]}
+
+
+def add_certificate(control: Running, tenant: TenantSetup) -> dict[str, str]:
+    """Return ids of a certificate and of a rule of an organization."""
+    admin = control.client(tenant.admin_key)
+    content = issue("an authority", is_authority=True).pem
+    certificate = answered(admin.post("/v1/organization/certificates", json={"certificate": content}))["id"]
+    account = {"project_id": tenant.project_id, "service_account_id": tenant.service_account_id, "matchers": {"dns": "x"}}
+    rule = answered(admin.post(f"/v1/organization/certificates/{certificate}/rules", json=account))["id"]
+    return {"certificate_id": certificate, "certificate_rule_id": rule}
 
 
 def sign_in(control: Running, admin: httpx2.Client, user_id: str) -> str:

@@ -290,7 +290,7 @@ async def gateway(
                 ready=ready,
                 background=background,
                 rules=rules,
-                tls=tls,
+                tls=None if tls is None else lambda: tls,
             )
         )
         async with asyncio.timeout(PATIENCE_SECONDS):

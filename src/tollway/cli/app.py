@@ -39,6 +39,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "access": ("access:app", "Why something is allowed or denied: explain."),
     "federation": ("federation:app", "Identity providers whose tokens stand for service accounts, and their rules: list, create, delete."),
     "sign-in": ("sign_in:app", "Identity providers with which people sign in: list, create, update, delete."),
+    "certificates": ("certificates:app", "Client certificates and their rules: list, upload, activate, deactivate, delete."),
     "scim": ("scim:app", "The directory that provisions people and groups: show its address, create its token."),
     "keys": ("keys:app", "API keys: create, list, revoke."),
     "limits": ("limits:app", "Limits of organizations, projects, service accounts and keys, and quotas: show, set."),

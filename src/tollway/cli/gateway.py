@@ -91,6 +91,7 @@ def gateway(
     directory = Path(settings.data_dir).absolute()
     data_directory.prepare(directory)
     secrets = data_directory.read_secrets(directory, os.environ)
+    make_tls = partial(server_context, settings.gateway.tls.certificate_file, settings.gateway.tls.key_file)
     options = GatewayOptions(
         directory=directory / "gateway",
         control_link_url=settings.gateway.control_link_url,
@@ -101,7 +102,8 @@ def gateway(
         vault_key=secrets.vault_key,
         node=data_directory.make_gateway_node(directory, os.environ),
         rules=_edge_policy(settings.gateway),
-        tls=server_context(settings.gateway.tls.certificate_file, settings.gateway.tls.key_file),
+        tls=make_tls(),
+        remake_tls=make_tls if settings.gateway.tls.client_certificates else None,
         limits=_limits(settings.gateway.limits, os.environ.get("TOLLWAY_LIMITS_REDIS_PASSWORD")),
         guardrail_token=os.environ.get("TOLLWAY_GUARDRAIL_TOKEN"),
         **{name: _as_bounds(settings.gateway, name) for name in BOUNDS},
@@ -159,10 +161,14 @@ def _edge_policy(settings: GatewaySection) -> EdgePolicy | None:
             origins=parse_origins(cors.origins),
             hosts=parse_hosts(settings.allowed_hosts),
             preflight_seconds=cors.preflight_seconds,
+            client_certificates=settings.tls.client_certificates,
+            certificate_header=proxies.client_certificate_header.encode(),
         )
     except ValueError as error:
         raise OperatorError(str(error), hint="see gateway.proxies, gateway.cors and gateway.allowed_hosts", exit_code=2) from None
-    if (rules.proxy_protocol or rules.forwarded_for) and not rules.trusted:
-        raise OperatorError("gateway.proxies.trusted is empty", hint="without it nobody's word on addresses is taken", exit_code=2)
-    is_asked = rules.trusted or rules.peers_logged or rules.origins or rules.hosts
+    if (rules.proxy_protocol or rules.forwarded_for or rules.certificate_header) and not rules.trusted:
+        raise OperatorError("gateway.proxies.trusted is empty", hint="without it nobody's word on clients is taken", exit_code=2)
+    if rules.client_certificates and settings.tls.certificate_file is None:
+        raise OperatorError("gateway.tls.client_certificates needs certificate_file and key_file", exit_code=2)
+    is_asked = rules.client_certificates or rules.trusted or rules.peers_logged or rules.origins or rules.hosts
     return rules if is_asked else None

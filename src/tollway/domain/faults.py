@@ -113,6 +113,11 @@ GUARDRAIL_UNAVAILABLE = FaultKind(
 CREDENTIALS_AMBIGUOUS = _client("ambiguous_credentials", 400, "Send exactly one credential.")
 KEY_INVALID = FaultKind(code="invalid_api_key", status=401, blame=_T, message="Incorrect API key provided.")
 TOKEN_INVALID = FaultKind(code="invalid_token", status=401, blame=_T, message="The access token is not valid.")
+CERTIFICATE_INVALID = FaultKind(
+    code="invalid_client_certificate", status=401, blame=_T,
+    message="The client certificate is not accepted: an active certificate of the organization that the request names must have issued it,"
+    " it must be valid now, and a rule must match it.",
+)  # fmt: skip
 SCOPE_INSUFFICIENT = FaultKind(
     code="insufficient_scope", status=403, blame=_T, message="This key may not do this.", type="insufficient_permissions"
 )

@@ -43,6 +43,8 @@ BATCH = "batch"
 MESSAGE_BATCH = "msgbatch"
 SIGN_IN_CONNECTION = "conn"
 LEAKED_KEY = "leak"
+CERTIFICATE = "cert"
+CERTIFICATE_RULE = "certrule"
 
 RANDOM_BITS = 74
 """Random bits that one UUIDv7 takes: rand_a (12) and rand_b (62)."""

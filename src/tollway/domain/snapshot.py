@@ -9,6 +9,7 @@ import msgspec
 
 from tollway.domain.budgets import BudgetLevel, BudgetMode, name_place_budget
 from tollway.domain.catalog import HEDGE_PERCENT_FIRST, Deployment, Endpoint, Guardrail, GuardrailStages, UnknownParameters
+from tollway.domain.certificates import CertificateMapping
 from tollway.domain.credits import CreditPlace, CreditScope
 from tollway.domain.keys import KeyType
 from tollway.domain.limits import UNLIMITED, Limits
@@ -169,7 +170,27 @@ class IssuerEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
     rules: tuple[FederationRule, ...]
 
 
-Entry = OrganizationEntry | ProjectEntry | KeyEntry | ModelEntry | DeploymentEntry | BudgetEntry | SigningKeyEntry | IssuerEntry
+class CertificateEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="certificate", omit_defaults=True):
+    """A certificate that an organization trusts. `certificate`: DER. `rules`: those of projects in which it is active, the first that
+    matches counts; each names a key of the organization."""
+
+    id: str
+    organization_id: str
+    certificate: bytes
+    rules: tuple[CertificateMapping, ...]
+
+
+Entry = (
+    OrganizationEntry
+    | ProjectEntry
+    | KeyEntry
+    | ModelEntry
+    | DeploymentEntry
+    | BudgetEntry
+    | SigningKeyEntry
+    | IssuerEntry
+    | CertificateEntry
+)
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 
 from tollway.domain import keys
 from tollway.domain.catalog import Endpoint
-from tollway.domain.faults import ADDRESS_REFUSED, KEY_INVALID, SCOPE_INSUFFICIENT, TOKEN_INVALID, Fault
+from tollway.domain.faults import ADDRESS_REFUSED, CERTIFICATE_INVALID, KEY_INVALID, SCOPE_INSUFFICIENT, TOKEN_INVALID, Fault
 from tollway.domain.keys import KeyType
 from tollway.domain.networks import contains
 from tollway.domain.tokens import TokenInvalid
+from tollway.gateway.certificates import digest_certificate
 from tollway.gateway.directory import Directory
 from tollway.gateway.request import Caller, RequestHead
+from tollway.wire.client_certificates import CertificateInvalid
 from tollway.wire.credentials import find_secret
 from tollway.wire.json_web_tokens import looks_like_token
 
@@ -27,7 +29,7 @@ def authenticate(head: RequestHead, directory: Directory, digesters: Sequence[Di
 
     Raises Fault: invalid_api_key (401) for none, malformed, unknown, revoked or expired; ambiguous_credentials (400) for two
     that differ;
-    invalid_token (401) for an access token that is refused, with the reason;
+    invalid_token (401) for an access token that is refused, with the reason; invalid_client_certificate (401), with none;
     insufficient_scope (403) for a well-formed key of another plane; address_not_allowed (403) for a key that may not be used from this
     address. The lookup is in memory, so the malformed cost no more than the rest.
     """
@@ -39,6 +41,8 @@ def authenticate(head: RequestHead, directory: Directory, digesters: Sequence[Di
             return caller
     headers = head.headers
     secret = find_secret(_values(headers, b"authorization"), _values(headers, b"x-api-key") + _values(headers, b"api-key"))
+    if secret is None and head.certificate:
+        return _authenticate_certificate(head, directory, now_us)
     if secret is None or len(secret) > _KEY_BYTES_MAX:
         if secret is not None and looks_like_token(secret):
             return _authenticate_token(secret, head, directory, now_us)
@@ -65,6 +69,22 @@ def _authenticate_token(token: bytes, head: RequestHead, directory: Directory, n
         raise Fault(TOKEN_INVALID, message=f"The access token is refused: {invalid}.") from None
     if caller is None:
         raise Fault(TOKEN_INVALID, message="The access token is refused: its key is not valid any more.")
+    head.digest = digest
+    if caller.networks is not None:
+        _check_address(caller, head)
+    return caller
+
+
+def _authenticate_certificate(head: RequestHead, directory: Directory, now_us: int) -> Caller:
+    """Return the caller whose key the client's certificate stands for, in the organization that the request names."""
+    organization_id = head.headers.get(b"openai-organization", b"")
+    digest = digest_certificate(organization_id, head.certificate)
+    try:
+        caller = directory.find_certificate_caller(digest, organization_id.decode("latin-1"), head.certificate, now_us)
+    except CertificateInvalid:
+        caller = None
+    if caller is None:
+        raise Fault(CERTIFICATE_INVALID)
     head.digest = digest
     if caller.networks is not None:
         _check_address(caller, head)

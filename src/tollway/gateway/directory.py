@@ -19,6 +19,7 @@ from tollway.domain.limits import Limits
 from tollway.domain.prices import PriceVersion, find_price, find_terms
 from tollway.domain.snapshot import (
     BudgetEntry,
+    CertificateEntry,
     Change,
     DeploymentEntry,
     Entry,
@@ -33,6 +34,7 @@ from tollway.domain.tokens import TokenInvalid
 from tollway.domain.usage import ServiceTier
 from tollway.engines.profile import EngineProfile
 from tollway.engines.table import ENGINES, can_count, is_translated
+from tollway.gateway.certificates import TrustedCertificates
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.principal import PrincipalKind, principal_of_batch, principal_of_key, principal_of_token
 from tollway.gateway.request import Caller, ModelGrant
@@ -137,6 +139,7 @@ class _Maps:
         self.budgets_by_subject: dict[str, dict[str, BudgetEntry]] = {}
         self.signing_keys: dict[str, SigningKeyEntry] = {}
         self.issuers: dict[str, IssuerEntry] = {}
+        self.certificates: dict[str, CertificateEntry] = {}
 
     def list_budgets(self, subject_ids: tuple[str, ...]) -> tuple[BudgetEntry, ...]:
         """Return the budgets of these things, in their order."""
@@ -175,6 +178,8 @@ class Directory:
         self._prices: dict[str, dict[tuple[str, ServiceTier], tuple[PriceVersion, ...]]] = {}
         self._uses: dict[bytes, SecretUse] = {}
         self._trusted: TrustedIssuers | None = None
+        self._certificates: TrustedCertificates | None = None
+        self.certificates_version = 0
         self._tokens: dict[bytes, VerifiedToken] = {}
 
     # Asked by the phases.
@@ -216,27 +221,60 @@ class Directory:
 
         Raises TokenInvalid. A token is verified once, and remembered until an issuer changes: what it stands for is looked up each time.
         """
-        token_caller = self._callers.get(digest)
-        if token_caller is not None and (token_caller.expires_at is None or token_caller.expires_at > now_us):
-            if now_us >= token_caller.use_due_at:
-                self._note_use(token_caller, digest, now_us)
+        token_caller = self._find_verified(digest, now_us)
+        if token_caller is not None:
             return token_caller
         verified = self._tokens.get(digest)
         if verified is None:
             if self._trusted is None:
                 self._trusted = TrustedIssuers(self._maps.signing_keys.values(), self._maps.issuers.values())
-            verified = self._trusted.verify(token, now_us)
-            if len(self._tokens) >= TOKENS_MAX:
-                self._forget_token(next(iter(self._tokens)))
-            self._tokens[digest] = verified
+            verified = self._remember(digest, self._trusted.verify(token, now_us))
         elif verified.expires_at <= now_us:
             self._forget_token(digest)
             raise TokenInvalid("it has expired")
+        return self._compile_verified(digest, verified, PrincipalKind.TOKEN, now_us)
+
+    def find_certificate_caller(self, digest: bytes, organization_id: str, der: bytes, now_us: int) -> Caller | None:
+        """The caller whose key a client certificate stands for in an organization, if that is valid and in the snapshot. `digest`: of both.
+
+        Raises CertificateInvalid. A certificate is verified once, as a token is, until a certificate or an issuer changes.
+        """
+        caller = self._find_verified(digest, now_us)
+        if caller is not None:
+            return caller
+        verified = self._tokens.get(digest)
+        if verified is None or verified.expires_at <= now_us:
+            if self._certificates is None:
+                self._certificates = TrustedCertificates(self._maps.certificates.values())
+            verified = self._remember(digest, self._certificates.verify(organization_id, der, now_us))
+        return self._compile_verified(digest, verified, PrincipalKind.CERTIFICATE, now_us)
+
+    def list_certificates(self) -> list[bytes]:
+        """Every certificate (DER) that an organization trusts."""
+        return [entry.certificate for entry in self._maps.certificates.values()]
+
+    def _find_verified(self, digest: bytes, now_us: int) -> Caller | None:
+        """Return the caller of a token or a certificate that was compiled before and has not ended."""
+        caller = self._callers.get(digest)
+        if caller is None or (caller.expires_at is not None and caller.expires_at <= now_us):
+            return None
+        if now_us >= caller.use_due_at:
+            self._note_use(caller, digest, now_us)
+        return caller
+
+    def _remember(self, digest: bytes, verified: VerifiedToken) -> VerifiedToken:
+        if len(self._tokens) >= TOKENS_MAX:
+            self._forget_token(next(iter(self._tokens)))
+        self._tokens[digest] = verified
+        return verified
+
+    def _compile_verified(self, digest: bytes, verified: VerifiedToken, kind: PrincipalKind, now_us: int) -> Caller | None:
+        """Return the caller of the key that a token or a certificate stands for, if it is in the snapshot and has not expired."""
         digests = self._maps.keys.list_digests(verified.key_id)
         key = self._maps.keys.find(digests[0]) if digests else None
         if key is None or (key.expires_at is not None and key.expires_at <= now_us):
             return None
-        caller = self._compile_caller(key, digest, verified)
+        caller = self._compile_caller(key, digest, verified, kind)
         if caller is not None:
             self._note_use(caller, digest, now_us)
         return caller
@@ -245,8 +283,10 @@ class Directory:
         del self._tokens[digest]
         self._callers.pop(digest, None)
 
-    def _compile_caller(self, key: KeyEntry, digest: bytes, token: VerifiedToken | None) -> Caller | None:
-        """Return the caller of a key, or of a token that stands for it, if its project and organization are in the snapshot."""
+    def _compile_caller(
+        self, key: KeyEntry, digest: bytes, token: VerifiedToken | None, kind: PrincipalKind = PrincipalKind.API_KEY
+    ) -> Caller | None:
+        """Return the caller of a key, or of what stands for it, if its project and organization are in the snapshot."""
         maps = self._maps
         project = maps.projects.get(key.project_id)
         organization = maps.organizations.get(project.organization_id) if project is not None else None
@@ -257,7 +297,7 @@ class Directory:
         budgets = () if is_test else maps.list_budgets((key.id, project.id, organization.id))
         principal = principal_of_key(key, project, organization)
         if token is not None:
-            principal = principal_of_token(token, principal)
+            principal = principal_of_token(token, principal, kind)
         elif digest.startswith(BATCH_PREFIX) and len(digest) != DIGEST_BYTES:
             principal = principal_of_batch(principal)
         if len(self._callers) >= CALLERS_MAX:
@@ -434,7 +474,7 @@ class Directory:
         if change.version <= self.version:
             return
         maps = self._maps
-        if change.kind in ("issuer", "signing_key"):
+        if change.kind in ("issuer", "signing_key", "certificate"):
             self._forget_tokens()
         if change.entry is not None:
             _put(maps, change.entry)
@@ -449,6 +489,7 @@ class Directory:
                 "model": maps.models,
                 "signing_key": maps.signing_keys,
                 "issuer": maps.issuers,
+                "certificate": maps.certificates,
             }
             by_kind.get(change.kind, maps.deployments).pop(change.id, None)  # type: ignore[attr-defined]
         self._drop_callers()
@@ -462,6 +503,8 @@ class Directory:
     def _forget_tokens(self) -> None:
         """Have every token verified again: an issuer, or what its tokens stand for, has changed."""
         self._trusted = None
+        self._certificates = None
+        self.certificates_version += 1
         self._tokens.clear()
 
 
@@ -499,3 +542,5 @@ def _put(maps: _Maps, entry: Entry) -> None:
             maps.signing_keys[entry.id] = entry
         case IssuerEntry():
             maps.issuers[entry.id] = entry
+        case CertificateEntry():
+            maps.certificates[entry.id] = entry

@@ -23,14 +23,15 @@ class PrincipalKind(StrEnum):
     API_KEY = "api_key"
     TOKEN = "token"
     BATCH = "batch"  # no credential: a batch that its key has submitted
+    CERTIFICATE = "certificate"
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
     """An authenticated sender of requests, with what it may use.
 
-    `id`: of the API key, for which a token stands as well. `models`: names of the models that it may use; None allows every published
-    model but those of `denied_models`. `limits`: those of each level that has any, innermost level first. `expires_at`: UTC microseconds,
-    exclusive; None never expires.
+    `id`: of the API key, for which a token or a certificate stands as well. `models`: names of the models that it may use; None allows
+    every published model but those of `denied_models`. `limits`: those of each level that has any, innermost level first. `expires_at`: UTC
+    microseconds, exclusive; None never expires.
     `is_test`: its requests reach only deployments for tests, and are not billed. `endpoints`: those that it may call; None allows all.
     `networks`: the address ranges from which it may send; None allows any. `output_tokens_max`: most output tokens of one sequence; None
     leaves the model's own bound.
@@ -73,12 +74,12 @@ def principal_of_key(key: KeyEntry, project: ProjectEntry, organization: Organiz
     )
 
 
-def principal_of_token(token: VerifiedToken, of_key: Principal) -> Principal:
-    """Return the principal that a token authenticates: that of the key for which it stands, until the token ends."""
+def principal_of_token(token: VerifiedToken, of_key: Principal, kind: PrincipalKind) -> Principal:
+    """Return the principal that a token or a certificate authenticates: that of the key for which it stands, until it ends."""
     key_ends_at = of_key.expires_at
     return msgspec.structs.replace(
         of_key,
-        kind=PrincipalKind.TOKEN,
+        kind=kind,
         expires_at=token.expires_at if key_ends_at is None else min(key_ends_at, token.expires_at),
     )
 

@@ -47,6 +47,7 @@ class RequestHead:
     `digest`: of the credential, once a caller was found by it; it saves the work of making it again, 24 thousand instructions a request
     (7 %), and nothing else: each request looks its caller up.
     `answer_store`: of the answer to the line of a batch, where the line has an idempotency key; None for the gateway's own.
+    `certificate`: of the client (DER), which proves who sends the request if no secret does; empty without one.
     `address`: the client's, behind trusted proxies; empty if it is not known. `admitted`: the caller whose ranges the address was found in.
     """
 
@@ -55,6 +56,7 @@ class RequestHead:
         "admitted",
         "answer_store",
         "bounds_whole_answer",
+        "certificate",
         "client_request_id",
         "digest",
         "endpoint",
@@ -83,6 +85,7 @@ class RequestHead:
         self.trace_flags = trace_flags
         self.tracestate = tracestate
         self.client_request_id = client_request_id
+        self.certificate = b""
         self.max_cost: bytes | None = headers.get(b"x-max-cost")
         self.idempotency_key: bytes | None = headers.get(b"idempotency-key")
         self.timeout_seconds = INFINITE

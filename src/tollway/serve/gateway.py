@@ -64,6 +64,7 @@ from tollway.serve.data_directory import NodeIdentity
 from tollway.serve.descriptors import RESERVE, describe_shortage, raise_limit, share_out
 from tollway.serve.limit_counters import GatewayCount, LimitsOptions, start_counters
 from tollway.serve.sockets import url_of
+from tollway.serve.tls import ClientTrust
 from tollway.storage.answer_files import AnswerBounds, AnswerFiles
 from tollway.storage.batch_directory import BatchDirectory
 from tollway.storage.tenant_files import FileBounds, FileDirectory
@@ -93,7 +94,8 @@ NOTICE_SECONDS = 2.0
 class GatewayOptions:
     """Options of a gateway process. `directory` holds `spool/`, `snapshot/` and `answers/`; `control_link_url` None serves from
     the snapshot's copy alone, however old it is. `node`: who this gateway is towards control. `log_descriptor`: where request lines go.
-    `rules` and `tls` are for the public socket. The sockets are listening already and belong to the supervisor."""
+    `rules` and `tls` are for the public socket; `remake_tls` makes its context again for each change of the client certificates that are
+    trusted, None: it asks for none. The sockets are listening already and belong to the supervisor."""
 
     directory: Path
     control_link_url: str | None
@@ -122,6 +124,7 @@ class GatewayOptions:
     limits: LimitsOptions = field(default_factory=LimitsOptions)
     rules: EdgePolicy | None = None
     tls: ssl.SSLContext | None = None
+    remake_tls: Callable[[], ssl.SSLContext | None] | None = None
 
 
 def run_gateway(options: GatewayOptions) -> int:
@@ -249,7 +252,7 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
         ready=ready,
         background=background,
         rules=options.rules,
-        tls=options.tls,
+        tls=_find_context(options, plane, background),
     )
     serving = background.start("server", serve, restarts=False, may_return=True)
     background.start("announce", partial(_announce, plane, ready, options), may_return=True)
@@ -281,6 +284,18 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
 def _complete(bounds: SheddingBounds) -> SheddingBounds:
     """Return the bounds with one on memory from the process's control group, where none is set."""
     return bounds if bounds.memory_bytes_max is not None else msgspec.structs.replace(bounds, memory_bytes_max=find_memory_bound())
+
+
+def _find_context(options: GatewayOptions, plane: Plane, background: BackgroundTasks) -> Callable[[], ssl.SSLContext] | None:
+    """Return what gives the TLS context of a new connection; None without TLS."""
+    context = options.tls
+    if context is None:
+        return None
+    if options.remake_tls is None:
+        return lambda: context
+    trust = ClientTrust(context, options.remake_tls, plane.directory)
+    background.start("client trust", trust.run)
+    return trust.find_context
 
 
 async def _remove_expired_answers(answers: AnswerFiles) -> None:

@@ -22,7 +22,7 @@ from tollway.storage.pages import fetch_page, split_ids
 from tollway.storage.roles import ROLE_COLUMNS, names_role, read_role
 from tollway.storage.schema import api_keys, join_tokens, organizations, projects, service_accounts
 from tollway.storage.schema_people import custom_roles, invites
-from tollway.storage.schema_tokens import federation_rules
+from tollway.storage.schema_tokens import certificate_rules, federation_rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +153,7 @@ def list_due_rotations(tx: PlatformTx, now: int, count_max: int, *, without: Col
         key.uncollected_secret.is_(None),
         projects.c.status == Status.ACTIVE,
         ~sa.exists().where(federation_rules.c.key_id == key.id),  # whose secret nobody knows
+        ~sa.exists().where(certificate_rules.c.key_id == key.id),
     )
     by_key = sa.and_(key.rotation_interval_seconds.is_not(None), since + key.rotation_interval_seconds * 1_000_000 <= now)
     by_organization = sa.and_(

@@ -13,6 +13,7 @@ import msgspec
 import sqlalchemy as sa
 
 from tollway.domain.budgets import BudgetLevel, BudgetMode
+from tollway.domain.certificates import CertificateMapping
 from tollway.domain.keys import USE_SECONDS, KeyOrigin, KeyType, SecretUse, shorten_digest
 from tollway.domain.limits import DIMENSIONS, UNLIMITED, LimitLevel
 from tollway.domain.plans import ALL_MODELS
@@ -20,6 +21,7 @@ from tollway.domain.price_books import carried
 from tollway.domain.roles import Grant
 from tollway.domain.snapshot import (
     BudgetEntry,
+    CertificateEntry,
     DeploymentEntry,
     Entry,
     IssuerEntry,
@@ -31,14 +33,15 @@ from tollway.domain.snapshot import (
 )
 from tollway.domain.tenants import Status
 from tollway.domain.tokens import FederationRule, Jwk
-from tollway.storage import catalog, credits, federation, keys, limits, plans, prices, roles, tenants
+from tollway.storage import catalog, certificates, credits, federation, keys, limits, plans, prices, roles, tenants
 from tollway.storage.budgets import CONCERNS_GATEWAYS
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.roles import ROLE_COLUMNS, names_role
 from tollway.storage.schema import END_USER_PREFIX, api_keys, deployments, models, organizations, projects, service_accounts
 from tollway.storage.schema_budgets import budgets
 from tollway.storage.schema_people import custom_roles
-from tollway.storage.schema_tokens import identity_providers, token_signing_keys
+from tollway.storage.schema_tokens import client_certificates, identity_providers, token_signing_keys
+from tollway.wire.client_certificates import read_pem
 from tollway.wire.json_web_tokens import make_edwards_key
 
 ENTRY_KINDS: tuple[type[Entry], ...] = (
@@ -50,6 +53,7 @@ ENTRY_KINDS: tuple[type[Entry], ...] = (
     BudgetEntry,
     SigningKeyEntry,
     IssuerEntry,
+    CertificateEntry,
 )
 """In the order of a snapshot: what an entry refers to comes before it."""
 
@@ -291,6 +295,21 @@ def _issuers(tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
         )
 
 
+def _certificates(tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
+    """Yield the certificates that are active where a rule of theirs counts."""
+    rules = certificates.list_all_rules(tx, [row.id for row in rows])
+    for row in rows:
+        certificate = certificates.read_certificate(row)
+        in_force = [rule for rule in rules.get(row.id, ()) if certificate.is_active_in(rule.project_id)]
+        if in_force:
+            yield CertificateEntry(
+                id=row.id,
+                organization_id=row.organization_id,
+                certificate=read_pem(row.content).der,
+                rules=tuple(CertificateMapping(rule.key_id, dict(rule.matchers)) for rule in in_force),
+            )
+
+
 _ACCOUNT = "account_"
 """Prefix of the columns of a key's service account."""
 
@@ -311,4 +330,5 @@ _ROWS: dict[type[Entry], tuple[sa.Select[Any], sa.Column[str], Callable[[Transac
         identity_providers.c.id,
         _issuers,
     ),
+    CertificateEntry: (sa.select(client_certificates), client_certificates.c.id, _certificates),
 }

@@ -56,6 +56,8 @@ AUDITED: Mapping[sa.Table, str] = {
     schema_tokens.token_signing_keys: "signing_key",
     schema_tokens.identity_providers: "identity_provider",
     schema_tokens.federation_rules: "federation_rule",
+    schema_tokens.client_certificates: "certificate",
+    schema_tokens.certificate_rules: "certificate_rule",
     schema_budgets.budgets: "budget",
     schema_budgets.budget_raises: "budget_raise",
     schema_credits.credit_grants: "credit_grant",

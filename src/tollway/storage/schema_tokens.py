@@ -56,6 +56,40 @@ federation_rules = sa.Table(
     sa.ForeignKeyConstraint(["organization_id", "key_id"], ["api_keys.organization_id", "api_keys.id"]),
 )
 
+client_certificates = sa.Table(  # that an organization trusts where they are active
+    "client_certificates",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("organization_id", sa.String(64), sa.ForeignKey("organizations.id"), nullable=False),
+    sa.Column("name", sa.String(256)),
+    sa.Column("content", sa.Text, nullable=False),  # PEM
+    sa.Column("fingerprint", sa.String(64), nullable=False),
+    sa.Column("is_authority", sa.Boolean, nullable=False),
+    sa.Column("valid_from", sa.BigInteger, nullable=False),
+    sa.Column("expires_at", sa.BigInteger, nullable=False),
+    sa.Column("is_active", sa.Boolean, nullable=False),  # in the whole organization
+    sa.Column("project_ids", sa.Text, nullable=False),  # JSON array of the projects in which it is active beside
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.UniqueConstraint("organization_id", "id"),
+    sa.UniqueConstraint("organization_id", "fingerprint"),
+)
+
+certificate_rules = sa.Table(
+    "certificate_rules",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("organization_id", sa.String(64), nullable=False),
+    sa.Column("certificate_id", sa.String(64), nullable=False),
+    sa.Column("project_id", sa.String(64), nullable=False),
+    sa.Column("service_account_id", sa.String(64), nullable=False),
+    sa.Column("key_id", sa.String(64), nullable=False),
+    sa.Column("name", sa.String(256)),
+    sa.Column("matchers", sa.Text, nullable=False),  # JSON object: value by domain.certificates.CertificateName
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.ForeignKeyConstraint(["organization_id", "certificate_id"], ["client_certificates.organization_id", "client_certificates.id"]),
+    sa.ForeignKeyConstraint(["organization_id", "key_id"], ["api_keys.organization_id", "api_keys.id"]),
+)
+
 used_assertions = sa.Table(  # of tokens of other issuers that were exchanged and must not be again
     "used_assertions",
     metadata,
@@ -63,4 +97,5 @@ used_assertions = sa.Table(  # of tokens of other issuers that were exchanged an
     sa.Column("expires_at", sa.BigInteger, nullable=False, index=True),
 )
 
+sa.Index(None, certificate_rules.c.organization_id, certificate_rules.c.certificate_id)
 sa.Index(None, federation_rules.c.organization_id, federation_rules.c.provider_id)

@@ -50,11 +50,14 @@ WANTED = frozenset(
         b"anthropic-version",
         b"anthropic-beta",
         b"origin",
+        b"openai-organization",
+        b"client-cert",
+        b"x-forwarded-client-cert",
     }
 )
 """Headers the data plane looks at. Each may stand once; a second one would leave two readings, except where LISTS says otherwise."""
 
-_LISTS = frozenset({b"anthropic-beta", b"cache-control", b"tracestate", b"x-forwarded-for"})
+_LISTS = frozenset({b"anthropic-beta", b"cache-control", b"tracestate", b"x-forwarded-for", b"x-forwarded-client-cert"})
 """Wanted headers that are lists by their definition: several lines are joined by a comma (RFC 9110 section 5.3)."""
 
 _CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key"})

@@ -19,8 +19,8 @@ router = routes.router(tags=["unsupported"])
 Reader = Annotated[Tenant, Depends(may(Permission.ORGANIZATION_READ))]
 ProjectReader = Annotated[Tenant, Depends(may(Permission.PROJECTS_READ))]
 
-OF_ORGANIZATION = ("certificates", "external_keys", "external_storage")
-OF_PROJECT = ("certificates", "hosted_tool_permissions")
+OF_ORGANIZATION = ("external_keys", "external_storage")
+OF_PROJECT = ("hosted_tool_permissions",)
 LISTS = frozenset({"certificates", "external_keys", "external_storage"})
 """Those that are lists; the others are one object each."""
 

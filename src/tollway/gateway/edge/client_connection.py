@@ -30,6 +30,7 @@ from tollway.gateway.ports import Flow
 from tollway.gateway.refusals import fault_headers
 from tollway.gateway.request import ClientGone, Request, RequestHead, new_request
 from tollway.gateway.uploads import Upload
+from tollway.wire.client_certificates import find_forwarded
 from tollway.wire.http import NO_HEADERS, HttpRequest, RequestReader, chunk_size
 
 READ_AHEAD_BYTES = 64 * 1024
@@ -49,6 +50,7 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_ahead_bytes",
+        "_certificate",
         "_close_after",
         "_driver",
         "_edge",
@@ -83,6 +85,7 @@ class ClientConnection(asyncio.Protocol):
         self._driver: CoroutineDriver | None = None
         self._head: RequestHead | None = None
         self._peer = peer or ""
+        self._certificate = b""
         self._paused_at = 0.0
         self._phase_at = edge.now
         self._phase_bytes = 0
@@ -105,6 +108,9 @@ class ClientConnection(asyncio.Protocol):
         if not self._peer:
             peer = transport.get_extra_info("peername")
             self._peer = sys.intern(peer[0]) if isinstance(peer, tuple) else ""
+        if edge.rules is not None and edge.rules.client_certificates:
+            tls = transport.get_extra_info("ssl_object")
+            self._certificate = b"" if tls is None else tls.getpeercert(binary_form=True) or b""
         if not edge.admit(self._peer):
             self._peer = ""
             self.gone = True
@@ -203,7 +209,7 @@ class ClientConnection(asyncio.Protocol):
             return False
         plane = self._edge.plane
         try:
-            head = pipeline.read_head(request.headers, route.endpoint or Endpoint.CHAT_COMPLETIONS, self.find_address(request))
+            head = self._read_head(request, route.endpoint or Endpoint.CHAT_COMPLETIONS)
             caller = pipeline.identify_sender(head, plane, is_file=route.endpoint is None)
         except Fault as fault:
             self._write_fault(self.throttle(fault, request.headers), close=is_arriving)
@@ -315,7 +321,7 @@ class ClientConnection(asyncio.Protocol):
         elif route.endpoint is not None:
             kind = find_body_fault(http.headers, route.endpoint)
             if kind is None:
-                return pipeline.read_head(http.headers, route.endpoint, self.find_address(http))
+                return self._read_head(http, route.endpoint)
             self._write_fault(Fault(kind))
         return None
 
@@ -351,6 +357,17 @@ class ClientConnection(asyncio.Protocol):
             return True
         route = ROUTES.get(http.target)
         return route is not None and route.any_host
+
+    def _read_head(self, http: HttpRequest, endpoint: Endpoint) -> RequestHead:
+        """Return what the head of a request says, with the client's certificate where one counts."""
+        head = pipeline.read_head(http.headers, endpoint, self.find_address(http))
+        rules = self._edge.rules
+        if rules is not None:
+            if self._certificate:
+                head.certificate = self._certificate
+            elif rules.certificate_header and edge_policy.is_trusted(rules, self._peer):
+                head.certificate = find_forwarded(http.headers, rules.certificate_header)
+        return head
 
     def find_address(self, http: HttpRequest) -> str:
         """Return the client's address: the peer's, or the one that trusted proxies report; empty if the socket has none."""

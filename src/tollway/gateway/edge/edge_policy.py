@@ -22,7 +22,9 @@ class EdgePolicy:
     """`trusted`: proxies whose word on a client's address is taken, by the PROXY protocol (`proxy_protocol`: they must speak it) and
     by x-forwarded-for (`forwarded_for`). `peers_logged`: the client's address stands in the log line of its requests. `origins`:
     those whose scripts may read answers, exactly as browsers send them, or `*` alone for all; `preflight_seconds`: how long a browser
-    may remember that. `hosts`: names that requests must be addressed to, with a port or for every port; none: any."""
+    may remember that. `hosts`: names that requests must be addressed to, with a port or for every port; none: any.
+    `client_certificates`: those of TLS connections say who sends a request without a secret; or, from trusted proxies, those in the header
+    `certificate_header`, empty for none."""
 
     trusted: tuple[Network, ...] = ()
     proxy_protocol: bool = False
@@ -31,6 +33,8 @@ class EdgePolicy:
     origins: frozenset[bytes] = frozenset()
     preflight_seconds: int = 600
     hosts: frozenset[bytes] = frozenset()
+    client_certificates: bool = False
+    certificate_header: bytes = b""
 
 
 def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:

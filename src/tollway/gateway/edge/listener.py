@@ -45,11 +45,11 @@ class Listener:
         is_full: Callable[[int], bool],
         *,
         rules: EdgePolicy,
-        tls: ssl.SSLContext | None,
+        tls: Callable[[], ssl.SSLContext] | None,
         bounds: OpeningBounds,
     ) -> None:
         """`made` gives the protocol of a connection from an address; `refused` is told of each that was closed unanswered. `is_full`
-        returns whether one more is too many, given how many are opening."""
+        returns whether one more is too many, given how many are opening. `tls` gives the context of a new connection."""
         self.opening: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._listener = listener
@@ -116,7 +116,11 @@ class Listener:
                 async with asyncio.timeout(seconds):
                     peer = await self._read_source(sock) or address
             await self._loop.connect_accepted_socket(
-                lambda: self._made(peer), sock, ssl=self._tls, ssl_handshake_timeout=tls_seconds, ssl_shutdown_timeout=tls_seconds
+                lambda: self._made(peer),
+                sock,
+                ssl=None if self._tls is None else self._tls(),
+                ssl_handshake_timeout=tls_seconds,
+                ssl_shutdown_timeout=tls_seconds,
             )
         except (OSError, TimeoutError, proxy.HeaderInvalid):  # a failed handshake is an OSError too
             sock.close()

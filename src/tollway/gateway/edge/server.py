@@ -4,6 +4,7 @@ import asyncio
 import gc
 import socket
 import ssl
+from collections.abc import Callable
 from functools import partial
 
 import msgspec
@@ -41,10 +42,10 @@ async def serve(
     ready: asyncio.Event,
     background: BackgroundTasks,
     rules: EdgePolicy | None = None,
-    tls: ssl.SSLContext | None = None,
+    tls: Callable[[], ssl.SSLContext] | None = None,
 ) -> None:
-    """Serve until `stop` is set, then drain. The sockets belong to the caller's supervisor: they are only accepted from. `tls` is for
-    the public one. The clock runs under `background` until the caller stops that."""
+    """Serve until `stop` is set, then drain. The sockets belong to the caller's supervisor: they are only accepted from. `tls` gives the
+    context of each new connection of the public one. The clock runs under `background` until the caller stops that."""
     loop = asyncio.get_running_loop()
     edge = Edge(plane, edge_bounds, http_bounds, rules)
     background.start("clock", Clock(edge).run)
@@ -82,7 +83,7 @@ def _free_descriptors(edge: Edge) -> None:
     edge.shed_idle()
 
 
-def _listen(edge: Edge, listener: socket.socket, tls: ssl.SSLContext | None) -> Listener:
+def _listen(edge: Edge, listener: socket.socket, tls: Callable[[], ssl.SSLContext] | None) -> Listener:
     """Return the public listener for connections with a PROXY header or TLS, which have to be opened first."""
     bounds, metrics = edge.bounds, edge.plane.metrics
 
