@@ -290,7 +290,6 @@ WITHOUT_COMMAND = {
     "list_token_keys": "programs that verify tokens read it",
     "retrieve_server": "programs that ask for tokens read it",
     "list_nothing": "the list is always empty",
-    "list_nothing_of_project": "the list is always empty",
     "refuse": "it is always refused",
     "refuse_of_project": "it is always refused",
     **dict.fromkeys(

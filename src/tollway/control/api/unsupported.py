@@ -21,7 +21,7 @@ ProjectReader = Annotated[Tenant, Depends(may(Permission.PROJECTS_READ))]
 
 OF_ORGANIZATION = ("external_keys", "external_storage")
 OF_PROJECT = ("hosted_tool_permissions",)
-LISTS = frozenset({"certificates", "external_keys", "external_storage"})
+LISTS = frozenset({"external_keys", "external_storage"})
 """Those that are lists; the others are one object each."""
 
 
@@ -49,12 +49,6 @@ def list_nothing(_caller: Reader, _query: Annotated[ListQuery, Query()]) -> Noth
     return NothingOut(data=[], first_id=None, last_id=None, has_more=False, next=None)
 
 
-def list_nothing_of_project(caller: ProjectReader, plane: Plane, project_id: str, _query: Annotated[ListQuery, Query()]) -> NothingOut:
-    """Always an empty list: this resource is not supported."""
-    _require_project(caller, plane, project_id)
-    return NothingOut(data=[], first_id=None, last_id=None, has_more=False, next=None)
-
-
 def refuse(_caller: Reader) -> None:
     """Always refused with the code `unsupported`."""
     raise Fault(UNSUPPORTED)
@@ -73,13 +67,13 @@ def _require_project(caller: Tenant, plane: ControlPlane, project_id: str) -> No
 
 def _add_routes() -> None:
     """Add the routes of each resource: its list, where it is one, and everything else below it."""
-    for prefix, names, nothing, refusal in (
-        ("/v1/organization", OF_ORGANIZATION, list_nothing, refuse),
-        ("/v1/organization/projects/{project_id}", OF_PROJECT, list_nothing_of_project, refuse_of_project),
+    for prefix, names, refusal in (
+        ("/v1/organization", OF_ORGANIZATION, refuse),
+        ("/v1/organization/projects/{project_id}", OF_PROJECT, refuse_of_project),
     ):
         for name in names:
             path = f"{prefix}/{name}"
-            router.add_api_route(path, nothing if name in LISTS else refusal, methods=["GET"], include_in_schema=False)
+            router.add_api_route(path, list_nothing if name in LISTS else refusal, methods=["GET"], include_in_schema=False)
             router.add_api_route(path, refusal, methods=["POST", "DELETE"], include_in_schema=False)
             router.add_api_route(f"{path}/{{rest:path}}", refusal, methods=["GET", "POST", "DELETE"], include_in_schema=False)
 
