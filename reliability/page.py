@@ -132,6 +132,16 @@ FIGURES: Mapping[str, Figure] = {
         "Gateways on other hosts; control under load; a gateway that is frozen (`tests/system/test_outage.py`).",
         "python -m reliability R22 --revocations 100",
     ),
+    "R23": Figure(
+        "Batches across crashes",
+        "Batches of up to 50,000 lines are submitted to a platform of one gateway and one control process. Every 3 to 8 s the gateway (two "
+        "of three times) or the control process gets SIGKILL, and is started again by the supervisor. The engine repeats what each line "
+        "asks, and keeps a truth log.",
+        "Each line stands in the output once, with its own answer, and the request that answered it is billed; no other request costs "
+        "anything. Every bill is right by the truth log, and `tollway verify` finds nothing.",
+        "Several gateways at one directory (`tests/gateway/test_batches.py` has two owners in turn), a power cut, a full disk.",
+        "python -m reliability R23 --lines 100000 --kills 50 --database postgres",
+    ),
     "R14": Figure(
         "Restore",
         "A database is backed up while it is used (SQLite: its backup API; PostgreSQL: pg_dump). Usage goes on and a key is "

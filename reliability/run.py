@@ -10,6 +10,7 @@ from types import FrameType
 
 from reliability import (
     attacks,
+    batches,
     budgets,
     crashes,
     faults,
@@ -77,6 +78,11 @@ def _option(name: str, default: float, text: str, *, database: bool = False) -> 
     return add
 
 
+def _lines_and_kills(parser: argparse.ArgumentParser) -> None:
+    _option("--lines", 100_000, "how many lines, in batches of 50,000 at most", database=True)(parser)
+    _option("--kills", 50, "how often a process is killed at most, every 3 to 8 s")(parser)
+
+
 def _choose_attacks(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which attacks, and whether waits are compared."""
     parser.add_argument("--only", default="", metavar="TEXT", help='only attacks whose names contain TEXT, such as "control: "')
@@ -139,6 +145,10 @@ FIGURES: dict[str, tuple[Add, Take]] = {
     "R22": (
         _option("--revocations", 100, "how many keys are revoked in each case, up to 3 s each"),
         lambda told: revocations.measure(told.revocations, told.seed),
+    ),
+    "R23": (
+        _lines_and_kills,
+        lambda told: batches.measure(told.lines, told.kills, told.database, told.seed),
     ),
     "R19": (_option("--requests", 50_000, "how many requests, about 2 ms each"), lambda told: hammer.measure(told.requests, told.seed)),
 }

@@ -55,7 +55,7 @@ def quick_worker(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(worker_module, name, 0.01)
 
 
-class Served_(msgspec.Struct):
+class Site(msgspec.Struct):
     """A gateway with a store of batches."""
 
     running: Gateway
@@ -66,7 +66,7 @@ class Served_(msgspec.Struct):
 
 
 @asynccontextmanager
-async def working(served: Served_, bounds: BatchBounds | None = None) -> AsyncIterator[BatchWorker]:
+async def working(served: Site, bounds: BatchBounds | None = None) -> AsyncIterator[BatchWorker]:
     """A worker that runs in the block, and ends as that of a process that is stopped at once."""
     alarm = lambda event, fields: served.alarms.append((event, fields))  # noqa: E731
     worker = BatchWorker(served.running.plane, served.store, served.files, bounds or BatchBounds(), alarm)
@@ -82,7 +82,7 @@ async def working(served: Served_, bounds: BatchBounds | None = None) -> AsyncIt
 @asynccontextmanager
 async def serving(
     directory: Path, *scripts: Any, limits: Limits = UNLIMITED, organization_batches_max: int = 10, batch_price: int | None = 50
-) -> AsyncIterator[Served_]:
+) -> AsyncIterator[Site]:
     async with Upstream(*scripts).listening() as upstream:
         models = {"m": Served([upstream.url], batch_price=batch_price)}
         async with gateway(models, limits=limits) as running:
@@ -91,7 +91,7 @@ async def serving(
             store = BatchDirectory(directory, VAULT, plane.now_us, organization_batches_max=organization_batches_max, free_bytes_min=0)
             plane.file_store, plane.file_lifetime_seconds = files, 86_400
             plane.batch_store, plane.batch_lines_max = store, 1_000
-            yield Served_(running, store, files, upstream)
+            yield Site(running, store, files, upstream)
 
 
 def line(number: int, **body: Any) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def echo(asked: Asked) -> Script:
     return [whole(completion(json.loads(asked.body)["messages"][0]["content"]))]
 
 
-async def submit(served: Served_, content: bytes, endpoint: str = CHAT_PATH) -> dict[str, Any]:
+async def submit(served: Site, content: bytes, endpoint: str = CHAT_PATH) -> dict[str, Any]:
     file = (await post(served.running.port, form(content), "/v1/files", **FORM)).json()["id"]
     asked = {"input_file_id": file, "endpoint": endpoint, "completion_window": "24h"}
     answer = await post(served.running.port, asked, "/v1/batches")
@@ -116,13 +116,13 @@ async def submit(served: Served_, content: bytes, endpoint: str = CHAT_PATH) -> 
     return dict(answer.json())
 
 
-async def get(served: Served_, path: str, method: str = "GET", key: str = KEY) -> Answer:
+async def get(served: Site, path: str, method: str = "GET", key: str = KEY) -> Answer:
     async with connect(served.running.port) as client:
         client.send(message(b"", path, key=key).replace(b"POST", method.encode(), 1))
         return await client.answer()
 
 
-async def ended(served: Served_, id: str, prefix: str = "/v1/batches") -> dict[str, Any]:
+async def ended(served: Site, id: str, prefix: str = "/v1/batches") -> dict[str, Any]:
     """The batch once it has ended."""
     async with asyncio.timeout(20):
         while True:
@@ -132,7 +132,7 @@ async def ended(served: Served_, id: str, prefix: str = "/v1/batches") -> dict[s
             await asyncio.sleep(0.01)
 
 
-async def read_lines(served: Served_, file_id: str | None) -> dict[str, Any]:
+async def read_lines(served: Site, file_id: str | None) -> dict[str, Any]:
     """The lines of an output file by their own ids."""
     content = b"" if file_id is None else (await get(served, f"/v1/files/{file_id}/content")).body
     found = [json.loads(each) for each in content.splitlines()]

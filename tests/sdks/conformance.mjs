@@ -82,6 +82,24 @@ const rows = {
     assert.ok((await client.files.delete(file.id)).deleted)
     await assert.rejects(client.files.retrieve(file.id), OpenAI.NotFoundError)
   },
+  async batches() {
+    const line = (number) => ({ custom_id: `c-${number}`, method: 'POST', url: '/v1/chat/completions', body: { model, messages } })
+    const content = [0, 1].map((number) => JSON.stringify(line(number))).join('\n')
+    const file = await client.files.create({ file: await toFile(Buffer.from(content), 'a.jsonl'), purpose: 'batch' })
+    let batch = await client.batches.create({ input_file_id: file.id, endpoint: '/v1/chat/completions', completion_window: '24h' })
+    for (let tries = 0; tries < 300 && !['completed', 'failed'].includes(batch.status); tries++) {
+      await new Promise((resolve) => setTimeout(resolve, 100))
+      batch = await client.batches.retrieve(batch.id)
+    }
+    assert.equal(batch.status, 'completed')
+    const output = (await (await client.files.content(batch.output_file_id)).text()).trim().split('\n').map((each) => JSON.parse(each))
+    assert.deepEqual(output.map((each) => each.custom_id).sort(), ['c-0', 'c-1'])
+    const found = []
+    for await (const each of client.batches.list()) found.push(each.id)
+    assert.deepEqual(found, [batch.id])
+    await assert.rejects(client.batches.cancel(batch.id), OpenAI.ConflictError)
+    for (const id of [file.id, batch.output_file_id]) await client.files.delete(id)
+  },
   async imageEdits() {
     const picture = await toFile(Buffer.from(image.split(',')[1], 'base64'), 'a.png')
     const answer = await client.images.edit({ model, prompt: 'x', image: [picture, picture] })

@@ -7,6 +7,7 @@ whichever environment holds the line. Prints one JSON object a row: its name, an
 import base64
 import json
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -123,6 +124,33 @@ def files(client: Client) -> None:
         raise AssertionError("a file that was deleted")
 
 
+def batches(client: Client) -> None:
+    lines = [
+        {"custom_id": f"c-{number}", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", "messages": ASK}}
+        for number in range(3)
+    ]
+    content = "\n".join(map(json.dumps, lines)).encode()
+    file = client.files.create(file=("a.jsonl", content), purpose="batch")
+    asked: Any = {"endpoint": "/v1/chat/completions", "completion_window": "24h", "metadata": {"job": "night"}}
+    batch = client.batches.create(input_file_id=file.id, **asked)
+    assert batch.id in [each.id for each in client.batches.list()]
+    for _ in range(300):
+        if batch.status in ("completed", "failed"):
+            break
+        time.sleep(0.1)
+        batch = client.batches.retrieve(batch.id)
+    assert (batch.status, batch.request_counts.completed, batch.metadata) == ("completed", 3, {"job": "night"}), batch
+    output = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
+    assert sorted(line["custom_id"] for line in output) == ["c-0", "c-1", "c-2"]
+    assert {line["response"]["body"]["choices"][0]["message"]["content"] for line in output} == {"Hello"}
+    try:
+        client.batches.cancel(batch.id)
+    except openai.ConflictError:
+        pass
+    else:
+        raise AssertionError("a batch that has ended was cancelled")
+
+
 def image_edits(client: Client) -> None:
     pictures = [(f"{number}.png", base64.b64decode(PNG)) for number in range(2)]
     assert client.images.edit(model="m", prompt="x", image=pictures, size="256x256").data[0].b64_json
@@ -223,6 +251,21 @@ def claude_vision(client: Client) -> None:
     assert client.messages.create(model="m", max_tokens=9, messages=[{"role": "user", "content": content}]).content
 
 
+def claude_batches(client: Client) -> None:
+    params = {"model": "m", "max_tokens": 9, "messages": ASK}
+    batch = client.messages.batches.create(requests=[{"custom_id": name, "params": params} for name in ("a", "b")])
+    for _ in range(300):
+        if batch.processing_status == "ended":
+            break
+        time.sleep(0.1)
+        batch = client.messages.batches.retrieve(batch.id)
+    assert batch.request_counts.succeeded == 2, batch
+    texts = {each.custom_id: each.result.message.content[0].text for each in client.messages.batches.results(batch.id)}
+    assert texts == {"a": "Hello", "b": "Hello"}
+    assert batch.id in [each.id for each in client.messages.batches.list()]
+    client.messages.batches.delete(batch.id)
+
+
 def claude_count(client: Client) -> None:
     assert client.messages.count_tokens(model="m", messages=ASK).input_tokens == 7
 
@@ -249,10 +292,10 @@ def claude_retry(client: Client) -> None:
 OPENAI: list[Callable[[Client], None]] = [
     plain, stream, stream_with_usage, tools, tools_streamed, json_schema, vision, embeddings, embeddings_of_tokens, completions, models,
     errors, retry, cancel, responses, responses_stream, responses_tools, responses_errors,
-    transcripts, speech, image_edits, files,
+    transcripts, speech, image_edits, files, batches,
 ]  # fmt: skip
 ANTHROPIC: list[Callable[[Client], None]] = [
-    claude_plain, claude_stream, claude_tools, claude_vision, claude_count, claude_errors, claude_retry,
+    claude_plain, claude_stream, claude_tools, claude_vision, claude_count, claude_errors, claude_retry, claude_batches,
 ]  # fmt: skip
 
 

@@ -19,13 +19,16 @@ from tests.sdks.conformance import PNG
 from tests.sdks.engine import AgentEngine, SdkEngine
 from tollway.domain.catalog import TRANSLATED_ENDPOINTS
 from tollway.domain.usage import Outcome
+from tollway.gateway.batches.worker import BatchBounds, BatchWorker
+from tollway.gateway.plane import Plane
+from tollway.storage.batch_directory import BatchDirectory
 from tollway.storage.tenant_files import FileBounds, FileDirectory
 from tollway.storage.vault import LocalVault
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PYTHON = ["openai", "openai-2", "openai-1"]
-ROWS = {"openai": 29, "openai-2": 29, "openai-1": 22, "js": 23}
+ROWS = {"openai": 31, "openai-2": 31, "openai-1": 23, "js": 24}
 """Clients of each line: Anthropic's SDK is not beside the oldest of OpenAI's."""
 
 
@@ -145,6 +148,16 @@ def find_versions(client: str) -> dict[str, str]:
     return {name: lock.partition(f"\n{name}==")[2].split(maxsplit=1)[0] for name in PACKAGES[client]}
 
 
+def _keep_files(plane: Plane, directory: Path) -> BatchWorker:
+    """Let a gateway store files and batches; return the worker that runs these."""
+    vault = LocalVault(bytes(range(32)))
+    files = FileDirectory(directory, vault, FileBounds(free_bytes_min=0), plane.now_us)
+    batches = BatchDirectory(directory, vault, plane.now_us, organization_batches_max=10, free_bytes_min=0)
+    plane.file_store, plane.file_lifetime_seconds = files, 3600
+    plane.batch_store, plane.batch_lines_max = batches, 100
+    return BatchWorker(plane, batches, files, BatchBounds(), lambda event, fields: None)
+
+
 async def conform(
     client: str, command: list[str], count: int, directory: Path, *, is_official: bool = True, is_translated: bool = False
 ) -> None:
@@ -152,12 +165,10 @@ async def conform(
     official SDK, which also leaves a stream and sends a picture. `is_translated`: the engine has neither responses nor messages."""
     engine = SdkEngine(has_chat_only=is_translated)
     async with Upstream(engine).listening() as upstream:
-        served = Served([upstream.url], translated_endpoints=tuple(TRANSLATED_ENDPOINTS) if is_translated else ())
+        served = Served([upstream.url], translated_endpoints=tuple(TRANSLATED_ENDPOINTS) if is_translated else (), batch_price=50)
         async with gateway({"m": served, "org/name": served}) as running:
-            running.plane.file_store = FileDirectory(
-                directory, LocalVault(bytes(range(32))), FileBounds(free_bytes_min=0), running.plane.now_us
-            )
-            running.plane.file_lifetime_seconds = 3600
+            worker = _keep_files(running.plane, directory)
+            working = asyncio.get_running_loop().create_task(worker.run())
             process = await asyncio.create_subprocess_exec(
                 *command, running.url, KEY, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
             )
@@ -168,6 +179,8 @@ async def conform(
                 if process.returncode is None:
                     process.kill()
                     await process.wait()
+                await worker.stop(0.0)
+                working.cancel()
             assert process.returncode == 0, errors.decode()
             rows = [json.loads(row) for row in out.splitlines()]
             if not is_translated:

@@ -46,6 +46,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "plans": ("plans:app", "Limits that organizations subscribe to, and overrides of limits: list, create, set, assign, override."),
     "budgets": ("budgets:app", "What may be spent: list, show, create, update, raise, archive."),
     "credits": ("credits:app", "Credit of organizations: list, statement, grant, void, prepaid, topup, topups."),
+    "batches": ("batches:app", "Batches of requests, at a gateway: submit, list, show, cancel, output."),
     "quote": ("quote:quote", "What a request would cost, and what would refuse it now."),
     "models": ("catalog:app", "The catalog: models, their deployments and prices."),
     "deployments": ("deployments:app", "Deployments: drain, undrain, and follow the sources of a fleet."),

@@ -1,14 +1,13 @@
 """`tollway quote`: what a request would cost, and what would refuse it now."""
 
-import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import httpx2
 import typer
 
-from tollway.cli.client import TIMEOUT_SECONDS, segment
+from tollway.cli.client import segment
+from tollway.cli.gateway_requests import GatewayUrlOption, InferenceKeyOption, ask_gateway, open_gateway
 from tollway.cli.output import Output, OutputOption, print_json
 from tollway.domain.catalog import Endpoint
 from tollway.settings import OperatorError
@@ -20,18 +19,8 @@ def quote(
     request: Annotated[
         Path, typer.Argument(metavar="REQUEST", help="File with the JSON body of a request, as it would be sent; - reads it from stdin.")
     ],
-    gateway_url: Annotated[
-        str | None, typer.Option("--gateway-url", metavar="URL", help="The gateway [OPENAI_BASE_URL].", show_default=False)
-    ] = None,
-    inference_key: Annotated[
-        str | None,
-        typer.Option(
-            "--inference-key",
-            metavar="KEY",
-            help="The API key that would send the request [OPENAI_API_KEY]. - reads it from stdin.",
-            show_default=False,
-        ),
-    ] = None,
+    gateway_url: GatewayUrlOption = None,
+    inference_key: InferenceKeyOption = None,
     endpoint: Annotated[
         str, typer.Option("--endpoint", help=f"Path of the request below /v1: {ENDPOINTS}.")
     ] = Endpoint.CHAT_COMPLETIONS.value,
@@ -40,20 +29,13 @@ def quote(
     """Quote a request: what it would cost at most and is expected to, and which limit or budget would refuse it now. Nothing is sent."""
     if endpoint not in list(Endpoint):
         raise OperatorError(f"there is no endpoint {endpoint}", hint=f"one of: {ENDPOINTS}", exit_code=2)
-    url, key = gateway_url or os.environ.get("OPENAI_BASE_URL"), inference_key or os.environ.get("OPENAI_API_KEY")
-    if not url or not key:
-        raise OperatorError(
-            "the gateway or the API key is not known",
-            hint="--gateway-url and --inference-key, or OPENAI_BASE_URL and OPENAI_API_KEY",
-            exit_code=2,
-        )
-    if key == "-":
-        key = sys.stdin.readline().strip()
-    try:
-        body = sys.stdin.buffer.read() if request == Path("-") else request.read_bytes()
-    except OSError as error:
-        raise OperatorError(f"cannot read {request}: {error.strerror}", exit_code=2) from None
-    quoted = _ask(f"{url.rstrip('/').removesuffix('/v1')}/v1/quote/{segment(endpoint)}", key, body)
+    with open_gateway(gateway_url, inference_key) as gateway:
+        try:
+            body = sys.stdin.buffer.read() if request == Path("-") else request.read_bytes()
+        except OSError as error:
+            raise OperatorError(f"cannot read {request}: {error.strerror}", exit_code=2) from None
+        headers = {"content-type": "application/json"}
+        quoted = ask_gateway(gateway, "POST", f"/v1/quote/{segment(endpoint)}", content=body, headers=headers)
     if output is Output.JSON:
         print_json(quoted)
         return
@@ -65,19 +47,3 @@ def quote(
     print(f"price: {quoted['price_version']} ({quoted['service_tier']})")
     for refusal in quoted["refusals"]:
         print(f"refused now: {refusal['message']}")
-
-
-def _ask(url: str, key: str, body: bytes) -> dict[str, Any]:
-    """Return the gateway's quote. Raises OperatorError with its words."""
-    headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
-    try:
-        answer = httpx2.post(url, content=body, headers=headers, timeout=TIMEOUT_SECONDS, trust_env=False)
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise OperatorError(f"cannot talk to {url}: {error}", hint="see --gateway-url") from None
-    try:
-        answered: dict[str, Any] = answer.json()
-        if answer.is_success:
-            return answered
-        raise OperatorError(answered["error"]["message"], hint=f"request {answer.headers.get('x-request-id', '')}")
-    except (ValueError, KeyError, TypeError):
-        raise OperatorError(f"{url} answered {answer.status_code}", hint="is this a gateway's address?") from None

@@ -1,0 +1,47 @@
+"""`tollway batches` against a real gateway."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.gateway.harness import KEY, UNKNOWN_KEY
+from tests.gateway.test_batches import echo, line, quick_worker, serving, text, working
+from tollway.cli import batches as commands
+from tollway.cli.app import run
+
+__all__ = ["quick_worker"]
+
+
+async def test_batch_is_submitted_waited_for_listed_and_its_output_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.setattr(commands, "WAIT_SECONDS", 0.01)
+    lines = tmp_path / "lines.jsonl"
+    lines.write_bytes(text(line(0), line(1)))
+    async with serving(tmp_path / "files", echo) as site, working(site):
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{site.running.url}/v1")
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+        async def command(*arguments: str) -> tuple[int, str]:
+            code = await asyncio.to_thread(run, ["batches", *arguments])
+            shown = capsysbinary.readouterr()
+            return code, (shown.out + shown.err).decode()
+
+        code, shown = await command("submit", str(lines), "--wait", "-o", "json")
+        batch = json.loads(shown)
+        assert (code, batch["status"], batch["request_counts"]["completed"]) == (0, "completed", 2)
+        code, shown = await command("output", batch["id"])
+        assert code == 0 and {json.loads(each)["custom_id"] for each in shown.splitlines()} == {"c-0", "c-1"}
+        code, shown = await command("list")
+        assert code == 0 and batch["id"] in shown and "completed" in shown
+        code, shown = await command("output", batch["id"], "--errors")
+        assert code == 1 and "the batch has no errors" in shown
+        code, shown = await command("cancel", batch["id"])
+        assert code == 1 and "cannot be cancelled" in shown
+        lines.write_bytes(text(line(0, model="absent")))
+        code, shown = await command("submit", str(lines), "--wait")
+        assert code == 0 and "line 1: The model does not exist" in shown
+        assert (await command("show", batch["id"], "--inference-key", UNKNOWN_KEY))[0] == 1
+        assert (await command("submit", str(tmp_path / "absent")))[0] == 2
