@@ -195,6 +195,16 @@ async def test_118_header_counts_from_trusted_proxies_alone(name: str, trusted: 
         log.close()
 
 
+async def test_paths_beside_inference_take_certificates(memory: Memory) -> None:
+    rules = EdgePolicy(trusted=parse_networks(["192.0.2.0/24"]), certificate_header=b"client-cert")
+    connection = Memory(memory.edge.plane, rules=rules).connect("192.0.2.1")
+    lines = f"host: gateway\r\nopenai-organization: {ORGANIZATION}\r\nclient-cert: {FORWARDED['client-cert']}\r\n"
+    for path in ("/v1/models", "/v1/limits"):
+        connection.feed(f"GET {path} HTTP/1.1\r\n{lines}\r\n".encode())
+        await memory.settle()
+        assert split_answers(connection.written)[-1].status == 200, path
+
+
 @pytest.mark.parametrize("value", ["", "::", ":not base64:", f":{base64.b64encode(b'x').decode()}:", 'Cert="%2d"', "Cert=x"])
 @pytest.mark.parametrize("name", FORWARDED)
 async def test_118_header_that_is_malformed_proves_nobody(name: str, value: str) -> None:

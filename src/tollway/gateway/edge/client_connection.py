@@ -209,7 +209,7 @@ class ClientConnection(asyncio.Protocol):
             return False
         plane = self._edge.plane
         try:
-            head = self._read_head(request, route.endpoint or Endpoint.CHAT_COMPLETIONS)
+            head = self.read_head(request, route.endpoint or Endpoint.CHAT_COMPLETIONS)
             caller = pipeline.identify_sender(head, plane, is_file=route.endpoint is None)
         except Fault as fault:
             self._write_fault(self.throttle(fault, request.headers), close=is_arriving)
@@ -321,7 +321,7 @@ class ClientConnection(asyncio.Protocol):
         elif route.endpoint is not None:
             kind = find_body_fault(http.headers, route.endpoint)
             if kind is None:
-                return self._read_head(http, route.endpoint)
+                return self.read_head(http, route.endpoint)
             self._write_fault(Fault(kind))
         return None
 
@@ -358,7 +358,7 @@ class ClientConnection(asyncio.Protocol):
         route = ROUTES.get(http.target)
         return route is not None and route.any_host
 
-    def _read_head(self, http: HttpRequest, endpoint: Endpoint) -> RequestHead:
+    def read_head(self, http: HttpRequest, endpoint: Endpoint) -> RequestHead:
         """Return what the head of a request says, with the client's certificate where one counts."""
         head = pipeline.read_head(http.headers, endpoint, self.find_address(http))
         rules = self._edge.rules

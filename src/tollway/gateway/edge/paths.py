@@ -16,7 +16,7 @@ import msgspec
 from tollway.domain import faults
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault, FaultKind
-from tollway.gateway import files, pipeline, queries, response_queries
+from tollway.gateway import files, queries, response_queries
 from tollway.gateway.batches import batch_requests, message_batches
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.driver import CoroutineDriver
@@ -58,8 +58,8 @@ class RoutedConnection(Client, Protocol):
         """Answer a request that did not become one of the pipeline's with a fault."""
         ...
 
-    def find_address(self, http: HttpRequest) -> str:
-        """Return the client's address, empty if it is not known."""
+    def read_head(self, http: HttpRequest, endpoint: Endpoint) -> RequestHead:
+        """Return what the head of a request says, with who sent it."""
         ...
 
 
@@ -105,14 +105,14 @@ QUOTED: dict[bytes, Endpoint] = {
 def _list_models(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
     """Answer with the models that the caller may use, or with the one that the path names. A name may hold slashes, which SDKs escape."""
     path = path.replace(b"%2F", b"/").replace(b"%2f", b"/")
-    head = pipeline.read_head(http.headers, Endpoint.CHAT_COMPLETIONS, connection.find_address(http))
+    head = connection.read_head(http, Endpoint.CHAT_COMPLETIONS)
     request = connection.new_request(http, head, unquote_to_bytes(path[len(_MODELS_PREFIX) :]))
     queries.list_models(request, connection, connection.plane)
 
 
 def _list_limits(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
     """Answer with the limits that bind the caller."""
-    head = pipeline.read_head(http.headers, Endpoint.CHAT_COMPLETIONS, connection.find_address(http))
+    head = connection.read_head(http, Endpoint.CHAT_COMPLETIONS)
     queries.list_limits(connection.new_request(http, head, b""), connection, connection.plane)
 
 
@@ -123,7 +123,7 @@ def _quote(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None
     if kind is not None:
         connection.answer_fault(Fault(kind))
         return
-    request = connection.new_request(http, pipeline.read_head(http.headers, endpoint, connection.find_address(http)), http.body)
+    request = connection.new_request(http, connection.read_head(http, endpoint), http.body)
     CoroutineDriver(copy_context()).start(queries.quote(request, connection, connection.plane))
 
 
@@ -162,7 +162,7 @@ async def _answer_with_token(connection: RoutedConnection, http: HttpRequest, as
 
 def _answer_stored_response(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
     """Answer a request about a stored response."""
-    head = pipeline.read_head(http.headers, Endpoint.RESPONSES, connection.find_address(http))
+    head = connection.read_head(http, Endpoint.RESPONSES)
     request = connection.new_request(http, head, path[len(response_queries.PREFIX) :])
     driver = CoroutineDriver(copy_context())
     query = dict(parse_qsl(http.target.partition(b"?")[2].decode("latin-1")[:QUERY_CHARACTERS_MAX]))
@@ -173,7 +173,7 @@ def _answer_with(operate: files.Operate, endpoint: Endpoint) -> Callable[[Routed
     """Return the handler of requests about stored things, which `operate` does. `endpoint`: in whose shape faults are told."""
 
     def handle(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
-        head = pipeline.read_head(http.headers, endpoint, connection.find_address(http))
+        head = connection.read_head(http, endpoint)
         target = path + b"?" + http.target.partition(b"?")[2]
         request = connection.new_request(http, head, b"")
         driver = CoroutineDriver(copy_context())
