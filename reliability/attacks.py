@@ -323,28 +323,48 @@ def measure(only: str = "", *, is_quiet: bool = False) -> list[Line]:
     """Take the figure and keep it: a line for each attack whose name contains `only`. `is_quiet`: nothing else works on the machine, so
     waits under attack are compared with those alone."""
     with tempfile.TemporaryDirectory(prefix="tollway-attacks-") as scratch, attacked(Path(scratch)) as (platform, target):
-        lines = [_measure(target, name, attack) for name, attack in ATTACKS.items() if only in name]
+        lines = [_measure(target, name) for name in ATTACKS if only in name]
         return lines + control_attacks.measure(platform, target.pid, only, is_quiet=is_quiet)
 
 
-def _measure(target: Target, name: str, attack: Attack) -> Line:
-    began, before, server = time.time(), target.read_mib(), target.read_cpu_seconds()
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The costs of one attack. `cpu_times_client`: CPU of the gateway as a multiple of the attacker's, None where it used too little to
+    tell."""
+
+    client_cpu_s: float
+    server_cpu_s: float
+    cpu_times_client: float | None
+    mib_before: float
+    mib_after: float
+    answers: Counter[str]
+    watch: Watch
+
+
+def take(target: Target, name: str) -> Taken:
+    """Attack a gateway, and return what it cost."""
+    before, server = target.read_mib(), target.read_cpu_seconds()
     with watching(target) as watch:
         client = time.thread_time()
-        answers = attack(target)
+        answers = ATTACKS[name](target)
         client = time.thread_time() - client
         server = target.read_cpu_seconds() - server
     time.sleep(SETTLE_SECONDS)
-    after = target.read_mib()
     ratio = round(server / client, 1) if server >= CPU_SECONDS_MIN else None
-    is_costly = (ratio or 0.0) > CPU_RATIO_MAX and name not in SENT_BY_ENGINES
-    is_wrong = is_costly or after - before > KEPT_MIB_MAX or watch.failed > 0
+    return Taken(client, server, ratio, before, target.read_mib(), answers, watch)
+
+
+def _measure(target: Target, name: str) -> Line:
+    began, taken = time.time(), take(target, name)
+    watch = taken.watch
+    is_costly = (taken.cpu_times_client or 0.0) > CPU_RATIO_MAX and name not in SENT_BY_ENGINES
+    is_wrong = is_costly or taken.mib_after - taken.mib_before > KEPT_MIB_MAX or watch.failed > 0
     detail = {
-        "client_cpu_s": round(client, 3),
-        "server_cpu_s": round(server, 2),
-        "cpu_times_client": ratio,
-        "mib_before_most_after": [round(each) for each in (before, watch.mib_max, after)],
-        "answers": dict(answers),
+        "client_cpu_s": round(taken.client_cpu_s, 3),
+        "server_cpu_s": round(taken.server_cpu_s, 2),
+        "cpu_times_client": taken.cpu_times_client,
+        "mib_before_most_after": [round(each) for each in (taken.mib_before, watch.mib_max, taken.mib_after)],
+        "answers": dict(taken.answers),
         "others_wait_ms": {"p50": round(statistics.median(watch.waits) * 1000, 1), "most": round(max(watch.waits) * 1000, 1)},
     }
     return record("R18", case=name, of="attacks", n=1, failures=int(is_wrong), began=began, detail=detail)

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from reliability import (
+    amplification,
     attacks,
     batches,
     budgets,
@@ -91,6 +92,17 @@ def _choose_attacks(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _choose_part(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says which part of R9 is taken."""
+    parser.add_argument("--part", choices=("tests", "amplification"), help="only the tests of bad input, or only what inputs cost")
+
+
+def _try_bad_input(part: str | None) -> list[Line]:
+    """Figure R9: the tests of bad input, at most half an hour, and the costs of bad inputs, about four minutes."""
+    lines = [] if part == "amplification" else faults.measure_bad_input()
+    return lines if part == "tests" else lines + amplification.measure()
+
+
 def _nothing(parser: argparse.ArgumentParser) -> None:
     """No option of its own."""
 
@@ -125,7 +137,7 @@ FIGURES: dict[str, tuple[Add, Take]] = {
         lambda told: budgets.measure(told.races),
     ),
     "R8": (_nothing, lambda told: faults.measure_faults()),
-    "R9": (_nothing, lambda told: faults.measure_bad_input()),
+    "R9": (_choose_part, lambda told: _try_bad_input(told.part)),
     "R10": (_option("--rollouts", 10, "how often the gateway is replaced"), lambda told: rollouts.measure(told.rollouts, told.seed)),
     "R11": (_option("--seconds", 60.0, "how long control is gone"), lambda told: outages.measure(told.seconds, told.seed)),
     "R14": (

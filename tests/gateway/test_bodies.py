@@ -219,6 +219,7 @@ async def test_missing_fields_are_named(path: str, memory: Memory) -> None:
 
 
 NEVER = [
+    "image_data", "mm_hashes", "uuid",
     "api_base", "base_url", "api_key", "extra_headers", "custom_llm_provider", "callbacks", "mock_response", "cache_salt", "priority",
     "kv_transfer_params", "data_parallel_rank", "bootstrap_host", "nvext", "organization", "request_id",
 ]  # fmt: skip

@@ -49,8 +49,8 @@ DEFERRED_MAX: Final = 1_000
 BUSY_SECONDS: Final = 0.25
 """Pause of a line whose model has no free place."""
 THREADS: Final = 8
-CHECKED_AT_ONCE: Final = 8
-"""Lines that are authorized in one turn of the event loop: about a millisecond."""
+CHECK_TURN_SECONDS = 0.001
+"""Time for which lines are authorized in one turn of the event loop: about eight short ones, or one of many fields."""
 PAUSE_SECONDS_FIRST: Final = 1.0
 PAUSE_SECONDS_MAX: Final = 60.0
 """Pause of a line that was refused, or of a batch whose run failed: doubled from the first to the longest."""
@@ -256,7 +256,7 @@ class BatchWorker:
             return Lines(b""), errors
         checked_at = began = time.monotonic()
         for number in range(len(lines)):
-            if number % CHECKED_AT_ONCE == 0:
+            if time.monotonic() - began >= CHECK_TURN_SECONDS:
                 await asyncio.sleep(time.monotonic() - began)  # half of the time at most
                 began = time.monotonic()
                 if began - checked_at >= CHECK_SECONDS:

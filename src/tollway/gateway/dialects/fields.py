@@ -71,8 +71,11 @@ NEVER_FORWARDED = frozenset(
         "chat_template", "custom_logit_processor", "custom_params", "embed_override_token_id", "embed_overrides", "input_embeds",
         "logits_processors", "mcp_servers", "prompt_embeds",
         # how media are read, beyond the bounds on them, and input that the checks of messages would not see
-        "images_config", "input_ids", "max_dynamic_patch", "media_io_kwargs", "min_dynamic_patch", "mm_processor_kwargs",
-        "previous_input_messages", "previous_response", "prompt_token_ids", "video_config",
+        "audio_data", "image_data", "images_config", "input_ids", "max_dynamic_patch", "media_io_kwargs", "min_dynamic_patch",
+        "mm_hashes", "mm_processor_kwargs", "multi_modal_data", "multi_modal_uuids", "previous_input_messages", "previous_response",
+        "prompt_token_ids", "uuid", "video_config", "video_data",
+        # lists that engines compare with each token, where the API does not have and bound them itself
+        "logit_bias", "stop",
     }
 )  # fmt: skip
 """Fields that change who asks, where it runs, in what order, with whose cache, what an engine executes, or how much is read and generated
