@@ -17,6 +17,7 @@ from tests.control.harness import NO_TLS, Running, TenantSetup, answered, make_t
 from tests.control.test_routes import refused
 from tests.storage.databases import SqliteTemplate
 from tollway.control import sign_in
+from tollway.storage import sign_in_connections as stored_connections
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-provider" / "bin" / "python"
@@ -331,3 +332,16 @@ class TestConnections:
         made = answered(admin.post(CONNECTIONS, json=body))
         answer = control.client(None).get(f"/sign-in/{made['id']}")
         assert answer.status_code == 502 and "cannot be reached" in answer.text
+
+    def test_client_secret_is_sealed_for_its_organization(self, control: Running, admin: httpx2.Client, tenant: TenantSetup) -> None:
+        body = {"name": "x", "issuer": "https://login.example.com", "client_id": "x", "client_secret": "s3cret"}
+        made = answered(admin.post(CONNECTIONS, json=body))
+        plane = control.plane
+        with plane.database.tenant(tenant.organization_id) as tx:
+            found = stored_connections.find_connection(tx, made["id"])
+        assert found is not None and found.client_secret is not None
+        with pytest.raises(ValueError, match="another key"):
+            plane.vault.unseal(found.client_secret)
+        assert plane.data_keys.open(tenant.organization_id).unseal(found.client_secret, context=made["id"]) == "s3cret"
+        earlier = plane.vault.seal("s3cret", context=made["id"])
+        assert plane.open_sign_in_vault(tenant.organization_id).unseal(earlier, context=made["id"]) == "s3cret"

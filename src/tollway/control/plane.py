@@ -91,6 +91,11 @@ class ControlPlane:
         `DataKeys.open`."""
         return self.vault if organization_id is None else self.data_keys.open(organization_id)
 
+    def open_sign_in_vault(self, organization_id: str) -> LocalVault:
+        """Return what seals how people of an organization sign in: under its data key. It opens also what was sealed under the vault key,
+        by versions before data keys. Call it outside of transactions. Raises as `DataKeys.open`."""
+        return self.data_keys.open(organization_id).opening_also(self.vault)
+
     def new_id(self, prefix: str) -> str:
         """Return a new id with `prefix` (a constant of domain.ids)."""
         return ids.new_id(prefix, self.now(), self.random_bits())

@@ -170,7 +170,8 @@ async def _redeem(
     if connection.client_secret is None:
         form["client_id"] = connection.client_id
     else:
-        secret = plane.vault.unseal(connection.client_secret, context=connection.id)
+        vault = await run_in_thread(plane.open_sign_in_vault, connection.organization_id)
+        secret = vault.unseal(connection.client_secret, context=connection.id)
         if "client_secret_basic" in metadata.token_endpoint_auth_methods_supported:
             pair = f"{quote(connection.client_id, safe='')}:{quote(secret, safe='')}"
             authorization = f"Basic {base64.b64encode(pair.encode()).decode()}"

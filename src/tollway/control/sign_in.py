@@ -118,9 +118,10 @@ def sign_in_by_code(plane: ControlPlane, sealed: str, code: str, visitor: Visito
     if step is None or step.ends_at <= plane.now():
         raise Refused(SignInMethod.PASSWORD_AND_CODE, None)
     count_code(plane, visitor, step.user_id)
+    vault = plane.open_sign_in_vault(step.organization_id)
     with plane.database.tenant(step.organization_id) as tx:
         user = stored_people.find_user(tx, step.user_id)
-        is_right = user is not None and credentials.use_code(tx, plane.vault, step.user_id, code, plane.now())
+        is_right = user is not None and credentials.use_code(tx, vault, step.user_id, code, plane.now())
     if user is None:
         raise Refused(SignInMethod.PASSWORD_AND_CODE, None)
     account = Account(step.organization_id, user)

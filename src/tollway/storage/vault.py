@@ -6,6 +6,7 @@ secret is for (a deployment's id) and is authenticated with it, so that a sealed
 be.
 """
 
+import copy
 import hmac
 import os
 
@@ -35,6 +36,7 @@ class LocalVault:
         if len(key) != KEY_BYTES or len(set(key)) < 8:
             raise ValueError("the vault key must be 32 random bytes")
         self._cipher = AESGCM(key)
+        self._earlier: LocalVault | None = None
         self.end_user_key = derive_end_user_key(key)
         self._organizations = hmac.new(key, b"tollway organization ", "sha256")
 
@@ -44,6 +46,12 @@ class LocalVault:
         derived = self._organizations.copy()
         derived.update(organization_id.encode())
         return LocalVault(derived.digest())
+
+    def opening_also(self, earlier: "LocalVault") -> "LocalVault":
+        """Return this vault as one that also opens what another one has sealed, for secrets from before it was there."""
+        both = copy.copy(self)
+        both._earlier = earlier
+        return both
 
     def seal(self, secret: str, *, context: str) -> bytes:
         """Seal `secret` for `context`. Twice the same secret gives different bytes."""
@@ -71,4 +79,6 @@ class LocalVault:
         try:
             return self._cipher.decrypt(head[1 : 1 + NONCE_BYTES], sealed[place_end:], head)
         except InvalidTag:
+            if self._earlier is not None:
+                return self._earlier.unseal_bytes(sealed, context=context)
             raise ValueError("a sealed secret that was altered, or sealed under another key") from None

@@ -191,8 +191,9 @@ async def add_authenticator(caller: Person, plane: Plane, request: Request) -> R
     def add() -> tuple[list[str], str]:
         now = plane.now()
         random = [plane.random_bytes(passwords.RECOVERY_BYTES) for _ in range(passwords.RECOVERY_CODES)]
+        vault = plane.open_sign_in_vault(caller.organization_id)
         with plane.database.tenant(caller.organization_id) as tx:
-            recovery = credentials.add_code_secret(tx, plane.vault, live.user.id, secret, code, random, now)
+            recovery = credentials.add_code_secret(tx, vault, live.user.id, secret, code, random, now)
             sessions.end_sessions(tx, live.user.id, but=live.session.id)
             renewed = sessions.renew_secret(tx, live.session, random_bytes=plane.random_bytes(RANDOM_BYTES), pepper=plane.pepper, now=now)
         return recovery, renewed
@@ -216,8 +217,9 @@ async def remove_authenticator(caller: Person, plane: Plane, request: Request) -
     def remove() -> str | None:
         now = plane.now()
         flows.count_code(plane, visitor, live.user.id)
+        vault = plane.open_sign_in_vault(caller.organization_id)
         with plane.database.tenant(caller.organization_id) as tx:
-            if not credentials.use_code(tx, plane.vault, live.user.id, form["code"], now):
+            if not credentials.use_code(tx, vault, live.user.id, form["code"], now):
                 return None
             credentials.remove_code_secret(tx, live.user.id)
             return sessions.renew_secret(tx, live.session, random_bytes=plane.random_bytes(RANDOM_BYTES), pepper=plane.pepper, now=now)

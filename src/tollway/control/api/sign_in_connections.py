@@ -153,6 +153,10 @@ def _out(plane: ControlPlane, request: Request, connection: SignInConnection) ->
     )
 
 
+def _seal(plane: ControlPlane, caller: Tenant, secret: str, connection_id: str) -> bytes:
+    return plane.open_sign_in_vault(caller.organization_id).seal(secret, context=connection_id)
+
+
 @router.get(_PATH)
 def list_connections(caller: Reader, plane: Plane, request: Request, query: Annotated[PageQuery, Query()]) -> ListOut[ConnectionOut]:
     """The identity providers with which people sign in."""
@@ -171,7 +175,7 @@ def create_connection(caller: Writer, plane: Plane, request: Request, body: Conn
         name=body.name,
         issuer=body.issuer,
         client_id=body.client_id,
-        client_secret=None if body.client_secret is None else plane.vault.seal(body.client_secret, context=id),
+        client_secret=None if body.client_secret is None else _seal(plane, caller, body.client_secret, id),
         trusts_addresses=body.trusts_addresses,
         domains=tuple(body.domains),
         role_id=None if body.role is None else role_name(body.role),
@@ -201,7 +205,7 @@ def update_connection(caller: Writer, plane: Plane, request: Request, connection
         role = changes.pop("role")
         changes["role_id"] = None if role is None else role_name(role)
     if changes.get("client_secret") is not None:
-        changes["client_secret"] = plane.vault.seal(changes["client_secret"], context=connection_id)
+        changes["client_secret"] = _seal(plane, caller, changes["client_secret"], connection_id)
     if "domains" in changes:
         changes["domains"] = tuple(changes["domains"])
     if "enabled" in changes:
