@@ -83,8 +83,8 @@ FIGURES: Mapping[str, Figure] = {
     ),
     "R7": Figure(
         "Budget accuracy",
-        "Four gateways, each a process and a node of its own, spend one hard budget of an organization at once: whole answers and "
-        "streams in turn, from 500 clients that ask on after refusals. Their limits are counted in one server. Meanwhile gateways get "
+        "Four gateways, each a process and a node of its own, spend one hard budget of an organization, or its prepaid credit, at once: "
+        "whole answers and streams in turn, from 500 clients that ask on after refusals. Their limits are counted in one server. Meanwhile gateways get "
         "SIGKILL and start again. At the end each gateway is stopped, so that it hands in everything and its leases end.",
         "Nothing is spent beyond the budget by the events that control rated, and at least 99 % of it is spent.",
         "Control or the database killed in the middle, gateways on other hosts.",
