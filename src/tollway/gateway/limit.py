@@ -146,8 +146,8 @@ async def limit_shared(call: Call, counters: SharedCounters, clock: Callable[[],
     if hold.states:
         if not hold.is_admitted:
             refusal = find_shared_refusal(bound.prepared.counters, hold.states, units)
-            raise _refuse(call, refusal, _headers(call, find_shared_tightest(bound.prepared.counters, hold.states)), metrics)
-        headers = _headers(call, find_shared_tightest(bound.prepared.counters, hold.states))
+            raise _refuse(call, refusal, _headers(call, find_shared_tightest(bound, hold.states)), metrics)
+        headers = _headers(call, find_shared_tightest(bound, hold.states))
         return SharedReservation(call, headers, hold, counters)
     if not hold.is_admitted:
         refusal = find_refusal(bound.local, units, hold.started_ns)  # when it was decided: what refused it drains meanwhile

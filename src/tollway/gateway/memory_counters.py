@@ -31,7 +31,7 @@ from tollway.domain.limits import (
     Standing,
     make_rate,
 )
-from tollway.domain.shared_limits import CounterState, PreparedLimits
+from tollway.domain.shared_limits import CounterState, PreparedLimits, SharedCounter
 
 UNLIMITED: Final = 2**62
 """The size of what is not limited: more than any traffic reaches."""
@@ -154,12 +154,24 @@ class Bound:
 _EMPTY = Bound((), ())
 
 
+class SharedRow(NamedTuple):
+    """Facts of one shared counter that each request needs. `window_us`: 0 for concurrent requests. `quantity`: the place in QUANTITIES;
+    `kind`: in HEADER_KINDS. `is_minute`: its window is a minute."""
+
+    size: int
+    window_us: int
+    quantity: int
+    kind: int
+    is_minute: bool
+
+
 class SharedBound:
     """The counters that bind one caller's requests to one model, where several gateways share them.
 
     `prepared`: the shared counters, in the form of their store; `states`: how they stood at `seen_ns`, the store's last answer. `local`:
     the same counters of this process, each with this gateway's share of `gateways` of the limit; they decide while the store cannot.
-    `is_settled`: a request's end must be reported to the store. `output_size_min`, `tokens_size_min`: as of `Bound`.
+    `rows`: facts of the counters, in their order. `is_settled`: a request's end must be reported to the store. `output_size_min`,
+    `tokens_size_min`: as of `Bound`.
     """
 
     __slots__ = (
@@ -170,6 +182,7 @@ class SharedBound:
         "organization_id",
         "output_size_min",
         "prepared",
+        "rows",
         "seen_ns",
         "states",
         "tokens_size_min",
@@ -183,11 +196,17 @@ class SharedBound:
         self.gateways = gateways
         self.states: tuple[CounterState, ...] = ()
         self.seen_ns = 0
+        self.rows = tuple(_describe(each) for each in prepared.counters)
         quantities = {each.dimension.quantity for each in prepared.counters}
         has_holds = not quantities <= {Quantity.REQUESTS}
         self.is_settled = has_holds or any(each.dimension is CONCURRENT_REQUESTS for each in prepared.counters)
         self.output_size_min = prepared.find_size_min(Quantity.OUTPUT_TOKENS, UNLIMITED)
         self.tokens_size_min = prepared.find_size_min(Quantity.TOKENS, UNLIMITED)
+
+
+def _describe(counter: SharedCounter) -> SharedRow:
+    quantity = QUANTITIES.index(counter.dimension.quantity)
+    return SharedRow(counter.size, counter.window_us, quantity, _HEADER_KINDS_OF[quantity], counter.dimension.window_ns == MINUTE_NS)
 
 
 class Hold:
@@ -566,15 +585,15 @@ def find_tightest(bound: Bound, now_ns: int) -> list[Remainder | None]:
     for bucket in bound.buckets:
         if bucket.cost:
             debt = bucket.debt(now_ns)
-            note_remainder(tightest, REQUESTS, Remainder(bucket.per_minute, (bucket.burst - debt) // bucket.cost, debt // bucket.scale))
+            _note_remainder(tightest, REQUESTS, Remainder(bucket.per_minute, (bucket.burst - debt) // bucket.cost, debt // bucket.scale))
     for counter in bound.rates:
         taken = counter.held * counter.cost + counter.debt(now_ns)
         remaining = max((counter.burst - taken) // counter.cost, 0)
-        note_remainder(tightest, counter.quantity, Remainder(counter.size, remaining, taken // counter.scale))
+        _note_remainder(tightest, counter.quantity, Remainder(counter.size, remaining, taken // counter.scale))
     return tightest
 
 
-def note_remainder(tightest: list[Remainder | None], quantity: int, left: Remainder) -> None:
+def _note_remainder(tightest: list[Remainder | None], quantity: int, left: Remainder) -> None:
     """Put what is left of a limit into `tightest` (by HEADER_KINDS) if that is the least so far. `quantity`: its place in QUANTITIES."""
     kind = _HEADER_KINDS_OF[quantity]
     least = tightest[kind]

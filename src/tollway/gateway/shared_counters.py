@@ -22,7 +22,6 @@ from tollway.domain.shared_limits import (
     SharedCounter,
     StoreAnswer,
     drain,
-    find_remaining,
     find_reset_us,
     find_wait_us,
     list_standings,
@@ -47,7 +46,6 @@ from tollway.gateway.memory_counters import (
     find_later,
     identify_end_user,
     identify_other_end_users,
-    note_remainder,
 )
 from tollway.gateway.ports import CounterStore
 
@@ -420,14 +418,15 @@ class SharedCounters:
 def list_moves(hold: SharedHold, used: Units) -> list[int]:
     """Return what the end of a hold changes in the store: for each counter the units that are no longer held, and those to charge."""
     moves: list[int] = []
-    for counter in hold.bound.prepared.counters:
-        quantity = QUANTITIES.index(counter.dimension.quantity)
+    units, is_charged = hold.units, hold.is_charged
+    for row in hold.bound.rows:
+        quantity = row.quantity
         if quantity == REQUESTS:  # charged at admission
-            moves += (1 if counter.dimension is CONCURRENT_REQUESTS else 0, 0)
-        elif hold.is_charged and counter.dimension.window_ns == MINUTE_NS:
-            moves += (0, max(used[quantity] - hold.units[quantity], 0))
+            moves += (0 if row.window_us else 1, 0)
+        elif is_charged and row.is_minute:
+            moves += (0, max(used[quantity] - units[quantity], 0))
         else:
-            moves += (hold.units[quantity], used[quantity])
+            moves += (units[quantity], used[quantity])
     return moves
 
 
@@ -453,14 +452,21 @@ def _charge_of(counter: SharedCounter, used: Units) -> int:
     return used[QUANTITIES.index(counter.dimension.quantity)] if counter.window_us else 0
 
 
-def find_shared_tightest(counters: Sequence[SharedCounter], states: Sequence[CounterState]) -> list[Remainder | None]:
+def find_shared_tightest(bound: SharedBound, states: Sequence[CounterState]) -> list[Remainder | None]:
     """Return for each of HEADER_KINDS what is left of the limit that has the least left; None where there is none."""
-    tightest: list[Remainder | None] = [None, None, None, None]
-    for counter, state in zip(counters, states, strict=True):
-        if counter.window_us:
-            rest = Remainder(counter.size, find_remaining(state, counter.size), find_reset_us(state, counter) * 1000)
-            note_remainder(tightest, QUANTITIES.index(counter.dimension.quantity), rest)
-    return tightest
+    rows = bound.rows
+    least, at = [0, 0, 0, 0], [-1, -1, -1, -1]
+    for number, (size, window_us, _, kind, _) in enumerate(rows):
+        if window_us:
+            units, fraction, held = states[number]
+            remaining = max(size - units - held - (1 if fraction else 0), 0)
+            if at[kind] < 0 or remaining < least[kind]:
+                least[kind], at[kind] = remaining, number
+    counters = bound.prepared.counters
+    return [
+        None if number < 0 else Remainder(rows[number].size, left, find_reset_us(states[number], counters[number]) * 1000)
+        for left, number in zip(least, at, strict=True)
+    ]
 
 
 def find_shared_refusal(counters: Sequence[SharedCounter], states: Sequence[CounterState], units: Units) -> Refusal:
