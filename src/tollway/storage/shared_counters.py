@@ -42,6 +42,10 @@ STRIKES_MAX = 3
 PROBE_SECONDS = 0.5
 """Pause between two attempts to use a server that failed."""
 
+SETTLE_WAIT_SECONDS = 0.001
+"""Longest time for which the end of a request waits for another call, to go to the server with it: a write costs a gateway more than all
+else of a call."""
+
 CONNECT_SECONDS = 1.0
 """Deadline of a connection with its handshake."""
 
@@ -331,6 +335,8 @@ class _Connection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self._reader = ReplyReader()
         self._on_lost = on_lost
+        self._held: list[bytes] = []
+        self._flush_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
@@ -353,16 +359,39 @@ class _Connection(asyncio.Protocol):
                 return
             self.calls.popleft().done(reply)
 
-    def send(self, command: bytes, done: Callable[[Reply], None], now: float) -> _Call:
-        """Send a command."""
+    def send(self, command: bytes, done: Callable[[Reply], None], now: float, *, may_wait: bool = False) -> _Call:
+        """Send a command. One that `may_wait` goes with the next one, or after SETTLE_WAIT_SECONDS."""
         call = _Call(command, done, now)
         self.calls.append(call)
-        if self.transport is not None:
+        held = self._held
+        if may_wait:
+            held.append(command)
+            if self._flush_timer is None:
+                self._flush_timer = asyncio.get_running_loop().call_later(SETTLE_WAIT_SECONDS, self._flush)
+        elif self.transport is not None:
+            if held:
+                held.append(command)
+                command = b"".join(held)
+                held.clear()
             self.transport.write(command)
         return call
 
+    def _flush(self) -> None:
+        self._flush_timer = None
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what waits for another command."""
+        if self._held and self.transport is not None:
+            self.transport.write(b"".join(self._held))
+        self._held.clear()
+
     def abort(self) -> None:
         """Close the connection at once; what is open gets no reply."""
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
+        self._held.clear()
         if self.transport is not None:
             self.transport.abort()
         self.calls.clear()
@@ -424,7 +453,7 @@ class RedisCounters:
     def settle(self, prepared: PreparedLimits, owner: str, moves: Sequence[int], previous: str = "") -> None:
         """Change what an owner holds, and charge units."""
         command = self._encode(SETTLE, prepared.keys, owner, previous, prepared.shape, [msgspec.msgpack.encode(moves)])
-        self._call(command, self._note_reply)
+        self._call(command, self._note_reply, may_wait=not previous)
 
     def renew(self, organization_id: str, owner: str, done: Callable[[bool], None]) -> None:
         """Renew the lease of an owner in an organization."""
@@ -454,7 +483,7 @@ class RedisCounters:
 
         self._call(self._encode(RESERVE, prepared.keys, owner, "", prepared.shape, rest), receive)
 
-    def _call(self, command: bytes, done: Callable[[Reply], object]) -> None:
+    def _call(self, command: bytes, done: Callable[[Reply], object], *, may_wait: bool = False) -> None:
         connection = self._connection
         if connection is None or len(connection.calls) >= CALLS_MAX:
             self.metrics.refused += 1
@@ -478,7 +507,7 @@ class RedisCounters:
                     self._strikes = 0
             done(reply)
 
-        call = connection.send(command, receive, loop_time())
+        call = connection.send(command, receive, loop_time(), may_wait=may_wait)
         if self._timer is None:
             self._arm()
 
@@ -574,6 +603,8 @@ class RedisCounters:
 
     def disconnect(self, reason: str) -> None:
         """End the connection; every open call is reported as unanswered."""
+        if self._connection is not None:
+            self._connection.flush()
         self._open_circuit(reason)
 
     async def connect(self) -> str:
