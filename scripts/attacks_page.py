@@ -260,6 +260,10 @@ ROWS = {
         "many connections or slow bodies at control of somebody who has no key: pages, tokens, paths that are not there, invented keys",
         "unauthenticated clients share by their address, as the keys of an organization do; others wait for none of them",
     ),
+    128: (
+        "batches whose lines take long to check, many in one file",
+        "checked for a millisecond at a time, half of the time at most; large ones by the processes for large bodies",
+    ),
     109: (
         "a grant of credit, a close or a delivery of records that is repeated, to have credit twice or to burn it twice",
         "each transaction of credit has an id that derives from its cause, and what a period burns replaces what was there",

@@ -5,7 +5,8 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import openai
@@ -14,6 +15,7 @@ import pytest
 from tests.fakes import Asked, Do, Script, Upstream, until
 from tests.gateway.harness import (
     KEY,
+    NOWHERE,
     ORGANIZATION,
     OTHER_KEY,
     PROJECT,
@@ -24,6 +26,7 @@ from tests.gateway.harness import (
     connect,
     gateway,
     message,
+    plane,
     post,
     whole,
 )
@@ -36,10 +39,12 @@ from tollway.domain.files import FileOwner
 from tollway.domain.limits import UNLIMITED, Limits
 from tollway.domain.snapshot import Change
 from tollway.domain.usage import Outcome, ServiceTier
+from tollway.gateway import pipeline
 from tollway.gateway.batches import worker as worker_module
 from tollway.gateway.batches.lines import check_lines
 from tollway.gateway.batches.pace import Pace
 from tollway.gateway.batches.worker import BatchBounds, BatchWorker
+from tollway.gateway.request import RequestHead
 from tollway.storage.batch_directory import BatchDirectory
 from tollway.storage.tenant_files import FileBounds, FileDirectory
 from tollway.storage.vault import LocalVault
@@ -459,3 +464,38 @@ def test_pace_grows_with_success_and_is_halved_once_for_what_is_refused_together
     assert not pace.may_send(11.0) and pace.may_send(12.5)
     pace.running = 8
     assert pace.is_full
+
+
+async def test_128_lines_that_take_long_to_check_hold_up_nobody_together() -> None:
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    with plane({"m": Served([NOWHERE], batch_price=50)}) as (made, _, _):
+        key = pipeline.identify_sender(RequestHead(Endpoint.CHAT_COMPLETIONS, {b"x-api-key": KEY.encode()}), made)
+        ids = dict.fromkeys(("id", "input_file_id", "output_file_id", "error_file_id"), "batch_1")
+        created_at = made.now_us() // 1_000_000
+        batch = Batch(
+            **ids,
+            owner=OWNER,
+            key_id=key.principal.id,
+            address="",
+            endpoint=Endpoint.CHAT_COMPLETIONS,
+            created_at=created_at,
+            output_seconds=1,
+        )
+        costly = {"model": "m", "messages": [{"role": "user", "content": "a"}], "metadata": {f"k{number}": 0 for number in range(5_000)}}
+        content = b"\n".join(
+            msgspec.json.encode({"custom_id": str(number), "method": "POST", "url": CHAT_PATH, "body": costly}) for number in range(16)
+        )
+        worker = BatchWorker(made, cast(Any, None), cast(Any, None), BatchBounds(), lambda *_: None)
+        counting = asyncio.create_task(count_turns())
+        lines, errors = await worker._validate(cast(Any, SimpleNamespace(batch=batch, is_cancelled=lambda: False)), content)
+        counting.cancel()
+    assert not errors, errors[0]
+    assert len(lines) == 16
+    assert turns >= 15, "each of these lines takes more than a millisecond"
