@@ -150,6 +150,18 @@ ROWS = {
         "the token of an invitation that is presented twice, at once, too late or elsewhere; an address that is two, or looks like another",
         "one person joins; 401 or 404 for the others; 400 for the address; the token is in one message and stored as a digest",
     ),
+    139: (
+        "handshakes of realtime sessions from scripts of other origins, without a key, with two, for models that are not allowed",
+        "403, 401, 400 or 404 before the upgrade; no engine hears of it, and the key is not repeated",
+    ),
+    140: (
+        "messages and frames of realtime sessions: no JSON, another model, links inwards, tools of servers, binary, endless, unmasked",
+        "an event `error` and nothing passed on; 1002, 1003 or 1009 for what is no message",
+    ),
+    141: (
+        "realtime sessions that are held open with a key that was revoked, or beyond limits, or that are not read",
+        "3000 within a second; an error for each message; both ends are read no further, and the session ends when idle or too old",
+    ),
     94: (
         "many connections of one organization to control that ask on without a pause",
         "its share and its turns are taken before its key is looked up, its refusals are spaced out, and health needs no worker thread",

@@ -55,6 +55,14 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "The host of the request is not one that is served here.",
             "Use the address that you were given; operators list hosts in `gateway.edge`.",
         ),
+        "websocket_expected": (
+            "The path is for WebSocket connections, and the request does not ask for one in version 13 (RFC 6455).",
+            "Use a client of the realtime API, with the scheme `ws` or `wss`.",
+        ),
+        "origin_not_allowed": (
+            "A script in a browser asked for a session, from an origin that is not listed.",
+            "Operators list origins in `gateway.cors.origins`.",
+        ),
         "not_found": (
             "Nothing is at this path, or there is no resource with this id. A resource of another organization looks the same.",
             "Check the path (OpenAI's SDKs want a base URL that ends in `/v1`, Anthropic's one that does not) and the id.",

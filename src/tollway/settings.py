@@ -379,6 +379,23 @@ class GuardrailSection(msgspec.Struct, frozen=True, kw_only=True):
     """Time after which fewer events of a stream are checked."""
 
 
+class RealtimeSection(msgspec.Struct, frozen=True, kw_only=True):
+    """Realtime sessions (docs/apis.md)."""
+
+    sessions_max: Count = 1_000
+    """Sessions at once. One more is answered 503."""
+    organization_sessions_max: Count = 100
+    """Sessions of one organization at once, at each gateway. One more is answered 429."""
+    message_bytes_max: Bytes = 1024 * 1024
+    """Longest message, either way; a longer one ends the session with the code 1009."""
+    idle_seconds: Seconds = 300.0
+    """Time without a message of either end after which a session is closed."""
+    age_seconds: Seconds = 3_600.0
+    """Longest time of a session."""
+    ping_seconds: Seconds = 20.0
+    """Interval at which both ends are asked whether they are there. One of which nothing is heard for three times as long is gone."""
+
+
 class GatewaySection(msgspec.Struct, frozen=True, kw_only=True):
     """`tollway gateway`, the data plane."""
 
@@ -417,6 +434,7 @@ class GatewaySection(msgspec.Struct, frozen=True, kw_only=True):
     batches: BatchesSection = BatchesSection()
     response_cache: ResponseCacheSection = ResponseCacheSection()
     guardrail: GuardrailSection = GuardrailSection()
+    realtime: RealtimeSection = RealtimeSection()
     limits: LimitsSection = LimitsSection()
 
 

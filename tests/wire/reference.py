@@ -86,8 +86,12 @@ def _read_request(data: bytes, at: int) -> tuple[Found, int, bool]:
         raise Malformed
     options = [option.strip(b" \t") for option in connection.split(b",")]
     is_last = b"close" in options or (version == b"1.0" and b"keep-alive" not in options)
-    if method == b"CONNECT" or (b"upgrade" in options and b"upgrade" in fields):
+    if method == b"CONNECT":
         raise Malformed  # what follows would be another protocol, which is not spoken here
+    if b"upgrade" in options and b"upgrade" in fields:
+        if method != b"GET" or [each.lower() for each in fields[b"upgrade"]] != [b"websocket"] or codings or lengths:
+            raise Malformed  # no other protocol is spoken here
+        return Found(method, target, b""), at, True
     if codings:
         body, at = _read_chunks(data, at)
     else:

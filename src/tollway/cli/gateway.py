@@ -27,6 +27,7 @@ from tollway.gateway.edge.edge_policy import EdgePolicy, parse_hosts, parse_netw
 from tollway.gateway.edge.server import DrainBounds
 from tollway.gateway.guardrails import GuardrailBounds
 from tollway.gateway.media.bounds import MediaBounds
+from tollway.gateway.realtime_sessions import RealtimeBounds
 from tollway.gateway.relay import RelayBounds
 from tollway.gateway.response_cache import CacheBounds
 from tollway.gateway.shedding import SheddingBounds
@@ -57,6 +58,7 @@ BOUNDS: Final[Mapping[str, type]] = {
     "batches": BatchBounds,
     "response_cache": CacheBounds,
     "guardrail": GuardrailBounds,
+    "realtime": RealtimeBounds,
 }
 """Sections of the gateway's settings, and the bounds that each becomes."""
 

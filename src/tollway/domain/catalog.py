@@ -75,6 +75,7 @@ class Endpoint(StrEnum):
     IMAGE_VARIATIONS = "images/variations"
     MESSAGES = "messages"
     MODERATIONS = "moderations"
+    REALTIME = "realtime"
     RERANK = "rerank"
     RESPONSES = "responses"
     SCORE = "score"

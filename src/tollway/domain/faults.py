@@ -88,6 +88,8 @@ REQUEST_TIMEOUT = _client("request_timeout", 408, "The request did not arrive in
 MEDIA_TYPE_UNSUPPORTED = _client("unsupported_media_type", 415, "The body must be JSON in UTF-8 (`content-type: application/json`).")
 FORM_EXPECTED = _client("unsupported_media_type", 415, "The body must be a form (`content-type: multipart/form-data; boundary=...`).")
 CONTENT_CODING_UNSUPPORTED = _client("unsupported_content_encoding", 415, "Compressed request bodies are not accepted.")
+WEBSOCKET_EXPECTED = _client("websocket_expected", 426, "This URL is for WebSocket connections (RFC 6455, version 13).", close=True)
+ORIGIN_REFUSED = _client("origin_not_allowed", 403, "Scripts of this origin may not connect.", close=True)
 HOST_UNKNOWN = _client("misdirected_request", 421, "This host is not served here.")
 ROUTE_UNKNOWN = _client("not_found", 404, "There is nothing at this URL.")
 
@@ -158,6 +160,9 @@ ADMINISTRATION_RATE_LIMITED = FaultKind(
     blame=_T,
     message="This organization has sent too many requests of administration. Try again later.",
     type="requests",
+)
+SESSIONS_EXCEEDED = FaultKind(
+    code="rate_limit_exceeded", status=429, blame=_T, message="Too many realtime sessions of this organization at once.", type="requests"
 )
 CONCURRENCY_EXCEEDED = FaultKind(code="rate_limit_exceeded", status=429, blame=_T, message="Too many concurrent requests.", type="requests")
 UPLOADS_EXCEEDED = FaultKind(

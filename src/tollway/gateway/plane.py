@@ -17,6 +17,7 @@ from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.memory_counters import MemoryCounters
 from tollway.gateway.model_listing import ModelListings
 from tollway.gateway.ports import AnswerStore, BatchStore, ContentLog, FileStore, ResponseStore, TokenEndpoint, UsageSink, Vault
+from tollway.gateway.realtime_sessions import RealtimeBounds, RealtimeSessions
 from tollway.gateway.relay import Active, RelayBounds, RetryBudget
 from tollway.gateway.response_cache import ResponseCache
 from tollway.gateway.shared_counters import SharedCounters
@@ -65,6 +66,7 @@ class Plane:
         self.file_operations = FileOperations()
         self.response_cache: ResponseCache | None = None
         self.guardrails = Guardrails(GuardrailBounds())
+        self.realtime = RealtimeSessions(RealtimeBounds())
         self.set_guardrails(self.guardrails)
         self.ask_for_token: TokenEndpoint | None = None
         queue_bounds = queue_bounds or QueueBounds()
@@ -86,6 +88,7 @@ class Plane:
         expose("tollway_queue_waiting", self.queues.count_waiting)
         expose("tollway_queue_waiting_tokens", self.queues.count_waiting_tokens)
         expose("tollway_queue_oldest_wait_seconds", lambda: self.queues.find_oldest_wait_seconds(time.monotonic()))
+        expose("tollway_realtime_sessions", lambda: self.realtime.count())
         expose("tollway_shedding_part", lambda: shedder.steps / STEPS)
         expose("tollway_shedding_refused", lambda: shedder.refused)
         self.retries = RetryBudget()

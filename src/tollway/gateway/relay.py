@@ -545,8 +545,7 @@ class Exchange:
     def lost(self) -> None:
         if self.finished:
             return
-        connection = self.connection
-        answer = connection.answer
+        connection, answer = self.connection, self.connection.answer
         if answer.complete and not answer.broken and not self.call.request.sends_media:  # of sound nobody knows whether it is whole
             self.received(answer)
             return

@@ -40,6 +40,7 @@ from tollway.gateway.guardrails import GuardrailBounds, Guardrails
 from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.plane import Plane
 from tollway.gateway.prefix_routing import HeldPrefixes
+from tollway.gateway.realtime_sessions import RealtimeBounds, RealtimeSessions
 from tollway.gateway.relay import RelayBounds
 from tollway.gateway.response_cache import CacheBounds, ResponseCache
 from tollway.gateway.shedding import SheddingBounds, find_memory_bound, read_resident_bytes
@@ -119,6 +120,7 @@ class GatewayOptions:
     batches: BatchBounds = field(default_factory=BatchBounds)
     response_cache: CacheBounds = field(default_factory=CacheBounds)
     guardrail: GuardrailBounds = field(default_factory=GuardrailBounds)
+    realtime: RealtimeBounds = field(default_factory=RealtimeBounds)
     guardrail_token: str | None = field(default=None, repr=False)
     drain: DrainBounds = field(default_factory=DrainBounds)
     limits: LimitsOptions = field(default_factory=LimitsOptions)
@@ -218,6 +220,7 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
         plane.metrics.expose("tollway_response_cache_misses", lambda: cache.misses)
         plane.metrics.expose("tollway_response_cache_bytes", lambda: cache.bytes)
     background.start("free memory", partial(return_free_pages, read_resident_bytes))
+    plane.realtime = RealtimeSessions(options.realtime)
     guardrail: GuardrailRequests | None = None
     if options.guardrail.url is not None:
         bounds = options.guardrail

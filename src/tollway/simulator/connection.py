@@ -10,13 +10,16 @@ import socket
 import struct
 import time
 from collections import deque
+from urllib.parse import parse_qsl
 
 import httptools
 
+from tollway.simulator import realtime
 from tollway.simulator.answering import Exchange
 from tollway.simulator.dialects import JSON, anthropic_error, nested_error
 from tollway.simulator.endpoints import ENDPOINTS, Request, Simulator
 from tollway.simulator.outlet import content_type, head
+from tollway.simulator.realtime import RealtimeSession
 from tollway.simulator.requests import Refused
 from tollway.simulator.truth import Ended
 
@@ -31,6 +34,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
         self._exchange: Exchange | None = None
+        self._session: RealtimeSession | None = None
         self._request: Request | None = None  # being answered
         self._pending: deque[Request] = deque()
         self._url = b""
@@ -53,6 +57,9 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
+            return
+        if self._session is not None:
+            self._session.feed(data)
             return
         try:
             self._parser.feed_data(data)
@@ -136,6 +143,9 @@ class Connection(asyncio.Protocol):
         simulator = self._simulator
         try:
             self._authorize(request)
+            if request.path == realtime.PATH and request.method == b"GET":
+                self._open_session(request)
+                return
             endpoint = ENDPOINTS.get(request.path)
             if request.method == b"POST" and endpoint is not None:
                 _check_content_type(request)
@@ -150,6 +160,15 @@ class Connection(asyncio.Protocol):
         except Refused as refused:
             status, kind, body = refused.status, JSON, _refusal(request.path, refused)
         self._answer(status, kind, body)
+
+    def _open_session(self, request: Request) -> None:
+        """Go on with events of the realtime API on this connection."""
+        opening = realtime.accept(request.headers)
+        model = dict(parse_qsl(self._url.partition(b"?")[2].decode("latin-1"))).get("model", "")
+        session = RealtimeSession(self._simulator, request.headers, model, self.write, lambda reset: self.hang_up(reset=reset))
+        self._session = session
+        self.write(opening)
+        session.begin()
 
     def _converse(self, exchange: Exchange) -> None:
         simulator = self._simulator
@@ -228,6 +247,10 @@ class Connection(asyncio.Protocol):
     def drop(self, ended: Ended = "aborted") -> None:
         """Stops what is being made for a client that is gone, or hung up on."""
         exchange, self._exchange = self._exchange, None
+        session, self._session = self._session, None
+        if session is not None:
+            self._refused = True
+            session.close(ended)
         self._pending.clear()
         if exchange is not None:
             exchange.left(ended)

@@ -1,9 +1,9 @@
 """HTTP/1.1 framing (RFC 9112) without I/O: bytes in, requests and answers out.
 
 llhttp (through httptools) finds the messages; what it lets pass and an exposed server must not is refused here: a missing or second
-Host, any Transfer-Encoding but `chunked`, both framings at once, HTTP/0.9 and HTTP/1.x other than 0 and 1, upgrades, trailers as
-headers, header names with underscores (twins of dashed ones behind CGI-like proxies), and everything beyond the bounds. After a
-fault no later byte of the connection is interpreted, so the two ends can never disagree about where a request begins.
+Host, any Transfer-Encoding but `chunked`, both framings at once, HTTP/0.9 and HTTP/1.x other than 0 and 1, upgrades to anything but
+WebSocket, trailers as headers, header names with underscores (twins of dashed ones behind CGI-like proxies), and everything beyond the
+bounds. After a fault no later byte of the connection is interpreted, so the two ends can never disagree about where a request begins.
 
 Clients that keep a connection repeat themselves: their next head is the last one, but for the number in Content-Length. From a
 connection's second request on, the reader keeps the two ends around that number. Bytes that are these ends around a number, followed by
@@ -22,6 +22,7 @@ import msgspec
 
 from tollway.domain import faults
 from tollway.domain.faults import FaultKind
+from tollway.wire.web_sockets import is_asked_for
 
 WANTED = frozenset(
     {
@@ -32,6 +33,9 @@ WANTED = frozenset(
         b"content-encoding",
         b"expect",
         b"upgrade",
+        b"sec-websocket-key",
+        b"sec-websocket-version",
+        b"sec-websocket-protocol",
         b"authorization",
         b"x-api-key",
         b"api-key",
@@ -57,7 +61,9 @@ WANTED = frozenset(
 )
 """Headers the data plane looks at. Each may stand once; a second one would leave two readings, except where LISTS says otherwise."""
 
-_LISTS = frozenset({b"anthropic-beta", b"cache-control", b"tracestate", b"x-forwarded-for", b"x-forwarded-client-cert"})
+_LISTS = frozenset(
+    {b"anthropic-beta", b"cache-control", b"sec-websocket-protocol", b"tracestate", b"x-forwarded-for", b"x-forwarded-client-cert"}
+)
 """Wanted headers that are lists by their definition: several lines are joined by a comma (RFC 9110 section 5.3)."""
 
 _CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key"})
@@ -355,7 +361,9 @@ class RequestReader:
         if request.method == b"CONNECT":
             return faults.METHOD_UNSUPPORTED
         if b"upgrade" in headers and parser.should_upgrade():
-            return faults.MALFORMED_HTTP
+            if not is_asked_for(headers) or request.method != b"GET" or coding is not None or length is not None:
+                return faults.MALFORMED_HTTP
+            request.keep_alive = False  # nothing may follow before the answer (RFC 6455 section 4.1), and what does is dropped
         return None
 
     def on_body(self, data: bytes) -> None:

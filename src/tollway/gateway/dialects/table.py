@@ -18,6 +18,7 @@ from tollway.gateway.dialects import (
     input_tokens,
     messages,
     moderations,
+    realtime,
     rerank,
     responses,
     score,
@@ -47,6 +48,7 @@ DIALECTS: dict[Endpoint, Dialect] = {
         score.DIALECT,
         classify.DIALECT,
         moderations.DIALECT,
+        realtime.DIALECT,
         tokenize.TOKENIZE,
         tokenize.DETOKENIZE,
     )

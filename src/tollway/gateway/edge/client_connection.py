@@ -13,7 +13,8 @@ import struct
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from tollway.domain import faults
 from tollway.domain.catalog import Endpoint
@@ -23,10 +24,11 @@ from tollway.gateway.buffers import LARGE_BYTES, BufferHold
 from tollway.gateway.dialects.table import find_error_dialect
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.edge import edge_policy
-from tollway.gateway.edge.edge import REST_SECONDS, Edge
+from tollway.gateway.edge.edge import REST_SECONDS, Edge, TimedConnection
 from tollway.gateway.edge.paths import ROUTES, Route, find_body_fault, find_path, find_route, find_route_fault
 from tollway.gateway.plane import Plane
 from tollway.gateway.ports import Flow
+from tollway.gateway.realtime.ends import End
 from tollway.gateway.refusals import fault_headers
 from tollway.gateway.request import ClientGone, Request, RequestHead, new_request
 from tollway.gateway.uploads import Upload
@@ -337,6 +339,29 @@ class ClientConnection(asyncio.Protocol):
         """Return what accounts for the large body of the request being answered, None for a small one. Whoever takes it releases it."""
         upload, self._upload = self._upload, None
         return upload
+
+    def attach(self, driver: CoroutineDriver) -> None:
+        """Interrupt this coroutine, which answers the request, if the client leaves or the gateway drains."""
+        self._driver = driver
+
+    def allows_origin(self, origin: bytes) -> bool:
+        """Return whether scripts of this origin may connect."""
+        rules = self._edge.rules
+        return rules is not None and (b"*" in rules.origins or origin in rules.origins)
+
+    def upgrade(self, headers: bytes, session: TimedConnection, end: End) -> Callable[[], None]:
+        """Answer 101 with these header lines, and let `end` go on with the connection. Return what to call once that is gone."""
+        edge, transport, peer = self._edge, self._transport, self._peer
+        assert transport is not None
+        transport.write(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n%b\r\n" % headers)
+        edge.connections.discard(self)
+        edge.connections.add(session)
+        self._reader.close()
+        self._transport = self._request = self._driver = self._head = None
+        self.gone = True
+        self._ending = True
+        end.take(transport)
+        return partial(edge.forget, session, peer)
 
     def answer_fault(self, fault: Fault) -> None:
         """Answer a request that did not become one of the pipeline's with a fault."""

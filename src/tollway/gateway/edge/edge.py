@@ -23,7 +23,8 @@ SHED_PART = 16
 REASONS = {
     200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 403: b"Forbidden", 404: b"Not Found", 405: b"Method Not Allowed",
     408: b"Request Timeout", 413: b"Content Too Large", 414: b"URI Too Long", 415: b"Unsupported Media Type", 417: b"Expectation Failed",
-    421: b"Misdirected Request", 429: b"Too Many Requests", 431: b"Request Header Fields Too Large", 500: b"Internal Server Error",
+    421: b"Misdirected Request", 426: b"Upgrade Required",
+    429: b"Too Many Requests", 431: b"Request Header Fields Too Large", 500: b"Internal Server Error",
     502: b"Bad Gateway", 503: b"Service Unavailable", 504: b"Gateway Timeout",
 }  # fmt: skip
 
@@ -142,6 +143,11 @@ class Edge:
             connection.hang_up()
         self.plane.metrics.connections_shed += len(longest)
         return len(longest)
+
+    def forget(self, connection: TimedConnection, peer: str) -> None:
+        """A connection that another protocol had taken over is gone."""
+        self.connections.discard(connection)
+        self.leave(peer)
 
     def leave(self, peer: str) -> None:
         """The connection is gone."""

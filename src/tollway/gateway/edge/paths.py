@@ -22,9 +22,12 @@ from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.plane import Plane
 from tollway.gateway.ports import Client, TokenEndpoint
+from tollway.gateway.realtime.ends import End
+from tollway.gateway.realtime.session import Session
 from tollway.gateway.request import Request, RequestHead
 from tollway.gateway.route import explain
 from tollway.gateway.uploads import Upload
+from tollway.wire import web_sockets
 from tollway.wire.forms import find_boundary
 from tollway.wire.http import HttpRequest
 from tollway.wire.media_types import is_json
@@ -52,6 +55,18 @@ class RoutedConnection(Client, Protocol):
 
     def take_upload(self) -> Upload | None:
         """Return what accounts for the large body of the request being answered, None for a small one. Whoever takes it releases it."""
+        ...
+
+    def attach(self, driver: CoroutineDriver) -> None:
+        """Interrupt this coroutine, which answers the request, if the client leaves or the gateway drains."""
+        ...
+
+    def allows_origin(self, origin: bytes) -> bool:
+        """Return whether scripts of this origin may connect."""
+        ...
+
+    def upgrade(self, headers: bytes, session: Session, end: End) -> Callable[[], None]:
+        """Let `end` go on with the connection (`realtime.session.Upgradable`)."""
         ...
 
     def answer_fault(self, fault: Fault) -> None:
@@ -97,7 +112,11 @@ _READ = b"GET, HEAD"
 QUOTE_TARGET = b"/v1/quote"
 QUOTED: dict[bytes, Endpoint] = {
     QUOTE_TARGET: Endpoint.CHAT_COMPLETIONS,
-    **{QUOTE_TARGET + dialect.target.removeprefix(b"/v1"): endpoint for endpoint, dialect in DIALECTS.items()},
+    **{
+        QUOTE_TARGET + dialect.target.removeprefix(b"/v1"): endpoint
+        for endpoint, dialect in DIALECTS.items()
+        if endpoint is not Endpoint.REALTIME
+    },
 }
 """Endpoints of the requests that are quoted, by path. The path without an endpoint is for chat completions."""
 
@@ -188,6 +207,44 @@ _answer_about_batches = _answer_with(batch_requests.operate, Endpoint.CHAT_COMPL
 _answer_about_message_batches = _answer_with(message_batches.operate, Endpoint.MESSAGES)
 
 
+_KEY_PROTOCOL = b"openai-insecure-api-key."
+"""Beginning of the subprotocol in which a browser, which cannot set headers, sends its key."""
+_PROTOCOL = b"realtime"
+
+
+def _open_realtime(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
+    """Open a realtime session (RFC 6455)."""
+    headers = http.headers
+    accept, offered = web_sockets.find_accept(headers), web_sockets.list_protocols(headers)
+    if not web_sockets.is_asked_for(headers) or accept is None or offered is None or headers.get(b"sec-websocket-version") != b"13":
+        connection.answer_fault(Fault(faults.WEBSOCKET_EXPECTED, headers=b"upgrade: websocket\r\nsec-websocket-version: 13\r\n"))
+        return
+    origin = headers.get(b"origin")
+    if origin is not None and not connection.allows_origin(origin):
+        connection.answer_fault(Fault(faults.ORIGIN_REFUSED))
+        return
+    keys = {each[len(_KEY_PROTOCOL) :] for each in offered if each.startswith(_KEY_PROTOCOL)}
+    known = headers.get(b"x-api-key") or headers.get(b"api-key")
+    if len(keys) > 1 or (keys and known and known not in keys):
+        connection.answer_fault(Fault(faults.CREDENTIALS_AMBIGUOUS))
+        return
+    model = dict(parse_qsl(http.target.partition(b"?")[2].decode("latin-1")[:QUERY_CHARACTERS_MAX])).get("model", "")
+    if not model:
+        connection.answer_fault(Fault(faults.PARAMETER_MISSING, param="model", message="Missing required parameter: 'model'."))
+        return
+    if keys:
+        headers = {**headers, b"x-api-key": keys.pop()}
+    plane = connection.plane
+    head = connection.read_head(msgspec.structs.replace(http, headers=headers), Endpoint.REALTIME)
+    body = msgspec.json.encode({"model": model})
+    request = connection.new_request(http, head, body)
+    chosen = b"sec-websocket-protocol: %b\r\n" % _PROTOCOL if _PROTOCOL in offered else b""
+    driver = CoroutineDriver(copy_context())
+    connection.attach(driver)
+    session = Session(plane, plane.realtime, driver, head, body, request.peer)
+    driver.start(session.run(request, connection, b"sec-websocket-accept: %b\r\n%b" % (accept, chosen)))
+
+
 def _answer_alive(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
     connection.answer(200, _JSON, b'{"status":"alive"}')
 
@@ -223,6 +280,7 @@ ROUTES: dict[bytes, Route] = {
         for endpoint, dialect in DIALECTS.items()
         for target in (dialect.target, *dialect.aliases)
     },
+    DIALECTS[Endpoint.REALTIME].target: Route(methods=b"GET", handler=_open_realtime),
     MODELS_TARGET: _MODELS,
     files.TARGET: _FILES,
     batch_requests.TARGET: _BATCHES,

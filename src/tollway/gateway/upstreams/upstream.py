@@ -128,6 +128,13 @@ class Upstream:
             ).encode()
             for endpoint, dialect in DIALECTS.items()
         }
+        model = quote(deployment.upstream_model, safe="")
+        self._socket_head = (
+            f"GET {base}{own_paths.get(Endpoint.REALTIME) or '/v1/realtime'}?model={model} HTTP/1.1\r\n"
+            f"host: {authority}:{self._port}\r\n{authorization}"
+            "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
+        ).encode()
+        profile = ENGINES[deployment.engine]
 
         def ask(path: str, seconds: float) -> ProbeRequest:
             target = base + path.replace("{model}", quote(deployment.upstream_model, safe=""))
@@ -223,17 +230,42 @@ class Upstream:
             raise Fault(faults.UPSTREAM_CONNECT, detail=type(error).__name__) from None
 
     async def _open(self) -> UpstreamConnection:
-        """Open a connection. Raises OSError, PermissionError among them for a name that resolved to an address that no engine may have:
-        then nothing was sent there."""
+        """Open a connection. Raises as `_open_as` does."""
+        connection = UpstreamConnection(self)
+        await self._open_as(connection)
+        return connection
+
+    async def _open_as(self, protocol: asyncio.Protocol) -> None:
+        """Open a connection for a protocol. Raises OSError, PermissionError among them for a name that resolved to an address that no
+        engine may have: then nothing was sent there."""
         loop = asyncio.get_running_loop()
         try:
-            transport, connection = await loop.create_connection(lambda: UpstreamConnection(self), self._host, self._port, ssl=self._tls)
+            transport, _ = await loop.create_connection(lambda: protocol, self._host, self._port, ssl=self._tls)
         except ValueError as error:
             raise find_name_error(error) from None
         if is_metadata_peer(transport.get_extra_info("peername")):
             transport.abort()
             raise PermissionError("the name resolved to an address that is not allowed")
-        return connection
+
+    async def connect_socket(self, protocol: asyncio.Protocol, connect_seconds: float) -> None:
+        """Open a connection that is no part of the pool, for a WebSocket. Raises Fault as `connect` does."""
+        try:
+            async with asyncio.timeout(connect_seconds):
+                await self._open_as(protocol)
+        except TimeoutError:
+            raise Fault(faults.UPSTREAM_TIMEOUT_CONNECT) from None
+        except OSError as error:
+            raise Fault(faults.UPSTREAM_CONNECT, detail=type(error).__name__) from None
+
+    def socket_head(self, request: Request, attempt: int, key: bytes) -> bytes:
+        """Return the request for a WebSocket at this engine. `key`: of its handshake."""
+        id = find_attempt_id(request, attempt)
+        return b"%bx-request-id: %b\r\ntraceparent: %b\r\nsec-websocket-key: %b\r\n\r\n" % (
+            self._socket_head,
+            id.encode(),
+            request.traceparent.encode(),
+            key,
+        )
 
     def count_open(self, change: int) -> None:
         """Count a connection that was opened (1) or lost (-1)."""

@@ -1,0 +1,1 @@
+"""Realtime sessions: WebSockets between clients and engines, metered by response."""

@@ -1,0 +1,183 @@
+"""The two ends of a session as asyncio protocols: a client's connection that was taken over, and a connection to an engine."""
+
+import asyncio
+import base64
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from tollway.domain import faults
+from tollway.domain.faults import Fault
+from tollway.gateway.driver import Waiter
+from tollway.wire import web_sockets
+from tollway.wire.web_sockets import WebSocket
+
+HEAD_BYTES_MAX: Final = 16 * 1024
+"""Longest answer of an engine to a handshake."""
+
+
+LINGER_SECONDS: Final = 5.0
+"""Time in which an end has to read what it was sent before its connection is closed."""
+
+
+class Owner(Protocol):
+    """Whoever is told what happens at an end."""
+
+    def received(self, end: "End", messages: list[bytes]) -> None:
+        """Messages came, and perhaps the end of the connection (`End.closed`)."""
+        ...
+
+    def lost(self, end: "End") -> None:
+        """The connection is gone."""
+        ...
+
+    def slow(self, end: "End", is_slow: bool) -> None:
+        """The other side reads slower than it is sent, or has caught up."""
+        ...
+
+
+class End(asyncio.Protocol):
+    """One end. `heard_at`: when bytes came last, in seconds of the loop's clock."""
+
+    def __init__(self, socket: WebSocket, owner: Owner) -> None:
+        self.socket = socket
+        self.heard_at = asyncio.get_running_loop().time()
+        self._owner = owner
+        self._transport: asyncio.Transport | None = None
+        self._is_reading = True
+
+    @property
+    def closed(self) -> tuple[int, str] | None:
+        """Code and reason of the end of the connection, if it has ended or is ending."""
+        return self.socket.closed
+
+    @property
+    def is_open(self) -> bool:
+        """Return whether messages can be sent."""
+        return self._transport is not None and self.socket.closed is None
+
+    def take(self, transport: asyncio.Transport) -> None:
+        """Go on with a connection that another protocol had."""
+        self._transport = transport
+        transport.set_protocol(self)
+        transport.resume_reading()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        self.heard_at = asyncio.get_running_loop().time()
+        messages = self.socket.feed(data)
+        self._flush()
+        if messages or self.socket.closed is not None:
+            self._owner.received(self, messages)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._owner.lost(self)
+
+    def pause_writing(self) -> None:
+        self._owner.slow(self, True)
+
+    def resume_writing(self) -> None:
+        self._owner.slow(self, False)
+
+    def send(self, message: bytes) -> None:
+        """Send a message; nothing if the connection has ended."""
+        self.socket.send(message)
+        self._flush()
+
+    def ping(self) -> None:
+        """Ask whether the other side is there."""
+        self.socket.ping()
+        self._flush()
+
+    def close(self, code: int, reason: str = "") -> None:
+        """End the connection in order, once what was sent has left."""
+        self.socket.close(code, reason)
+        self._flush()
+        if self._transport is not None:
+            self._transport.close()
+            asyncio.get_running_loop().call_later(LINGER_SECONDS, self.abort)
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def read(self, is_wanted: bool) -> None:
+        """Read on, or nothing more until told."""
+        if self._transport is None or is_wanted == self._is_reading:
+            return
+        self._is_reading = is_wanted
+        if is_wanted:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+    def _flush(self) -> None:
+        if self.socket.out and self._transport is not None:
+            self._transport.write(bytes(self.socket.out))
+        self.socket.out.clear()
+
+
+class EngineEnd(End):
+    """A connection to an engine: first the handshake, then messages."""
+
+    def __init__(self, socket: WebSocket, owner: Owner, random_bits: Callable[[int], int]) -> None:
+        super().__init__(socket, owner)
+        self.key = base64.b64encode(random_bits(128).to_bytes(16, "big"))
+        self._head = bytearray()
+        self._is_open = False
+        self._fault: Fault | None = None
+        self._waiter = Waiter()
+
+    def ask(self, head: bytes) -> Waiter:
+        """Send the request. Await the result for the answer; it raises Fault for any but 101. `interrupt` ends the wait."""
+        if self._transport is None:
+            raise Fault(faults.UPSTREAM_CONNECT, detail="closed before a request was sent")
+        self._transport.write(head)
+        return self._waiter
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_open:
+            super().data_received(data)
+            return
+        self._head += data
+        head, blank, rest = bytes(self._head).partition(b"\r\n\r\n")
+        if blank:
+            self._head.clear()
+            fault = self._read_head(head)
+            if fault is not None:
+                self._fail(fault)
+                return
+            self._is_open = True
+            self._waiter.resume()
+            if rest:
+                super().data_received(rest)
+        elif len(self._head) > HEAD_BYTES_MAX:
+            self._fail(Fault(faults.UPSTREAM_INVALID, detail="no answer to the handshake"))
+
+    def _read_head(self, head: bytes) -> Fault | None:
+        first, *lines = head.split(b"\r\n")
+        fields = {name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
+        if not first.startswith(b"HTTP/1.1 101 ") and first != b"HTTP/1.1 101":
+            status = first[9:12]
+            if status in (b"429", b"503"):
+                return Fault(faults.UPSTREAM_REFUSED, retry_after_seconds=1, detail="the engine takes no session")
+            if status == b"404":
+                return Fault(faults.UPSTREAM_MISCONFIGURED, detail="the engine has no /v1/realtime")
+            shown = status.decode("latin-1") if status.isdigit() else "no HTTP answer"
+            return Fault(faults.UPSTREAM_FAILED, detail=f"handshake: {shown}")
+        is_right = fields.get(b"sec-websocket-accept") == web_sockets.accept(self.key) and b"sec-websocket-extensions" not in fields
+        return None if is_right else Fault(faults.UPSTREAM_INVALID, detail="an answer to another handshake")
+
+    def _fail(self, fault: Fault) -> None:
+        self._waiter.resume(fault)
+        self.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._waiter.resume(Fault(faults.UPSTREAM_FAILED, detail="the connection was closed before an answer"))
+        super().connection_lost(exc)
