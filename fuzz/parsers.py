@@ -43,6 +43,14 @@ from tollway.gateway.prefix_routing import HeldPrefixes, Load
 from tollway.gateway.request import Caller, RequestHead, new_request
 from tollway.wire import bodies, proxy, segments, sse, zmtp
 from tollway.wire.cache_events import BlocksRemoved, BlocksStored, read_batch
+from tollway.wire.client_certificates import (
+    CLIENT_CERT,
+    FORWARDED_CLIENT_CERT,
+    CertificateInvalid,
+    find_forwarded,
+    is_issued_by,
+    read_der,
+)
 from tollway.wire.http import HttpBounds, RequestReader, ResponseReader
 
 Check = Callable[[bytes], None]
@@ -430,12 +438,32 @@ def cache_events(data: bytes) -> None:
     assert not len(cache) and not len(held)
 
 
+def client_certificate(data: bytes) -> None:
+    """Check wire.client_certificates: a certificate in DER is read or refused, and a header of a proxy is a certificate or nothing."""
+    _, data, _ = _cut(data)
+    for name in (CLIENT_CERT, FORWARDED_CLIENT_CERT):
+        found = find_forwarded({name: data}, name)
+        if found:
+            _read_certificate(found)
+    _read_certificate(data)
+
+
+def _read_certificate(der: bytes) -> None:
+    try:
+        read = read_der(der)
+    except CertificateInvalid:
+        return
+    assert is_issued_by(read, read) and read.names["fingerprint"] == (read.fingerprint,)
+    is_issued_by(read, msgspec.structs.replace(read, der=b"", is_authority=True))
+
+
 PARSERS: dict[str, Check] = {
     "request-head": request_head,
     "request-body": request_body,
     "link": link,
     "picture": picture,
     "proxy-header": proxy_header,
+    "client-certificate": client_certificate,
     "answer-head": answer_head,
     "events": events,
     "openai-stream": openai_stream,

@@ -1,13 +1,15 @@
 """Inputs with which the search begins: as the world sends them, for each parser; and a mutator that bends them without any tool."""
 
+import base64
 import random
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import msgspec
 
-from tests.gateway import harness, test_links, test_media
+from tests.gateway import authorities, harness, test_links, test_media
 from tests.link import samples
 from tests.wire import corpus
 from tollway.domain import usage
@@ -176,12 +178,21 @@ _CACHE_EVENTS = [
 ]
 _BINARY = [b"\0", b"\xff", b"\0\0\0\0", b"\xff\xff\xff\xff", struct.pack("<Q", 1), struct.pack("<Q", 2), b"\x21", b"\x11"]
 
+_AUTHORITY = authorities.issue("authority", is_authority=True)
+_PROGRAM = authorities.issue("program", _AUTHORITY, uri="spiffe://example.com/ci")
+_CERTIFICATES = [
+    *(each.der for each in (_AUTHORITY, _PROGRAM)),
+    b":" + base64.b64encode(_PROGRAM.der) + b":",
+    b'Hash=1;Cert="' + quote(_PROGRAM.pem).encode() + b'";Subject="CN=x"',
+]
+
 _PLAIN: dict[str, tuple[Sequence[bytes], Sequence[bytes]]] = {
     "request-head": (corpus.SEEDS, corpus.FRAGMENTS),
     "request-body": (_BODIES, _BODY_FRAGMENTS),
     "link": (_LINKS, _LINK_FRAGMENTS),
     "picture": (_PICTURES, _PICTURE_FRAGMENTS),
     "proxy-header": (_PROXY, _BINARY),
+    "client-certificate": (_CERTIFICATES, [*_BINARY, b'Cert="', b"-----BEGIN%20CERTIFICATE-----", b"\x30\x82", b"\x06\x03\x55\x1d"]),
     "answer-head": (_ANSWERS, _ANSWER_FRAGMENTS),
     "events": (_EVENTS, _EVENT_FRAGMENTS),
     "openai-stream": (_OPENAI, _OPENAI_FRAGMENTS),

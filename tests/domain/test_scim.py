@@ -86,6 +86,9 @@ def test_single_comparison_is_looked_up() -> None:
     assert parse_filter('userName eq "x" and active eq true').equality is None
     assert parse_filter('not (userName eq "x")').equality is None
     assert parse_filter('userName ne "x"').equality is None
+    for unheard in (r'userName eq "\ud800"', r'id eq "\u0000"'):
+        found = parse_filter(unheard)
+        assert found.equality is None and not found.matches(ADA)
 
 
 def patched(*operations: dict[str, Any], before: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -304,9 +304,10 @@ class _Parser:
         before = self._at
         compare = self._parse_comparison(joined, is_exact=joined in _EXACT)
         words = self._tokens[before : self._at]
-        equality = None
-        if len(words) == 2 and words[0].lower() == "eq" and words[1].startswith('"'):
-            equality = Equality(joined, json.loads(words[1]))
+        wanted = json.loads(words[1]) if len(words) == 2 and words[0].lower() == "eq" else None
+        equality = None  # what no database can hold, such as NUL or half a surrogate pair, is not looked up
+        if isinstance(wanted, str) and wanted.isprintable():
+            equality = Equality(joined, wanted)
         return Filter(lambda resource: compare(list(_walk(resource, path))), equality)
 
     def _parse_comparison(self, name: str, *, is_exact: bool) -> Callable[[list[Any]], bool]:
