@@ -105,6 +105,10 @@ def test_limits_of_each_end_user_of_a_project_are_published_and_listed(control: 
     listed = answered(admin.get("/v1/organization/limits", params={"project_id": tenant.project_id}))["data"]
     assert {each["dimension"]: each["limit"] for each in listed} == EVERY
     assert {(each["level"], each["id"], each["used"], each["binds"]) for each in listed} == {("end_user", tenant.project_id, None, False)}
+    answered(admin.put(path, params={"model": MODEL}, json={"requests_per_day": 7}))
+    listed = answered(admin.get("/v1/organization/limits", params={"project_id": tenant.project_id}))["data"]
+    assert [(each["limit"], each["dimension"]) for each in listed if each["model"] == MODEL] == [(7, "requests_per_day")]
+    answered(admin.put(path, params={"model": MODEL}, json={}))
     answered(admin.put(path, json={}))
     assert entries(control, ProjectEntry)[tenant.project_id].end_user_limits == Limits()
 

@@ -84,7 +84,7 @@ def binding_limits_out(
         BindingLimitOut(
             level=owner.level,
             id=owner.id,
-            model=None,
+            model=owner.model or None,
             dimension=dimension.name,
             limit=size,
             used=None,
