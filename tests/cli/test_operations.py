@@ -37,6 +37,7 @@ COMMAND_OF = {
     "update_project_retention": "projects retention",
     "list_content": "projects content",
     "retrieve_content": "projects content",
+    "export_data": "organizations export",
     "list_leaked_keys": "keys leaks",
     "report_own_leaked_keys": "keys leaked",
     "report_leaked_keys": "keys leaked",

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from tollway.cli.client import Control, ControlUrl, DataDir, Key, Organization, complete_organizations, connect, connect_tenant
-from tollway.cli.output import Output, OutputOption, print_json, print_rows
+from tollway.cli.output import Output, OutputOption, print_json, print_rows, written_whole
 from tollway.cli.rotation import RotationGraceSeconds, make_schedule
 from tollway.cli.times import Zone, find_zone, with_times
 from tollway.domain.leaked_keys import LeakPolicy
@@ -142,6 +143,20 @@ def retention(
         path = "/organization/data_retention"
         found = control.get(path) if type is None else control.post(path, {"retention_type": type})
     print_json(found) if output is Output.JSON else print(found["type"])
+
+
+@app.command()
+def export(
+    user: Annotated[str | None, typer.Option("--user", metavar="USER_ID", help="Only what names this person, by id.")] = None,
+    file: Annotated[Path | None, typer.Option("-f", "--file", metavar="FILE", help="File to write, in place of standard output.")] = None,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Write everything about an organization, or about one person in it, as lines of JSON. Secrets are left out."""
+    with connect_tenant(control_url, key, data_dir, organization) as control, written_whole(file) as writer:
+        control.download(f"/organization/export{'' if user is None else f'?user_id={user}'}", writer)
 
 
 @app.command("leaked-keys")

@@ -175,6 +175,7 @@ EVENTS: Mapping[str, str] = {
     "export_period": "billing_period.exported",
     "retrieve_record": "quarantined_record.read",
     "list_content": "content_log.read",
+    "export_data": "organization.exported",
     "retrieve_content": "content_log.read",
     "list_audit_logs": "audit_log.read",
     "list_platform_audit_logs": "audit_log.read",

@@ -29,6 +29,9 @@ BYTES_MAX = 10 * 1024**3
 REMOVED_MAX = 100
 """Expired contents that one transaction removes: each may have most of a megabyte."""
 
+EXPORTED_MAX = 10
+"""Contents that are read at a time for an export."""
+
 _SECOND_US = 1_000_000
 
 
@@ -120,6 +123,11 @@ def find_sealed(tx: TenantTx, project_id: str, id: str, now: int) -> SealedConte
     if found is None:
         raise Fault(RESOURCE_UNKNOWN)
     return found
+
+
+def list_sealed(tx: TenantTx, after: str | None, now: int) -> list[SealedContent]:
+    """Return the next EXPORTED_MAX contents of the organization, for `unseal`."""
+    return storage.list_sealed(tx, after, now, EXPORTED_MAX)
 
 
 def unseal(sealed: SealedContent, vaults: Vaults) -> Content:

@@ -8,6 +8,7 @@ snapshot is older cannot store more.
 from collections.abc import Iterator
 
 from tollway.control import publish, tenants
+from tollway.domain.content_logs import name_response
 from tollway.domain.faults import QUOTA_EXCEEDED, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.snapshot import OrganizationEntry
 from tollway.domain.tenants import Organization, Status
@@ -15,6 +16,8 @@ from tollway.storage import content_logs
 from tollway.storage import stored_responses as storage
 from tollway.storage import tenants as stored_tenants
 from tollway.storage.database import Database, TenantTx
+from tollway.storage.stored_responses import SealedResponse
+from tollway.storage.vault import LocalVault
 
 RESPONSES_MAX = 100_000
 """Most responses that one organization has stored at a time."""
@@ -24,6 +27,9 @@ BYTES_MAX = 10 * 1024**3
 
 REMOVED_MAX = 500
 """Expired responses that one transaction removes, so that it locks for milliseconds."""
+
+EXPORTED_MAX = 10
+"""Responses that are read at a time for an export."""
 
 _SECOND_US = 1_000_000
 
@@ -75,6 +81,17 @@ def read(tx: TenantTx, project_id: str, id: str, now: int) -> bytes:
     if content is None:
         raise Fault(RESOURCE_UNKNOWN)
     return content
+
+
+def list_sealed(tx: TenantTx, after: str | None, now: int) -> list[SealedResponse]:
+    """Return the next EXPORTED_MAX responses of the organization, for `unseal`."""
+    return storage.list_sealed(tx, after, now, EXPORTED_MAX)
+
+
+def unseal(sealed: SealedResponse, vault: LocalVault) -> bytes:
+    """Return a stored response and the items that it answered, as JSON. `vault`: that of gateways for the organization. Raises ValueError
+    if it was altered, or sealed for another place."""
+    return vault.unseal_bytes(sealed.content, context=name_response(sealed.organization_id, sealed.project_id, sealed.id))
 
 
 def remove(tx: TenantTx, project_id: str, id: str, now: int) -> None:

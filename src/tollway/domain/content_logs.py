@@ -39,3 +39,8 @@ class ContentRecord(msgspec.Struct, frozen=True, kw_only=True):
 def name_content(organization_id: str, project_id: str, id: str) -> str:
     """Return what the content of a request is sealed for."""
     return f"content:{organization_id}:{project_id}:{id}"
+
+
+def name_response(organization_id: str, project_id: str, id: str) -> str:
+    """Return what a stored response is sealed for."""
+    return f"response:{organization_id}:{project_id}:{id}"

@@ -41,6 +41,7 @@ class Permission(StrEnum):
     PRICES_READ = "prices.read"
     AUDIT_READ = "audit.read"
     CONTENT_READ = "content.read"
+    DATA_EXPORT = "data.export"
 
     PLATFORM_ORGANIZATIONS_READ = "platform.organizations.read"
     PLATFORM_ORGANIZATIONS_WRITE = "platform.organizations.write"
@@ -186,8 +187,8 @@ OWNER = _built_in(RoleScope.ORGANIZATION, "owner", "Everything in the organizati
 ADMIN = _built_in(
     RoleScope.ORGANIZATION,
     "admin",
-    "Everything in the organization but its admin keys, its directory and logged content.",
-    TENANT_PERMISSIONS - {_P.ADMIN_KEYS_WRITE, _P.SCIM_WRITE, _P.CONTENT_READ},
+    "Everything in the organization but its admin keys, its directory, logged content and exports of everything.",
+    TENANT_PERMISSIONS - {_P.ADMIN_KEYS_WRITE, _P.SCIM_WRITE, _P.CONTENT_READ, _P.DATA_EXPORT},
 )
 DIRECTORY = _built_in(RoleScope.ORGANIZATION, "directory", "Provisions people and groups by SCIM, and nothing else.", {_P.SCIM_WRITE})
 BILLING = _built_in(

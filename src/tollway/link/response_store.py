@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 import httpx2
 
+from tollway.domain.content_logs import name_response
 from tollway.domain.faults import RESPONSES_UNAVAILABLE, Fault
 
 PATH: Final = "/v1/link/stored_responses"
@@ -69,7 +70,7 @@ class ResponseStorage:
 
     async def keep(self, organization_id: str, project_id: str, id: str, content: bytes) -> bool:
         """Store a response; return False if it could not be stored."""
-        sealed = self._sealer_of(organization_id).seal_bytes(content, context=_find_context(organization_id, project_id, id))
+        sealed = self._sealer_of(organization_id).seal_bytes(content, context=name_response(organization_id, project_id, id))
         try:
             response = await self._ask("PUT", organization_id, project_id, id, sealed)
         except Fault:
@@ -81,7 +82,7 @@ class ResponseStorage:
         response = await self._ask("GET", organization_id, project_id, id)
         if response.status_code == 404:
             return None
-        context = _find_context(organization_id, project_id, id)
+        context = name_response(organization_id, project_id, id)
         try:
             if response.status_code == 200:
                 return self._sealer_of(organization_id).unseal_bytes(response.content, context=context)
@@ -123,8 +124,3 @@ class ResponseStorage:
 
 def _unavailable(detail: str) -> Fault:
     return Fault(RESPONSES_UNAVAILABLE, retry_after_seconds=_RETRY_SECONDS, detail=detail)
-
-
-def _find_context(organization_id: str, project_id: str, id: str) -> str:
-    """Return what a response is sealed for."""
-    return f"response:{organization_id}:{project_id}:{id}"

@@ -85,6 +85,14 @@ def find_content(tx: TenantTx, project_id: str, id: str, now: int) -> SealedCont
     return None if row is None else SealedContent(_record(row), bytes(row.content))
 
 
+def list_sealed(tx: TenantTx, after: str | None, now: int, count_max: int) -> list[SealedContent]:
+    """Return content of all projects of the organization that has not expired at `now`, by the id of the request after `after`."""
+    query = sa.select(content_logs).where(_C.organization_id == tx.organization_id, _C.expires_at > now)
+    if after is not None:
+        query = query.where(_C.id > after)
+    return [SealedContent(_record(row), bytes(row.content)) for row in tx.connection.execute(query.order_by(_C.id).limit(count_max))]
+
+
 def shorten_retention(tx: TenantTx, project_id: str, lifetime_us: int) -> None:
     """Let no content of a project be kept for longer than so many microseconds."""
     ends_at = _C.created_at + lifetime_us

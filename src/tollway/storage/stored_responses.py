@@ -54,6 +54,25 @@ def find_response(tx: TenantTx, project_id: str, id: str, now: int) -> bytes | N
     return None if content is None else bytes(content)
 
 
+class SealedResponse(NamedTuple):
+    """A stored response with its place."""
+
+    organization_id: str
+    project_id: str
+    id: str
+    content: bytes
+
+
+def list_sealed(tx: TenantTx, after: str | None, now: int, count_max: int) -> list[SealedResponse]:
+    """Return responses of the organization that have not expired at `now`, by their ids after `after`."""
+    query = sa.select(_C.organization_id, _C.project_id, _C.id, _C.content)
+    query = query.where(_C.organization_id == tx.organization_id, _C.expires_at > now)
+    if after is not None:
+        query = query.where(_C.id > after)
+    rows = tx.connection.execute(query.order_by(_C.id).limit(count_max))
+    return [SealedResponse(row.organization_id, row.project_id, row.id, bytes(row.content)) for row in rows]
+
+
 def delete_response(tx: TenantTx, project_id: str, id: str, now: int) -> bool:
     """Delete a response of a project. Return False if there is none, or it has expired at `now`."""
     deleted = (

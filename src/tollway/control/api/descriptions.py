@@ -448,6 +448,7 @@ SPECIAL: Mapping[str, FieldText] = {
 }
 
 PARAMETERS: Mapping[str, FieldText] = {
+    "after_sequence": FieldText("Only records with a greater sequence number, the oldest first.", 41),
     "before": FieldText("Return the items just newer than this id.", _AUDIT),
     "effective_at[gt]": FieldText(f"Only events after this instant, {_AT}.", 1790000000),
     "effective_at[gte]": FieldText(f"Only events at or after this instant, {_AT}.", 1790000000),
@@ -605,10 +606,11 @@ def describe(app: FastAPI) -> dict[str, Any]:
         operation["security"] = [] if scheme is None else [{scheme: needed}]
         operation["responses"].pop("422", None)
         for status in _list_errors(route, method, operation):
-            content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-            response = operation["responses"][str(status)] = {"description": ERROR_TEXTS[status], "content": content}
-            if status in (429, 503):
-                response["headers"] = deepcopy(_RETRY_HEADERS)
+            if str(status) not in operation["responses"]:  # else the route declares a shape of its own
+                content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+                operation["responses"][str(status)] = {"description": ERROR_TEXTS[status], "content": content}
+        for name in operation["responses"].keys() & {"429", "503"}:
+            operation["responses"][name]["headers"] = deepcopy(_RETRY_HEADERS)
     return document
 
 
@@ -623,7 +625,7 @@ def _list_errors(route: ApiRoute, method: str, operation: Mapping[str, Any]) -> 
     statuses = {400, 500, 503}
     if route.access is not public:
         statuses |= {401, 403, 429}
-    if "{" in route.path_format:
+    if "{" in route.path_format or route.access.name in ("organization", "platform"):  # headers, queries and bodies name things too
         statuses.add(404)
     if method != "get":
         statuses.add(409)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Query
 from pydantic import Field, StringConstraints
@@ -35,6 +35,15 @@ OperatorWriter = Annotated[Operator, Depends(may(Permission.PLATFORM_KEYS_WRITE)
 GITHUB_PATH = "/v1/leaked_keys/github"
 _EVENT = "api_key.leak_reported"
 _KEY = "key_0198c5f2a3b47c11a0b1c2d3e4f50617"
+
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
+    for status, text in (
+        (401, "The report is not signed with a key of GitHub's."),
+        (404, "Reports are not taken here."),
+        (429, "Too many reports. Send them later."),
+    )
+}
 
 SecretText = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 
@@ -155,7 +164,7 @@ def report_leaked_keys(_caller: OperatorWriter, plane: Plane, body: LeakReport) 
     return LeakReportedOut(secrets=secrets, pending_nodes=_confirm(plane, found))
 
 
-@router.post(GITHUB_PATH, dependencies=[Depends(public)], response_model=list[FeedbackOut])
+@router.post(GITHUB_PATH, dependencies=[Depends(public)], response_model=list[FeedbackOut], responses=_REFUSALS)
 async def report_leaked_keys_by_github(plane: Plane, request: Request) -> Response:
     """Take a report of GitHub's secret scanning: an array of objects with `token`, `type` and `url`, signed with a key of GitHub's that the
     headers `Github-Public-Key-Identifier` and `Github-Public-Key-Signature` name. 404 where no reports are taken."""

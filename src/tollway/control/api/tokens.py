@@ -121,7 +121,17 @@ class TokenAnswerOut(Out):
     body: Annotated[str, Field(description="JSON for the client.", examples=["{}"])]
 
 
-_REFUSALS: dict[int | str, dict[str, Any]] = {401: {"model": TokenRefusedOut, "description": "The client is not known."}}
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"model": TokenRefusedOut, "description": "The request or the grant is not valid."},
+    401: {"model": TokenRefusedOut, "description": "The client is not known."},
+    415: {"model": TokenRefusedOut, "description": "The body is neither a form nor a JSON object."},
+}
+_UNSET: dict[int | str, dict[str, Any]] = {
+    404: {
+        "description": "The address of the control plane is not set.",
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+    }
+}
 
 
 @router.post(TOKEN_PATH, dependencies=[Depends(public)], response_model=TokenOut, responses=_REFUSALS)
@@ -228,7 +238,7 @@ def list_token_keys(plane: Plane) -> PublicKeysOut:
     return PublicKeysOut(keys=[PublicKeyOut(kid=key.id, x=encode_part(key.public_key).decode()) for key in keys])
 
 
-@router.get("/.well-known/oauth-authorization-server", dependencies=[Depends(public)])
+@router.get("/.well-known/oauth-authorization-server", dependencies=[Depends(public)], responses=_UNSET)
 def retrieve_server(plane: Plane) -> ServerOut:
     """The metadata of the authorization server; 404 unless the settings say under which address it is reached (`control.public_url`)."""
     url = plane.public_url
