@@ -127,7 +127,9 @@ def store_responses(
 def retention(
     type: Annotated[
         str | None,
-        typer.Option("--type", metavar="TYPE", help="zero_data_retention, modified_abuse_monitoring, or their enhanced_ forms."),
+        typer.Option(
+            "--retention-type", metavar="TYPE", help="One of zero_data_retention, modified_abuse_monitoring, and their enhanced_ forms."
+        ),
     ] = None,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,

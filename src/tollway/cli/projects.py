@@ -200,7 +200,11 @@ def retention(
     project: ProjectArgument,
     type: Annotated[
         str | None,
-        typer.Option("--type", metavar="TYPE", help="organization_default, none, zero_data_retention, or modified_abuse_monitoring."),
+        typer.Option(
+            "--retention-type",
+            metavar="TYPE",
+            help="One of organization_default, none, zero_data_retention, modified_abuse_monitoring, and their enhanced_ forms.",
+        ),
     ] = None,
     content_days: Annotated[
         int | None,
@@ -209,7 +213,7 @@ def retention(
             metavar="DAYS",
             min=1,
             max=CONTENT_RETENTION_SECONDS_MAX // 86_400,
-            help="Log the content of requests, and keep it for so many days; with the type none only.",
+            help="Log the content of requests, and keep it for so many days; with --retention-type none only.",
         ),
     ] = None,
     output: OutputOption = Output.TABLE,
@@ -220,7 +224,7 @@ def retention(
 ) -> None:
     """Show or set what may be kept of the content of a project's requests. Content that is logged no longer is deleted."""
     if content_days is not None and type != "none":
-        raise OperatorError("--content-days needs --type none", exit_code=2)
+        raise OperatorError("--content-days needs --retention-type none", exit_code=2)
     with connect_tenant(control_url, key, data_dir, organization) as control:
         path = f"/organization/projects/{control.get_project(project)['id']}/data_retention"
         seconds = None if content_days is None else content_days * 86_400
