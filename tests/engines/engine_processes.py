@@ -4,6 +4,7 @@
 the reason says so. Each is started once, listens on loopback, and ends with the block that started it, with all its children.
 """
 
+import json
 import os
 import re
 import signal
@@ -32,11 +33,13 @@ STOP_SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RealEngine:
-    """An engine that runs. `busy`: the metric of requests being worked at. `knows_models`: refuses a name that it does not serve.
+    """An engine that runs. `process`: the one that answers, which leads a session. `busy`: the metric of requests being worked at.
+    `knows_models`: refuses a name that it does not serve.
     `context_tokens`: of one request; what is longer is told to the client with `too_long_status`. `worker`: the process that
     works, where that is another than the one that answers."""
 
     kind: Engine
+    process: "subprocess.Popen[bytes]"
     url: str
     model: str
     busy: str
@@ -115,7 +118,7 @@ def run_llamacpp(scratch: Path) -> Iterator[RealEngine]:
         url = f"http://127.0.0.1:{port}"
         _wait_until_ready(f"{url}/health", process, log)
         yield RealEngine(
-            kind=Engine.LLAMACPP, url=url, model="tiny", busy="llamacpp:requests_processing", knows_models=False,
+            kind=Engine.LLAMACPP, process=process, url=url, model="tiny", busy="llamacpp:requests_processing", knows_models=False,
             context_tokens=llamacpp.CONTEXT_TOKENS // llamacpp.SLOTS,
         )  # fmt: skip
 
@@ -138,7 +141,7 @@ def run_dynamo(scratch: Path) -> Iterator[RealEngine]:
         _wait_until_ready(f"{url}/v1/models/tiny/ready", process, log)  # its /health is healthy without a worker
         # The mocker answers a prompt that is too long with a 500 without a reason, which nobody can tell from a defect.
         yield RealEngine(
-            kind=Engine.DYNAMO, url=url, model="tiny", busy="dynamo_frontend_inflight_requests", knows_models=True,
+            kind=Engine.DYNAMO, process=process, url=url, model="tiny", busy="dynamo_frontend_inflight_requests", knows_models=True,
             context_tokens=2048, too_long_status=502, worker=worker,
         )  # fmt: skip
 
@@ -151,15 +154,18 @@ def run_vllm(scratch: Path) -> Iterator[RealEngine]:
     model = _make_model(python, scratch / "tiny")
     environment = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
     with ExitStack() as stack:
-        (port,) = stack.enter_context(reserved_ports(1))
+        port, events, replay = stack.enter_context(reserved_ports(3))
         url = f"http://127.0.0.1:{port}"
+        published = {"publisher": "zmq", "endpoint": f"tcp://*:{events}", "replay_endpoint": f"tcp://*:{replay}", "topic": "kv"}
         command = [str(Path(python).with_name("vllm")), "serve", str(model), "--served-model-name", "tiny"]
         options = ["--dtype", "float32", "--max-model-len", "2048", "--enforce-eager", "--block-size", "32"]
         where = ["--host", "127.0.0.1", "--port", str(port), "--enable-prompt-tokens-details"]
+        where += ["--kv-events-config", json.dumps(published | {"enable_kv_cache_events": True})]
         process = stack.enter_context(_process([*command, *options, *where], log, environment))
         _wait_until_ready(f"{url}/health", process, log)
         yield RealEngine(
-            kind=Engine.VLLM, url=url, model="tiny", busy="vllm:num_requests_running", knows_models=True, context_tokens=2048
+            kind=Engine.VLLM, process=process, url=url, model="tiny", busy="vllm:num_requests_running", knows_models=True,
+            context_tokens=2048,
         )  # fmt: skip
 
 

@@ -87,15 +87,22 @@ def test_one_request_tries_an_ejected_upstream_and_its_answer_restores_it() -> N
     assert fail(health, faults.UPSTREAM_CONNECT, 100.0) and health.allows(CHAT, 100.0 + EJECTION_SECONDS), "forgotten"
 
 
-def test_each_failed_trial_doubles_the_time_to_its_bound() -> None:
-    health, now, lengths = ejected(), 0.0, []
+@pytest.mark.parametrize(
+    ("kind", "longest"),
+    [(faults.UPSTREAM_CONNECT, EJECTION_SECONDS_MAX), (faults.UPSTREAM_FAILED, EJECTION_SECONDS_MAX), (faults.UPSTREAM_TIMEOUT_FIRST, 8.0)],
+)
+def test_each_failed_trial_doubles_the_time_to_its_bound(kind: faults.FaultKind, longest: float) -> None:
+    health, now, lengths = Health(), 0.0, []
+    for _ in range(3):
+        fail(health, kind, now)
     for _ in range(8):
         length = next(step * 0.25 for step in range(1, 100) if health.allows(CHAT, now + step * 0.25))
         lengths.append(length)
         now += length
         health.begin_trial(CHAT, now)
-        fail(health, faults.UPSTREAM_CONNECT, now)
-    assert lengths == [0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0, 8.0] and lengths[-1] == EJECTION_SECONDS_MAX
+        fail(health, kind, now)
+    assert lengths == [min(each, longest) for each in (0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0, 8.0)]
+    assert EJECTION_SECONDS_MAX < 2.0, "an engine that answers again is used within two seconds"
 
 
 def test_requests_sent_before_an_ejection_do_not_prolong_it() -> None:

@@ -99,17 +99,17 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
     one for each, in a whole answer only the first one's. `continuous_usage`: reports running usage on every chunk when asked, so that a cut
     stream is billed to the token. `translated_endpoints`: those that no version of it has, which the gateway translates to chat
     completions. `endpoints`: those that it has itself, None where that differs by version. `credential_header`: the header of a request
-    that carries the credential. `headers`: further ones that it wants, in lower case, which a client's own replace. `counting_endpoints`:
-    those of `COUNTED_ENDPOINTS` that it has, unless a deployment has the API translated whose tokens they count; `tokenizes_messages`: its
-    tokenize applies the chat template to a conversation. `salted_endpoints`: those at which it separates the prefix cache by a salt in the
-    body (`cache_salt`). `paths`: those of its endpoints that are not `/v1/` and the endpoint, below the deployment's base URL. `fields`:
-    request fields beyond the API's own that a client may send. `context_words`: parts of an error's text, type or code by which the engine
-    says that the request is longer than the model's context. `request_words`: those by which it rejects a request in an error that it calls
-    its own (status 500 and above). `drain_messages`: whole texts of errors (status 500 and above) by which it says that it shuts down and
-    has not begun the request. `counters`: where it publishes its token counters; None if it does not. `readiness`: where it says whether it
-    takes requests; None if it does not. `load`: where it says how much waits there; None if it does not. `priorities`: the value of the
-    request field `priority` for each service tier, where it schedules by priority; empty if it takes none. `cache_events`: where it says
-    where it publishes events about its prefix cache; None if it does not, or names no session in them.
+    that carries the credential. `headers`: those of `Dialect.forwarded_headers` that it wants where a client sends none.
+    `counting_endpoints`: those of `COUNTED_ENDPOINTS` that it has, unless a deployment has the API translated whose tokens they count;
+    `tokenizes_messages`: its tokenize applies the chat template to a conversation. `salted_endpoints`: those at which it separates the
+    prefix cache by a salt in the body (`cache_salt`). `paths`: those of its endpoints that are not `/v1/` and the endpoint, below the
+    deployment's base URL. `fields`: request fields beyond the API's own that a client may send. `context_words`: parts of an error's text,
+    type or code by which the engine says that the request is longer than the model's context. `request_words`: those by which it rejects a
+    request in an error that it calls its own (status 500 and above). `drain_messages`: whole texts of errors (status 500 and above) by
+    which it says that it shuts down and has not begun the request. `counters`: where it publishes its token counters; None if it does not.
+    `readiness`: where it says whether it takes requests; None if it does not. `load`: where it says how much waits there; None if it does
+    not. `priorities`: the value of the request field `priority` for each service tier, where it schedules by priority; empty if it takes
+    none. `cache_events`: where it says where it publishes events about its prefix cache; None if it does not, or names no session in them.
     """
 
     engine: Engine

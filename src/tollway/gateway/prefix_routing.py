@@ -269,18 +269,19 @@ class Selector:
         level = self._count(prefixes, len(group))
         is_hot = level < 0
         owners = self._owners
+        told = self.held
         home = find_home(prefixes[level], group)
         owner, held = -1, 0.0
         for known_level in range(len(prefixes) - 1, -1, -1):
             known = owners.get(prefixes[known_level]) or self._owners_before.get(prefixes[known_level])
             if known is not None:
-                if known in group and not (known.is_followed and self.held is not None):
+                if (told is None or not known.is_followed) and known in group:
                     owner = group.index(known)
                     held = HOME_HOLD if session else BOUNDARIES[known_level] / prompt_bytes
                 break
         kind = _OTHER
         load = group[home]
-        hold = FOLLOWED_HOME_HOLD if self.held is not None and load.is_followed else HOME_HOLD
+        hold = HOME_HOLD if told is None or not load.is_followed else FOLLOWED_HOME_HOLD
         left = tokens * (1.0 - (held if owner == home and held > hold else hold))
         cost = load.queued_tokens + left
         if cost < best:
@@ -291,8 +292,8 @@ class Selector:
             cost = load.queued_tokens + left
             if cost < best:
                 best, chosen, uncached, kind = cost, owner, left, _OWNER
-        if self.held is not None and not session:
-            holder, part = self._find_holder(self.held, group, prefixes, prompt_bytes, tokens, best)
+        if told is not None and not session:
+            holder, part = self._find_holder(told, group, prefixes, prompt_bytes, tokens, best)
             if holder >= 0:
                 chosen, uncached, kind = holder, tokens * (1.0 - part), _HOLDER
         load = group[chosen]

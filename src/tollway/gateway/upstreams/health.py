@@ -23,8 +23,10 @@ from tollway.domain.faults import Blame, Fault
 
 FAILURES_TO_EJECT = 3
 EJECTION_SECONDS = 0.5
-EJECTION_SECONDS_MAX = 8.0
-"""The first ejection and the longest. A trial costs one request a retry, so an engine that came back may be noticed soon."""
+EJECTION_SECONDS_MAX = 1.5
+"""The first ejection and the longest. A trial costs one request a retry, so an engine that came back is noticed within two seconds."""
+SILENCE_EJECTION_SECONDS_MAX = 8.0
+"""The longest after an engine that fell silent: a trial of such a one costs a request all the time of its deadline."""
 MISCONFIGURED_SECONDS = 15.0
 MISCONFIGURED_SECONDS_MAX = 300.0
 """The same for a fault that lasts until an operator acts."""
@@ -38,6 +40,7 @@ SHARE_FIRST = 0.1
 SILENT_PROBES_MAX = 3
 """Probes without an answer in time, in a row, after which an upstream counts as not ready. A busy one may miss some."""
 
+_SILENCES = frozenset({faults.UPSTREAM_TIMEOUT_FIRST, faults.UPSTREAM_TIMEOUT_IDLE, faults.UPSTREAM_TIMEOUT_TOTAL})
 _NOT_FAILURES = frozenset({faults.UPSTREAM_STALE, faults.UPSTREAM_REFUSED, faults.UPSTREAM_RATE_LIMITED})
 """Faults of an idle connection or of the moment's load."""
 
@@ -178,7 +181,8 @@ class Health:
         if self._failures < FAILURES_TO_EJECT:
             return False
         if has_begun or len(self._organizations) > 1 or now - self._answered_at >= ALIVE_SECONDS:
-            return self._eject(None, now, EJECTION_SECONDS, EJECTION_SECONDS_MAX, Reliability.DOUBTFUL)
+            longest = SILENCE_EJECTION_SECONDS_MAX if kind in _SILENCES else EJECTION_SECONDS_MAX
+            return self._eject(None, now, EJECTION_SECONDS, longest, Reliability.DOUBTFUL)
         return False
 
     def _eject(self, key: Endpoint | None, now: float, first_seconds: float, seconds_max: float, reliability: Reliability) -> bool:

@@ -118,7 +118,7 @@ class Upstream:
         authority = f"[{self._host}]" if ":" in self._host else self._host
         profile = ENGINES[deployment.engine]
         authorization = profile.credential_header.format(credential=credential) + "\r\n" if credential else ""
-        self._own_headers = profile.headers
+        self._own_headers = dict(profile.headers)
         base, own_paths = url.path.rstrip("/"), profile.paths
         self._heads = {
             endpoint: (
@@ -165,14 +165,12 @@ class Upstream:
         for name in dialect.forwarded_headers:
             if name in request.headers:
                 passed_on += b"%b: %b\r\n" % (name, request.headers[name])
+            elif name in self._own_headers:
+                passed_on += b"%b: %b\r\n" % (name, self._own_headers[name])
         timeout_seconds = request.head.timeout_seconds
         if timeout_seconds < INFINITE and request.head.bounds_whole_answer:
             left_ms = int(max(request.started + timeout_seconds - time.monotonic(), 0.001) * 1000)
             passed_on += b"x-request-timeout: %d.%03d\r\n" % (left_ms // 1000, left_ms % 1000)
-        if self._own_headers:
-            for name, value in self._own_headers:
-                if name not in request.headers or name not in dialect.forwarded_headers:
-                    passed_on += b"%b: %b\r\n" % (name, value)
         if request.cache_tag and self._tag_header:
             passed_on += b"%b: %b\r\n" % (self._tag_header, request.cache_tag)
         if request.head.tracestate:
