@@ -234,7 +234,7 @@ async def _counting(plane: Plane, url: str | None) -> AsyncIterator[None]:
     options = StoreOptions(url=url, decision_seconds=STORE_SECONDS)
     store = RedisCounters(options, recover=counters.restore, alarm=lambda event, fields: print(event, fields, file=sys.stderr))
     counters.use(store)
-    plane.shared_counters = counters
+    plane.limits = counters
     if reason := await store.connect():
         raise SystemExit(f"the store of limits cannot be used: {reason}")
     yield

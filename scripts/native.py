@@ -21,6 +21,7 @@ HOT = [
     "gateway/authenticate.py",
     "gateway/authorize.py",
     "gateway/blame.py",
+    "gateway/counters.py",
     "gateway/memory_counters.py",
     "gateway/deadlines.py",
     "gateway/directory.py",

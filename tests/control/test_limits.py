@@ -246,8 +246,8 @@ async def test_reporter_of_a_gateway_brings_the_limits_with_the_largest_part_use
     counters = MemoryCounters()
 
     def use(id: str, units: int) -> None:
-        bound = counters.bind([LevelLimits(LimitLevel.PROJECT, id, Limits(tokens_per_day=10_000))], time.monotonic_ns())
-        assert counters.reserve(bound, (1, units, 0, 0, 0, 0), time.monotonic_ns()) is not None
+        bound = counters.bind("", [LevelLimits(LimitLevel.PROJECT, id, Limits(tokens_per_day=10_000))], time.monotonic_ns())
+        assert counters.reserve(bound, (1, units, 0, 0, 0, 0), time.monotonic_ns()).is_admitted
 
     use("proj_light", 10)
     for number in range(USES_REPORTED_MAX):

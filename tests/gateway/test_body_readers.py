@@ -252,7 +252,7 @@ async def test_78_client_that_leaves_while_a_reader_starts_keeps_it_from_nobody(
     async with readers() as (made, alarms):
         with plane(MODELS) as (at, _, _):
             request, caller = request_of(at, LARGE), find_caller(at)
-            upload = Upload(BufferHold(at.buffers), at.counters, None)
+            upload = Upload(BufferHold(at.buffers), None)
             request.take_upload(upload, (LARGE[:70_000], LARGE[70_000:]))
             reading = asyncio.ensure_future(made.authorize(caller, request, at.directory, at.media_bounds))
             await asyncio.sleep(0)

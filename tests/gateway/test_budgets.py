@@ -110,6 +110,13 @@ def bind(running: Gateway, limit_pico: int, budget: BudgetEntry | None = None) -
     return Control(plane, limit_pico)
 
 
+def silence_control(running: Gateway) -> asyncio.Event:
+    """Let control be told nothing any more. The event is set when a request asks it."""
+    asked = asyncio.Event()
+    running.plane.budgets.wake = asked.set
+    return asked
+
+
 def held(plane: Plane) -> tuple[int, int]:
     """Return what requests hold and have used of the budget."""
     (account,) = plane.budgets.list_accounts([entry()])
@@ -510,11 +517,12 @@ async def test_idle_gateway_gives_its_lease_back() -> None:
 async def test_client_that_leaves_while_it_waits_holds_nothing() -> None:
     async with gateway({}) as running:
         bind(running, 10**9)
-        running.plane.budgets.wake = lambda: None
+        asked = silence_control(running)
         async with connect(running.port) as client:
             client.send(message(chat(max_tokens=50)))
-            await until(running.plane.budgets.is_asking)
-        await until(lambda: not running.plane.budgets.is_asking())
+            await asked.wait()
+        await until(lambda: not running.plane.metrics.running)
+        assert not [each for each in running.plane.budgets.next_request()[1] if each.need_pico]
         assert held(running.plane) == (0, 0)
 
 
@@ -620,9 +628,9 @@ async def test_tokens_are_reserved_before_they_are_relayed() -> None:
         control = bind(running, most(long_stream(), 256))
         client.send(message(long_stream()))
         await client.reader.readuntil(b"up to 200 ")
-        running.plane.budgets.wake = lambda: None
+        asked = silence_control(running)
         upstream.gate.set()
-        await until(running.plane.budgets.is_asking)
+        await asked.wait()
         (slot,) = running.sink._taken
         assert running.sink.progress[slot * SLOT_WORDS + OUTPUT_WORD] == 200
         assert client.reader.at_eof() is False and b"up to 300 " not in client.reader._buffer  # type: ignore[attr-defined]
@@ -639,12 +647,11 @@ async def test_client_that_leaves_while_its_stream_waits_holds_nothing() -> None
         async with connect(running.port) as client:
             client.send(message(long_stream()))
             await client.reader.readuntil(b"up to 200 ")
-            running.plane.budgets.wake = lambda: None
+            asked = silence_control(running)
             upstream.gate.set()
-            await until(running.plane.budgets.is_asking)
+            await asked.wait()
         final = await running.sink.settled()
         assert (final.outcome, final.used.output) == (Outcome.CLIENT_CANCELLED, 200)
-        assert not running.plane.budgets.is_asking()
         assert held(running.plane) == (0, PROMPT * INPUT_PRICE + 200 * OUTPUT_PRICE)
 
 
@@ -664,13 +671,13 @@ async def test_engine_that_is_lost_while_its_stream_waits_is_a_fault() -> None:
     upstream = Upstream([STREAM_HEAD, counted(200), counted(300), Do.GATE, Do.RST])
     async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
         control = bind(running, most(long_stream(), 256))
-        running_wake, running.plane.budgets.wake = running.plane.budgets.wake, lambda: None
+        asked = silence_control(running)
         client.send(message(long_stream()))
-        await until(running.plane.budgets.is_asking)
-        running_wake()
+        await asked.wait()
+        asked = silence_control(running)
+        control.wake()
         await client.reader.readuntil(b"up to 200 ")
-        running.plane.budgets.wake = lambda: None
-        await until(running.plane.budgets.is_asking)
+        await asked.wait()
         upstream.gate.set()
         control.limit_pico = 10**9
         control.serve()

@@ -179,7 +179,8 @@ async def test_reservation_is_released_when_the_gateway_itself_fails(monkeypatch
         await driven(lambda driver: pipeline.answer(request, recorder, made, driver))
         assert recorder.status == 500
         owner = LevelLimits(LimitLevel.PROJECT, PROJECT, TOKENS)
-        found = made.counters.list_standings([owner], time.monotonic_ns())
+        now_ns = time.monotonic_ns()
+        found = made.counters.list_standings(made.counters.bind("", [owner], now_ns), now_ns)
         assert {each.dimension.name: each.held for each in found} == dict.fromkeys([each.dimension.name for each in found], 0)
         assert {each.dimension.name: each.used for each in found}["requests_per_day"] == 1
 

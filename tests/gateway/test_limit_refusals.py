@@ -196,10 +196,10 @@ async def test_refusal_for_concurrency_at_any_level_names_it_its_size_and_when_t
 def overdraw(running: Gateway, seconds: float) -> None:
     """Charge the limit on tokens of the harness's project, of 60,000 a minute, so that it admits nothing for so long."""
     counters, now_ns = running.plane.counters, time.monotonic_ns()
-    bound = counters.bind([LevelLimits(LimitLevel.PROJECT, PROJECT, Limits(tokens_per_minute=60_000))], now_ns)
+    bound = counters.bind("", [LevelLimits(LimitLevel.PROJECT, PROJECT, Limits(tokens_per_minute=60_000))], now_ns)
     hold = counters.reserve(bound, (1, 1, 0, 1, 0, 0), now_ns)
-    assert hold is not None
-    counters.settle(hold, (1, 60_000 + int(seconds * 1000), 0, 0, 0, 0), now_ns)
+    assert hold.is_admitted
+    hold.settle((1, 60_000 + int(seconds * 1000), 0, 0, 0, 0), now_ns)
 
 
 CLIENTS = {

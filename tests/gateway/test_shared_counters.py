@@ -13,9 +13,9 @@ import pytest
 from tests.storage.counter_servers import CounterServer, counter_server, find_servers
 from tollway.domain.limits import MINUTE_NS, LevelLimits, LimitLevel, Limits, Standing
 from tollway.gateway import shared_counters
+from tollway.gateway.counters import EndUserLimits, Units
 from tollway.gateway.driver import CoroutineDriver
-from tollway.gateway.memory_counters import EndUserLimits, SharedBound, Units
-from tollway.gateway.shared_counters import SharedCounters, SharedHold, divide
+from tollway.gateway.shared_counters import SharedBound, SharedCounters, SharedHold, divide
 from tollway.storage.shared_counters import STRIKES_MAX, RedisCounters, StoreOptions, read_states
 
 PATIENCE_SECONDS = 30.0
@@ -47,7 +47,13 @@ class Gateway:
 
     def bind(self, organization_id: str = "org_1", **sizes: int) -> SharedBound:
         limits = [LevelLimits(LimitLevel.ORGANIZATION, organization_id, Limits(**sizes))]
-        return self.counters.bind(organization_id, limits, time.monotonic_ns() + self.ahead_ns[0])
+        return self.counters.bind(organization_id, limits, self.now_ns())
+
+    def now_ns(self) -> int:
+        return time.monotonic_ns() + self.ahead_ns[0]
+
+    def settle(self, hold: SharedHold, used: Units) -> None:
+        hold.settle(used, self.now_ns())
 
     async def reserve(self, bound: SharedBound, units: Units = ONE) -> SharedHold:
         """Decide on a request, as a request does: in a driven coroutine."""
@@ -55,7 +61,9 @@ class Gateway:
         decided: asyncio.Future[SharedHold] = loop.create_future()
 
         async def decide() -> None:
-            decided.set_result(await self.counters.reserve(bound, units))
+            hold = self.counters.reserve(bound, units, self.now_ns())
+            await hold.wait()
+            decided.set_result(hold)
 
         loop.call_soon(CoroutineDriver(copy_context()).start, decide())
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -63,7 +71,7 @@ class Gateway:
 
     async def read(self, bound: SharedBound) -> dict[str, Standing]:
         read: asyncio.Future[list[Standing]] = asyncio.get_running_loop().create_future()
-        self.counters.read(bound, read.set_result)
+        self.counters.read_standings(bound.organization_id, bound.limits, self.now_ns(), read.set_result)
         async with asyncio.timeout(PATIENCE_SECONDS):
             return {standing.dimension.name: standing for standing in await read}
 
@@ -120,9 +128,9 @@ async def test_end_users_are_counted_by_all_gateways_together(server: CounterSer
         bases = [(each, each.bind(requests_per_day=1000)) for each in (one, two)]
 
         async def ask(each: Gateway, base: SharedBound, name: str) -> bool:
-            hold = await each.reserve(each.counters.bind_end_user(base, each_end_user, name))
+            hold = await each.reserve(each.counters.bind_end_user(base, each_end_user, name, each.now_ns()))
             if hold.is_admitted:
-                each.counters.settle(hold, ONE)
+                each.settle(hold, ONE)
             return hold.is_admitted
 
         for name in ("ann", "bob"):
@@ -134,10 +142,12 @@ async def test_83_end_users_beyond_the_bound_share_a_counter_in_the_store(server
     each_end_user = EndUserLimits("org_1", "proj_1", (("", Limits(requests_per_minute=1)),))
     async with gateway(server) as each:
         base = each.bind()
-        admitted = [(await each.reserve(each.counters.bind_end_user(base, each_end_user, f"user {n}"))).is_admitted for n in range(6)]
+        admitted = [
+            (await each.reserve(each.counters.bind_end_user(base, each_end_user, f"user {n}", each.now_ns()))).is_admitted for n in range(6)
+        ]
         assert admitted == [True, True, True, True, False, False] and each.counters.end_users_together == 3
         each.ahead_ns[0] = MINUTE_NS + 1
-        assert (await each.reserve(each.counters.bind_end_user(base, each_end_user, "user 7"))).is_admitted
+        assert (await each.reserve(each.counters.bind_end_user(base, each_end_user, "user 7", each.now_ns()))).is_admitted
         assert each.counters.end_users_together == 3, "one that was not seen for a minute gave way"
 
 
@@ -146,7 +156,7 @@ async def test_unused_tokens_return_to_every_gateway_when_a_request_ends(server:
         first, second = one.bind(tokens_per_day=1000, concurrent_requests=1), two.bind(tokens_per_day=1000, concurrent_requests=1)
         hold = await one.reserve(first, (1, 900, 0, 0, 0, 0))
         assert not (await two.reserve(second, (1, 200, 0, 0, 0, 0))).is_admitted
-        one.counters.settle(hold, (1, 100, 0, 0, 0, 0))
+        one.settle(hold, (1, 100, 0, 0, 0, 0))
         await until_settled(one, first)
         assert (await two.reserve(second, (1, 900, 0, 0, 0, 0))).is_admitted
         standing = (await two.read(second))["tokens_per_day"]
@@ -209,7 +219,7 @@ async def test_62_decisions_go_on_by_shares_and_are_exact_again_afterwards(fault
             assert standings["tokens_per_day"].held == 100 + 10 * len(admitted)
             assert standings["requests_per_day"].used >= len(admitted), "what was admitted alone is charged"
             for hold in (first, *admitted):
-                one.counters.settle(hold, (1, 5, 0, 0, 0, 0))
+                one.settle(hold, (1, 5, 0, 0, 0, 0))
             standings = await one.read(bound)
             assert standings["concurrent_requests"].held == standings["tokens_per_day"].held == 0
             assert 5 * len(admitted) <= standings["tokens_per_day"].used <= 5 * (len(admitted) + 1) + 100
@@ -260,7 +270,7 @@ async def test_62_store_that_was_flushed_learns_again_what_is_held(server: Count
         standings = await one.read(bound)
         assert (standings["concurrent_requests"].held, standings["tokens_per_day"].held) == (3, 300)
         for hold in held:
-            one.counters.settle(hold, (1, 1, 0, 0, 0, 0))
+            one.settle(hold, (1, 1, 0, 0, 0, 0))
         standings = await one.read(bound)
         assert (standings["concurrent_requests"].held, standings["tokens_per_day"].held) == (0, 0)
 
@@ -282,7 +292,7 @@ async def test_request_that_leaves_while_it_waits_holds_nothing(server: CounterS
 
         async def wait() -> None:
             try:
-                await one.counters.reserve(bound, ONE)
+                await one.counters.reserve(bound, ONE, one.now_ns()).wait()
             finally:
                 left.set_result(None)
 
@@ -309,7 +319,7 @@ async def test_62_admission_that_comes_after_the_deadline_is_released(server: Co
             server.signal(signal.SIGCONT)
         assert hold.is_admitted and not hold.states
         await until(lambda: one.store.is_available)
-        one.counters.settle(hold, ONE)
+        one.settle(hold, ONE)
         async with asyncio.timeout(PATIENCE_SECONDS):
             while (await one.read(bound))["concurrent_requests"].held:
                 await asyncio.sleep(0.01)
@@ -324,7 +334,7 @@ async def test_hold_of_a_minute_is_charged_to_the_limits_per_minute(server: Coun
         standings = await one.read(bound)
         assert standings["tokens_per_minute"].held == 0 and standings["tokens_per_minute"].used > 300
         assert standings["tokens_per_day"].held == 400
-        one.counters.settle(hold, (1, 450, 0, 0, 0, 0))
+        one.settle(hold, (1, 450, 0, 0, 0, 0))
         standings = await one.read(bound)
         assert standings["tokens_per_day"].held == 0 and 449 <= standings["tokens_per_day"].used <= 450
 

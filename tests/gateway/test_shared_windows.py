@@ -7,13 +7,13 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from random import Random
-from typing import Any, cast
+from typing import Any
 
 from tests.storage.test_shared_counters import START_US, Model
 from tollway.domain.limits import MINUTE_NS, SECOND_NS, LevelLimits, LimitLevel, Limits
 from tollway.domain.shared_limits import CounterState, PreparedLimits, SharedCounter, StoreAnswer
-from tollway.gateway.memory_counters import QUANTITIES, SharedBound, Units
-from tollway.gateway.shared_counters import SharedCounters, SharedHold
+from tollway.gateway.counters import QUANTITIES, Units
+from tollway.gateway.shared_counters import SharedBound, SharedCounters, SharedHold
 from tollway.storage.shared_counters import prepare
 
 ORGANIZATION = "org_1"
@@ -100,7 +100,8 @@ class World:
 
     def arrive(self, gateway: Gateway, units: Units, used: Units) -> bool:
         before = self.store.held()
-        hold = _run(gateway.counters.reserve(gateway.bound, units))
+        hold = gateway.counters.reserve(gateway.bound, units, self.now)
+        _run(hold.wait())
         if not hold.is_admitted:
             assert not self.store.is_available or self.store.held() == before, "a refusal holds nothing"
             return False
@@ -112,7 +113,7 @@ class World:
     def end(self, gateway: Gateway, run: Run) -> None:
         gateway.live.remove(run)
         run.ended_at = self.now
-        gateway.counters.settle(run.hold, run.used)
+        run.hold.settle(run.used, self.now)
 
     def kill(self, number: int) -> None:
         """Replace a gateway that dies with its requests: nothing of it is settled, and each counts for what it reserved."""
@@ -155,12 +156,12 @@ class World:
         assert not any(self.store.held())
 
 
-def _run(deciding: Coroutine[Any, Any, SharedHold]) -> SharedHold:
+def _run(deciding: Coroutine[Any, Any, None]) -> None:
     """Run a coroutine that waits for nothing, as the store answers at once."""
     try:
         deciding.send(None)
-    except StopIteration as end:
-        return cast("SharedHold", end.value)
+    except StopIteration:
+        return
     raise AssertionError("it waits")
 
 

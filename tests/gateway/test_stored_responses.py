@@ -388,7 +388,7 @@ async def test_continued_response_counts_as_one_request(control: Control, engine
 
 async def test_field_that_two_pieces_of_a_body_share_is_found() -> None:
     request = new_request("req_" + "0" * 32, RequestHead(Endpoint.RESPONSES, {}), b"", 0.0, 0)
-    upload = Upload(cast(Any, None), cast(Any, None), None)
+    upload = Upload(cast(Any, None), None)
     request.take_upload(upload, (b'{"model":"m","input":"x","st', b'ore":true}'))
     organization = SimpleNamespace(response_retention_seconds=DAY)
     plane = SimpleNamespace(response_store=_Store(), body_readers=None)

@@ -18,8 +18,9 @@ from typing import Any
 from tests.storage.test_shared_counters import START_US, Model
 from tollway.domain.limits import LevelLimits, LimitLevel, Limits
 from tollway.domain.shared_limits import CounterState, PreparedLimits, SharedCounter, StoreAnswer, list_counters
-from tollway.gateway.limit import limit, limit_shared
-from tollway.gateway.memory_counters import QUANTITIES, Bound, MemoryCounters, Units
+from tollway.gateway.counters import QUANTITIES, Units
+from tollway.gateway.limit import Undecided, limit
+from tollway.gateway.memory_counters import MemoryBound, MemoryCounters
 from tollway.gateway.request import Call, Permit
 from tollway.gateway.shared_counters import SharedCounters
 from tollway.storage.shared_counters import prepare
@@ -306,10 +307,9 @@ class Limiter:
         world, asked_at = self._limits.world, self._process.world.now
         before = self._read_local()
         try:
-            if self.shared is None:
-                permit = limit(call, self.memory, self._clock, self._metrics)
-            else:
-                permit = await limit_shared(call, self.shared, self._clock, self._metrics)
+            permit = limit(call, self.memory if self.shared is None else self.shared, self._clock, self._metrics)
+            if isinstance(permit, Undecided):
+                permit = await permit.wait()
         except Exception:
             self._limits.refused += 1
             if self.shared is None and self._read_local() != before:
@@ -336,9 +336,9 @@ class Limiter:
         found = [(bucket.debt(now_ns), bucket.running) for bucket in bound.buckets]
         return found + [(counter.debt(now_ns), counter.held) for counter in bound.rates]
 
-    def _bound(self) -> Bound:
+    def _bound(self) -> MemoryBound:
         if self.shared is None:
-            return self.memory.bind(self._limits.levels, self._clock())
+            return self.memory.bind("", self._limits.levels, self._clock())
         return self.shared._bind_local(self._limits.levels, self._clock())
 
     def check_running(self) -> None:

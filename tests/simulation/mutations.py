@@ -328,8 +328,8 @@ MUTATIONS = (
     Mutation(
         "hold what was refused",
         "gateway/memory_counters.py",
-        "                _unhold(rates, counter, units)\n                return None\n",
-        "                return None\n",
+        "                _unhold(rates, counter, units)\n                return hold\n",
+        "                return hold\n",
         "a request that one level refuses stays held at the levels before it",
         seed=35,
     ),
@@ -344,8 +344,8 @@ MUTATIONS = (
     Mutation(
         "charge no tokens at the end",
         "gateway/limit.py",
-        "        self._counters.settle(self._hold, _find_used(self), self._clock())\n",
-        "        self._counters.settle(self._hold, _ONE_REQUEST, self._clock())\n",
+        "        self._hold.settle(_find_used(self), self._clock())\n",
+        "        self._hold.settle(_ONE_REQUEST, self._clock())\n",
         "tokens are free once their request has ended",
         seed=70,
     ),

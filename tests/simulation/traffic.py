@@ -192,7 +192,7 @@ class Traffic:
         is_limited = gateway.limiter is not None and truth.organization_id == samples.ORGANIZATION
         call = _call(truth.id, truth.price, truth.admitted_at, stream, gateway.limited_caller if is_limited else None)
         try:
-            permit = await gateway.limiter.admit(call, truth) if is_limited else Permit(call, b"", ())
+            permit = await gateway.limiter.admit(call, truth) if is_limited else Permit(call, b"", None)
         except Fault:
             self.refused += 1
             return

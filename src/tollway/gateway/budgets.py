@@ -603,10 +603,6 @@ class Budgets:
             self.is_linked = False
             self._serve_waiting(sequence, is_answered=False)
 
-    def is_asking(self) -> bool:
-        """Return whether a request waits for an answer of control."""
-        return bool(self._waiting)
-
     # ---- The snapshot --------------------------------------------------------------------------------------------------
 
     def change(self, budget_id: str, entry: BudgetEntry | None) -> None:

@@ -74,7 +74,7 @@ async def prepare(caller: Caller, request: Request, plane: Plane, driver: Corout
         _take(request, wish, whole)
         request.replace_body(whole.pieces[0])
         return
-    upload = Upload(BufferHold(plane.buffers, plane.buffers.find_key(caller.principal.id)), plane.counters, None)
+    upload = Upload(BufferHold(plane.buffers, plane.buffers.find_key(caller.principal.id)), None)
     upload.expect(2 * size)  # the body for the engine, and the items to be stored
     try:
         if readers is None:

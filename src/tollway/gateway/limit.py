@@ -12,8 +12,7 @@ from tollway.domain.catalog import covers_model, find_group
 from tollway.domain.faults import CONCURRENCY_EXCEEDED, REQUESTS_EXCEEDED, TOKENS_EXCEEDED, Fault
 from tollway.domain.limits import LevelLimits, LimitLevel, Quantity, Standing, find_binding
 from tollway.domain.usage import UsageSource
-from tollway.gateway.dialects.answers import Measure
-from tollway.gateway.memory_counters import (
+from tollway.gateway.counters import (
     AUDIO_SECONDS,
     HEADER_KINDS,
     IMAGES,
@@ -23,19 +22,16 @@ from tollway.gateway.memory_counters import (
     REQUESTS,
     TOKENS,
     UNLIMITED,
-    Bound,
+    Counters,
     EndUserLimits,
     Hold,
-    MemoryCounters,
     Refusal,
     Remainder,
     Units,
-    enter,
-    find_refusal,
-    find_tightest,
 )
+from tollway.gateway.dialects.answers import Measure
+from tollway.gateway.memory_counters import MemoryCounters, MemoryHold
 from tollway.gateway.request import Call, Caller, Permit
-from tollway.gateway.shared_counters import SharedCounters, SharedHold, find_shared_refusal, find_shared_tightest
 from tollway.telemetry import Metrics, timestamp
 
 OUTPUT_TOKENS_ASSUMED: Final = 4096
@@ -54,9 +50,6 @@ DENSITY_BYTES_MIN: Final = 512
 CONCURRENCY_SECONDS_MIN, CONCURRENCY_SECONDS_MAX = 0.05, 30.0
 """Bounds of the time after which a client that met a concurrency limit is told to come back."""
 
-ALONE_WAIT_NS = 1_000_000_000
-"""Time after which to try again what exceeds a gateway's share, while it decides alone: the store is tried twice in it."""
-
 _LEVEL_WORDS = {
     LimitLevel.END_USER: "end user",
     LimitLevel.API_KEY: "API key",
@@ -70,7 +63,7 @@ _REMEDIES = {IMAGES: "ask for fewer images at a time", AUDIO_SECONDS: "send a sh
 """Advice for a request that is larger than a limit, by quantity, where that is no limit on tokens."""
 
 
-def limit(call: Call, counters: MemoryCounters, clock: Callable[[], int], metrics: Metrics) -> Permit:
+def limit(call: Call, counters: Counters, clock: Callable[[], int], metrics: Metrics) -> "Permit | Undecided":
     """Return a permit for this call, to be held to the last byte (`with`). `clock`: monotonic nanoseconds.
 
     Raises Fault rate_limit_exceeded (429) that names the limit, with the time after which to try again.
@@ -79,41 +72,64 @@ def limit(call: Call, counters: MemoryCounters, clock: Callable[[], int], metric
     grant = call.grant
     bound = grant.bound
     if bound is None:
-        bound = grant.bound = bind(call, counters, now_ns)
+        bound = grant.bound = counters.bind(call.caller.organization.id, _list_limits(call), now_ns)
         grant.end_user_limits = _find_end_user_limits(call)
     if call.end_user is not None and grant.end_user_limits is not None:
         bound = counters.bind_end_user(bound, grant.end_user_limits, call.end_user, now_ns)
-    if bound.rates:
-        return _reserve(call, bound, counters, clock, now_ns, metrics)
-    buckets = bound.buckets
-    if not buckets:
-        return Permit(call, b"", buckets)
-    left = enter(buckets, now_ns)
+    if bound.is_held:
+        hold = counters.reserve(bound, _estimate(call, bound.output_size_min, bound.tokens_size_min), now_ns)
+        if hold.is_decided:
+            return _conclude(call, hold, clock, now_ns, metrics)
+        return Undecided(call, hold, clock, metrics)
+    if bound.is_empty:
+        return Permit(call, b"", None)
+    left = bound.enter(now_ns)
     if left is None:
-        raise _refuse(call, find_refusal(bound, ONE_REQUEST, now_ns), _headers(call, find_tightest(bound, now_ns)), metrics)
+        raise _refuse_hold(call, counters.reserve(bound, ONE_REQUEST, now_ns), now_ns, metrics)
     if call.dialect.limit_prefix:
-        return Permit(call, _headers(call, find_tightest(bound, now_ns)), buckets)
-    return Permit(call, _request_headers(left[0], left[1]) if left[0] != UNLIMITED else b"", buckets)
+        return Permit(call, _headers(call, bound.find_tightest(now_ns)), bound)
+    return Permit(call, _request_headers(left[0], left[1]) if left[0] != UNLIMITED else b"", bound)
+
+
+class Undecided:
+    """A call that counters elsewhere decide on."""
+
+    __slots__ = ("_call", "_clock", "_hold", "_metrics")
+
+    def __init__(self, call: Call, hold: Hold, clock: Callable[[], int], metrics: Metrics) -> None:
+        self._call = call
+        self._hold = hold
+        self._clock = clock
+        self._metrics = metrics
+
+    async def wait(self) -> Permit:
+        """Return the permit once it is decided. Raises as `limit` does. Where the wait is interrupted, nothing is held."""
+        await self._hold.wait()
+        return _conclude(self._call, self._hold, self._clock, self._clock(), self._metrics)
+
+
+def _conclude(call: Call, hold: Hold, clock: Callable[[], int], now_ns: int, metrics: Metrics) -> Permit:
+    if not hold.is_admitted:
+        raise _refuse_hold(call, hold, now_ns, metrics)
+    if hold.is_summarized and not call.dialect.limit_prefix:
+        return Reservation(call, _summary_headers(hold), hold, clock)
+    return Reservation(call, _headers(call, hold.find_tightest(now_ns)), hold, clock)
 
 
 _COUNTED_BY_ENGINE: Final = UsageSource.ENGINE_FINAL
 
 
-def charge_upload(caller: Caller, counters: MemoryCounters, now_ns: int, metrics: Metrics) -> Hold | None:
+def charge_upload(caller: Caller, counters: MemoryCounters, now_ns: int, metrics: Metrics) -> MemoryHold | None:
     """Charge a request whose body is still to be read to the limits of its caller that hold for every model; return None if there are none.
     Raises Fault rate_limit_exceeded."""
-    bound = counters.bind([each for each in caller.principal.limits if not each.model], now_ns)
-    if not bound.buckets and not bound.rates:
+    limits = [each for each in caller.principal.limits if not each.model]
+    bound = counters.bind(caller.organization.id, limits, now_ns)
+    if bound.is_empty:
         return None
     hold = counters.reserve(bound, ONE_REQUEST, now_ns)
-    if hold is None:
-        raise _refuse(None, find_refusal(bound, ONE_REQUEST, now_ns), _headers(None, find_tightest(bound, now_ns)), metrics)
+    if not hold.is_admitted:
+        raise _refuse_hold(None, hold, now_ns, metrics)
     return hold
-
-
-def bind(call: Call, counters: MemoryCounters, now_ns: int) -> Bound:
-    """Return the counters that apply to the call: those of its caller, for all models and for this one."""
-    return counters.bind(_list_limits(call), now_ns)
 
 
 def _list_limits(call: Call) -> list[LevelLimits]:
@@ -130,78 +146,24 @@ def _find_end_user_limits(call: Call) -> EndUserLimits | None:
     return of._replace(limits=limits) if limits else None
 
 
-async def limit_shared(call: Call, counters: SharedCounters, clock: Callable[[], int], metrics: Metrics) -> Permit:
-    """Return a permit for this call, as `limit` does, from counters that several gateways share. Waits for their store."""
-    grant = call.grant
-    bound = grant.shared_bound
-    if bound is None:
-        bound = grant.shared_bound = counters.bind(call.caller.organization.id, _list_limits(call), clock())
-        grant.end_user_limits = _find_end_user_limits(call)
-    if call.end_user is not None and grant.end_user_limits is not None:
-        bound = counters.bind_end_user(bound, grant.end_user_limits, call.end_user)
-    if not bound.prepared.counters:
-        return Permit(call, b"", ())
-    units = _estimate(call, bound.output_size_min, bound.tokens_size_min)
-    hold = await counters.reserve(bound, units)
-    if hold.states:
-        if not hold.is_admitted:
-            refusal = find_shared_refusal(bound.prepared.counters, hold.states, units)
-            raise _refuse(call, refusal, _headers(call, find_shared_tightest(bound, hold.states)), metrics)
-        headers = _headers(call, find_shared_tightest(bound, hold.states))
-        return SharedReservation(call, headers, hold, counters)
-    if not hold.is_admitted:
-        refusal = find_refusal(bound.local, units, hold.started_ns)  # when it was decided: what refused it drains meanwhile
-        if refusal.is_permanent:  # more than this gateway's share, though perhaps not more than the limit
-            refusal = refusal._replace(is_permanent=False, wait_ns=ALONE_WAIT_NS)
-        raise _refuse(call, refusal, _headers(call, find_tightest(bound.local, clock())), metrics)
-    return SharedReservation(call, _headers(call, find_tightest(bound.local, clock())), hold, counters)
-
-
-class SharedReservation(Permit):
-    """A permit from shared counters: settled on what was used when the block is left, however it is left."""
-
-    __slots__ = ("_counters", "_hold")
-
-    def __init__(self, call: Call, headers: bytes, hold: SharedHold, counters: SharedCounters) -> None:
-        self.call = call
-        self.headers = headers
-        self.buckets = ()
-        self.record = None
-        self._hold = hold
-        self._counters = counters
-
-    def __exit__(self, type: object, error: object, traceback: object) -> None:
-        self._counters.settle(self._hold, _find_used(self))
-
-    def reduce_input(self, input_tokens: int) -> None:
-        """Hold no more input than an engine has counted by now (0: it has not): the rest of the estimate returns at once."""
-        units = self._hold.units
-        if 0 < input_tokens < units[INPUT_TOKENS]:
-            self._counters.reduce(self._hold, _with_input(units, input_tokens))
-
-
 class Reservation(Permit):
     """A permit that holds tokens: settled on what was used when the block is left, however it is left."""
 
-    __slots__ = ("_clock", "_counters", "_hold")
+    __slots__ = ("_clock", "_hold")
 
-    def __init__(self, call: Call, headers: bytes, hold: Hold, counters: MemoryCounters, clock: Callable[[], int]) -> None:
-        self.call = call
-        self.headers = headers
-        self.buckets = hold.bound.buckets
-        self.record = None
+    def __init__(self, call: Call, headers: bytes, hold: Hold, clock: Callable[[], int]) -> None:
+        super().__init__(call, headers, None)
         self._hold = hold
-        self._counters = counters
         self._clock = clock
 
     def __exit__(self, type: object, error: object, traceback: object) -> None:
-        self._counters.settle(self._hold, _find_used(self), self._clock())
+        self._hold.settle(_find_used(self), self._clock())
 
     def reduce_input(self, input_tokens: int) -> None:
         """Hold no more input than an engine has counted by now (0: it has not): the rest of the estimate returns at once."""
         units = self._hold.units
         if 0 < input_tokens < units[INPUT_TOKENS]:
-            self._counters.reduce(self._hold, _with_input(units, input_tokens))
+            self._hold.reduce(_with_input(units, input_tokens))
 
 
 def _with_input(units: Units, input_tokens: int) -> Units:
@@ -234,15 +196,6 @@ def learn_density(call: Call, input_tokens: int) -> None:
     if density < known:
         density = known - (known - density + 63) // 64
     grant.input_density = density if density < 1024 else 1024
-
-
-def _reserve(call: Call, bound: Bound, counters: MemoryCounters, clock: Callable[[], int], now_ns: int, metrics: Metrics) -> Permit:
-    units = _estimate(call, bound.output_size_min, bound.tokens_size_min)
-    hold = counters.reserve(bound, units, now_ns)
-    if hold is None:
-        raise _refuse(call, find_refusal(bound, units, now_ns), _headers(call, find_tightest(bound, now_ns)), metrics)
-    headers = _headers(call, find_tightest(bound, now_ns)) if call.dialect.limit_prefix else _reservation_headers(hold, now_ns)
-    return Reservation(call, headers, hold, counters, clock)
 
 
 def _estimate(call: Call, output_size_min: int, tokens_size_min: int) -> Units:
@@ -290,6 +243,10 @@ def _estimate_media(call: Call, density: int) -> int:
     body_bytes = call.request.body_bytes
     media_tokens = call.input_tokens_max - body_bytes - call.prompts * call.dialect.prompt_tokens_added
     return (min(body_bytes, TEXT_BYTES_BESIDE_MEDIA) * density >> 10) + media_tokens // MEDIA_SHARE + 1
+
+
+def _refuse_hold(call: Call | None, hold: Hold, now_ns: int, metrics: Metrics) -> Fault:
+    return _refuse(call, hold.find_refusal(), _headers(call, hold.find_tightest(now_ns)), metrics)
 
 
 def _refuse(call: Call | None, refusal: Refusal, headers: bytes, metrics: Metrics) -> Fault:
@@ -348,21 +305,13 @@ def _headers(call: Call | None, tightest: Sequence[Remainder | None]) -> bytes:
     return lines
 
 
-def _reservation_headers(hold: Hold, now_ns: int) -> bytes:
-    """Return what `_headers` would, from what the reservation found already."""
-    if hold.bound.counts_other_than_tokens:
-        return _headers(None, find_tightest(hold.bound, now_ns))
+def _summary_headers(hold: Hold) -> bytes:
+    """Return what `_headers` would, from what the decision found already."""
     per_minute = hold.requests_per_minute
     lines = _request_headers(per_minute, hold.requests_left) if per_minute != UNLIMITED else b""
-    counter = hold.tightest
-    if counter is None:
+    if hold.tokens_size == UNLIMITED:
         return lines
-    left = hold.tokens_left
-    return lines + _TOKEN_LINES % (
-        counter.size,
-        left,
-        _reset_tokens((counter.size - left) * counter.cost // counter.scale // 1_000_000 + 1),
-    )
+    return lines + _TOKEN_LINES % (hold.tokens_size, hold.tokens_left, _reset_tokens(hold.tokens_reset_ms))
 
 
 _TOKEN_LINES = b"x-ratelimit-limit-tokens: %d\r\nx-ratelimit-remaining-tokens: %d\r\nx-ratelimit-reset-tokens: %b\r\n"

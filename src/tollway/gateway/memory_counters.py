@@ -12,10 +12,8 @@ A hold does not drain, so it takes up capacity for as long as its request runs. 
 (`_charge_old`): from there on it drains like everything that was used, and streams of many minutes do not shut out their successors.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Final, NamedTuple
 
 from tollway.domain.limits import (
     BY_NAME,
@@ -27,36 +25,33 @@ from tollway.domain.limits import (
     LimitLevel,
     Limits,
     LimitUse,
-    Quantity,
     Standing,
     make_rate,
 )
-from tollway.domain.shared_limits import CounterState, PreparedLimits, SharedCounter
-
-UNLIMITED: Final = 2**62
-"""The size of what is not limited: more than any traffic reaches."""
-
-QUANTITIES = tuple(Quantity)
-"""The order of the numbers in `Units`."""
-REQUESTS, TOKENS, INPUT_TOKENS, OUTPUT_TOKENS, IMAGES, AUDIO_SECONDS = range(6)
-
-Units = tuple[int, ...]
-"""Requests, tokens, input tokens, output tokens, images and seconds of sound of one request: six numbers. Compiled, a tuple of fixed length
-would be made anew for each index. A request without images or sound is never refused for a limit on them, also where that is overdrawn."""
-
-NO_UNITS: Final[Units] = (0, 0, 0, 0, 0, 0)
-ONE_REQUEST: Final[Units] = (1, 0, 0, 0, 0, 0)
-
-HEADER_KINDS = (b"requests", b"tokens", b"images", b"audio-seconds")
-"""The quantities of which answers say what is left, as their headers name them: input and output tokens count as tokens."""
-
-_HEADER_KINDS_OF = (0, 1, 1, 1, 2, 3)
-"""For each of QUANTITIES its place in HEADER_KINDS."""
+from tollway.gateway.counters import (
+    END_USERS_MAX,
+    IMAGES,
+    INPUT_TOKENS,
+    NO_UNITS,
+    OUTPUT_TOKENS,
+    QUANTITIES,
+    REQUESTS,
+    TOKENS,
+    UNLIMITED,
+    Bound,
+    Counters,
+    EndUserLimits,
+    Hold,
+    Refusal,
+    Remainder,
+    Units,
+    find_later,
+    identify_end_user,
+    identify_other_end_users,
+    note_remainder,
+)
 
 _PER_MINUTE = BY_NAME["requests_per_minute"]
-
-END_USERS_MAX = 10_000
-"""End users of one organization that a gateway counts one by one: about 10 MB of memory."""
 
 FORGET_NS = 1_000_000_000
 """Least time between two searches for idle counters."""
@@ -137,131 +132,69 @@ class Counter:
         return not self.held and not self.debt(now_ns)
 
 
-class Bound:
-    """The counters that bind one caller's requests to one model, innermost level first. `counts_other_than_tokens`: one of `rates` does.
-    `output_size_min`, `tokens_size_min`: the smallest limit on output tokens, and on input and output together."""
+class MemoryBound(Bound):
+    """The counters of this process that bind one caller's requests to one model. `counts_other_than_tokens`: one of `rates`
+    does."""
 
-    __slots__ = ("buckets", "counts_other_than_tokens", "output_size_min", "rates", "tokens_size_min")
+    __slots__ = ("buckets", "counts_other_than_tokens", "rates")
 
     def __init__(self, buckets: tuple[Bucket, ...], rates: tuple[Counter, ...]) -> None:
+        super().__init__(
+            not buckets and not rates,
+            bool(rates),
+            min((rate.size for rate in rates if rate.quantity == OUTPUT_TOKENS), default=UNLIMITED),
+            min((rate.size for rate in rates if rate.quantity == TOKENS), default=UNLIMITED),
+        )
         self.buckets = buckets
         self.rates = rates
         self.counts_other_than_tokens = any(rate.quantity not in (TOKENS, INPUT_TOKENS, OUTPUT_TOKENS) for rate in rates)
-        self.output_size_min = min((rate.size for rate in rates if rate.quantity == OUTPUT_TOKENS), default=UNLIMITED)
-        self.tokens_size_min = min((rate.size for rate in rates if rate.quantity == TOKENS), default=UNLIMITED)
+
+    def enter(self, now_ns: int) -> tuple[int, int] | None:
+        return enter(self.buckets, now_ns)
+
+    def leave(self) -> None:
+        for bucket in self.buckets:
+            bucket.running -= 1
+
+    def find_tightest(self, now_ns: int) -> list[Remainder | None]:
+        return find_tightest(self, now_ns)
 
 
-_EMPTY = Bound((), ())
+_EMPTY = MemoryBound((), ())
 
 
-class SharedRow(NamedTuple):
-    """Facts of one shared counter that each request needs. `window_us`: 0 for concurrent requests. `quantity`: the place in QUANTITIES;
-    `kind`: in HEADER_KINDS. `is_minute`: its window is a minute."""
+class MemoryHold(Hold):
+    """The units that one request holds, in the counters of `bound`."""
 
-    size: int
-    window_us: int
-    quantity: int
-    kind: int
-    is_minute: bool
+    __slots__ = ("_counters", "bound")
 
-
-class SharedBound:
-    """The counters that bind one caller's requests to one model, where several gateways share them.
-
-    `prepared`: the shared counters, in the form of their store; `states`: how they stood at `seen_ns`, the store's last answer. `local`:
-    the same counters of this process, each with this gateway's share of `gateways` of the limit; they decide while the store cannot.
-    `rows`: facts of the counters, in their order. `is_settled`: a request's end must be reported to the store. `output_size_min`,
-    `tokens_size_min`: as of `Bound`.
-    """
-
-    __slots__ = (
-        "gateways",
-        "is_settled",
-        "limits",
-        "local",
-        "organization_id",
-        "output_size_min",
-        "prepared",
-        "rows",
-        "seen_ns",
-        "states",
-        "tokens_size_min",
-    )
-
-    def __init__(self, organization_id: str, limits: Sequence[LevelLimits], prepared: PreparedLimits, local: Bound, gateways: int) -> None:
-        self.organization_id = organization_id
-        self.limits = limits
-        self.prepared = prepared
-        self.local = local
-        self.gateways = gateways
-        self.states: tuple[CounterState, ...] = ()
-        self.seen_ns = 0
-        self.rows = tuple(_describe(each) for each in prepared.counters)
-        quantities = {each.dimension.quantity for each in prepared.counters}
-        has_holds = not quantities <= {Quantity.REQUESTS}
-        self.is_settled = has_holds or any(each.dimension is CONCURRENT_REQUESTS for each in prepared.counters)
-        self.output_size_min = prepared.find_size_min(Quantity.OUTPUT_TOKENS, UNLIMITED)
-        self.tokens_size_min = prepared.find_size_min(Quantity.TOKENS, UNLIMITED)
-
-
-def _describe(counter: SharedCounter) -> SharedRow:
-    quantity = QUANTITIES.index(counter.dimension.quantity)
-    return SharedRow(counter.size, counter.window_us, quantity, _HEADER_KINDS_OF[quantity], counter.dimension.window_ns == MINUTE_NS)
-
-
-class Hold:
-    """The units that one request holds, in the counters of `bound`, since `started_ns`. `is_charged`: the rates per minute were charged
-    in full.
-
-    `tightest`: of the rates on tokens the one that had the least left when the hold began, with `tokens_left` (None: there is none); to go
-    by only where no rate counts anything else.
-    `requests_per_minute`, `requests_left`: the tightest of the buckets, as `enter` returned it.
-    """
-
-    __slots__ = ("bound", "is_charged", "requests_left", "requests_per_minute", "started_ns", "tightest", "tokens_left", "units")
-
-    def __init__(
-        self,
-        bound: Bound,
-        units: Units,
-        started_ns: int,
-        tightest: Counter | None,
-        tokens_left: int,
-        requests_per_minute: int,
-        requests_left: int,
-    ) -> None:
+    def __init__(self, counters: "MemoryCounters", bound: MemoryBound, units: Units, started_ns: int) -> None:
+        super().__init__(units, started_ns)
+        self._counters = counters
         self.bound = bound
+
+    def find_tightest(self, now_ns: int) -> list[Remainder | None]:
+        return find_tightest(self.bound, now_ns)
+
+    def find_refusal(self) -> Refusal:
+        return find_refusal(self.bound, self.units, self.started_ns)
+
+    def reduce(self, units: Units) -> None:
+        before = self.units
+        if self.is_charged:
+            return  # what the rates per minute were charged goes by `before`
+        for counter in self.bound.rates:
+            counter.held -= before[counter.quantity] - units[counter.quantity]
         self.units = units
-        self.started_ns = started_ns
-        self.is_charged = False
-        self.tightest = tightest
-        self.tokens_left = tokens_left
-        self.requests_per_minute = requests_per_minute
-        self.requests_left = requests_left
 
+    def settle(self, used: Units, now_ns: int) -> None:
+        self._counters.end(self, used, now_ns)
 
-class EndUserLimits(NamedTuple):
-    """The limits of each end user of a project that bind requests for one model: `limits` on all models together, on the model and on its
-    groups, each with what it is on (empty for all models)."""
-
-    organization_id: str
-    project_id: str
-    limits: tuple[tuple[str, Limits], ...]
-
-    def list_levels(self, id: str) -> list[LevelLimits]:
-        """Return the limits of the end user that is counted under `id`."""
-        return [LevelLimits(LimitLevel.END_USER, id, limits, model) for model, limits in self.limits]
-
-
-def identify_end_user(project_id: str, name: str, key: bytes) -> str:
-    """Return the id under which an end user is counted: its project, and a keyed hash (BLAKE2b, RFC 7693) of how requests name it."""
-    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16, key=key)
-    return f"{project_id}:{digest.hexdigest()}"
-
-
-def identify_other_end_users(project_id: str) -> str:
-    """Return the id under which the end users of a project are counted that have no counters of their own."""
-    return f"{project_id}:others"
+    def refund(self, now_ns: int) -> None:
+        """End it as if its request had never been: its requests per minute are given back too."""
+        self._counters.end(self, NO_UNITS, now_ns)
+        for bucket in self.bound.buckets:
+            bucket.tat -= bucket.cost
 
 
 class _EndUser:
@@ -287,7 +220,9 @@ def _find_end_user(table: dict[str, _EndUser], id: str) -> _EndUser:
     return found
 
 
-def _bind(owner: LevelLimits, buckets: dict[tuple[str, str], Bucket], counters: dict[tuple[str, str, str], Counter], now_ns: int) -> Bound:
+def _bind(
+    owner: LevelLimits, buckets: dict[tuple[str, str], Bucket], counters: dict[tuple[str, str, str], Counter], now_ns: int
+) -> MemoryBound:
     """Return the counters of one level's limits, from those that exist."""
     of = owner.limits
     own: tuple[Bucket, ...] = ()
@@ -308,31 +243,30 @@ def _bind(owner: LevelLimits, buckets: dict[tuple[str, str], Bucket], counters: 
             counter = counters[key] = Counter(owner, dimension)
         counter.resize(owner, size, now_ns)
         rates.append(counter)
-    return Bound(own, tuple(rates))
+    return MemoryBound(own, tuple(rates))
 
 
-def _join(inner: Bound, outer: Bound) -> Bound:
+def _join(inner: MemoryBound, outer: MemoryBound) -> MemoryBound:
     """Return the counters of both."""
-    return Bound(inner.buckets + outer.buckets, inner.rates + outer.rates)
+    return MemoryBound(inner.buckets + outer.buckets, inner.rates + outer.rates)
 
 
-class MemoryCounters:
-    """All counters of this process, by level, model and dimension; those of end users by organization. `end_users_together`: requests
-    that were counted together with those of other end users."""
+class MemoryCounters(Counters):
+    """All counters of this process, by level, model and dimension; those of end users by organization."""
 
     def __init__(self, end_user_key: bytes = b"") -> None:
         """`end_user_key`: with which the names of end users are hashed, at most 64 bytes."""
-        self.end_users_together = 0
+        super().__init__()
         self._end_user_key = end_user_key
         self._end_users: dict[str, dict[str, _EndUser]] = {}
         self._buckets: dict[tuple[str, str], Bucket] = {}
         self._counters: dict[tuple[str, str, str], Counter] = {}
-        self._holds: dict[Hold, None] = {}
+        self._holds: dict[MemoryHold, None] = {}
         self._old_at_ns = 0
         self._forgot_at_ns = 0
 
-    def bind(self, limits: Iterable[LevelLimits], now_ns: int) -> Bound:
-        """Return the counters of these limits, innermost level first. A limit that changed takes effect here, with what was used before."""
+    def bind(self, organization_id: str, limits: Sequence[LevelLimits], now_ns: int) -> MemoryBound:
+        """Return the counters of these limits. A limit that changed takes effect here, with what was used before."""
         bound = _EMPTY
         for owner in limits:
             if owner.level is LimitLevel.END_USER:
@@ -346,12 +280,8 @@ class MemoryCounters:
             bound = _join(bound, own)
         return bound
 
-    def bind_end_user(self, bound: Bound, of: EndUserLimits, end_user: str, now_ns: int) -> Bound:
-        """Return the counters of `bound` with those of an end user, `end_user` as the request names it, before them.
-
-        END_USERS_MAX end users of an organization are counted one by one. Beyond them those whose counters are empty give way; if
-        there are none, the end users that are not known yet are counted together, as one.
-        """
+    def bind_end_user(self, bound: Bound, of: EndUserLimits, end_user: str, now_ns: int) -> MemoryBound:
+        assert isinstance(bound, MemoryBound)
         table = self._end_users.setdefault(of.organization_id, {})
         id = identify_end_user(of.project_id, end_user, self._end_user_key)
         if id not in table and not self._has_place(table, now_ns):
@@ -375,13 +305,12 @@ class MemoryCounters:
             table[id] = found
         return False
 
-    def reserve(self, bound: Bound, units: Units, now_ns: int) -> Hold | None:
-        """Admit a request for `units` at all levels and hold them there, or return None and change nothing.
-
-        Each hold ends with exactly one `settle`. Decides as `domain.limits.gcra` does.
-        """
+    def reserve(self, bound: Bound, units: Units, now_ns: int) -> MemoryHold:
+        """Decide as `domain.limits.gcra` does."""
+        assert isinstance(bound, MemoryBound)
         if now_ns >= self._old_at_ns:
             self._charge_old(now_ns)
+        hold = MemoryHold(self, bound, units, now_ns)
         rates = bound.rates
         tightest: Counter | None = None
         least = UNLIMITED
@@ -394,46 +323,36 @@ class MemoryCounters:
                 left -= debt
             if left < 0 and (units[counter.quantity] or counter.quantity < IMAGES):
                 _unhold(rates, counter, units)
-                return None
+                return hold
             counter.held = held
             if left < least * cost and counter.quantity != REQUESTS:
                 tightest, least = counter, left // cost
         entered = enter(bound.buckets, now_ns)
         if entered is None:
             _unhold(rates, None, units)
-            return None
-        hold = Hold(bound, units, now_ns, tightest, least, entered[0], entered[1])
+            return hold
+        hold.is_admitted = True
+        if not bound.counts_other_than_tokens:
+            hold.is_summarized = True
+            hold.requests_per_minute, hold.requests_left = entered
+            if tightest is not None:
+                hold.tokens_size, hold.tokens_left = tightest.size, least
+                hold.tokens_reset_ms = (tightest.size - least) * tightest.cost // tightest.scale // 1_000_000 + 1
         holds = self._holds
         if not holds:
             self._old_at_ns = now_ns + MINUTE_NS
         holds[hold] = None
         return hold
 
-    def reduce(self, hold: Hold, units: Units) -> None:
-        """Hold no more than `units`, none of which is more than the hold has. What was charged already stays charged."""
-        before = hold.units
-        if hold.is_charged:
-            return  # what the rates per minute were charged goes by `before`
-        for counter in hold.bound.rates:
-            counter.held -= before[counter.quantity] - units[counter.quantity]
-        hold.units = units
-
-    def settle(self, hold: Hold, used: Units, now_ns: int) -> None:
-        """End a hold: nothing of it is held or runs any more, and what was `used` is charged, however much that is."""
+    def end(self, hold: MemoryHold, used: Units, now_ns: int) -> None:
+        """Hold nothing more of `hold`, and charge what was `used`."""
         bound = hold.bound
         if hold.is_charged:
             _settle_charged(hold, used, now_ns)
         else:
             del self._holds[hold]
             _charge(bound.rates, hold.units, used, now_ns)
-        for bucket in bound.buckets:
-            bucket.running -= 1
-
-    def refund(self, hold: Hold, now_ns: int) -> None:
-        """End a hold as if its request had never been: its requests per minute are given back too."""
-        self.settle(hold, NO_UNITS, now_ns)
-        for bucket in hold.bound.buckets:
-            bucket.tat -= bucket.cost
+        bound.leave()
 
     def _charge_old(self, now_ns: int) -> None:
         """Charge holds that are a minute old to the rates per minute, in full."""
@@ -447,10 +366,14 @@ class MemoryCounters:
             hold.is_charged = True
             _charge([rate for rate in hold.bound.rates if rate.dimension.window_ns == MINUTE_NS], hold.units, hold.units, now_ns)
 
-    def list_standings(self, limits: Iterable[LevelLimits], now_ns: int) -> list[Standing]:
-        """Return how each of these limits stands now."""
+    def read_standings(
+        self, organization_id: str, limits: Sequence[LevelLimits], now_ns: int, done: Callable[[list[Standing]], None]
+    ) -> None:
+        done(self.list_standings(self.bind(organization_id, limits, now_ns), now_ns))
+
+    def list_standings(self, bound: MemoryBound, now_ns: int) -> list[Standing]:
+        """Return how each of the limits of `bound` stands now."""
         self._charge_old(now_ns)
-        bound = self.bind(limits, now_ns)
         found: list[Standing] = []
         for bucket in bound.buckets:
             owner, cost, most = bucket.owner, bucket.cost, bucket.most
@@ -485,9 +408,8 @@ class MemoryCounters:
                 yield None
 
     def forget_idle(self, now_ns: int) -> None:
-        """Drop counters that stand as new ones would, with nothing running or held. Only when no caller is held: it would go on to count
-        in counters that others no longer share. At most once a second, and each time it examines no more than FORGET_MAX of a kind: those
-        that were not examined for longest."""
+        """Drop counters that stand as new ones would, with nothing running or held. At most once a second, and each time it examines no
+        more than FORGET_MAX of a kind: those that were not examined for longest."""
         if now_ns < self._forgot_at_ns + FORGET_NS:
             return
         self._forgot_at_ns = now_ns
@@ -537,12 +459,6 @@ def enter(buckets: tuple[Bucket, ...], now_ns: int) -> tuple[int, int] | None:
     return least_of, least
 
 
-def leave(buckets: tuple[Bucket, ...]) -> None:
-    """Count the request of a successful `enter` as running no more."""
-    for bucket in buckets:
-        bucket.running -= 1
-
-
 def _unhold(rates: tuple[Counter, ...], end: Counter | None, units: Units) -> None:
     """Release what `reserve` holds so far: in all counters before `end`."""
     for counter in rates:
@@ -563,7 +479,7 @@ def _charge(rates: Iterable[Counter], units: Units, used: Units, now_ns: int) ->
             counter.tat = (tat if tat > now else now) + spent * counter.cost
 
 
-def _settle_charged(hold: Hold, used: Units, now_ns: int) -> None:
+def _settle_charged(hold: MemoryHold, used: Units, now_ns: int) -> None:
     """Settle a hold that the rates per minute were charged for: they are charged what was used beyond it, the others all of it."""
     units = hold.units
     beyond = tuple(max(spent - held, 0) for spent, held in zip(used, units, strict=True))
@@ -571,53 +487,21 @@ def _settle_charged(hold: Hold, used: Units, now_ns: int) -> None:
     _charge([rate for rate in hold.bound.rates if rate.dimension.window_ns != MINUTE_NS], units, used, now_ns)
 
 
-class Remainder(NamedTuple):
-    """The rest of one limit: the units that would be admitted now, and the time until all of it is free again."""
-
-    size: int
-    remaining: int
-    reset_ns: int
-
-
-def find_tightest(bound: Bound, now_ns: int) -> list[Remainder | None]:
+def find_tightest(bound: MemoryBound, now_ns: int) -> list[Remainder | None]:
     """Return for each of HEADER_KINDS what is left of the limit that has the least left; None where there is none."""
     tightest: list[Remainder | None] = [None, None, None, None]
     for bucket in bound.buckets:
         if bucket.cost:
             debt = bucket.debt(now_ns)
-            _note_remainder(tightest, REQUESTS, Remainder(bucket.per_minute, (bucket.burst - debt) // bucket.cost, debt // bucket.scale))
+            note_remainder(tightest, REQUESTS, Remainder(bucket.per_minute, (bucket.burst - debt) // bucket.cost, debt // bucket.scale))
     for counter in bound.rates:
         taken = counter.held * counter.cost + counter.debt(now_ns)
         remaining = max((counter.burst - taken) // counter.cost, 0)
-        _note_remainder(tightest, counter.quantity, Remainder(counter.size, remaining, taken // counter.scale))
+        note_remainder(tightest, counter.quantity, Remainder(counter.size, remaining, taken // counter.scale))
     return tightest
 
 
-def _note_remainder(tightest: list[Remainder | None], quantity: int, left: Remainder) -> None:
-    """Put what is left of a limit into `tightest` (by HEADER_KINDS) if that is the least so far. `quantity`: its place in QUANTITIES."""
-    kind = _HEADER_KINDS_OF[quantity]
-    least = tightest[kind]
-    if least is None or left.remaining < least.remaining:
-        tightest[kind] = left
-
-
-class Refusal(NamedTuple):
-    """The limit that refused a request. `used`: units that are charged or held there. `wait_ns`: after how long the units will be free;
-    None if that depends on when other requests end, of which there are `running`."""
-
-    owner: LevelLimits
-    words: str
-    quantity: int
-    size: int
-    used: int
-    requested: int
-    wait_ns: int | None
-    running: int
-    is_concurrency: bool
-    is_permanent: bool
-
-
-def find_refusal(bound: Bound, units: Units, now_ns: int) -> Refusal:
+def find_refusal(bound: MemoryBound, units: Units, now_ns: int) -> Refusal:
     """Return the limit that keeps a refused request waiting longest: one that can never admit it, else one that waits for requests to end,
     else the rate with the longest wait, so that whoever comes back when told meets no second refusal."""
     found: Refusal | None = None
@@ -654,12 +538,3 @@ def find_refusal(bound: Bound, units: Units, now_ns: int) -> Refusal:
             )
     assert found is not None, "a request that no limit refuses"
     return found
-
-
-def find_later(one: Refusal | None, other: Refusal) -> Refusal:
-    """Return the refusal that holds longer; the first of equals."""
-    return other if one is None or _weight(other) > _weight(one) else one
-
-
-def _weight(refusal: Refusal) -> tuple[bool, bool, int]:
-    return refusal.is_permanent, refusal.wait_ns is None, refusal.wait_ns or 0

@@ -23,13 +23,14 @@ from tollway.gateway.budget_fallback import FALLBACK_HEADER, reserve_or_fall_bac
 from tollway.gateway.budgets import BudgetHold, read_max_cost
 from tollway.gateway.buffers import BufferHold
 from tollway.gateway.content_log import log_content
+from tollway.gateway.counters import ONE_REQUEST
 from tollway.gateway.deadlines import read_timeout, require_time
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.fallback import fall_back, name_model
 from tollway.gateway.guardrails import Guard
 from tollway.gateway.hedging import may_hedge, relay_hedged
-from tollway.gateway.limit import charge_upload, limit, limit_shared
-from tollway.gateway.memory_counters import ONE_REQUEST, Hold
+from tollway.gateway.limit import Undecided, charge_upload, limit
+from tollway.gateway.memory_counters import MemoryHold
 from tollway.gateway.meter import UsageRecord, meter
 from tollway.gateway.observe import observe
 from tollway.gateway.plane import Plane
@@ -90,11 +91,9 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
                 fallback_header = FALLBACK_HEADER % call.model.id.encode()
                 hold.call.response_keeper = call.response_keeper
                 call = hold.call
-        shared = plane.shared_counters
-        if shared is None:
-            admitted = limit(call, plane.counters, time.monotonic_ns, plane.metrics)
-        else:
-            admitted = await limit_shared(call, shared, time.monotonic_ns, plane.metrics)
+        admitted = limit(call, plane.limits, time.monotonic_ns, plane.metrics)
+        if isinstance(admitted, Undecided):
+            admitted = await admitted.wait()
         with admitted as permit:
             limit_headers = permit.headers
             if request.head.idempotency_key is not None:
@@ -258,7 +257,7 @@ def admit_upload(caller: Caller, length: int, plane: Plane) -> Upload:
     or the budget for buffered bytes do not allow it."""
     buffer = BufferHold(plane.buffers, plane.buffers.find_key(caller.principal.id))
     now_ns = time.monotonic_ns()
-    upload = Upload(buffer, plane.counters, charge_upload(caller, plane.counters, now_ns, plane.metrics))
+    upload = Upload(buffer, charge_upload(caller, plane.counters, now_ns, plane.metrics))
     try:
         upload.expect(length)
     except Fault:
@@ -311,7 +310,7 @@ async def _authorize_conversation(caller: Caller, request: Request, plane: Plane
     A request that may ask control for a stored response is charged first, as a large body is when it begins, so that limits bound what is
     asked. Both are given back where `limit` charges them again; what becomes no call has used its request."""
     upload = request.upload
-    hold: Hold | None = None
+    hold: MemoryHold | None = None
     if conversations.may_continue(caller, request, plane):
         hold = charge_upload(caller, plane.counters, time.monotonic_ns(), plane.metrics)
     try:
@@ -324,10 +323,10 @@ async def _authorize_conversation(caller: Caller, request: Request, plane: Plane
             upload.refund(time.monotonic_ns())
     except BaseException:
         if hold is not None:
-            plane.counters.settle(hold, ONE_REQUEST, time.monotonic_ns())
+            hold.settle(ONE_REQUEST, time.monotonic_ns())
         raise
     if hold is not None:
-        plane.counters.refund(hold, time.monotonic_ns())
+        hold.refund(time.monotonic_ns())
     return call
 
 

@@ -9,6 +9,7 @@ from tollway.domain.snapshot import BudgetEntry, Change, DeploymentEntry, Entry
 from tollway.gateway.body_reader_pool import BodyReaders
 from tollway.gateway.budgets import Budgets
 from tollway.gateway.buffers import BufferBounds, Buffers
+from tollway.gateway.counters import Counters
 from tollway.gateway.directory import Directory
 from tollway.gateway.file_operations import FileOperations
 from tollway.gateway.guardrails import GuardrailBounds, Guardrails
@@ -20,7 +21,6 @@ from tollway.gateway.ports import AnswerStore, BatchStore, ContentLog, FileStore
 from tollway.gateway.realtime_sessions import RealtimeBounds, RealtimeSessions
 from tollway.gateway.relay import Active, RelayBounds, RetryBudget
 from tollway.gateway.response_cache import ResponseCache
-from tollway.gateway.shared_counters import SharedCounters
 from tollway.gateway.shedding import STEPS, Shedder, SheddingBounds, read_resident_bytes
 from tollway.gateway.upstreams.concurrency import ConcurrencyBounds
 from tollway.gateway.upstreams.upstream import Upstreams
@@ -74,7 +74,7 @@ class Plane:
         self.upstreams = Upstreams(vault, self.metrics, log, self.buffers, concurrency)
         self.metrics.list_upstreams = self.upstreams.list_states
         self.counters = MemoryCounters(end_user_key)
-        self.shared_counters: SharedCounters | None = None
+        self.limits: Counters = self.counters
         self.budgets = Budgets(now_us)
         self.usage_sink = usage_sink
         self.digesters = [digester(pepper) for pepper in peppers]
@@ -110,8 +110,8 @@ class Plane:
         """Drop idle counters. Call it only when no caller is held."""
         now_ns = time.monotonic_ns()
         self.counters.forget_idle(now_ns)
-        if self.shared_counters is not None:
-            self.shared_counters.forget_idle(now_ns)
+        if self.limits is not self.counters:
+            self.limits.forget_idle(now_ns)
 
     def random(self) -> float:
         """Uniform in [0, 1)."""

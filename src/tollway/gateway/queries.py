@@ -55,11 +55,7 @@ def list_limits(request: Request, client: Client, plane: Plane) -> None:
             body = {"object": "list", "data": describe_limits(standings), "budgets": budgets}
             client.answer(200, headers, msgspec.json.encode(body))
 
-    limits, now_ns, shared = caller.principal.limits, time.monotonic_ns(), plane.shared_counters
-    if shared is None:
-        answer_with(plane.counters.list_standings(limits, now_ns))
-    else:
-        shared.read(shared.bind(caller.organization.id, limits, now_ns), answer_with)
+    plane.limits.read_standings(caller.organization.id, caller.principal.limits, time.monotonic_ns(), answer_with)
 
 
 async def quote(request: Request, client: Client, plane: Plane) -> None:
@@ -101,12 +97,10 @@ def _refuse(request: Request, client: Client, plane: Plane, fault: Fault) -> Non
 
 async def _read_standings(caller: Caller, plane: Plane) -> list[Standing]:
     """Return how the limits of a caller stand, from the store where gateways share them."""
-    limits, now_ns, shared = caller.principal.limits, time.monotonic_ns(), plane.shared_counters
-    if shared is None:
-        return plane.counters.list_standings(limits, now_ns)
     standings: list[Standing] = []
     read = Waiter()
-    shared.read(shared.bind(caller.organization.id, limits, now_ns), partial(_take_standings, standings, read))
+    receive = partial(_take_standings, standings, read)
+    plane.limits.read_standings(caller.organization.id, caller.principal.limits, time.monotonic_ns(), receive)
     await read
     return standings
 

@@ -15,8 +15,8 @@ from tollway.domain.limits import Standing
 from tollway.domain.money import format_amount
 from tollway.domain.usage import OUTCOME_POLICIES, OUTCOME_POLICY_CURRENT
 from tollway.gateway.budgets import OUTPUT_TOKENS_EXPECTED
+from tollway.gateway.counters import INPUT_TOKENS, OUTPUT_TOKENS, QUANTITIES, Units
 from tollway.gateway.limit import estimate_units
-from tollway.gateway.memory_counters import INPUT_TOKENS, OUTPUT_TOKENS, QUANTITIES, Units
 from tollway.gateway.request import Call
 
 

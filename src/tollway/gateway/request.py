@@ -18,10 +18,10 @@ from tollway.domain.snapshot import BudgetEntry, ModelEntry
 from tollway.domain.usage import Ended, ServiceTier
 from tollway.engines.table import ENGINES, is_translated
 from tollway.gateway.answer_recorder import AnswerRecorder
+from tollway.gateway.counters import Bound, EndUserLimits
 from tollway.gateway.dialects.answers import AnswerContext, Measure
 from tollway.gateway.dialects.conversation import Conversation
 from tollway.gateway.dialects.dialect import Dialect, Translation
-from tollway.gateway.memory_counters import Bound, Bucket, EndUserLimits, SharedBound
 from tollway.gateway.ports import AnswerStore, ChecksAnswer, KeepsResponse, OutputHold
 from tollway.gateway.prefix_routing import Charge
 from tollway.gateway.principal import Principal
@@ -277,11 +277,10 @@ class ModelGrant:
     `prices`: by service tier, on the organization's price list; `default` is that of requests that ask for no tier. `is_served`: whether
     the model has this endpoint; `is_translated`: a deployment of the model has it by translation only. `known_fields`: request fields that
     every deployment of the model understands.
-    `bound`: the limits that apply, with their counters; None before the first request. `shared_bound`: the same where gateways share
-    counters. `end_user_limits`: those of each end user that apply, None without any; found with either of these. `has_running_usage`: every
-    deployment of the model reports usage while it streams. `input_density`: input tokens per KiB of body that the caller's requests had
-    lately (`limit`). `terms_valid_from`: the instant from which the organization pays by these prices'
-    list. `encoded_admit_suffixes`: the encoded parts that ADMIT records under this grant
+    `bound`: the limits that apply, with their counters; None before the first request. `end_user_limits`: those of each end user that
+    apply, None without any; found with `bound`. `has_running_usage`: every deployment of the model reports usage while it streams.
+    `input_density`: input tokens per KiB of body that the caller's requests had lately (`limit`). `terms_valid_from`: the instant from
+    which the organization pays by these prices' list. `encoded_admit_suffixes`: the encoded parts that ADMIT records under this grant
     share, by price and streaming; cached by `meter`. `budgets`: those of the caller that bind all requests to this model;
     `named_budgets`: ids of those, or of those that only alert, that all records name; `conditional_budgets`: those on tags and end users.
     `has_fallback`: a budget names a model that serves what it would refuse.
@@ -306,7 +305,6 @@ class ModelGrant:
         "model",
         "named_budgets",
         "prices",
-        "shared_bound",
         "terms_valid_from",
         "valid_from",
         "valid_until",
@@ -348,7 +346,6 @@ class ModelGrant:
         self.named_budgets = tuple(each.id for each in always if each.model)
         self.encoded_admit_suffixes: dict[tuple[str, bool], bytes] = {}
         self.bound: Bound | None = None
-        self.shared_bound: SharedBound | None = None
         self.end_user_limits: EndUserLimits | None = None
         self.input_density = INPUT_DENSITY_FIRST
         self._injected: dict[tuple[str, bytes | None, int | None], tuple[Deployment, bodies.InjectedFields]] = {}
@@ -664,28 +661,28 @@ class Ending:
 
 
 class Permit:
-    """A call that passed its limits. Counts as running in `buckets` until the block is left. `headers`: lines for the head of the answer.
+    """A call that passed its limits. Counts as running in `bound` until the block is left. `headers`: lines for the head of the answer.
     `record`: the usage record, once the call is metered."""
 
-    __slots__ = ("buckets", "call", "headers", "record")
+    __slots__ = ("bound", "call", "headers", "record")
 
     def __init__(
         self,
         call: Call,
         headers: bytes,
-        buckets: tuple[Bucket, ...],
+        bound: Bound | None,
     ) -> None:
         self.call = call
         self.headers = headers
-        self.buckets = buckets
+        self.bound = bound
         self.record: Ending | None = None
 
     def __enter__(self) -> "Permit":
         return self
 
     def __exit__(self, type: object, error: object, traceback: object) -> None:
-        for bucket in self.buckets:
-            bucket.running -= 1
+        if self.bound is not None:
+            self.bound.leave()
 
     def reduce_input(self, input_tokens: int) -> None:
         """Hold no more input than an engine has counted by now (0: it has not). This permit holds no tokens."""

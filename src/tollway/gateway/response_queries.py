@@ -18,10 +18,10 @@ from tollway.domain.faults import Fault
 from tollway.gateway.authenticate import authenticate, require_endpoint
 from tollway.gateway.continuation import StoredResponse, read_items, read_stored
 from tollway.gateway.conversations import is_id
+from tollway.gateway.counters import ONE_REQUEST
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.limit import charge_upload
-from tollway.gateway.memory_counters import ONE_REQUEST
 from tollway.gateway.plane import Plane
 from tollway.gateway.ports import Client, ResponseStore
 from tollway.gateway.refusals import refuse
@@ -55,7 +55,7 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
             body = await _answer(request, caller, plane, driver, method, query)
         finally:
             if hold is not None:
-                plane.counters.settle(hold, ONE_REQUEST, time.monotonic_ns())
+                hold.settle(ONE_REQUEST, time.monotonic_ns())
     except Fault as caught:
         caught.forget_frames()
         _refuse(request, client, plane, caught if caller is not None else client.throttle(caught, request.headers))

@@ -15,10 +15,12 @@ over.
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
-from tollway.domain.limits import CONCURRENT_REQUESTS, DIMENSIONS, MINUTE_NS, LevelLimits, Limits, Standing
+from tollway.domain.limits import CONCURRENT_REQUESTS, DIMENSIONS, MINUTE_NS, LevelLimits, Limits, Quantity, Standing
 from tollway.domain.shared_limits import (
     CounterState,
+    PreparedLimits,
     SharedCounter,
     StoreAnswer,
     drain,
@@ -26,27 +28,27 @@ from tollway.domain.shared_limits import (
     find_wait_us,
     list_standings,
 )
-from tollway.gateway.driver import Waiter
-from tollway.gateway.memory_counters import (
+from tollway.gateway.counters import (
     END_USERS_MAX,
+    HEADER_KINDS_OF,
     IMAGES,
     NO_UNITS,
     QUANTITIES,
     REQUESTS,
+    UNLIMITED,
     Bound,
-    Bucket,
-    Counter,
+    Counters,
     EndUserLimits,
     Hold,
-    MemoryCounters,
     Refusal,
     Remainder,
-    SharedBound,
     Units,
     find_later,
     identify_end_user,
     identify_other_end_users,
 )
+from tollway.gateway.driver import Waiter
+from tollway.gateway.memory_counters import Bucket, Counter, MemoryBound, MemoryCounters, MemoryHold
 from tollway.gateway.ports import CounterStore
 
 RENEW_SECONDS = 2.0
@@ -55,6 +57,9 @@ RENEW_SECONDS = 2.0
 
 END_USER_BOUNDS_MAX = 4_000
 """End users whose counters are kept in the form of the store between requests; others are prepared anew."""
+
+ALONE_WAIT_NS = 1_000_000_000
+"""Time after which to try again what exceeds a gateway's share, while it decides alone: the store is tried twice in it."""
 
 
 def _forget_oldest(seen: dict[str, int], of: EndUserLimits, now_ns: int) -> bool:
@@ -72,28 +77,109 @@ def divide(limits: Limits, gateways: int) -> Limits:
     return Limits(**{name: None if size is None else max(size // gateways, 1) for name, size in limits.to_dict().items()})
 
 
-class SharedHold:
+class SharedRow(NamedTuple):
+    """Facts of one shared counter that each request needs. `window_us`: 0 for concurrent requests. `quantity`: the place in QUANTITIES;
+    `kind`: in HEADER_KINDS. `is_minute`: its window is a minute."""
+
+    size: int
+    window_us: int
+    quantity: int
+    kind: int
+    is_minute: bool
+
+
+def _describe(counter: SharedCounter) -> SharedRow:
+    quantity = QUANTITIES.index(counter.dimension.quantity)
+    return SharedRow(counter.size, counter.window_us, quantity, HEADER_KINDS_OF[quantity], counter.dimension.window_ns == MINUTE_NS)
+
+
+class SharedBound(Bound):
+    """The counters that bind one caller's requests to one model, where several gateways share them.
+
+    `prepared`: the shared counters, in the form of their store; `states`: how they stood at `seen_ns`, the store's last answer. `local`:
+    the same counters of this process, each with this gateway's share of `gateways` of the limit; they decide while the store cannot.
+    `rows`: facts of the counters, in their order. `is_settled`: a request's end must be reported to the store.
+    """
+
+    __slots__ = ("gateways", "is_settled", "limits", "local", "organization_id", "prepared", "rows", "seen_ns", "states")
+
+    def __init__(
+        self, organization_id: str, limits: Sequence[LevelLimits], prepared: PreparedLimits, local: MemoryBound, gateways: int
+    ) -> None:
+        super().__init__(
+            not prepared.counters,
+            bool(prepared.counters),
+            prepared.find_size_min(Quantity.OUTPUT_TOKENS, UNLIMITED),
+            prepared.find_size_min(Quantity.TOKENS, UNLIMITED),
+        )
+        self.organization_id = organization_id
+        self.limits = limits
+        self.prepared = prepared
+        self.local = local
+        self.gateways = gateways
+        self.states: tuple[CounterState, ...] = ()
+        self.seen_ns = 0
+        self.rows = tuple(_describe(each) for each in prepared.counters)
+        quantities = {each.dimension.quantity for each in prepared.counters}
+        has_holds = not quantities <= {Quantity.REQUESTS}
+        self.is_settled = has_holds or any(each.dimension is CONCURRENT_REQUESTS for each in prepared.counters)
+
+
+class SharedHold(Hold):
     """The decision on one request, and what the request holds if it was admitted.
 
     `states`: of the shared counters after the store's decision; empty if this gateway decided alone. `owner`: whose hold it is in the
     store; empty if the store does not know it. `local`: the hold in this process's counters, if this gateway decided alone. `buckets`:
-    where it counts as running in this process beside the store. `is_charged`: the limits per minute were charged in full, because it is a
-    minute old. `loss`: number of the store's losses before the decision.
+    where it counts as running in this process beside the store. `loss`: number of the store's losses before the decision. `question`: what
+    the store was asked.
     """
 
-    __slots__ = ("bound", "buckets", "is_admitted", "is_charged", "local", "loss", "owner", "started_ns", "states", "units")
+    __slots__ = ("_counters", "bound", "buckets", "local", "loss", "owner", "question", "states")
 
-    def __init__(self, bound: SharedBound, units: Units, started_ns: int, loss: int) -> None:
+    def __init__(self, counters: "SharedCounters", bound: SharedBound, units: Units, started_ns: int, loss: int) -> None:
+        super().__init__(units, started_ns)
+        self.is_decided = False
+        self._counters = counters
         self.bound = bound
-        self.units = units
-        self.started_ns = started_ns
         self.loss = loss
-        self.is_admitted = False
-        self.is_charged = False
         self.states: tuple[CounterState, ...] = ()
         self.owner = ""
-        self.local: Hold | None = None
+        self.local: MemoryHold | None = None
         self.buckets: tuple[Bucket, ...] = ()
+        self.question: _Question | None = None
+
+    async def wait(self) -> None:
+        question = self.question
+        if question is not None:
+            try:
+                await question.waiter
+            except BaseException:
+                question.is_abandoned = True
+                if question.answer is not None and question.answer.is_admitted:
+                    question.release()
+                raise
+        self._counters.decide(self)
+        self.is_decided = True
+
+    def find_tightest(self, now_ns: int) -> list[Remainder | None]:
+        if self.states:
+            return find_shared_tightest(self.bound, self.states)
+        return self.bound.local.find_tightest(now_ns)
+
+    def find_refusal(self) -> Refusal:
+        if self.states:
+            return find_shared_refusal(self.bound.prepared.counters, self.states, self.units)
+        assert self.local is not None
+        refusal = self.local.find_refusal()
+        if refusal.is_permanent:  # more than this gateway's share, though perhaps not more than the limit
+            refusal = refusal._replace(is_permanent=False, wait_ns=ALONE_WAIT_NS)
+        return refusal
+
+    def reduce(self, units: Units) -> None:
+        self._counters.reduce(self, units)
+
+    def settle(self, used: Units, now_ns: int) -> None:
+        self._counters.end(self, used, now_ns)
 
 
 class _Question:
@@ -125,7 +211,7 @@ class _Question:
             self.store.settle(self.hold.bound.prepared, self.owner, list_moves(self.hold, NO_UNITS))
 
 
-class SharedCounters:
+class SharedCounters(Counters):
     """The counters of one gateway process among several. Use it from one event loop, with `run` as a background task.
 
     `gateways`: how many gateways share the limits, as far as this one knows. `by_store`, `alone`: decisions so far. `losses`: how often the
@@ -135,7 +221,7 @@ class SharedCounters:
     def __init__(self, node: str, clock: Callable[[], int], end_user_key: bytes = b"") -> None:
         """`node`: names this run of this gateway among all. `clock`: monotonic nanoseconds. `end_user_key`: with which the names of end
         users are hashed, the same at all gateways, at most 64 bytes."""
-        self.end_users_together = 0
+        super().__init__()
         self._end_user_key = end_user_key
         self._end_users: dict[str, dict[str, int]] = {}
         self._end_user_bounds: dict[tuple[SharedBound, str], SharedBound] = {}
@@ -159,8 +245,11 @@ class SharedCounters:
         """Decide by this store from now on."""
         self._store = store
 
-    def read(self, bound: SharedBound, done: Callable[[list[Standing]], None]) -> None:
-        """Call `done` with how the limits of `bound` stand for all gateways; for this gateway alone if the store does not answer."""
+    def read_standings(
+        self, organization_id: str, limits: Sequence[LevelLimits], now_ns: int, done: Callable[[list[Standing]], None]
+    ) -> None:
+        """Call `done` with how these limits stand for all gateways; for this gateway alone if the store does not answer."""
+        bound = self.bind(organization_id, limits, now_ns)
         store, is_over = self._store, False
 
         def receive(answer: StoreAnswer | None) -> None:
@@ -171,10 +260,9 @@ class SharedCounters:
             if answer is not None:
                 done(list_standings(bound.prepared.counters, answer.states))
             else:
-                now_ns = self._clock()
-                self._prepare_share(bound, now_ns)
-                shares = [owner._replace(limits=divide(owner.limits, self.gateways)) for owner in bound.limits]
-                done(self._local.list_standings(shares, now_ns))
+                read_at_ns = self._clock()
+                self._prepare_share(bound, read_at_ns)
+                done(self._local.list_standings(bound.local, read_at_ns))
 
         if store is None or not store.is_available:
             receive(None)
@@ -182,18 +270,12 @@ class SharedCounters:
             store.read(bound.prepared, receive)
 
     def bind(self, organization_id: str, limits: Sequence[LevelLimits], now_ns: int) -> SharedBound:
-        """Return the counters of these limits of one organization, innermost level first."""
         assert self._store is not None
         prepared = self._store.prepare(organization_id, limits)
         return SharedBound(organization_id, limits, prepared, self._bind_local(limits, now_ns), self.gateways)
 
-    def bind_end_user(self, bound: SharedBound, of: EndUserLimits, end_user: str) -> SharedBound:
-        """Return the counters of `bound` with those of an end user, `end_user` as the request names it, before them.
-
-        END_USERS_MAX end users of an organization are counted one by one by this gateway. Beyond them those give way that were not seen
-        for the longest window of their limits; if there are none, the end users that are not known yet are counted together, as one.
-        """
-        now_ns = self._clock()
+    def bind_end_user(self, bound: Bound, of: EndUserLimits, end_user: str, now_ns: int) -> SharedBound:
+        assert isinstance(bound, SharedBound)
         seen = self._end_users.setdefault(of.organization_id, {})
         id = identify_end_user(of.project_id, end_user, self._end_user_key)
         if seen.pop(id, None) is not None or len(seen) < END_USERS_MAX or _forget_oldest(seen, of, now_ns):
@@ -210,30 +292,28 @@ class SharedCounters:
         self._end_user_bounds[key] = found
         return found
 
-    def _bind_local(self, limits: Sequence[LevelLimits], now_ns: int) -> Bound:
-        return self._local.bind([owner._replace(limits=divide(owner.limits, self.gateways)) for owner in limits], now_ns)
+    def _bind_local(self, limits: Sequence[LevelLimits], now_ns: int) -> MemoryBound:
+        return self._local.bind("", [owner._replace(limits=divide(owner.limits, self.gateways)) for owner in limits], now_ns)
 
     # ---- One request -------------------------------------------------------------------------------------------------
 
-    async def reserve(self, bound: SharedBound, units: Units) -> SharedHold:
-        """Decide on a request for `units`. Each hold that is admitted ends with exactly one `settle`."""
-        hold = SharedHold(bound, units, self._clock(), self.losses)
+    def reserve(self, bound: Bound, units: Units, now_ns: int) -> SharedHold:
+        """Ask the store for a request of `units`, if it is there. The hold is decided once its `wait` returns."""
+        assert isinstance(bound, SharedBound)
+        hold = SharedHold(self, bound, units, now_ns, self.losses)
         store = self._store
         if store is not None and store.is_available:
-            question = _Question(hold, self._owner, store)
+            question = hold.question = _Question(hold, self._owner, store)
             store.reserve(bound.prepared, self._owner, units, question.receive)
-            try:
-                await question.waiter
-            except BaseException:
-                question.is_abandoned = True
-                if question.answer is not None and question.answer.is_admitted:
-                    question.release()
-                raise
-            if question.answer is not None:
-                self._take(hold, question.owner, question.answer)
-                return hold
-        self._decide_alone(hold)
         return hold
+
+    def decide(self, hold: SharedHold) -> None:
+        """Decide by what the store has answered, or alone if it has not."""
+        question = hold.question
+        if question is not None and question.answer is not None:
+            self._take(hold, question.owner, question.answer)
+        else:
+            self._decide_alone(hold)
 
     def _take(self, hold: SharedHold, owner: str, answer: StoreAnswer) -> None:
         """Take the store's answer for a request."""
@@ -265,7 +345,7 @@ class SharedCounters:
         self.alone += 1
         hold.loss = self.losses
         hold.local = self._local.reserve(bound.local, hold.units, hold.started_ns)
-        if hold.local is not None:
+        if hold.local.is_admitted:
             hold.is_admitted = True
             self._live[hold] = None
 
@@ -277,18 +357,18 @@ class SharedCounters:
         before = [_find_held(hold, counter) for counter in counters]
         hold.units = units
         if hold.local is not None:
-            self._local.reduce(hold.local, units)
+            hold.local.reduce(units)
         store = self._store
         if hold.owner and store is not None and store.is_available:
             moves = [number for held, counter in zip(before, counters, strict=True) for number in (held - _find_held(hold, counter), 0)]
             store.settle(hold.bound.prepared, hold.owner, moves)
 
-    def settle(self, hold: SharedHold, used: Units) -> None:
-        """End a hold: nothing of it is held or runs any more, and what was `used` is charged, however much that is."""
+    def end(self, hold: SharedHold, used: Units, now_ns: int) -> None:
+        """Hold nothing more of `hold`, and charge what was `used`."""
         self._live.pop(hold, None)
         self._young.pop(hold, None)
         if hold.local is not None:
-            self._local.settle(hold.local, used, self._clock())
+            hold.local.settle(used, now_ns)
         for bucket in hold.buckets:
             bucket.running -= 1
         bound, store = hold.bound, self._store
@@ -374,7 +454,6 @@ class SharedCounters:
     # ---- As time passes ----------------------------------------------------------------------------------------------
 
     def forget_idle(self, now_ns: int) -> None:
-        """Drop counters of this process that stand as new ones would. Call it only when no caller is held."""
         self._local.forget_idle(now_ns)
 
     async def run(self) -> None:

@@ -7,7 +7,8 @@ finished, has used its request.
 
 from tollway.domain.faults import Fault
 from tollway.gateway.buffers import LARGE_BYTES, BufferHold
-from tollway.gateway.memory_counters import ONE_REQUEST, Hold, MemoryCounters
+from tollway.gateway.counters import ONE_REQUEST
+from tollway.gateway.memory_counters import MemoryHold
 
 GROWTH_BYTES = 1024 * 1024
 """Steps in which a body of unknown length is counted."""
@@ -20,12 +21,11 @@ class Upload:
     and ends, in the order of `Call.names`, if a reader process found that (`body_reader_pool`); else empty.
     """
 
-    __slots__ = ("_buffer", "_counters", "_hold", "pieces", "spans")
+    __slots__ = ("_buffer", "_hold", "pieces", "spans")
 
-    def __init__(self, buffer: BufferHold, counters: MemoryCounters, hold: Hold | None) -> None:
+    def __init__(self, buffer: BufferHold, hold: MemoryHold | None) -> None:
         """`hold`: the request that was charged; None where no limit applies."""
         self._buffer = buffer
-        self._counters = counters
         self._hold = hold
         self.pieces: tuple[bytes, ...] = ()
         self.spans: tuple[int, ...] = ()
@@ -49,7 +49,7 @@ class Upload:
         """Give the request back that was charged: it is charged as a call now."""
         hold, self._hold = self._hold, None
         if hold is not None:
-            self._counters.refund(hold, now_ns)
+            hold.refund(now_ns)
 
     def release(self, now_ns: int) -> None:
         """Hold nothing more. A request that was not given back stays charged."""
@@ -57,4 +57,4 @@ class Upload:
         self.pieces = ()
         hold, self._hold = self._hold, None
         if hold is not None:
-            self._counters.settle(hold, ONE_REQUEST, now_ns)
+            hold.settle(ONE_REQUEST, now_ns)

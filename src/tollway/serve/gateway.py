@@ -448,7 +448,7 @@ async def _start_link(options: GatewayOptions, plane: Plane, alarm: Alarm, backg
         expose("tollway_content_log_dropped", lambda: content.dropped)
         background.start("content log", partial(_run_after, joined, content.run))
         link = _Link(options, plane, alarm, background, follower, joined, token_requests=token_requests, responses=storage, content=content)
-        if plane.shared_counters is None:
+        if plane.limits is plane.counters:
             reporter = LimitReporter(plane.counters, control_link_url=url, node_key=node.key, node_id=node.node_id)
             background.start("limit_reports", partial(_run_after, joined, reporter.run))
             link.reporter = reporter

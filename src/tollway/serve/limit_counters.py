@@ -67,16 +67,15 @@ class GatewayCount:
 def start_counters(options: LimitsOptions, plane: Plane, node_id: str, alarm: Alarm, background: BackgroundTasks) -> SharedCounters | None:
     """Let the requests of `plane` be counted in the store that `options` name, and return these counters; None if there is none."""
     expose = plane.metrics.expose
+    expose("tollway_limits_end_users_together", lambda: plane.limits.end_users_together)
     if options.store is None:
-        expose("tollway_limits_end_users_together", lambda: plane.counters.end_users_together)
         return None
     counters = SharedCounters(f"{node_id}.{secrets.token_hex(4)}", time.monotonic_ns, plane.directory.end_user_key)
     store = RedisCounters(options.store, recover=counters.restore, alarm=alarm)
     counters.use(store)
-    plane.shared_counters = counters
+    plane.limits = counters
     background.start("limits store", store.run)
     background.start("limits leases", counters.run)
-    expose("tollway_limits_end_users_together", lambda: counters.end_users_together)
     expose("tollway_limits_store_available", lambda: float(store.is_available))
     expose("tollway_limits_gateways", lambda: counters.gateways)
     expose("tollway_limits_decided_by_store", lambda: counters.by_store)

@@ -44,7 +44,7 @@ def hold_body(request: Request, caller: Caller, plane: Plane) -> Upload | None:
     Fault."""
     if request.body_bytes <= LARGE_BYTES:
         return None
-    upload = Upload(BufferHold(plane.buffers, plane.buffers.find_key(caller.principal.id)), plane.counters, None)
+    upload = Upload(BufferHold(plane.buffers, plane.buffers.find_key(caller.principal.id)), None)
     upload.expect(request.body_bytes)
     request.take_upload(upload, (request.body,))
     return upload

@@ -185,7 +185,7 @@ class ClientConnection(asyncio.Protocol):
             self._admit_upload(request, length)
             return
         plane = self._edge.plane
-        upload = Upload(BufferHold(plane.buffers), plane.counters, None)
+        upload = Upload(BufferHold(plane.buffers), None)
         try:
             upload.expect(length)
         except Fault as fault:

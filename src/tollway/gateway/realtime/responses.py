@@ -13,7 +13,7 @@ from tollway.gateway.authenticate import authenticate
 from tollway.gateway.authorize import authorize
 from tollway.gateway.budgets import BudgetHold, read_max_cost
 from tollway.gateway.dialects.engine_usage import UsageReport, cap_input, cap_output
-from tollway.gateway.limit import limit, limit_shared
+from tollway.gateway.limit import Undecided, limit
 from tollway.gateway.meter import UsageRecord, meter
 from tollway.gateway.observe import observe
 from tollway.gateway.plane import Plane
@@ -76,11 +76,8 @@ async def admit(request: Request, plane: Plane) -> MeteredResponse:
             message = "Realtime sessions are not checked, and the guardrail of this model is closed."
             raise Fault(ENDPOINT_UNSUPPORTED, param="model", message=message)
         call.stream = True
-        shared = plane.shared_counters
-        if shared is None:
-            permit = limit(call, plane.counters, time.monotonic_ns, plane.metrics)
-        else:
-            permit = await limit_shared(call, shared, time.monotonic_ns, plane.metrics)
+        admitted = limit(call, plane.limits, time.monotonic_ns, plane.metrics)
+        permit = await admitted.wait() if isinstance(admitted, Undecided) else admitted
         permit.__enter__()
         if call.budgets or request.head.max_cost is not None:
             hold = plane.budgets.reserve(call, call.budgets, read_max_cost(request.head))
