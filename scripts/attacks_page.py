@@ -276,6 +276,10 @@ ROWS = {
         "batches whose lines take long to check, many in one file",
         "checked for a millisecond at a time, half of the time at most; large ones by the processes for large bodies",
     ),
+    129: (
+        "long messages of realtime sessions that take tens of milliseconds to read",
+        "an event `error` before they are parsed: at most 4,000 keys, 10,000 arrays and objects, 50,000 values",
+    ),
     109: (
         "a grant of credit, a close or a delivery of records that is repeated, to have credit twice or to burn it twice",
         "each transaction of credit has an id that derives from its cause, and what a period burns replaces what was there",

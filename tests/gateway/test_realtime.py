@@ -15,10 +15,13 @@ from tests.fakes import PATIENCE_SECONDS
 from tests.gateway.harness import KEY, NARROW_KEY, OTHER_KEY, UNKNOWN_KEY, Gateway, Served, gateway, post
 from tests.gateway.test_test_keys import change
 from tollway.domain.catalog import Guardrail
+from tollway.domain.faults import Fault
 from tollway.domain.limits import Limits
 from tollway.domain.snapshot import Change
 from tollway.domain.usage import Outcome, UsageSource
 from tollway.gateway.edge.edge_policy import EdgePolicy
+from tollway.gateway.media.bounds import MediaBounds
+from tollway.gateway.realtime.messages import read_client
 from tollway.gateway.realtime_sessions import RealtimeBounds, RealtimeSessions
 from tollway.wire import web_sockets
 from tollway.wire.web_sockets import WebSocket
@@ -447,3 +450,17 @@ async def until(found: Callable[[], Any]) -> Any:
         while not (value := found()):
             await asyncio.sleep(0.001)
     return value
+
+
+@pytest.mark.parametrize("part", [b'"k":{}', b"[]", b"1"])
+def test_129_long_message_that_takes_long_to_read_is_refused_before_it_is_parsed(part: bytes) -> None:
+    if part.startswith(b'"'):
+        parts = b"{" + b",".join(b'"k%d":1' % number for number in range(5_000)) + b"}"
+    else:
+        parts = b"[" + b",".join([part] * 60_000) + b"]"
+    with pytest.raises(Fault, match="invalid_value"):
+        read_client(b'{"type":"session.update","session":{"metadata":%b}}' % parts, "m", "m", MediaBounds())
+    long = msgspec.json.encode({"type": "input_audio_buffer.append", "audio": "QUFB" * 200_000})
+    assert read_client(long, "m", "m", MediaBounds()).content == long
+    said = msgspec.json.encode({"type": "x", "text": 'He said: "a, b: [c], {d}", and so on. ' * 2_000})
+    assert read_client(said, "m", "m", MediaBounds()).content == said

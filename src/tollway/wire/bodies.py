@@ -50,7 +50,7 @@ def parse(body: bytes) -> dict[str, Any]:
 def read(body: bytes) -> dict[str, Any]:
     """As `parse`, but for one thing that is left to the caller, who may know it more cheaply: `check_finite`."""
     if len(body) > _KEY_BYTES_MIN * KEYS_MAX:
-        _check_size(body)
+        check_size(body, VALUES_MAX, CONTAINERS_MAX, KEYS_MAX)
     value = read_value(body)
     if type(value) is not dict:
         raise Fault(JSON_INVALID, message="The request body must be a JSON object.")
@@ -61,14 +61,14 @@ _KEY_BYTES_MIN: Final = 4
 """Bytes that a key takes at least, with its quotes and colon."""
 
 
-def _check_size(body: bytes) -> None:
+def check_size(body: bytes, values_max: int, containers_max: int, keys_max: int) -> None:
     """Raise Fault invalid_value for a body that holds more than it may, before it is parsed."""
     opened = body.count(b"[") + body.count(b"{")
-    if body.count(b",") + opened > VALUES_MAX:
+    if body.count(b",") + opened > values_max:
         raise Fault(PARAMETER_INVALID, message="The request body has too many values.")
-    if opened > CONTAINERS_MAX and _exceeds(_count_containers(body), CONTAINERS_MAX):
+    if opened > containers_max and _exceeds(_count_containers(body), containers_max):
         raise Fault(PARAMETER_INVALID, message="The request body has too many arrays and objects.")
-    if body.count(b":") > KEYS_MAX and _exceeds(_count_keys(body), KEYS_MAX):
+    if body.count(b":") > keys_max and _exceeds(_count_keys(body), keys_max):
         raise Fault(PARAMETER_INVALID, message="The request body has too many keys.")
 
 

@@ -52,9 +52,19 @@ class _Event(msgspec.Struct):
 _event = msgspec.json.Decoder(_Event)
 
 
+SHORT_BYTES_MAX: Final = 16 * 1024
+VALUES_MAX: Final = 50_000
+CONTAINERS_MAX: Final = 10_000
+KEYS_MAX: Final = 4_000
+"""Most values, arrays and objects, and keys in a message that is longer than SHORT_BYTES_MAX. It is read on the event loop, in about 5 ms
+at most: a long one is text or base64, and a body with as many keys as one may have takes 30 ms."""
+
+
 def read_client(message: bytes, public_model: str, upstream_model: str, media: MediaBounds) -> ClientMessage:
     """Return a message of a client. Raises Fault: 400 for one that is no JSON object with a type, that names another model, that brings
-    links or media which are not accepted, or tools that an engine would call by itself."""
+    links or media which are not accepted, tools that an engine would call by itself, or more values than may be read here."""
+    if len(message) > SHORT_BYTES_MAX:
+        bodies.check_size(message, VALUES_MAX, CONTAINERS_MAX, KEYS_MAX)
     asked = bodies.parse(message)
     type_ = asked.get("type")
     if not isinstance(type_, str) or _TYPE.fullmatch(type_) is None:
