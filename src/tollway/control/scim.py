@@ -120,7 +120,7 @@ def change_user(tx: TenantTx, user_id: str, change: Change, base: str, now: int)
     RESOURCE_UNKNOWN, PRECONDITION_FAILED, VALUE_TAKEN, and as `change.read` does."""
     publish.lock(tx)
     before = _get_user(tx, user_id)
-    _require_version(change, show_user(before, base))
+    _require_version(change.if_match, show_user(before, base))
     values = change.read(before.values)
     _require_free(tx, user_id, values)
     user = _with_values(before, values, now)
@@ -131,7 +131,7 @@ def change_user(tx: TenantTx, user_id: str, change: Change, base: str, now: int)
 def delete_user(tx: TenantTx, user_id: str, if_match: str | None, base: str, now: int) -> int | None:
     """Remove a person with all that they hold. Return as `change_user` does. Raises RESOURCE_UNKNOWN, PRECONDITION_FAILED."""
     publish.lock(tx)
-    _require_version(Change(dict, if_match), show_user(_get_user(tx, user_id), base))
+    _require_version(if_match, get_user(tx, user_id, base))
     version = _revoke(tx, user_id, now)
     stored_people.remove_user(tx, user_id, now)
     return version
@@ -222,7 +222,7 @@ def change_group(tx: TenantTx, group_id: str, change: Change, base: str, now: in
     publish.lock(tx)
     before = _get_group(tx, group_id)
     members = storage.list_members(tx, [group_id]).get(group_id, [])
-    _require_version(change, show_group(before, members, base))
+    _require_version(change.if_match, show_group(before, members, base))
     values = change.read({**before.values, "members": [{"value": each} for each in members]})
     _require_group_name(tx, values, group_id)
     return _store_group(tx, before, members, values, base, now)
@@ -231,7 +231,7 @@ def change_group(tx: TenantTx, group_id: str, change: Change, base: str, now: in
 def delete_group(tx: TenantTx, group_id: str, if_match: str | None, base: str, now: int) -> None:
     """Delete a group; its members lose what it held. Raises RESOURCE_UNKNOWN, PRECONDITION_FAILED."""
     publish.lock(tx)
-    _require_version(Change(dict, if_match), get_group(tx, group_id, base))
+    _require_version(if_match, get_group(tx, group_id, base))
     stored_people.delete_group(tx, group_id, now)
 
 
@@ -341,6 +341,6 @@ def has_version(resource: Resource, versions: str) -> bool:
     return "*" in named or resource["meta"]["version"].removeprefix("W/") in named
 
 
-def _require_version(change: Change, resource: Resource) -> None:
-    if change.if_match is not None and not has_version(resource, change.if_match):
+def _require_version(if_match: str | None, resource: Resource) -> None:
+    if if_match is not None and not has_version(resource, if_match):
         raise Fault(PRECONDITION_FAILED)
