@@ -59,12 +59,12 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class DemoModel:
-    """A model of the demo: who serves it, at what price, and where (None: not on this machine)."""
+    """A model of the demo: who serves it, at what prices by service tier, and where (None: not on this machine)."""
 
     name: str
     engine: str
     endpoints: tuple[str, ...]
-    price: Mapping[str, str]
+    prices: Mapping[str, Mapping[str, str]]
     base_url: str | None
 
 
@@ -168,14 +168,20 @@ def _models(urls: Mapping[str, str]) -> list[DemoModel]:
             name=REAL_MODEL,
             engine="llamacpp",
             endpoints=("chat/completions", "completions", "messages"),
-            price={"input": "0.05", "cached_input": "0.01", "output": "0.20"},
+            prices={
+                "standard": {"input": "0.05", "cached_input": "0.01", "output": "0.20"},
+                "batch": {"input": "0.025", "cached_input": "0.005", "output": "0.10"},
+            },
             base_url=urls.get("engine"),
         ),
         DemoModel(
             name=SIMULATED_MODEL,
             engine="sim",
             endpoints=("chat/completions", "completions", "embeddings", "messages", "rerank", "responses", "score"),
-            price={"input": "1", "cached_input": "0.25", "output": "2", "reasoning": "3"},
+            prices={
+                "standard": {"input": "1", "cached_input": "0.25", "output": "2", "reasoning": "3"},
+                "batch": {"input": "0.5", "cached_input": "0.125", "output": "1", "reasoning": "1.5"},
+            },
             base_url=urls["simulator"],
         ),
     ]
@@ -219,9 +225,10 @@ async def _seed_model(api: "_Api", model: DemoModel) -> None:
         if model.base_url is None:
             return
         found = await api.post("/platform/models", {"name": model.name, "endpoints": model.endpoints})
-    prices = await api.get("/platform/prices", model=model.name)
-    if not any(price["currency"] == CURRENCY for price in prices["data"]):
-        await api.post("/platform/prices", {"model": model.name, "currency": CURRENCY, **model.price})
+    priced = {each["tier"] for each in (await api.get("/platform/prices", model=model.name))["data"] if each["currency"] == CURRENCY}
+    for tier, price in model.prices.items():
+        if tier not in priced:
+            await api.post("/platform/prices", {"model": model.name, "currency": CURRENCY, "tier": tier, **price})
     if not found["published"]:
         await api.post(f"{path}/publish", {})
     deployments = (await api.get("/platform/deployments", model=model.name, limit=100))["data"]

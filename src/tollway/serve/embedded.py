@@ -30,6 +30,10 @@ READY_SECONDS = 120.0
 """For control to migrate a large database, and for the gateway to recover a large spool."""
 
 
+FILES = "files"
+"""Directory of clients' files in the data directory, where `gateway.files.directory` names no other: there is one gateway, so none to share it
+with."""
+
 OPTIONS = ("--listen", "--internal", "--control-listen", "--link")
 """Options of `tollway serve` for its addresses: gateway, internal, control, link."""
 
@@ -92,6 +96,7 @@ def programs(installation: Installation) -> list[Program]:
     environment = to_environment(installation.settings) | {
         "TOLLWAY__DATA_DIR": str(installation.directory),
         "TOLLWAY__GATEWAY__CONTROL_LINK_URL": url_of(installation.link),
+        "TOLLWAY__GATEWAY__FILES__DIRECTORY": installation.settings.gateway.files.directory or str(installation.directory / FILES),
     }
     control = (installation.control.fileno(), installation.link.fileno())
     gateway = (installation.gateway.fileno(), installation.internal.fileno())
