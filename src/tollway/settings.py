@@ -328,8 +328,8 @@ class FilesSection(msgspec.Struct, frozen=True, kw_only=True):
     """Store of files that clients upload (`/v1/files`, docs/apis.md)."""
 
     directory: str | None = None
-    """Directory of the store: `files` in the data directory for `tollway serve` and the demo. A gateway that runs apart has none unless it is named, and
-    then nothing at `/v1/files`. Gateways that serve the same clients share one directory."""
+    """Directory of the store: `files` in the data directory for `tollway serve` and the demo. A gateway that runs apart has none unless
+    it is named, and then nothing at `/v1/files`. Gateways that serve the same clients share one directory."""
     lifetime_seconds: Annotated[int, msgspec.Meta(ge=3_600, le=2_592_000)] = 30 * 86_400
     """Time for which a file is kept whose client asks for no other."""
     organization_files_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1_000

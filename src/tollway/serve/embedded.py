@@ -31,8 +31,7 @@ READY_SECONDS = 120.0
 
 
 FILES = "files"
-"""Directory of clients' files in the data directory, where `gateway.files.directory` names no other: there is one gateway, so none to share it
-with."""
+"""Directory of clients' files in the data directory, where `gateway.files.directory` names no other: one gateway needs none to share."""
 
 OPTIONS = ("--listen", "--internal", "--control-listen", "--link")
 """Options of `tollway serve` for its addresses: gateway, internal, control, link."""
