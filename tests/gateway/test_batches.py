@@ -499,3 +499,23 @@ async def test_128_lines_that_take_long_to_check_hold_up_nobody_together() -> No
     assert not errors, errors[0]
     assert len(lines) == 16
     assert turns >= 15, "each of these lines takes more than a millisecond"
+
+
+def test_requests_that_answered_lines_are_known_while_the_batch_runs_and_after_its_end(tmp_path: Path) -> None:
+    store = BatchDirectory(tmp_path, VAULT, lambda: 1_800_000_000_000_000, organization_batches_max=10, free_bytes_min=0)
+    batch = Batch(
+        id="batch_" + "a" * 32, owner=OWNER, key_id="key_1", address="", endpoint=Endpoint.CHAT_COMPLETIONS, created_at=1_800_000_000,
+        output_file_id="file_1", error_file_id="file_2", output_seconds=1, input_file_id="f",
+    )  # fmt: skip
+    store.create(batch, [b"x"], 1)
+    active = store.claim(store.list_active()[0])
+    assert active is not None
+    active.open_journal()
+    ids = [f"req_{number:032x}" for number in (1, 2)]
+    active.append(0, LineResult.COMPLETED, b"text", ids[0], durable=True)
+    active.append(1, LineResult.EXPIRED, b"text", durable=True)
+    active.append(2, LineResult.COMPLETED, b"text", ids[1], durable=True)
+    assert store.list_answered(OWNER) == set(ids) and store.list_answered(FileOwner("org_b", "proj_b")) == set()
+    active.finish(msgspec.structs.replace(batch, status=BatchStatus.COMPLETED))
+    active.release()
+    assert store.list_answered(OWNER) == set(ids) and store.list_active() == []

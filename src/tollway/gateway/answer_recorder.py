@@ -30,9 +30,9 @@ _REPLAYED = b"idempotent-replayed: true\r\n"
 class AnswerRecorder:
     """The client of a request with an idempotency key, as whoever answers it sees it: it passes everything on and records the stream.
 
-    `chunked` is False, so that a stream arrives as it is, without transfer coding. `is_replayed`: the answer came from the store.
-    `claimed`: the place of the answer.
-    """
+    `keeps_last`: a whole answer is stored after its usage was noted, and what was noted counts only if the store has the answer
+    (`storage.batch_directory`), so that it is billed if and only if it was stored. `chunked` is False, so that a stream arrives as it is,
+    without transfer coding. `is_replayed`: the answer came from the store. `claimed`: the place of the answer."""
 
     chunked = False
 
@@ -48,6 +48,7 @@ class AnswerRecorder:
         """`buffer`: holds the recorded stream. One that the budget does not suffice for is not stored, as one that is too long.
         `replay_headers`: header lines of an answer that is given again. `executor`: of the store's threads, None for asyncio's."""
         self._executor = executor
+        self.keeps_last = False
         self._replay_headers = replay_headers
         self._client = client
         self.claimed = claimed
@@ -163,9 +164,10 @@ async def claim(
     endpoint: Endpoint,
     key: bytes,
     pieces: Sequence[bytes],
+    request_id: str,
 ) -> AnswerRecorder:
     """Return the recorder of a request that came with the idempotency key `key`, of the API key `key_id`. `buffer`: for what is recorded.
-    `pieces`: of its body. Await it in a driven coroutine.
+    `pieces`: of its body. `request_id`: of its record. Await it in a driven coroutine.
 
     Raises Fault invalid_value for a key that is empty, longer than 255 characters or not of visible ASCII characters; and as
     `AnswerStore.claim`.
@@ -174,15 +176,17 @@ async def claim(
         message = "The header 'Idempotency-Key' must have 1 to 255 visible ASCII characters."
         raise Fault(faults.PARAMETER_INVALID, param="idempotency-key", message=message)
     digest = hashlib.sha256(b"\0".join((key_id.encode(), endpoint.encode(), key))).digest()
-    claimed = await _in_thread(store.executor, _claim, store, organization_id, digest, pieces)
-    return AnswerRecorder(client, claimed, store.answer_bytes_max, buffer, executor=store.executor)
+    claimed = await _in_thread(store.executor, _claim, store, organization_id, digest, pieces, request_id)
+    recorder = AnswerRecorder(client, claimed, store.answer_bytes_max, buffer, executor=store.executor)
+    recorder.keeps_last = store.decides_on_usage
+    return recorder
 
 
-def _claim(store: AnswerStore, organization_id: str, digest: bytes, pieces: Sequence[bytes]) -> ClaimedAnswer:
+def _claim(store: AnswerStore, organization_id: str, digest: bytes, pieces: Sequence[bytes], request_id: str) -> ClaimedAnswer:
     body = hashlib.sha256()
     for piece in pieces:
         body.update(piece)
-    return store.claim(organization_id, digest, body.digest())
+    return store.claim(organization_id, digest, body.digest(), request_id)
 
 
 async def _in_thread(executor: Executor | None, function: Callable[_P, _T], *arguments: _P.args, **keywords: _P.kwargs) -> _T:

@@ -278,6 +278,7 @@ async def _claim_answer(call: Call, key: bytes, client: Client, store: AnswerSto
         endpoint=request.endpoint,
         key=key,
         pieces=_list_sent_pieces(request),
+        request_id=request.id,
     )
 
 

@@ -149,8 +149,13 @@ class AnswerStore(Protocol):
         """Threads in which its functions are called; None for asyncio's."""
         ...
 
-    def claim(self, organization_id: str, digest: bytes, body_digest: bytes) -> ClaimedAnswer:
-        """Return the place of the answer to a request, held by the caller. Blocks.
+    @property
+    def decides_on_usage(self) -> bool:
+        """Return whether recovery asks the store if an answer was stored, before it bills what its request has noted."""
+        ...
+
+    def claim(self, organization_id: str, digest: bytes, body_digest: bytes, request_id: str) -> ClaimedAnswer:
+        """Return the place of the answer to a request, held by the caller. `request_id`: of its record. Blocks.
 
         Raises Fault idempotency_in_progress, idempotency_key_reused or idempotency_unanswered; rate_limit_exceeded or overloaded if
         there is no space for another answer; metering_unavailable if the disk fails.
@@ -264,8 +269,8 @@ class ActiveBatch(Protocol):
         """Return whether somebody has cancelled the batch."""
         ...
 
-    def append(self, line: int, result: LineResult, text: bytes, *, durable: bool) -> None:
-        """Append how a line ended; once `durable` it is on the disk."""
+    def append(self, line: int, result: LineResult, text: bytes, request_id: str = "", *, durable: bool) -> None:
+        """Append how a line ended, and the request that was answered; once `durable` it is on the disk."""
         ...
 
     def sync(self) -> None:

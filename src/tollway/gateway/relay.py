@@ -786,9 +786,8 @@ async def _attempt(
 
 def begin_stream(permit: Permit, exchange: Exchange, upstream: Upstream, record: UsageRecord) -> None:
     """Send the client the head of a stream, and what has gathered of it."""
-    recorder = permit.call.answer_recorder
-    if recorder is not None:
-        recorder.describe_stream(exchange.headers)
+    if permit.call.answer_recorder is not None:
+        permit.call.answer_recorder.describe_stream(exchange.headers)
     exchange.commit(exchange.headers + _explain(exchange, upstream) + permit.headers)
     permit.headers = b""
     permit.reduce_input(record.input_tokens)
@@ -810,25 +809,25 @@ async def end_stream(call: Call, exchange: Exchange, client: Client) -> None:
 
 async def answer_whole(permit: Permit, exchange: Exchange, upstream: Upstream, record: UsageRecord, client: Client) -> None:
     """Give the client the whole answer that an exchange has received. Raises Fault for one that is none."""
-    call, deployment = permit.call, upstream.deployment
-    translation = call.find_translation(deployment)
-    received = exchange.connection.answer
+    call, received = permit.call, exchange.connection.answer
+    translation = call.find_translation(upstream.deployment)
     if call.stream or received.status != 200:
         raise exchange.read_fault()
     body = b"".join(received.body)
-    read_answer = call.dialect.read_answer if translation is None else translation.read_answer
-    answer = read_answer(body, call.answer_context(deployment))
+    answer = (call.dialect if translation is None else translation).read_answer(body, call.answer_context(upstream.deployment))
     exchange.finished = True
     described = b"content-type: %b\r\n" % answer.content_type if answer.content_type else _JSON
     content = answer.body
+    notes_first = call.guard is not None or (call.answer_recorder is not None and call.answer_recorder.keeps_last)
+    if notes_first:  # billed if it is denied, or if it was stored
+        _note_completed(record, call, upstream, answer.used, answer.source, answer.anomaly, len(body))
     if call.guard is not None:
-        _note_completed(record, call, upstream, answer.used, answer.source, answer.anomaly, len(body))  # billed if it is denied
         await call.guard.check_body(answer.content_type, content)
     if call.response_keeper is not None:
         content = await call.response_keeper.keep_body(content)
     if call.answer_recorder is not None:
         await call.answer_recorder.keep_body(described, content)
-    if call.guard is None:
+    if not notes_first:
         _note_completed(record, call, upstream, answer.used, answer.source, answer.anomaly, len(body))
     await record.finish(_COMPLETED)
     client.answer(200, described + _explain(exchange, upstream) + permit.headers, content)

@@ -61,6 +61,15 @@ from tollway.wire.segments import HEAD_BYTES, Reader, Tail, extend
 _SEGMENT_BYTES_MIN = 1 << 20
 """Size of a segment that recovery makes: the dead process' own may have been cut short."""
 
+CountsUsage = Callable[[Admit], bool]
+"""Says whether what a request has noted counts that its process did not end. Raises OSError where it cannot be found out."""
+
+
+def count_all(admit: Admit) -> bool:
+    """Count what every request has noted."""
+    return True
+
+
 Alarm = Callable[[str, dict[str, object]], None]
 """Told of what a person must look at: the name of the event and its fields, without secrets."""
 
@@ -118,8 +127,9 @@ def _total(used: Quantities) -> int:
     return used.input_tokens + used.output_tokens
 
 
-def recover_dead(directory: Path, *, alarm: Alarm, disk: Disk = DISK) -> dict[int, Recovered]:
-    """Recover every epoch of the spool at `directory` that is not closed and that no living process holds.
+def recover_dead(directory: Path, *, alarm: Alarm, disk: Disk = DISK, counts: CountsUsage = count_all) -> dict[int, Recovered]:
+    """Recover every epoch of the spool at `directory` that is not closed and that no living process holds. `counts`: which of its requests
+    are billed by what they had noted; the others, lines of batches without an answer, used nothing.
 
     An epoch that cannot be written to (disk full) is left for the next call, with an alarm: nothing of it is lost.
     """
@@ -137,7 +147,7 @@ def recover_dead(directory: Path, *, alarm: Alarm, disk: Disk = DISK) -> dict[in
         if epoch_lock is None:
             continue
         try:
-            results[epoch.number] = recover(epoch, alarm=alarm)
+            results[epoch.number] = recover(epoch, alarm=alarm, counts=counts)
         except OSError as error:
             alarm("spool_recovery_failed", {"epoch": epoch.number, "error": str(error)})
         finally:
@@ -145,18 +155,18 @@ def recover_dead(directory: Path, *, alarm: Alarm, disk: Disk = DISK) -> dict[in
     return results
 
 
-def recover(epoch: EpochFiles, *, alarm: Alarm) -> Recovered:
+def recover(epoch: EpochFiles, *, alarm: Alarm, counts: CountsUsage = count_all) -> Recovered:
     """Give each open request of `epoch` its FINAL, then close it. The caller holds the epoch's lock. Raises OSError."""
     if epoch.is_closed():
         return Recovered.CLOSED
     try:
-        return _recover(epoch, alarm)
+        return _recover(epoch, alarm, counts)
     except OSError:
         epoch.mark_failed()  # what this recovery wrote is in doubt as well
         raise
 
 
-def _recover(epoch: EpochFiles, alarm: Alarm) -> Recovered:
+def _recover(epoch: EpochFiles, alarm: Alarm, counts: CountsUsage) -> Recovered:
     try:
         found = _read_end(epoch)
     except SpoolDamaged as damage:
@@ -180,7 +190,7 @@ def _recover(epoch: EpochFiles, alarm: Alarm) -> Recovered:
                 final = Final(
                     admit=request.admit,
                     outcome=Outcome.GATEWAY_CRASH,
-                    used=request.used,
+                    used=request.used if counts(request.admit) else NOTHING,
                     source=UsageSource.RECOVERED,
                     ended_at=requests.latest_at,
                     first_token_at=first_token_at,

@@ -58,7 +58,7 @@ from tollway.link.epochs import (
     write_all,
     write_node,
 )
-from tollway.link.recovery import Alarm, finish, recover, recover_dead
+from tollway.link.recovery import Alarm, CountsUsage, count_all, finish, recover, recover_dead
 from tollway.wire.progress_slots import RETRIES_WORD, SLOT_WORDS, TRAILER_BYTES, read_quantities
 from tollway.wire.segments import HEAD_BYTES, extend
 
@@ -221,14 +221,14 @@ class Spool:
         clock: Callable[[], int] = _now_us,
         options: SpoolOptions | None = None,
         disk: Disk = DISK,
+        counts: CountsUsage = count_all,
     ) -> Self:
         """Recover what dead processes left at `directory`, then begin a new epoch there. Call it in the event loop's
         thread, before serving: it waits for the disk.
 
         `node_id`: who this node is; None takes the one found there, or makes one. `clock` gives UTC microseconds.
-        `alarm` is told of what a person must look at. Raises OSError if the directory cannot be written (read-only,
-        full), ValueError if it belongs to another node.
-        """
+        `alarm` is told of what a person must look at. `counts`: as for `recover_dead`. Raises OSError if the directory cannot be written
+        (read-only, full), ValueError if it belongs to another node."""
         options = options or SpoolOptions()
         make_directory(directory, disk)
         spool_lock = lock(directory / "lock", disk, wait=True)
@@ -244,7 +244,7 @@ class Spool:
         finally:
             disk.close(spool_lock)
         try:
-            recover_dead(directory, alarm=alarm, disk=disk)
+            recover_dead(directory, alarm=alarm, disk=disk, counts=counts)
             fd = create_segment(epoch.segment_path(1), options.segment_bytes, disk)
             try:
                 map_memory = _create_map(epoch.directory / "progress.map", options.slots_max, disk)

@@ -17,7 +17,7 @@ from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import SPOOL_UNAVAILABLE, Fault
 from tollway.link.disk import DISK, Disk
 from tollway.link.epochs import find_node, write_file
-from tollway.link.recovery import Alarm, recover_dead
+from tollway.link.recovery import Alarm, CountsUsage, count_all, recover_dead
 from tollway.link.spool import Spool
 
 PASSING = frozenset({ENOSPC, EDQUOT, EIO, EROFS})
@@ -60,8 +60,10 @@ def find_waiting_node(directory: Path, error: OSError) -> str | None:
         return None
 
 
-async def open_when_available(directory: Path, open_spool: Callable[[Alarm], Spool], alarm: Alarm, disk: Disk = DISK) -> Spool:
-    """The spool at `directory`, once the disk lets it be opened. Raises what does not pass.
+async def open_when_available(
+    directory: Path, open_spool: Callable[[Alarm], Spool], alarm: Alarm, disk: Disk = DISK, counts: CountsUsage = count_all
+) -> Spool:
+    """The spool at `directory`, once the disk lets it be opened. `counts`: as for `recover_dead`. Raises what does not pass.
 
     The disk is tried, and dead epochs are recovered, in a thread; only then is the spool opened in the event loop, which is quick on a
     disk that works.
@@ -75,7 +77,7 @@ async def open_when_available(directory: Path, open_spool: Callable[[Alarm], Spo
 
     while True:
         try:
-            await asyncio.to_thread(_try_disk, directory, alarm_once, disk)
+            await asyncio.to_thread(_try_disk, directory, alarm_once, disk, counts)
             return open_spool(alarm_once)
         except OSError as error:
             if error.errno not in PASSING:
@@ -84,8 +86,8 @@ async def open_when_available(directory: Path, open_spool: Callable[[Alarm], Spo
         await asyncio.sleep(RETRY_SECONDS)
 
 
-def _try_disk(directory: Path, alarm: Alarm, disk: Disk) -> None:
+def _try_disk(directory: Path, alarm: Alarm, disk: Disk, counts: CountsUsage) -> None:
     """Write something and have it durable; then recover what dead processes left. Raises OSError."""
     write_file(directory / "probe", b"\n" * 4096, disk)
     disk.unlink(directory / "probe")
-    recover_dead(directory, alarm=alarm, disk=disk)
+    recover_dead(directory, alarm=alarm, disk=disk, counts=counts)

@@ -26,7 +26,9 @@ import msgspec
 import uvloop
 
 from tollway.domain.faults import SNAPSHOT_OUTDATED
+from tollway.domain.files import FileOwner
 from tollway.domain.snapshot import SNAPSHOT_AGE_SECONDS_MAX
+from tollway.domain.usage import Admit, ServiceTier
 from tollway.gateway.background import BackgroundTasks
 from tollway.gateway.batches.worker import BatchBounds, BatchWorker
 from tollway.gateway.body_reader_pool import BodyReaders
@@ -51,7 +53,7 @@ from tollway.link.guardrail_requests import GuardrailRequests
 from tollway.link.joining import join
 from tollway.link.leases import LeaseClient
 from tollway.link.limit_use_reports import LimitReporter
-from tollway.link.recovery import Alarm
+from tollway.link.recovery import Alarm, count_all
 from tollway.link.response_store import ResponseStorage
 from tollway.link.shipper import Shipper
 from tollway.link.snapshot_follower import Follower
@@ -161,8 +163,11 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
 
     directory = options.directory / "spool"
 
+    batches = _find_batches(options)
+    counts = count_all if batches is None else partial(_count_line, batches, {})
+
     def open_spool(alarm: Alarm) -> Spool:
-        return Spool.open(directory, alarm=alarm, node_id=options.node.node_id, clock=_now_us, options=options.spool)
+        return Spool.open(directory, alarm=alarm, node_id=options.node.node_id, clock=_now_us, options=options.spool, counts=counts)
 
     spool: Spool | None = None
     try:
@@ -200,16 +205,9 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
         plane.answer_store = answers
         background.start("answer files", partial(_remove_expired_answers, answers))
     worker: BatchWorker | None = None
-    if options.files.directory is not None:
+    if options.files.directory is not None and batches is not None:
         files = FileDirectory(Path(options.files.directory), LocalVault(options.vault_key), options.files, _now_us)
         plane.file_store, plane.file_lifetime_seconds = files, options.files.lifetime_seconds
-        batches = BatchDirectory(
-            Path(options.files.directory),
-            LocalVault(options.vault_key),
-            _now_us,
-            organization_batches_max=options.batches.organization_batches_max,
-            free_bytes_min=options.files.free_bytes_min,
-        )
         plane.batch_store, plane.batch_lines_max = batches, options.batches.lines_max
         background.start("tenants' files", partial(_remove_expired_files, files, batches))
         worker = _start_batches(plane, batches, files, options.batches, alarm, background)
@@ -260,7 +258,7 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
     serving = background.start("server", serve, restarts=False, may_return=True)
     background.start("announce", partial(_announce, plane, ready, options), may_return=True)
     if spool is None:
-        spool = await _wait_for_spool(serving, open_when_available(directory, open_spool, alarm))
+        spool = await _wait_for_spool(serving, open_when_available(directory, open_spool, alarm, counts=counts))
     if spool is not None:
         plane.usage_sink = spool
         link.ship(spool)
@@ -306,6 +304,30 @@ async def _remove_expired_answers(answers: AnswerFiles) -> None:
     while True:
         await run_in_thread(answers.remove_expired)
         await asyncio.sleep(ANSWERS_SECONDS)
+
+
+def _find_batches(options: GatewayOptions) -> BatchDirectory | None:
+    """Return the store of batches, None where there is none."""
+    if options.files.directory is None:
+        return None
+    return BatchDirectory(
+        Path(options.files.directory),
+        LocalVault(options.vault_key),
+        _now_us,
+        organization_batches_max=options.batches.organization_batches_max,
+        free_bytes_min=options.files.free_bytes_min,
+    )
+
+
+def _count_line(batches: BatchDirectory, answered: dict[FileOwner, set[str]], admit: Admit) -> bool:
+    """Return whether what a request has noted counts that a gateway did not end: the line of a batch was answered, or it is no line.
+    `answered`: the requests that answered lines, by project, as far as they were looked for."""
+    if admit.service_tier is not ServiceTier.BATCH:
+        return True
+    owner = FileOwner(admit.organization_id, admit.project_id)
+    if owner not in answered:
+        answered[owner] = batches.list_answered(owner)
+    return admit.request_id in answered[owner]
 
 
 def _start_batches(

@@ -61,6 +61,7 @@ class AnswerFiles:
         """Nothing is read or made before the first call, so that a disk that fails keeps no gateway from its start."""
         self.answer_bytes_max = bounds.answer_bytes_max
         self.executor = None
+        self.decides_on_usage = False
         self._directory = directory
         self._vault = vault
         self._bounds = bounds
@@ -73,7 +74,7 @@ class AnswerFiles:
         self._stored: dict[str, int] = {}
         self._reserved: dict[str, int] = {}
 
-    def claim(self, organization_id: str, digest: bytes, body_digest: bytes) -> "AnswerFile":
+    def claim(self, organization_id: str, digest: bytes, body_digest: bytes, request_id: str = "") -> "AnswerFile":
         """Return the file of a request, held by the caller until `AnswerFile.release`, with the answer that it holds.
 
         Raises Fault: idempotency_in_progress while another holds it; idempotency_key_reused if it holds the answer to another body;

@@ -8,10 +8,11 @@ it.
 releases when the process ends; so a batch has one owner among all gateways that share the directory. Whoever submits a batch holds the lock
 until the batch is whole; one whose submission died has no directory, and its file is removed by the next that finds it.
 
-A record of the journal is the number of its line, the size of its text, the result, the size of what follows, and its text, sealed for its
-place. `append` returns once the record is on the disk: several that are appended at once share one `fdatasync`. A process that dies leaves
-at most its last record cut; that is cut off when the journal is opened again. A record that cannot be opened anywhere else is damage, and
-the batch waits."""
+A record of the journal is the number of its line, the size of its text, the result, the size of what follows, the id of the request that
+was answered, and its text, sealed for its place. Whether a request was answered decides on its bill where its gateway died
+(`list_answered`), so the ids are kept, in `answered`, when the journal is removed. `append` returns once the record is on the disk: several
+that are appended at once share one `fdatasync`. A process that dies leaves at most its last record cut; that is cut off when the journal is
+opened again. A record that cannot be opened anywhere else is damage, and the batch waits."""
 
 import errno
 import fcntl
@@ -29,7 +30,7 @@ import msgspec
 from tollway.domain.batches import SHOWN_SECONDS, Batch, BatchStatus, LineCounts, LineResult
 from tollway.domain.faults import FILES_UNAVAILABLE, QUOTA_EXCEEDED, STATE_CONFLICT, Fault
 from tollway.domain.files import FileOwner
-from tollway.domain.ids import ORGANIZATION
+from tollway.domain.ids import ORGANIZATION, REQUEST
 from tollway.storage.sealed_pieces import read_pieces, write_pieces
 from tollway.storage.tenant_files import failures_told, sync_directory
 from tollway.storage.vault import LocalVault
@@ -37,7 +38,9 @@ from tollway.storage.vault import LocalVault
 BATCHES: Final = "batches"
 _ACTIVE: Final = "active"
 _LOCK: Final = ".lock"
-_RECORD: Final = struct.Struct(">IIBI")
+_RECORD: Final = struct.Struct(">IIBI16s")
+_ID_BYTES: Final = 16
+_ANSWERED: Final = "answered"
 _COUNTS: Final = struct.Struct(">4I")
 _UNFINISHED: Final = ".new"
 _ABANDONED_SECONDS: Final = 3_600
@@ -195,6 +198,14 @@ class BatchDirectory:
                 os.close(entry)
                 raise
 
+    def list_answered(self, owner: FileOwner) -> set[str]:
+        """Return the ids of the requests that answered lines of a project's batches. Raises OSError, and no Fault."""
+        found: set[str] = set()
+        for place in (self._root / owner.organization_id / owner.project_id).glob("*_*"):
+            with suppress(FileNotFoundError):
+                found.update(_list_answered(place))
+        return found
+
     def remove_expired(self) -> None:
         """Remove batches that are not shown any more, and what submissions that died left. Raises OSError."""
         now = self._now_us() / 1_000_000
@@ -293,10 +304,12 @@ class ActiveBatch:
         with failures_told():
             return (self._place / "cancel").exists()
 
-    def append(self, line: int, result: LineResult, text: bytes, *, durable: bool) -> None:
-        """Append how a line ended. Once `durable` it is on the disk, and all that was appended before it."""
-        sealed = self._vault.seal_bytes(text, context=f"{self._context}:{line}:{result:d}")
-        data = _RECORD.pack(line, len(text), result, len(sealed)) + sealed
+    def append(self, line: int, result: LineResult, text: bytes, request_id: str = "", *, durable: bool) -> None:
+        """Append how a line ended, and the request that was answered. Once `durable` it is on the disk, and all that was appended before
+        it."""
+        id = bytes.fromhex(request_id.removeprefix(f"{REQUEST}_"))
+        sealed = self._vault.seal_bytes(text, context=f"{self._context}:{line}:{result:d}:{id.hex()}")
+        data = _RECORD.pack(line, len(text), result, len(sealed), id) + sealed
         with failures_told():
             with self._writing:
                 if self._has_failed:
@@ -348,6 +361,11 @@ class ActiveBatch:
             sync_directory(self._entry.parent)
             (self._place / "lines").unlink(missing_ok=True)
             if batch.input_file_id:  # its results are in files; others are read from the journal
+                ids = b"".join(bytes.fromhex(id.removeprefix(f"{REQUEST}_")) for id in _list_answered(self._place))
+                with _open_new(self._place / _ANSWERED, exclusive=False) as target:
+                    target.write(ids)
+                    _flush(target)
+                sync_directory(self._place)
                 (self._place / "journal").unlink(missing_ok=True)
 
     def release(self) -> None:
@@ -379,17 +397,35 @@ def _read_journal(path: Path, vault: LocalVault, context: str) -> Iterator[_Reco
             head = source.read(_RECORD.size)
             if len(head) < _RECORD.size or not any(head):
                 return
-            line, _, result, length = _RECORD.unpack(head)
+            line, _, result, length, id = _RECORD.unpack(head)
             end += _RECORD.size + length
             if end > size:
                 return
             try:
-                text = vault.unseal_bytes(source.read(length), context=f"{context}:{line}:{result:d}")
+                text = vault.unseal_bytes(source.read(length), context=f"{context}:{line}:{result:d}:{id.hex() if any(id) else ''}")
             except ValueError:
                 if end == size:
                     return
                 raise
             yield _Record(line, LineResult(result), text, end)
+
+
+def _list_answered(place: Path) -> Iterator[str]:
+    """Yield the ids of the requests that answered lines of one batch."""
+    if (place / _ANSWERED).exists():
+        ids = (place / _ANSWERED).read_bytes()
+        yield from (f"{REQUEST}_{ids[start : start + _ID_BYTES].hex()}" for start in range(0, len(ids), _ID_BYTES))
+        return
+    with (place / "journal").open("rb") as source:
+        size, end = os.fstat(source.fileno()).st_size, 0
+        while len(head := source.read(_RECORD.size)) == _RECORD.size:
+            _, _, _, length, id = _RECORD.unpack(head)
+            end += _RECORD.size + length
+            if end > size:
+                return
+            if any(id):
+                yield f"{REQUEST}_{id.hex()}"
+            source.seek(end)
 
 
 def _write_state(place: Path, vault: LocalVault, batch: Batch) -> None:

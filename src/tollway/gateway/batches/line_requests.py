@@ -123,6 +123,7 @@ class LineStore:
     `is_kept`: the answer is on the disk."""
 
     answer_bytes_max = ANSWER_BYTES_MAX
+    decides_on_usage = True
 
     def __init__(self, active: ActiveBatch, number: int, line: Line, request_id: str, executor: Executor) -> None:
         self.executor = executor
@@ -133,8 +134,9 @@ class LineStore:
         self._line = line
         self._request_id = request_id
 
-    def claim(self, organization_id: str, digest: bytes, body_digest: bytes) -> "LineStore":
-        """Return this. Whoever runs the batch owns all of its lines."""
+    def claim(self, organization_id: str, digest: bytes, body_digest: bytes, request_id: str) -> "LineStore":
+        """Return this. Whoever runs the batch owns all of its lines. A line that a fallback serves is another request than it was."""
+        self._request_id = request_id
         return self
 
     def keep(self, answer: StoredAnswer | None) -> None:
@@ -145,7 +147,7 @@ class LineStore:
             )
         else:
             text, result = self._write(200, answer.body)
-        self._active.append(self._number, result, text, durable=True)
+        self._active.append(self._number, result, text, self._request_id, durable=True)
         self.is_kept = True
 
     def keep_error(self, status: int, body: bytes) -> None:
