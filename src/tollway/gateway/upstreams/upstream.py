@@ -134,7 +134,6 @@ class Upstream:
             f"host: {authority}:{self._port}\r\n{authorization}"
             "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
         ).encode()
-        profile = ENGINES[deployment.engine]
 
         def ask(path: str, seconds: float) -> ProbeRequest:
             target = base + path.replace("{model}", quote(deployment.upstream_model, safe=""))
