@@ -17,7 +17,7 @@ pytestmark = pytest.mark.engines
 
 STREAMS, LATER = 6, 6
 BOUNDS = RelayBounds(first_token_seconds=30.0, idle_seconds=10.0)
-"""vLLM may hang when it is told to end: without a pause that is too long, its streams would never end."""
+"""Deadlines short enough for streams of vLLM, which may hang when it is told to end."""
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "drained"])
