@@ -196,7 +196,8 @@ def _infer(platform: Platform, planted: Planted) -> None:
                 for stream in (False, True) if endpoint != "embeddings" else (False,):
                     answer = http.post(f"/v1/{endpoint}", json={"model": model, **body, **({"stream": True} if stream else {})})
                     planted.answers.append((f"{endpoint} of {model}", answer))
-                    assert model != "talker" or endpoint == "embeddings" or prompt in answer.text, (endpoint, answer.text)
+                    is_whole = model == "talker" and endpoint != "embeddings" and not stream  # a stream has it in pieces
+                    assert prompt in answer.text or not is_whole, (endpoint, answer.text)
         for body in bad:
             planted.answers.append(("bad body", http.post("/v1/chat/completions", json={"model": "echo", **body})))
         for content in (f'{{"model": "echo", "messages": "{words}', f"[{words}]", f'{{"model":"echo","model":"{prompt}"}}'):
@@ -298,7 +299,8 @@ def _list_leaks(planted: Planted, running: Running) -> set[tuple[str, str]]:
     assert len(planted.answers) > 150
     for place, answer in planted.answers:
         headers = repr(answer.headers.raw).encode()
-        is_own = answer.status_code == 200 and not place.startswith("GET ")
+        is_export = place == "GET /v1/organization/export"  # which opens stored responses for the organization
+        is_own = answer.status_code == 200 and (is_export or not place.startswith("GET "))
         repeated = {"prompt"} if is_own else {"password as address"} if place == "sign-in" else set()  # to whoever sent it
         found |= {(f"{answer.status_code} {place}", name) for name in planted.find_in(headers + answer.content, repeated)}
     return found
