@@ -5,6 +5,7 @@ this check a row that was added or left by somebody with all rights could be see
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import sqlalchemy as sa
 
@@ -20,13 +21,23 @@ Reference = tuple[sa.Table, sa.Table, Sequence[tuple[sa.ColumnElement[str], sa.C
 def list_orphans(tx: PlatformTx) -> list[tuple[str, str, int]]:
     """Return for each table with such rows its name, the name of the table that they refer to, and their number."""
     found = []
+    for table, target, query in _make_queries(frozenset(metadata.tables)):
+        count = tx.connection.execute(query).scalar_one()
+        if count:
+            found.append((table, target, count))
+    return found
+
+
+@cache
+def _make_queries(_tables: frozenset[str]) -> list[tuple[str, str, sa.Select[int]]]:
+    """Return for each reference the names of both tables and the query that counts such rows. `_tables`: names of all tables that are known
+    by now; making the queries takes longer than a small database takes to answer them."""
+    queries = []
     for table, target, pairs in _iterate_references():
         is_there = sa.select(1).where(*(theirs == ours for ours, theirs in pairs)).correlate(table).exists()
         query = sa.select(sa.func.count()).select_from(table).where(*(ours.is_not(None) for ours, _ in pairs), ~is_there)
-        count = tx.connection.execute(query).scalar_one()
-        if count:
-            found.append((table.name, target.name, count))
-    return found
+        queries.append((table.name, target.name, query))
+    return queries
 
 
 def _iterate_references() -> Iterator[Reference]:
