@@ -27,9 +27,9 @@ import sqlalchemy as sa
 from bench.targets import Target
 from scripts import postgres
 from tests.storage.databases import add_price, become_owner
-from tollway.control import usage as control_usage
-from tollway.control.collect import collect
-from tollway.control.retention import keep_months
+from tollway.control.metering import usage as control_usage
+from tollway.control.metering.collect import collect
+from tollway.control.metering.retention import keep_months
 from tollway.domain import ids
 from tollway.domain.billing_classes import Quantities, UnitPrices
 from tollway.domain.prices import PriceVersion

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from bench import collector
-from tollway.control.verify import verify
+from tollway.control.verification.verify import verify
 from tollway.serve import garbage
 from tollway.storage.database import Database
 from tollway.storage.record_archive import Archive

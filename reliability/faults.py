@@ -92,7 +92,7 @@ FAULTS: Mapping[str, Sequence[str]] = {
     "database connection cut": [f"{DATABASE}test_for_a_moment_costs_no_more_than_the_requests_of_that_moment"],
     "database unreachable": [f"{DATABASE}test_is_a_fault_that_passes"],
     "SQLite held by a writer": [f"{DATABASE}test_because_a_writer_holds_it"],
-    "database lost and restored": ["system/test_restore.py::test_archive_or_spools", "control/test_replay.py::test_"],
+    "database lost and restored": ["system/test_restore.py::test_archive_or_spools", "control/metering/test_replay.py::test_"],
     "control that takes no records": ["link/test_shipper.py::test_over_a_control_that_fails_in_every_way"],
     "control that forgot": ["link/test_shipper.py::test_a_control_that_forgot", "link/test_shipper.py::test_a_control_that_was_restored"],
     "link cut": [f"{SNAPSHOTS}test_cut_lines_and_broken_snapshots_are_survived"],
@@ -124,10 +124,13 @@ FAULTS: Mapping[str, Sequence[str]] = {
     "file system read-only at the start": ["system/test_bad_disks.py::test_a_gateway_that_finds_its_disk_read_only"],
     "spool torn at any byte": [f"{RECOVERY}test_cut_at_every_byte_nothing_before_the_cut_is_lost"],
     "bit flipped in the spool": [f"{RECOVERY}test_a_flipped_bit_never_changes_a_record_unseen"],
-    "archive damaged": ["control/test_collect.py::test_a_damaged_archive_is_named", "control/test_replay.py::test_a_damaged_archive"],
+    "archive damaged": [
+        "control/metering/test_collect.py::test_a_damaged_archive_is_named",
+        "control/metering/test_replay.py::test_a_damaged_archive",
+    ],
     "records twice, late, in any order": [
-        "control/test_collect.py::test_deliveries_in_any_order",
-        "control/test_collect.py::test_ten_times",
+        "control/metering/test_collect.py::test_deliveries_in_any_order",
+        "control/metering/test_collect.py::test_ten_times",
     ],
     "clock goes back": [f"{SPOOL}test_epochs_have_numbers_of_their_own_and_no_error_of_an_earlier_clock"],
 }

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from tollway.cli.platform_file import PlatformFile
+from tollway.cli.catalog.platform_file import PlatformFile
 
 PAGE = Path(__file__).parent.parent / "docs" / "platform.schema.json"
 

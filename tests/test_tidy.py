@@ -39,15 +39,18 @@ MONEY_PACKAGES = ("src/tollway/domain/", "src/tollway/control/", "src/tollway/st
 
 NOT_INTEGERS: dict[tuple[str, str], str] = {
     ("src/tollway/domain/reconciliation.py", ""): "shares of token counts in percent, not amounts",
-    ("src/tollway/control/reconcile.py", ""): "seconds and shares of token counts, not amounts",
-    ("src/tollway/control/api/reconciliation.py", ""): "shares of token counts in percent, not amounts",
+    ("src/tollway/control/reconciliation/reconcile.py", ""): "seconds and shares of token counts, not amounts",
+    ("src/tollway/control/api/metering/reconciliation.py", ""): "shares of token counts in percent, not amounts",
     ("src/tollway/control/api/app.py", ""): "timeouts and durations in seconds, not amounts",
-    ("src/tollway/control/api/limit_schemas.py", "reset_seconds"): "seconds until a limit resets, not amounts",
-    ("src/tollway/control/api/usage.py", "float(decimal)"): "OpenAI's costs API answers with JSON numbers, beside an exact decimal",
-    ("src/tollway/control/api/request_log.py", "_ms: float"): "milliseconds, not amounts",
-    ("src/tollway/control/api/request_log.py", "/ 1000"): "microseconds become milliseconds: times, not amounts",
-    ("src/tollway/control/api/usage.py", "_ms: float"): "milliseconds, not amounts",
-    ("src/tollway/control/api/usage.py", "/ 1000"): "microseconds become milliseconds: times, not amounts",
+    ("src/tollway/control/api/bounds/limit_schemas.py", "reset_seconds"): "seconds until a limit resets, not amounts",
+    (
+        "src/tollway/control/api/metering/usage.py",
+        "float(decimal)",
+    ): "OpenAI's costs API answers with JSON numbers, beside an exact decimal",
+    ("src/tollway/control/api/metering/request_log.py", "_ms: float"): "milliseconds, not amounts",
+    ("src/tollway/control/api/metering/request_log.py", "/ 1000"): "microseconds become milliseconds: times, not amounts",
+    ("src/tollway/control/api/metering/usage.py", "_ms: float"): "milliseconds, not amounts",
+    ("src/tollway/control/api/metering/usage.py", "/ 1000"): "microseconds become milliseconds: times, not amounts",
 }
 """Lines of money files on which a float is correct, by path and a part of the line, with the reason."""
 
@@ -509,7 +512,7 @@ def test_paths_named_in_rules_exist(tree: Tree) -> None:
 
 def test_money_is_found_where_it_is_known_to_be(tree: Tree) -> None:
     found = {path for path, text in _python(tree, "src/tollway/") if any(map(MONEY_NAME.search, _identifiers(ast.parse(text))))}
-    assert {"src/tollway/domain/prices.py", "src/tollway/control/collect.py"} <= found
+    assert {"src/tollway/domain/prices.py", "src/tollway/control/metering/collect.py"} <= found
 
 
 def test_the_tree_that_is_checked_is_this_one(tree: Tree) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import tollway
-from tollway.cli import audit
 from tollway.cli.app import run
-from tollway.cli.audit import format_cef
+from tollway.cli.operation import audit
+from tollway.cli.operation.audit import format_cef
 
 EVENT: dict[str, Any] = {
     "id": "audit_1",

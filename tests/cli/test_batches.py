@@ -8,8 +8,8 @@ import pytest
 
 from tests.gateway.harness import KEY, UNKNOWN_KEY
 from tests.gateway.test_batches import echo, line, quick_worker, serving, text, working
-from tollway.cli import batches as commands
 from tollway.cli.app import run
+from tollway.cli.metering import batches as commands
 
 __all__ = ["quick_worker"]
 

@@ -14,8 +14,8 @@ import pytest
 
 from tests.domain.test_fleets import slice
 from tests.fakes import PATIENCE_SECONDS, until
-from tollway.cli import fleet_sources
-from tollway.cli.fleet_sources import follow
+from tollway.cli.catalog import fleet_sources
+from tollway.cli.catalog.fleet_sources import follow
 from tollway.domain.catalog import Engine
 from tollway.domain.fleets import FleetSource, KubernetesService, SourceState
 

@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from tollway.cli.client import choose_id
-from tollway.cli.period_exports import find_period
+from tollway.cli.money.period_exports import find_period
 from tollway.domain import ids
 from tollway.settings import OperatorError
 

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tollway.cli.picture import GREEN, RED, Bar, length, svg_bars, text_bars
+from tollway.cli.catalog.picture import GREEN, RED, Bar, length, svg_bars, text_bars
 
 VALUES = st.lists(st.integers(-(10**24), 10**24), max_size=20)
 

@@ -7,9 +7,9 @@ import msgspec
 import pytest
 import yaml
 
-from tollway.cli.limits import parse_limits
-from tollway.cli.plan import list_warnings, make_plan
-from tollway.cli.platform_file import PlatformFile, read, resolve_credential
+from tollway.cli.catalog.plan import list_warnings, make_plan
+from tollway.cli.catalog.platform_file import PlatformFile, read, resolve_credential
+from tollway.cli.tenancy.limits import parse_limits
 from tollway.domain.limits import BY_NAME, DIMENSIONS
 from tollway.settings import OperatorError
 

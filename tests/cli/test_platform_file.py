@@ -7,9 +7,9 @@ import pytest
 from pydantic import TypeAdapter
 
 from tollway.cli.app import run
-from tollway.cli.platform_file import _NUMBERS, read
-from tollway.control.api.deployment_schemas import Tier, Weight
-from tollway.control.api.model_schemas import ModelCreate
+from tollway.cli.catalog.platform_file import _NUMBERS, read
+from tollway.control.api.catalog.deployment_schemas import Tier, Weight
+from tollway.control.api.catalog.model_schemas import ModelCreate
 from tollway.settings import OperatorError
 
 ROOT = Path(__file__).parents[2]

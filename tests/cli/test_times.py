@@ -6,8 +6,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from tollway.cli.metering.usage import BucketWidth, list_edges, split_span
 from tollway.cli.times import find_zone, read_instant, read_range, show_day, show_instant, with_times
-from tollway.cli.usage import BucketWidth, list_edges, split_span
 from tollway.settings import OperatorError
 
 PARIS = ZoneInfo("Europe/Paris")

@@ -18,15 +18,17 @@ import httpx2
 from fastapi.routing import APIRoute
 
 from tests.storage.databases import prove_prices
-from tollway.control import audited_operations, keys, nodes
 from tollway.control.api.app import PUBLIC_ROUTERS
-from tollway.control.data_keys import DataKeys
-from tollway.control.github_reports import GithubReports
-from tollway.control.key_encryption import KeyRing, derive_key
-from tollway.control.mail import MailDirectory
-from tollway.control.passwords import Passwords
+from tollway.control.auditing import audited_operations
+from tollway.control.gateways import nodes
+from tollway.control.identity import keys
+from tollway.control.identity.github_reports import GithubReports
+from tollway.control.identity.mail import MailDirectory
+from tollway.control.identity.passwords import Passwords
 from tollway.control.plane import ControlPlane
 from tollway.control.publish import Publications
+from tollway.control.secrets.data_keys import DataKeys
+from tollway.control.secrets.key_encryption import KeyRing, derive_key
 from tollway.domain import ids
 from tollway.domain import keys as domain_keys
 from tollway.domain.keys import KeyOrigin, KeyType

@@ -358,7 +358,7 @@ def _joined(s: Setting, group_id: str, call: Callable[[str], Any]) -> Any:
 
 ELSEWHERE = {
     "audit_logs.list": "tests of the audit trail",
-    "projects/rate_limits.update_rate_limit": "tests/control/test_limits.py: it needs a model",
+    "projects/rate_limits.update_rate_limit": "tests/control/bounds/test_limits.py: it needs a model",
 }
 """Methods that another test calls."""
 

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from tests.control.harness import Running, answered
-from tests.control.test_periods import ended
+from tests.control.money.test_periods import ended
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, frames, request_id
 from tests.storage.databases import fill
 from tollway.cli.app import run

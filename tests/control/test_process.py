@@ -18,12 +18,12 @@ import pytest
 import sqlalchemy as sa
 
 from tests.control.harness import NO_TLS, NODE_ID, WAIT_SECONDS_MAX, answered, mint
-from tests.control.test_collect import take
-from tests.control.test_periods import ended
+from tests.control.metering.test_collect import take
+from tests.control.money.test_periods import ended
 from tests.control.test_routes import refused
 from tests.link.samples import EPOCH, frames
 from tests.storage.databases import SqliteTemplate, fill
-from tollway.control.reconcile import ReconcileOptions
+from tollway.control.reconciliation.reconcile import ReconcileOptions
 from tollway.domain.keys import KeyType
 from tollway.domain.usage import Close
 from tollway.serve.control import ControlSettings, run_control

@@ -11,11 +11,11 @@ import pytest
 from fastapi import APIRouter
 
 from tests.control.harness import WAIT_SECONDS_MAX, Running, TenantSetup, answered, mint, wait_until
-from tollway.control import tenants
 from tollway.control.api import app, places
 from tollway.control.api.app import BODY_BYTES_MAX, create_apps, refuse_undeclared
 from tollway.control.api.descriptions import describe
 from tollway.control.api.routes import ApiRoute, router
+from tollway.control.tenancy import tenants
 from tollway.domain.keys import KeyType
 from tollway.serve import http_protocol
 

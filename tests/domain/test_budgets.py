@@ -155,7 +155,7 @@ class Gateway:
 class Leasing(RuleBasedStateMachine):
     """Control and gateways that exchange leases over a network which loses, repeats and reorders, with crashes and changes of the limit.
 
-    A model of the protocol (`control.budgets` implements control's side on a database). It must hold that what is spent never exceeds
+    A model of the protocol (`control.money.budgets` implements control's side on a database). It must hold that what is spent never exceeds
     the highest limit of the time, and at rest everything that no lease holds can be spent.
     """
 

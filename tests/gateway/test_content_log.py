@@ -19,7 +19,7 @@ from tests.gateway.test_test_keys import change
 from tests.simulator.running import Running as Simulator
 from tests.simulator.running import simulator
 from tests.storage.databases import SqliteTemplate
-from tollway.control import content_logs
+from tollway.control.tenancy import content_logs
 from tollway.domain import keys
 from tollway.domain.catalog import Endpoint
 from tollway.domain.content_logs import REQUEST_BYTES_MAX, Content, ContentRecord

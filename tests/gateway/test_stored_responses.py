@@ -20,7 +20,7 @@ from tests.gateway.test_test_keys import change
 from tests.simulator.running import Running as Simulator
 from tests.simulator.running import simulator
 from tests.storage.databases import SqliteTemplate
-from tollway.control import stored_responses
+from tollway.control.tenancy import stored_responses
 from tollway.domain import keys
 from tollway.domain.catalog import TRANSLATED_ENDPOINTS, Endpoint
 from tollway.domain.faults import Fault, FaultKind

@@ -16,7 +16,7 @@ from tests.link.link_server import Answer, Collector, Hangup, LinkServer, Reques
 from tests.link.samples import EPOCH, ORGANIZATION, admit, ended, final
 from tests.link.spools import Alarms, no_alarm, read_epoch
 from tests.storage.databases import fill
-from tollway.control.verify import verify
+from tollway.control.verification.verify import verify
 from tollway.domain.usage import encode
 from tollway.link import shipper
 from tollway.link.disk import DISK

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from tests.simulation.limits import check_limits
 from tests.simulation.traffic import Counts, Truth, counts_of, totals_of
-from tollway.control.verify import verify
+from tollway.control.verification.verify import verify
 from tollway.domain.rollups import ROLLUP_WIDTHS_SECONDS
 from tollway.storage import schema_money as money
 from tollway.storage.schema_budgets import budget_windows

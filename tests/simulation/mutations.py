@@ -200,7 +200,7 @@ MUTATIONS = (
         "            if seq != self.next_seq or chain != blake2b(self.chain + place + payload, digest_size=CHAIN_BYTES).digest():\n",
         "            if seq != self.next_seq:\n",
         "records of another history are ingested",
-        ("tests/control/test_collect.py", "-k", "sqlite and Refused"),
+        ("tests/control/metering/test_collect.py", "-k", "sqlite and Refused"),
     ),
     # ---- Shipper
     Mutation(
@@ -235,31 +235,31 @@ MUTATIONS = (
     # ---- Collector
     Mutation(
         "take a known batch for a new one",
-        "control/rating.py",
+        "control/metering/rating.py",
         "            if other is not None:\n                if other != hashed:\n",
         "            if other is not None and other != hashed:\n                if other != hashed:\n",
         "an event that comes again in another epoch is counted twice",
-        ("tests/control/test_collect.py", "-k", "sqlite"),
+        ("tests/control/metering/test_collect.py", "-k", "sqlite"),
     ),
     Mutation(
         "skip one record too many",
-        "control/collect.py",
+        "control/metering/collect.py",
         "    while seq < watermark.next_seq and offset < len(body):\n",
         "    while seq <= watermark.next_seq and offset < len(body):\n",
         "the first new record of an overlapping batch is lost",
-        check=("tests/control/test_collect.py", "-k", "sqlite and overlap"),
+        check=("tests/control/metering/test_collect.py", "-k", "sqlite and overlap"),
     ),
     Mutation(
         "archive at the wrong place",
-        "control/collect.py",
+        "control/metering/collect.py",
         "            archive_bytes=watermark.archive_bytes + len(body) - start,\n",
         "            archive_bytes=watermark.archive_bytes + len(body),\n",
         "the archive does not prove the books",
-        check=("tests/control/test_collect.py", "-k", "sqlite and overlap"),
+        check=("tests/control/metering/test_collect.py", "-k", "sqlite and overlap"),
     ),
     Mutation(
         "believe every clock",
-        "control/collect.py",
+        "control/metering/collect.py",
         "    reject_impossible_instants(batch, now)\n",
         "",
         "what a gateway served is billed in another month if its clock is wrong",
@@ -272,7 +272,7 @@ MUTATIONS = (
         "            self.input * unit_prices.input,\n",
         "            (self.input + self.cached_input) * unit_prices.input,\n",
         "customers pay twice for what the cache saved",
-        check=("tests/control/test_collect.py", "-k", "sqlite and cost_is_exact"),
+        check=("tests/control/metering/test_collect.py", "-k", "sqlite and cost_is_exact"),
     ),
     Mutation(
         "bill what failed before its first token",
@@ -280,7 +280,7 @@ MUTATIONS = (
         "(outcome in policy.bills_after_first_token and delivered)",
         "(outcome in policy.bills_after_first_token)",
         "an error of the platform costs the customer the prompt",
-        check=("tests/control/test_collect.py", "-k", "sqlite and costs_nothing"),
+        check=("tests/control/metering/test_collect.py", "-k", "sqlite and costs_nothing"),
     ),
     Mutation(
         "forget the carry of a rollup",
@@ -288,7 +288,7 @@ MUTATIONS = (
         '        yield f"{name}_pico", f"{pico} % {PICO}"\n',
         '        yield f"{name}_pico", f"excluded.{name}_pico"\n',
         "the usage API shows less than the ledger",
-        check=("tests/control/test_collect.py", "-k", "sqlite and beyond_64_bits"),
+        check=("tests/control/metering/test_collect.py", "-k", "sqlite and beyond_64_bits"),
     ),
     # ---- Meter
     Mutation(
@@ -310,7 +310,7 @@ MUTATIONS = (
     ),
     Mutation(
         "grant what was spent again",
-        "control/budgets.py",
+        "control/money/budgets.py",
         "    free_pico = limit.pico - spent_pico - stated.outstanding_pico",
         "    free_pico = limit.pico - stated.outstanding_pico",
         "leases exceed what is left of a budget",
@@ -318,11 +318,11 @@ MUTATIONS = (
     ),
     Mutation(
         "serve requests for leases that come late",
-        "control/budgets.py",
+        "control/money/budgets.py",
         "    elif run.sequence <= own.sequence:\n        return None\n",
         "    elif run.sequence < 0:\n        return None\n",
         "what a gateway holds is granted to others, after a repeated message",
-        check=("tests/control/test_budgets.py", "-k", "sqlite and repeated_and_overtaken"),
+        check=("tests/control/money/test_budgets.py", "-k", "sqlite and repeated_and_overtaken"),
     ),
     # ---- Limits
     Mutation(

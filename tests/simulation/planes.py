@@ -23,9 +23,9 @@ from tests.simulation.limits import Limiter
 from tests.simulation.machine import Killed, Process, World
 from tests.simulation.traffic import limited_caller
 from tests.storage.databases import SqliteTemplate, fill
-from tollway.control.batches import BatchRefused
-from tollway.control.budgets import renew_leases
-from tollway.control.collect import Gap, collect, find_next_seq
+from tollway.control.metering.batches import BatchRefused
+from tollway.control.metering.collect import Gap, collect, find_next_seq
+from tollway.control.money.budgets import renew_leases
 from tollway.domain.budgets import Budget, LeaseRequest
 from tollway.domain.faults import Fault
 from tollway.domain.usage import Ended, encode

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.control.test_collect import NOW, state, take
+from tests.control.metering.test_collect import NOW, state, take
 from tests.link.samples import EPOCH, NODE, exchanges, frames
 from tests.storage.databases import PostgresTemplate, SqliteTemplate, fill
-from tollway.control.replay import replay
-from tollway.control.verify import verify
+from tollway.control.metering.replay import replay
+from tollway.control.verification.verify import verify
 from tollway.storage import backups
 from tollway.storage.backups import BackupRefused, Manifest
 from tollway.storage.database import Database

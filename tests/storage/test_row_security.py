@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ProgrammingError
 
 from scripts import postgres
-from tests.control.test_collect import exchanges, take
+from tests.control.metering.test_collect import exchanges, take
 from tests.link.samples import ORGANIZATION, OTHER_ORGANIZATION, frames
 from tests.storage.databases import PostgresTemplate, become_owner, fill
 from tollway.serve.control import migrate_database, open_database

@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tollway.control.data_keys import DataKeys
-from tollway.control.github_reports import GithubReports
+from tollway.control.identity.github_reports import GithubReports
+from tollway.control.identity.keys import Ingredients, Pepper
+from tollway.control.identity.mail import Mail
+from tollway.control.identity.passwords import Passwords
+from tollway.control.identity.provider_metadata import MetadataCache
+from tollway.control.identity.sign_in_counts import SignInCounts
 from tollway.control.jobs import JobStates
-from tollway.control.keys import Ingredients, Pepper
-from tollway.control.mail import Mail
-from tollway.control.passwords import Passwords
-from tollway.control.provider_metadata import MetadataCache
 from tollway.control.publish import Publications
-from tollway.control.reconcile import Reconciliation
-from tollway.control.sign_in_counts import SignInCounts
+from tollway.control.reconciliation.reconcile import Reconciliation
+from tollway.control.secrets.data_keys import DataKeys
 from tollway.domain import ids
 from tollway.domain.keys import RANDOM_BYTES
 from tollway.domain.money import PICO

@@ -61,8 +61,8 @@ class Closing:
 class PeriodClosure:
     """The record of closing a period. `amounts`: pico by billing class, as billed; `adjustments`: how many are booked in it.
 
-    `conditions_digest`: of the prices, terms and outcome policies of what is booked in it (`control.conditions`); None if it was closed
-    before there was one. `period_hash`: of its whole statement (`domain.proofs.hash_statement`); None before it is computed.
+    `conditions_digest`: of the prices, terms and outcome policies of what is booked in it (`control.money.conditions`); None if it was
+    closed before there was one. `period_hash`: of its whole statement (`domain.proofs.hash_statement`); None before it is computed.
     """
 
     closed_at: int

@@ -51,7 +51,7 @@ class PriceList(msgspec.Struct, frozen=True):
 class BookPrice(msgspec.Struct, frozen=True, kw_only=True):
     """A published price of a book: immutable, of one model and service tier, from `valid_from` until the next one's.
 
-    `carried_from`: the oldest valid_from that gateways still need of this series once this price is its last (see control.prices).
+    `carried_from`: the oldest valid_from that gateways still need of this series once this price is its last (see control.catalog.prices).
     `draft_id`: the draft it was published with, None if it was published by itself.
     """
 

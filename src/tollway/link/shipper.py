@@ -57,7 +57,7 @@ BACKOFF_SECONDS_MIN, BACKOFF_SECONDS_MAX = 0.1, 5.0
 """Pauses before the next attempt while control is away."""
 
 EPOCH_REFUSED = "epoch_refused"
-"""Code of control's answer for an epoch that cannot have begun when it says (`tollway.control.record_checks`)."""
+"""Code of control's answer for an epoch that cannot have begun when it says (`tollway.control.metering.record_checks`)."""
 
 REFUSED_SECONDS = 60.0
 """Pause before an epoch that control refused is offered again: what ends a refusal, a clock or an operator, takes minutes."""

@@ -24,38 +24,29 @@ import httpx2
 import uvicorn
 import uvloop
 
-from tollway.control import (
-    audit,
-    audit_chains,
-    content_logs,
-    federation,
-    idempotency,
-    keys,
-    nodes,
-    peppers,
-    plans,
-    publish,
-    reconcile,
-    retention,
-    scheduled_rotation,
-    sessions,
-    stored_responses,
-    token_exchange,
-)
+from tollway.control import idempotency, publish
 from tollway.control.api.app import create_apps
-from tollway.control.audit import AuditedOperation
-from tollway.control.automatic_closing import close_due
-from tollway.control.data_keys import DataKeys
-from tollway.control.engine_counters import open_client
-from tollway.control.github_reports import GithubReports
+from tollway.control.auditing import audit, audit_chains
+from tollway.control.auditing.audit import AuditedOperation
+from tollway.control.authentication import federation, token_exchange
+from tollway.control.gateways import nodes
+from tollway.control.identity import keys, scheduled_rotation, sessions
+from tollway.control.identity.github_reports import GithubReports
+from tollway.control.identity.mail import MailDirectory, MailServer
+from tollway.control.identity.scheduled_rotation import Scheduled
 from tollway.control.jobs import Job, JobRunner, Turn, in_thread
-from tollway.control.key_encryption import KeyRing, derive_key
-from tollway.control.mail import MailDirectory, MailServer
+from tollway.control.metering import retention
+from tollway.control.metering.quarantine import WaitingRecords
+from tollway.control.money.automatic_closing import close_due
 from tollway.control.plane import ControlPlane
 from tollway.control.publish import Publications
-from tollway.control.quarantine import WaitingRecords
-from tollway.control.reconcile import ReconcileOptions, Reconciliation
-from tollway.control.scheduled_rotation import Scheduled
+from tollway.control.reconciliation import reconcile
+from tollway.control.reconciliation.engine_counters import open_client
+from tollway.control.reconciliation.reconcile import ReconcileOptions, Reconciliation
+from tollway.control.secrets import peppers
+from tollway.control.secrets.data_keys import DataKeys
+from tollway.control.secrets.key_encryption import KeyRing, derive_key
+from tollway.control.tenancy import content_logs, plans, stored_responses
 from tollway.domain import ids
 from tollway.domain.audit import Actor, ActorKind
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault

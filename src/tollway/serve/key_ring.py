@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tollway.control.aws_kms import AwsCredentials, KmsKey
-from tollway.control.key_encryption import FileKey, KeyEncryptionKey, KeyRing, KeyUnavailable, derive_key
-from tollway.control.vault_transit import TransitKey
+from tollway.control.secrets.aws_kms import AwsCredentials, KmsKey
+from tollway.control.secrets.key_encryption import FileKey, KeyEncryptionKey, KeyRing, KeyUnavailable, derive_key
+from tollway.control.secrets.vault_transit import TransitKey
 from tollway.settings import KeyEncryptionSection, OperatorError
 
 AWS_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")

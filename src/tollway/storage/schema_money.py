@@ -243,7 +243,7 @@ usage_rollups = sa.Table(  # events by the instant at which they ended; tokens a
 ledger_accounts = sa.Table(
     "ledger_accounts",
     metadata,
-    sa.Column("id", name(256), primary_key=True),  # owner/kind/currency, see control.ledger
+    sa.Column("id", name(256), primary_key=True),  # owner/kind/currency, see control.money.ledger
     sa.Column("owner", sa.String(64), nullable=False),
     sa.Column("kind", sa.String(160), nullable=False),
     sa.Column("currency", sa.String(3), nullable=False),

@@ -1,8 +1,8 @@
 """The tables of price books, on the MetaData of `schema`.
 
 Published prices stand in `book_prices`; `compiled_prices` holds what follows from them, one row for each price list of the book, and is
-what rating and gateways read. Both can be compared at any time (see control.verify). All but the drafts are append-only, and a draft
-is once it was published or discarded (see the migrations).
+what rating and gateways read. Both can be compared at any time (see control.verification.verify). All but the drafts are append-only, and a
+draft is once it was published or discarded (see the migrations).
 """
 
 import sqlalchemy as sa
@@ -75,7 +75,7 @@ book_prices = sa.Table(  # append-only
     sa.Column("valid_from", sa.BigInteger, nullable=False),
     *_unit_columns(),
     # The oldest valid_from that gateways still need once this price is the last of its model and tier: decided when it was
-    # written (see control.prices), so that what a gateway is told depends on rows alone and never on the time of asking.
+    # written (see control.catalog.prices), so that what a gateway is told depends on rows alone and never on the time of asking.
     sa.Column("carried_from", sa.BigInteger, nullable=False),
     sa.Column("draft_id", sa.String(64), sa.ForeignKey("price_drafts.id")),
     sa.Column("published_at", sa.BigInteger, nullable=False),

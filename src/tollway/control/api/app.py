@@ -24,67 +24,37 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tollway.control import automatic_closing, epochs, quarantine
-from tollway.control.access import NODE_MISMATCH
-from tollway.control.api import (
+from tollway.control.api import descriptions, errors, reference, unsupported
+from tollway.control.api.auditing import audit_logs
+from tollway.control.api.authentication import (
     account_pages,
-    api_keys,
-    audit_logs,
-    budgets,
-    catalog,
     certificates,
-    corrections,
-    credits,
-    data_exports,
-    data_retention,
-    deployments,
-    descriptions,
     device_pages,
-    encryption,
-    errors,
-    federation,
-    groups,
-    invites,
-    leaked_keys,
-    ledger,
-    limits,
-    link,
-    losses,
-    nodes,
-    operator_keys,
-    organizations,
-    peppers,
-    periods,
-    plans,
-    price_books,
-    prices,
-    project_policies,
-    projects,
     provider_pages,
-    quarantined_records,
-    reconciliation,
-    records,
-    reference,
-    request_log,
-    roles,
     scim,
-    service_accounts,
     sessions,
     sign_in_connections,
     sign_in_pages,
-    spend_limits,
-    stored_responses,
     tokens,
-    unsupported,
-    usage,
-    users,
 )
+from tollway.control.api.bounds import limits
+from tollway.control.api.catalog import catalog, deployments, price_books, prices
+from tollway.control.api.gateways import link, losses, nodes
+from tollway.control.api.identity import api_keys, federation, groups, invites, leaked_keys, operator_keys, roles, service_accounts, users
+from tollway.control.api.metering import quarantined_records, reconciliation, records, request_log, usage
+from tollway.control.api.money import budgets, corrections, credits, ledger, periods, spend_limits
 from tollway.control.api.places import CALLER_REQUESTS_MAX, NODE_REQUESTS_MAX, Place, Places
 from tollway.control.api.routes import ApiRoute, Plane, public, router
 from tollway.control.api.schemas import Out, find_seconds
+from tollway.control.api.secrets import encryption, peppers
+from tollway.control.api.tenancy import data_exports, data_retention, organizations, plans, project_policies, projects, stored_responses
+from tollway.control.gateways import epochs
+from tollway.control.gateways.refused_epochs import EPOCH_REFUSED
+from tollway.control.identity.access import NODE_MISMATCH
 from tollway.control.jobs import JobState
+from tollway.control.metering import quarantine
+from tollway.control.money import automatic_closing
 from tollway.control.plane import ControlPlane
-from tollway.control.refused_epochs import EPOCH_REFUSED
 from tollway.domain import ids
 from tollway.domain.faults import BODY_TOO_LARGE, INTERNAL, REQUEST_TIMEOUT, TARGET_INVALID, Fault
 from tollway.domain.networks import Network, find_client

@@ -11,8 +11,8 @@ model that refuses unknown fields. Query parameters that the route does not decl
 
 A POST of an admin or an operator may carry an `Idempotency-Key`: `ApiRoute` answers it from the store if it was carried out before, and
 otherwise gives its endpoint a database that stores the key in the transaction of the change (`control.idempotency`). In the same way
-the database that an endpoint is given records each change in the audit trail (`control.audit`); a sensitive read is recorded before
-its endpoint is called.
+the database that an endpoint is given records each change in the audit trail (`control.auditing.audit`); a sensitive read is recorded
+before its endpoint is called.
 
 An endpoint is a plain function in a worker thread. It opens the transaction it needs
 (`plane.database.tenant(caller.organization_id)`) and shapes the answer after the commit.
@@ -33,17 +33,19 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from tollway.control import access, audit, audited_operations, idempotency
-from tollway.control.access import ActiveKey, Tenant
-from tollway.control.access import Invitee as InvitedCaller
-from tollway.control.access import Joiner as JoiningCaller
-from tollway.control.access import Node as NodeCaller
+from tollway.control import idempotency
 from tollway.control.api.errors import SCIM_PATH, name_of
 from tollway.control.api.places import Place
-from tollway.control.audit import AuditedOperation
+from tollway.control.auditing import audit, audited_operations
+from tollway.control.auditing.audit import AuditedOperation
 from tollway.control.idempotency import KeptAnswer
+from tollway.control.identity import access
+from tollway.control.identity.access import ActiveKey, Tenant
+from tollway.control.identity.access import Invitee as InvitedCaller
+from tollway.control.identity.access import Joiner as JoiningCaller
+from tollway.control.identity.access import Node as NodeCaller
+from tollway.control.identity.sessions import LiveSession
 from tollway.control.plane import ControlPlane
-from tollway.control.sessions import LiveSession
 from tollway.domain import ids, keys
 from tollway.domain.audit import HIDDEN, Actor, ActorKind, Target
 from tollway.domain.faults import (

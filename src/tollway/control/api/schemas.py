@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, create_model
 
-from tollway.control.keys import Grantor, KeyChanges, ShownKey
-from tollway.control.rotation import WantedRotation
+from tollway.control.identity.keys import Grantor, KeyChanges, ShownKey
+from tollway.control.identity.rotation import WantedRotation
 from tollway.domain import money
 from tollway.domain.catalog import MODEL_NAME, REGION, Endpoint, UnknownParameters
 from tollway.domain.currencies import get_currency

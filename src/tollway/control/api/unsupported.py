@@ -5,12 +5,12 @@ from typing import Annotated, Literal
 from fastapi import Depends, Query
 from pydantic import Field
 
-from tollway.control import tenants
-from tollway.control.access import Tenant
 from tollway.control.api import routes
 from tollway.control.api.routes import Plane, may
 from tollway.control.api.schemas import Out, PageQuery
+from tollway.control.identity.access import Tenant
 from tollway.control.plane import ControlPlane
+from tollway.control.tenancy import tenants
 from tollway.domain.faults import UNSUPPORTED, Fault
 from tollway.domain.roles import Permission
 

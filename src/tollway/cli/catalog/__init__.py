@@ -1,0 +1,1 @@
+"""Commands of models, deployments, prices, routes and the platform file."""

@@ -1,0 +1,1 @@
+"""Commands of people, keys and roles, and the login of this machine."""

@@ -1,0 +1,1 @@
+"""Commands of usage, requests, quarantine and reconciliation."""

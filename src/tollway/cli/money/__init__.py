@@ -1,0 +1,1 @@
+"""Commands of budgets, credits, the ledger, periods, corrections and receipts."""

@@ -1,0 +1,1 @@
+"""Commands that operators run: processes, settings, backup, and checks of what is stored."""

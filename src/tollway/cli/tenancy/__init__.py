@@ -1,0 +1,1 @@
+"""Commands of organizations, projects, plans and limits."""

@@ -1,0 +1,1 @@
+"""Pages on which people sign in, their sessions, and the token endpoint."""

@@ -1,0 +1,265 @@
+"""Parts that the pages for people share: sessions in a cookie, forms, and how pages are rendered.
+
+Pages are HTML without scripts. The cookie of a session is read here and nowhere else: the REST API never takes it. A form is accepted if
+the browser says that it was sent from this very origin (`Sec-Fetch-Site`, `Origin`), and if it holds the token of the session, where there
+is one. The address of this site is `control.public_url`; without it only loopback is known, so that no `Host` header of a client's decides
+where a link leads.
+"""
+
+import hmac
+import re
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Annotated, Any
+from urllib.parse import parse_qsl, quote
+
+import jinja2
+from fastapi import APIRouter, Depends
+from fastapi.exceptions import RequestValidationError
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tollway.control.api.places import Place
+from tollway.control.api.routes import Access, ApiRoute, read_body
+from tollway.control.authentication.sign_in import Visitor
+from tollway.control.identity import access, sessions
+from tollway.control.identity.access import Tenant
+from tollway.control.identity.sessions import LiveSession
+from tollway.control.plane import ControlPlane
+from tollway.domain.faults import (
+    BODY_TOO_LARGE,
+    FORM_REFUSED,
+    MEDIA_TYPE_UNSUPPORTED,
+    REQUEST_INVALID,
+    SESSION_MISSING,
+    STATE_CONFLICT,
+    Fault,
+)
+from tollway.domain.sessions import LIFETIMES, SessionKind
+from tollway.wire.retry_after import retry_after
+
+HEADERS: Mapping[str, str] = {
+    "content-security-policy": "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; base-uri 'none';"
+    " frame-ancestors 'none'",
+    "cross-origin-opener-policy": "same-origin",
+    "referrer-policy": "same-origin",  # `no-referrer` would make browsers send `Origin: null` with our own forms
+}
+"""Headers of every page: it loads our style sheet, sends forms to us, and runs nothing."""
+
+FLOW_SECONDS = 600
+"""Time for which a browser keeps what it must bring back from an identity provider."""
+
+FORM_BYTES_MAX = 16_384
+FIELDS_MAX = 32
+
+_FORM = "application/x-www-form-urlencoded"
+_LOOPBACK = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]{1,5})?")
+_PATH = re.compile(r"/(?![/\\])[A-Za-z0-9/_.~%?&=-]{0,1024}")
+
+_templates = jinja2.Environment(
+    loader=jinja2.PackageLoader("tollway.control.api", "page_templates"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+# ---- Pages --------------------------------------------------------------------------------------------------------------
+
+
+class PageRoute(ApiRoute):
+    """A route whose refusals are pages, or lead to the page of the sign-in where a session is missing."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler of `ApiRoute`, with faults as pages."""
+        answer = super().get_route_handler()
+
+        async def show(request: Request) -> Response:
+            try:
+                return await answer(request)
+            except RequestValidationError:
+                fault = Fault(REQUEST_INVALID)
+            except Fault as raised:
+                fault = raised
+            place: Place = request.scope["tollway.place"]
+            await place.wait_to_refuse(fault)
+            if fault.kind is SESSION_MISSING and request.method == "GET":
+                query = request.url.query
+                return redirect(f"/sign-in?next={quote(request.url.path + (f'?{query}' if query else ''), safe='')}")
+            request.scope["tollway.fault"] = fault
+            return render_fault(fault)
+
+        return show
+
+
+def router() -> APIRouter:
+    """An empty router whose routes are pages."""
+    return APIRouter(route_class=PageRoute, redirect_slashes=False)
+
+
+def render(template: str, *, status: int = 200, background: BackgroundTask | None = None, **values: object) -> Response:
+    """Return a page. Every value is escaped."""
+    text = _templates.get_template(template).render(values)
+    return Response(text, status, HEADERS, "text/html", background)
+
+
+def render_fault(fault: Fault) -> Response:
+    """Return the page that a fault becomes."""
+    page = render("message.html", status=fault.kind.status, title="That did not work", text=fault.message)
+    hint = retry_after(fault)
+    if hint is not None:
+        page.headers["retry-after"] = str(hint.seconds)
+    return page
+
+
+def redirect(path: str) -> Response:
+    """Return the answer that leads to a path of this site."""
+    return Response(status_code=303, headers={**HEADERS, "location": path})
+
+
+def choose_path(text: str, default: str = "/account") -> str:
+    """Return the path of this site that a person is led to after the sign-in: `text` if it is one, so that nobody is led to another site by
+    a link to ours."""
+    return text if _PATH.fullmatch(text) else default
+
+
+# ---- Addresses and cookies ----------------------------------------------------------------------------------------------
+
+
+def get_origin(plane: ControlPlane, request: Request) -> str:
+    """Return the origin of this site: that of `control.public_url`, or loopback. Raises STATE_CONFLICT where it is not known."""
+    origin = find_origin(plane, request)
+    if origin is None:
+        raise Fault(STATE_CONFLICT, message="The address of this site is not set: control.public_url.")
+    return origin
+
+
+def find_origin(plane: ControlPlane, request: Request) -> str | None:
+    """As `get_origin`; None where it is not known."""
+    if plane.public_url is not None:
+        return plane.public_url
+    host = request.headers.get("host", "")
+    return f"http://{host}" if _LOOPBACK.fullmatch(host) is not None else None
+
+
+def _cookie_name(origin: str) -> str:
+    """Return the name of the cookie. With `__Host-` browsers accept it over TLS and from this host alone (RFC 6265bis, section 4.1.3)."""
+    return "__Host-tollway_session" if origin.startswith("https:") else "tollway_session"
+
+
+def find_secret(plane: ControlPlane, request: Request) -> str | None:
+    """Return the secret of the session that the browser presents; None without one, or with several, of which another site of the domain
+    may have set one."""
+    return _find_cookie(request, _cookie_name(get_origin(plane, request)))
+
+
+def _find_cookie(request: Request, name: str) -> str | None:
+    pairs = (pair.strip().partition("=") for line in request.headers.getlist("cookie") for pair in line.split(";"))
+    found = [value for each, _, value in pairs if each == name]
+    return found[0] if len(found) == 1 else None
+
+
+def keep_flow(plane: ControlPlane, request: Request, answer: Response, sealed: str) -> Response:
+    """Let the browser keep what it must bring back from an identity provider."""
+    origin = get_origin(plane, request)
+    _set_cookie(answer, _flow_name(origin), origin, sealed, FLOW_SECONDS)
+    return answer
+
+
+def find_flow(plane: ControlPlane, request: Request) -> str | None:
+    """Return what the browser kept while its person was at an identity provider."""
+    return _find_cookie(request, _flow_name(get_origin(plane, request)))
+
+
+def _flow_name(origin: str) -> str:
+    return _cookie_name(origin).replace("session", "flow")
+
+
+def keep_session(plane: ControlPlane, request: Request, answer: Response, secret: str) -> Response:
+    """Let the browser keep the secret of a session."""
+    origin = get_origin(plane, request)
+    if origin.startswith("http:") and _LOOPBACK.fullmatch(origin.removeprefix("http://")) is None:
+        raise Fault(STATE_CONFLICT, message="People sign in over HTTPS only: set control.public_url to an https address.")
+    _set_cookie(answer, _cookie_name(origin), origin, secret, LIFETIMES[SessionKind.BROWSER].seconds)
+    return answer
+
+
+def forget_session(plane: ControlPlane, request: Request, answer: Response) -> Response:
+    """Let the browser forget the secret of a session."""
+    origin = get_origin(plane, request)
+    _set_cookie(answer, _cookie_name(origin), origin, "", 0)
+    return answer
+
+
+def _set_cookie(answer: Response, name: str, origin: str, value: str, seconds: int) -> None:
+    secure = "; Secure" if origin.startswith("https:") else ""
+    answer.headers["set-cookie"] = f"{name}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}"
+
+
+# ---- Sessions and forms -------------------------------------------------------------------------------------------------
+
+
+def _check_session(plane: ControlPlane, request: Request) -> Tenant:
+    if request.method not in ("GET", "HEAD"):
+        _require_own_origin(plane, request)
+    return access.identify_person(plane.database, plane.peppers, find_secret(plane, request), plane.now())
+
+
+def _read_credential(plane: ControlPlane, request: Request) -> bytes:
+    return (find_secret(plane, request) or "").encode("latin-1")
+
+
+session = Access("session", _check_session, read_credential=_read_credential)
+"""Access of a route for a person who signed in. The caller is a `Tenant`, as of a key of theirs, with its session in `live`."""
+
+Person = Annotated[Tenant, Depends(session)]
+
+
+def get_live(caller: Tenant) -> LiveSession:
+    """Return the session of a caller of a page."""
+    assert caller.live is not None, "only `session` lets callers in here"
+    return caller.live
+
+
+def find_visitor(plane: ControlPlane, request: Request) -> Visitor:
+    """Return who sends a request, with the session that they have already. Blocks."""
+    secret = find_secret(plane, request)
+    before = None if secret is None else sessions.find_session(plane.database, plane.peppers, secret, plane.now())
+    address = "" if request.client is None else request.client.host
+    return Visitor(address, request.headers.get("user-agent", ""), request.scope["tollway.request_id"], before)
+
+
+def make_form_token(plane: ControlPlane, request: Request) -> str:
+    """Return the token that a form of this session must hold. It follows from the secret, so that only pages of the session know it."""
+    secret = find_secret(plane, request) or ""
+    return hmac.digest(secret.encode("latin-1"), b"tollway form", "sha256").hex()
+
+
+async def read_form(plane: ControlPlane, request: Request, names: Iterable[str], *, has_session: bool = True) -> dict[str, str]:
+    """Return the fields of a form, empty where they are missing. Raises FORM_REFUSED unless a page of this site, and of this session, sent
+    it; MEDIA_TYPE_UNSUPPORTED, BODY_TOO_LARGE, REQUEST_INVALID."""
+    _require_own_origin(plane, request)
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
+        raise Fault(MEDIA_TYPE_UNSUPPORTED, message="The form must be sent as browsers send it.")
+    body = await read_body(request)
+    if len(body) > FORM_BYTES_MAX:
+        raise Fault(BODY_TOO_LARGE)
+    try:
+        pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=FIELDS_MAX)
+    except ValueError:
+        raise Fault(REQUEST_INVALID) from None
+    fields = dict(pairs)
+    allowed = {*names, "form_token"}
+    if len(fields) < len(pairs) or fields.keys() - allowed or any("\0" in value for value in fields.values()):
+        raise Fault(REQUEST_INVALID)
+    token = fields.pop("form_token", "")
+    if has_session and not hmac.compare_digest(token.encode(), make_form_token(plane, request).encode()):
+        raise Fault(FORM_REFUSED)
+    return {name: fields.get(name, "") for name in names}
+
+
+def _require_own_origin(plane: ControlPlane, request: Request) -> None:
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    if (site is None and origin is None) or site not in (None, "same-origin") or origin not in (None, get_origin(plane, request)):
+        raise Fault(FORM_REFUSED)

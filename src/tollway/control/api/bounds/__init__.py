@@ -1,0 +1,1 @@
+"""Routes of limits and quotas."""

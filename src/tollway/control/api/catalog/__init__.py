@@ -1,0 +1,1 @@
+"""Routes of models, deployments and prices."""

@@ -1,0 +1,1 @@
+"""Routes of gateways: the link, nodes, and declared losses."""

@@ -1,0 +1,1 @@
+"""Routes of people, groups, roles, keys and the issuers of foreign tokens."""

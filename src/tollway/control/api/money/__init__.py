@@ -1,0 +1,1 @@
+"""Routes of budgets, credits, the ledger, periods and corrections."""

@@ -1,0 +1,1 @@
+"""Routes of the keys that seal secrets, and of peppers."""

@@ -1,0 +1,1 @@
+"""Routes of organizations, projects, plans and what tenants have stored."""

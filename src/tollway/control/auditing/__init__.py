@@ -1,0 +1,1 @@
+"""Records of operations, each in the transaction of the operation, and the chains of these records."""

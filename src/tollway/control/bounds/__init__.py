@@ -1,0 +1,1 @@
+"""Limits on what each may do in a time, and quotas of what an organization may have."""

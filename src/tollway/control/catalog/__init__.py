@@ -1,0 +1,1 @@
+"""Models, their deployments, and prices: all that is offered."""

@@ -1,0 +1,1 @@
+"""People, keys and roles: who there is, and who may do what."""

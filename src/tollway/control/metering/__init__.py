@@ -1,0 +1,1 @@
+"""From records of gateways to events, amounts and answers about usage."""

@@ -1,0 +1,1 @@
+"""The ledger, billing periods, corrections, credits and budgets."""

@@ -1,0 +1,405 @@
+"""Credits: how operators grant them, how usage burns them, and how that is booked.
+
+Theory of operation. While a period is open, the collector draws the cost of each batch on the grants in burn order, under a lock of the
+organization's open grants: that is provisional, because what arrives first burns first. It is what balances show, and what a prepaid budget
+goes by. When the period closes, no usage can be added to it: what it burns is computed again from its events in the canonical order
+(`domain.credits.burn`), takes the place of the provisional draws, and is booked: the grant's account pays what the organization would owe.
+If that is not what was drawn, the draws of later periods are made anew from their events, so that no credit is usable twice.
+A grant that ended before a period began can get no more usage once that period is closed; what is left of it is booked then, to the
+platform's account of breakage, or back to where it came from if it was voided. A transaction's id derives from what it books.
+
+Credit that is granted is a debt of the platform: its account is credited, and the account of its category debited, which for paid credit is
+what the payment of it will settle.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+
+from tollway.control.bounds import limits
+from tollway.control.money.ledger import PLATFORM, UNBILLED
+from tollway.domain import ids
+from tollway.domain.catalog import find_group
+from tollway.domain.credits import (
+    COST_BASIS_BP_MAX,
+    GRANTS_MAX,
+    MINUTE_US,
+    CreditGrant,
+    CreditMove,
+    CreditPlace,
+    CreditTransaction,
+    CreditUsage,
+    GrantCategory,
+    Topup,
+    TopupRule,
+    UsableCredit,
+    burn,
+    burn_order,
+    find_leasable,
+    find_problem,
+    find_rule_problem,
+    find_usable,
+    is_topup_due,
+)
+from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
+from tollway.domain.ledger import Account, Entry
+from tollway.domain.pages import Page, PageWindow
+from tollway.domain.periods import Period
+from tollway.storage import catalog as stored_catalog
+from tollway.storage import credits as stored
+from tollway.storage import periods as stored_periods
+from tollway.storage import prices as stored_prices
+from tollway.storage import tenants as stored_tenants
+from tollway.storage import topups as stored_topups
+from tollway.storage.database import PlatformTx, Transaction
+from tollway.storage.usage_events import EventRow
+
+CREDIT = "credit"
+"""Kind of an organization's account of one grant: "credit:<grant>"."""
+
+FUNDING: Mapping[GrantCategory, str] = {
+    GrantCategory.PAID: "prepayments",
+    GrantCategory.PROMOTIONAL: "promotional_expense",
+    GrantCategory.GOODWILL: "goodwill_expense",
+}
+"""Kind of the platform's account that bears credit of a category. Payments settle `prepayments`."""
+
+BREAKAGE = "breakage"
+"""Kind of the platform's account of credit that ended unused."""
+
+
+class GrantStanding(NamedTuple):
+    """A grant, and what is left of it: provisional, as long as periods are open whose usage burns it."""
+
+    grant: CreditGrant
+    left_pico: int
+
+
+# ---- Grants -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedGrant:
+    """Credit that an operator grants. `cost_basis_bp`, `effective_at`: None for what is usual. `topup_id`: of the top-up answered."""
+
+    category: GrantCategory
+    amount_pico: int
+    currency: str | None
+    cost_basis_bp: int | None
+    priority: int
+    effective_at: int | None
+    expires_at: int | None
+    reference: str
+    project_id: str | None
+    model: str
+    topup_id: str | None = None
+
+
+def create_grant(tx: PlatformTx, organization_id: str, wanted: WantedGrant, *, id: str, now: int) -> CreditGrant:
+    """Grant credit to an organization, and book it. It is used from the beginning of this minute on, unless it says later.
+
+    Raises RESOURCE_UNKNOWN, MODEL_UNKNOWN, PARAMETER_INVALID, STATE_CONFLICT.
+    """
+    currency = _get_currency(tx, organization_id)
+    if wanted.currency is not None and wanted.currency != currency:
+        message = f"The organization is billed in {currency}, not {wanted.currency}."
+        raise Fault(PARAMETER_INVALID, param="currency", message=message)
+    if (
+        wanted.project_id is not None
+        and stored_tenants.find_project_owners(tx, [wanted.project_id]).get(wanted.project_id) != organization_id
+    ):
+        raise Fault(PARAMETER_INVALID, param="project_id", message="The organization has no such project.")
+    limits.check_scopes(tx, {wanted.model}, "model")
+    is_paid = wanted.category is GrantCategory.PAID
+    grant = CreditGrant(
+        id=id,
+        organization_id=organization_id,
+        category=wanted.category,
+        amount_pico=wanted.amount_pico,
+        currency=currency,
+        cost_basis_bp=wanted.cost_basis_bp if wanted.cost_basis_bp is not None else COST_BASIS_BP_MAX if is_paid else 0,
+        priority=wanted.priority,
+        effective_at=now // MINUTE_US * MINUTE_US if wanted.effective_at is None else wanted.effective_at,
+        expires_at=wanted.expires_at,
+        created_at=now,
+        reference=wanted.reference,
+        project_id=wanted.project_id,
+        model=wanted.model,
+        models=_list_models(tx, wanted.model),
+    )
+    problem = find_problem(grant)
+    if problem is not None:
+        raise Fault(PARAMETER_INVALID, param=problem.field, message=f"'{problem.field}' cannot be used: {problem.reason}.")
+    if len(stored.list_open(tx, organization_id)) >= GRANTS_MAX:
+        raise Fault(STATE_CONFLICT, message=f"An organization may have {GRANTS_MAX} grants of which something is left.")
+    stored.insert_grant(tx, grant)
+    if wanted.topup_id is not None and not stored_topups.answer_topup(tx, organization_id, wanted.topup_id, grant.id):
+        raise Fault(STATE_CONFLICT, param="topup_id", message="The organization has no such top-up, or it was granted already.")
+    stored.post(tx, [_book(grant, CreditMove.GRANT, None, grant.amount_pico, now)], now)
+    return grant
+
+
+def _get_currency(tx: PlatformTx, organization_id: str) -> str:
+    terms = stored_prices.read_terms(tx, [organization_id]).get(organization_id)
+    if terms is None:
+        raise Fault(RESOURCE_UNKNOWN)
+    return terms.currency
+
+
+def _list_models(tx: PlatformTx, model: str) -> tuple[str, ...]:
+    """Return the models that a scope covers now: a group keeps them for this grant whatever joins or leaves it."""
+    group = find_group(model)
+    if not model or group is None:
+        return (model,) if model else ()
+    return tuple(stored_catalog.list_models_of_group(tx, group))
+
+
+def void_grant(tx: PlatformTx, organization_id: str, grant_id: str, now: int) -> GrantStanding:
+    """End a grant: requests that are admitted from the next minute on use nothing more of it. What usage burned of it stays burned.
+
+    Raises RESOURCE_UNKNOWN, STATE_CONFLICT.
+    """
+    stored.lock_open(tx, organization_id)
+    grant = stored.find_grant(tx, organization_id, grant_id) if ids.is_id(ids.CREDIT_GRANT, grant_id) else None
+    if grant is None:
+        raise Fault(RESOURCE_UNKNOWN)
+    if grant.voided_at is not None or grant.ends_at <= now:
+        raise Fault(STATE_CONFLICT, message="The grant has ended already.")
+    at = now // MINUTE_US * MINUTE_US + MINUTE_US
+    stored.void_grant(tx, grant, at)
+    voided = msgspec.structs.replace(grant, voided_at=at)
+    return GrantStanding(voided, _find_left([voided], stored.list_draws(tx, [grant.id]))[grant.id])
+
+
+# ---- How they stand -----------------------------------------------------------------------------------------------------
+
+
+def list_standings(tx: Transaction, organization_id: str) -> list[GrantStanding]:
+    """Return the open grants of an organization, in the order in which they burn."""
+    grants = stored.list_open(tx, organization_id)
+    left = _find_left(grants, stored.list_draws(tx, [each.id for each in grants]))
+    return [GrantStanding(each, left[each.id]) for each in sorted(grants, key=burn_order)]
+
+
+def find_usable_credit(tx: Transaction, organization_id: str, at: int) -> UsableCredit:
+    """Return what any request of an organization can burn at an instant, and until when that is certain."""
+    standings = list_standings(tx, organization_id)
+    return find_usable([each.grant for each in standings], {each.grant.id: each.left_pico for each in standings}, at)
+
+
+def find_leasable_credit(
+    tx: Transaction, organization_id: str, leased: Mapping[CreditPlace, int], place: CreditPlace, at: int
+) -> UsableCredit:
+    """Return by how much what is leased at one place can grow at an instant, and until when that is certain (`find_leasable`)."""
+    standings = list_standings(tx, organization_id)
+    return find_leasable([each.grant for each in standings], {each.grant.id: each.left_pico for each in standings}, leased, place, at)
+
+
+def find_credit_in_force(tx: Transaction, organization_id: str, at: int) -> UsableCredit:
+    """Return what some request of an organization can burn at an instant, that of grants with a scope included."""
+    standings = list_standings(tx, organization_id)
+    everywhere = [msgspec.structs.replace(each.grant, project_id=None, model="") for each in standings]
+    return find_usable(everywhere, {each.grant.id: each.left_pico for each in standings}, at)
+
+
+def list_transactions(tx: Transaction, organization_id: str, window: PageWindow) -> Page[CreditTransaction]:
+    """Return what was booked on the grants of an organization: granted, burned by closed periods, expired, voided."""
+    return stored.list_transactions(tx, organization_id, window)
+
+
+def _find_left(grants: Iterable[CreditGrant], draws: Mapping[tuple[str, int], int]) -> dict[str, int]:
+    left = {each.id: each.amount_pico for each in grants}
+    for (grant_id, _), pico in draws.items():
+        left[grant_id] -= pico
+    return left
+
+
+# ---- Usage of open periods ----------------------------------------------------------------------------------------------
+
+
+class UsageSums:
+    """The costs of the events of a batch, summed as credits need them while the events are stored. `organizations`: those with open
+    grants."""
+
+    def __init__(self, organizations: set[str]) -> None:
+        self._organizations = organizations
+        self._usage: dict[tuple[str, int], dict[CreditUsage, int]] = {}
+
+    def watch(self, rows: Iterable[EventRow]) -> Iterator[EventRow]:
+        """Yield the rows of events, and add up those of organizations that have credit."""
+        organizations = self._organizations
+        for row in rows:
+            yield row
+            _, _, organization_id, project_id, _, model, *_ = row.template.values
+            if organization_id in organizations and row.amounts.bits:
+                usage = self._usage.setdefault((str(organization_id), row.period_at), {})
+                place = CreditUsage(row.admitted_at // MINUTE_US * MINUTE_US, str(project_id), str(model))
+                usage[place] = usage.get(place, 0) + row.amounts.total
+
+    def list_periods(self) -> list[tuple[str, int]]:
+        """Return the organizations and periods that were used in, in order."""
+        return sorted(self._usage)
+
+    def get_usage(self, organization_id: str, period_at: int) -> Mapping[CreditUsage, int]:
+        """Return the usage of an organization that is booked in a period."""
+        return self._usage[organization_id, period_at]
+
+
+def open_usage(tx: PlatformTx, organization_ids: Iterable[str]) -> UsageSums | None:
+    """Return where the costs of events of these organizations are summed; None if none of them has open grants."""
+    ids_ = set(organization_ids)
+    holders = stored.find_holders(tx, ids_) | stored_topups.find_rules(tx, ids_).keys()
+    return UsageSums(holders) if holders else None
+
+
+def draw(tx: PlatformTx, sums: UsageSums, now: int) -> None:
+    """Draw usage on grants, provisionally: in the order in which it arrives. Where it leaves less than a rule allows, ask for a top-up."""
+    for organization_id, period_at in sums.list_periods():
+        grants = stored.lock_open(tx, organization_id)
+        draws = stored.list_draws(tx, [each.id for each in grants])
+        burned = burn(grants, _find_left(grants, draws), sums.get_usage(organization_id, period_at))
+        drawn = {grant_id: draws.get((grant_id, period_at), 0) + pico for grant_id, pico in burned.items()}
+        stored.put_draws(tx, organization_id, period_at, drawn, is_final=False)
+    for organization_id, rule in stored_topups.lock_rules(tx, {each for each, _ in sums.list_periods()}).items():
+        usable, latest = find_usable_credit(tx, organization_id, now), stored_topups.find_latest(tx, organization_id)
+        if is_topup_due(rule, usable.pico, latest, now):
+            stored_topups.insert_topup(tx, _make_topup(organization_id, rule, usable.pico, latest, now))
+
+
+def _make_topup(organization_id: str, rule: TopupRule, usable_pico: int, latest: Topup | None, now: int) -> Topup:
+    """Return the top-up that follows `latest`. Its id derives from that one and the instant."""
+    text = f"topup/{organization_id}/{None if latest is None else latest.id}"
+    id = f"{ids.CREDIT_TOPUP}_{now // 1000 & 0xFFFF_FFFF_FFFF:012x}{hashlib.sha256(text.encode()).hexdigest()[:20]}"
+    return Topup(id=id, organization_id=organization_id, amount_pico=rule.amount_pico, usable_pico=usable_pico, requested_at=now)
+
+
+# ---- Top-ups ------------------------------------------------------------------------------------------------------------
+
+
+def put_topup_rule(tx: PlatformTx, organization_id: str, rule: TopupRule | None, now: int) -> None:
+    """Let an organization's credit be topped up by a rule; None for no rule. Raises RESOURCE_UNKNOWN, PARAMETER_INVALID."""
+    _get_currency(tx, organization_id)
+    problem = None if rule is None else find_rule_problem(rule)
+    if problem is not None:
+        raise Fault(PARAMETER_INVALID, param=problem.field, message=f"'{problem.field}' cannot be used: {problem.reason}.")
+    stored_topups.put_rule(tx, organization_id, rule, now)
+
+
+def find_topup_rule(tx: Transaction, organization_id: str) -> TopupRule | None:
+    """Return the rule by which an organization's credit is topped up; None for none."""
+    return stored_topups.find_rules(tx, [organization_id]).get(organization_id)
+
+
+def list_topups(tx: PlatformTx, window: PageWindow, *, only_open: bool) -> Page[Topup]:
+    """Return the top-ups that rules asked for; those alone that no grant has answered, if `only_open`."""
+    return stored_topups.list_topups(tx, window, only_open=only_open)
+
+
+# ---- Closed periods -----------------------------------------------------------------------------------------------------
+
+
+class Settlement(NamedTuple):
+    """Effect of the close of a period on grants: what its usage burns, by grant, and what is left of grants that ended before it."""
+
+    burned: dict[str, int]
+    ended: dict[str, int]
+
+
+def settle(grants: Sequence[CreditGrant], left: Mapping[str, int], usage: Mapping[CreditUsage, int], period_at: int) -> Settlement:
+    """Return what the close of the period that begins at `period_at` does to grants. `left`: of each, before its usage. Pure."""
+    burned = burn(grants, left, usage)
+    ended = {each.id: left[each.id] - burned.get(each.id, 0) for each in grants if each.ends_at <= period_at}
+    return Settlement(burned, {grant_id: pico for grant_id, pico in ended.items() if pico})
+
+
+def sum_usage(tx: Transaction, period: Period) -> Mapping[CreditUsage, int]:
+    """Return what the events of a frozen period cost, for `settle_period`; nothing if the organization has no open grants. Grants that it
+    gets from now on begin after the period, so they pay none of it."""
+    return stored.sum_usage(tx, period.organization_id, period.start_at) if stored.find_holders(tx, [period.organization_id]) else {}
+
+
+def settle_period(tx: PlatformTx, period: Period, usage: Mapping[CreditUsage, int], now: int) -> None:
+    """Burn the usage of a period that takes no more bookings, in the canonical order, and book it with what has ended before the period.
+    The periods before it are settled, and the organization is locked, so nothing is booked meanwhile. `usage`: by `sum_usage`."""
+    grants = stored.lock_open(tx, period.organization_id)
+    if not grants:
+        return
+    draws = stored.list_draws(tx, [each.id for each in grants])
+    before = {place: pico for place, pico in draws.items() if place[1] < period.start_at}
+    left = _find_left(grants, before)
+    settlement = settle(grants, left, usage, period.start_at)
+    provisional = {grant_id: pico for (grant_id, at), pico in draws.items() if at == period.start_at}
+    stored.put_draws(tx, period.organization_id, period.start_at, {**dict.fromkeys(provisional, 0), **settlement.burned}, is_final=True)
+    by_id = {each.id: each for each in grants}
+    booked = [_book(by_id[grant_id], CreditMove.BURN, period.start_at, pico, now) for grant_id, pico in sorted(settlement.burned.items())]
+    for grant_id, pico in sorted(settlement.ended.items()):
+        booked.append(_book(by_id[grant_id], find_end(by_id[grant_id]), period.start_at, pico, now))
+    stored.post(tx, booked, now)
+    left = {grant_id: pico - settlement.burned.get(grant_id, 0) for grant_id, pico in left.items()}
+    over = {each.id for each in grants if each.ends_at <= period.start_at or left[each.id] == 0}
+    if over:
+        stored.close_grants(tx, sorted(over), now)
+    later = {place: pico for place, pico in draws.items() if place[1] > period.start_at}
+    is_as_drawn = settlement.burned == {grant_id: pico for grant_id, pico in provisional.items() if pico}
+    if not is_as_drawn or any(pico and grant_id in over for (grant_id, _), pico in later.items()):
+        _redraw_later(tx, period, [each for each in grants if each.id not in over], left, later)
+
+
+def _redraw_later(
+    tx: PlatformTx, period: Period, grants: Sequence[CreditGrant], left: dict[str, int], later: Mapping[tuple[str, int], int]
+) -> None:
+    """Draw anew, from its events, what the usage of the periods after `period` burns so far: what it had drawn, this period may have burned
+    at its close, and what this period gave back, it can burn. `grants`: the open ones. `left`: of each, before that usage. `later`: what
+    it has drawn, of grants that are closed now too."""
+    for start_at in stored_periods.list_starts_after(tx, period):
+        burned = burn(grants, left, stored.sum_usage(tx, period.organization_id, start_at))
+        drawn = {grant_id: 0 for grant_id, at in later if at == start_at} | burned
+        stored.put_draws(tx, period.organization_id, start_at, drawn, is_final=False)
+        left = {each.id: left[each.id] - burned.get(each.id, 0) for each in grants}
+
+
+def find_end(grant: CreditGrant) -> CreditMove:
+    """Return how a grant that has ended is booked."""
+    return CreditMove.VOID if grant.voided_at is not None and grant.voided_at == grant.ends_at else CreditMove.EXPIRE
+
+
+# ---- Booking ------------------------------------------------------------------------------------------------------------
+
+
+def _book(grant: CreditGrant, move: CreditMove, period_at: int | None, pico: int, now: int) -> tuple[CreditTransaction, tuple[Entry, ...]]:
+    transaction = CreditTransaction(
+        id=transaction_id(grant, move, period_at),
+        organization_id=grant.organization_id,
+        grant_id=grant.id,
+        move=move,
+        period_at=period_at,
+        amount_pico=pico,
+        booked_at=now,
+    )
+    return transaction, entries_of(grant, move, pico)
+
+
+def transaction_id(grant: CreditGrant, move: CreditMove, period_at: int | None) -> str:
+    """The id of a transaction of a grant: the millisecond of the grant or of the period's start, so that ids sort by time, and 80 bits of a
+    SHA-256 over its cause."""
+    at = grant.created_at if period_at is None else period_at
+    text = f"credit/{grant.organization_id}/{grant.id}/{move}/{period_at}"
+    return f"{ids.TRANSACTION}_{at // 1000 & 0xFFFF_FFFF_FFFF:012x}{hashlib.sha256(text.encode()).hexdigest()[:20]}"
+
+
+def entries_of(grant: CreditGrant, move: CreditMove, pico: int) -> tuple[Entry, ...]:
+    """Return the entries of a transaction of a grant."""
+    own = Account(grant.organization_id, f"{CREDIT}:{grant.id}", grant.currency)
+    funding = Account(PLATFORM, FUNDING[grant.category], grant.currency)
+    match move:
+        case CreditMove.GRANT:
+            return Entry(funding, pico), Entry(own, -pico)
+        case CreditMove.BURN:
+            return Entry(own, pico), Entry(Account(grant.organization_id, UNBILLED, grant.currency), -pico)
+        case CreditMove.EXPIRE:
+            return Entry(own, pico), Entry(Account(PLATFORM, BREAKAGE, grant.currency), -pico)
+        case CreditMove.VOID:
+            return Entry(own, pico), Entry(funding, -pico)

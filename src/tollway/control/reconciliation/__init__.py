@@ -1,0 +1,1 @@
+"""The engines' own token counters, compared with the ledger."""

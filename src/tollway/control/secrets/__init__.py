@@ -1,0 +1,1 @@
+"""Keys that seal and sign: what wraps data keys, data keys of organizations, peppers, keys of access tokens."""

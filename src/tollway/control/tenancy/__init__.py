@@ -1,0 +1,1 @@
+"""Organizations, projects, service accounts, and the plans that they subscribe to."""
