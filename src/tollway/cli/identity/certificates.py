@@ -35,7 +35,7 @@ def list_certificates(
 @app.command()
 def upload(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The certificate of an authority, or of one program, as PEM.")],
-    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="A name for people.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="A name for people.")] = None,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
     control_url: ControlUrl = None,
@@ -141,7 +141,7 @@ def create_rule(
         typer.Option("--match", metavar="KIND=VALUE", help="What a certificate must say: dns=ci.example.com (repeatable)."),
     ] = None,
     project: Project = None,
-    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="A name for people.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="A name for people.")] = None,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
     control_url: ControlUrl = None,
