@@ -1,6 +1,7 @@
 """Bounds on the part of a control process that one organization takes: its rate, its share of places, its turns at the work."""
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -11,6 +12,7 @@ from tollway.control.api.places import (
     ORGANIZATION_WORK_MAX,
     REFUSAL_SECONDS_MAX,
     REFUSALS_PER_SECOND,
+    REST_SECONDS_MAX,
     SHARED_SECONDS,
     SHARED_WORK_MAX,
     Place,
@@ -236,6 +238,50 @@ async def test_94_organization_rests_as_long_as_it_worked_while_others_ask() -> 
     clock.now += 0.02
     await waiting[1]
     assert not bounded.working and not bounded.waiting and not bounded.by_caller
+
+
+async def test_stream_has_no_turn_while_it_is_read_and_one_while_a_chunk_is_made() -> None:
+    clock = Clock()
+    bounded = Places(32, 60, clock)
+    operator, exporting = Place(bounded), Place(bounded)
+    operator.count("key_operator")
+    exporting.count("org_a")
+
+    async def make() -> AsyncIterator[bytes]:
+        for chunk in (b"first", b"last"):
+            assert bounded.working["org_a"] == 1
+            yield chunk
+
+    stream = exporting.stream(make(), "org_a")
+    assert await anext(stream) == b"first"
+    clock.now += 3600  # a slow reader
+    operator.count("key_operator")
+    assert bounded.has_turn("org_a") and bounded.find_rest("org_a") <= 0
+    another = Place(bounded)
+    await another.take_turn("org_a")
+    last = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    assert not last.done(), "the organization has one turn while others ask"
+    another.release()
+    assert await last == b"last"
+    assert [chunk async for chunk in stream] == []
+    for place in (exporting, operator):
+        place.release()
+    assert not bounded.working and not bounded.waiting and not bounded.by_caller
+
+
+async def test_rest_after_a_long_turn_is_short() -> None:
+    clock = Clock()
+    bounded = Places(32, 60, clock)
+    long = Place(bounded)
+    long.count("org_a")
+    await long.take_turn("org_a")
+    clock.now += 3600
+    operator = Place(bounded)
+    operator.count("key_operator")
+    long.release()
+    assert bounded.find_rest("org_a") == REST_SECONDS_MAX
+    operator.release()
 
 
 async def test_107_unauthenticated_clients_share_by_their_address_and_known_callers_do_not_wait_for_them() -> None:

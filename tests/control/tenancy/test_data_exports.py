@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any
 
 import httpx2
@@ -11,6 +12,7 @@ import pytest
 from tests.control.browsing import Browser, find_user_id, join
 from tests.control.harness import Running, TenantSetup, answered, make_tenant
 from tests.control.test_routes import refused
+from tollway.control.api.places import Place
 from tollway.domain.content_logs import Content, name_content, name_response
 from tollway.storage import data_exports
 
@@ -90,6 +92,22 @@ def test_export_of_a_person_has_what_names_them_and_of_others_nothing(control: R
     assert "ada@example.com" in answer.text and "grace@example.com" not in answer.text
     assert person.secret not in answer.text and other.secret not in answer.text
     assert not {"content", "response"} & {line["type"] for line in read(answer)}
+
+
+def test_export_holds_no_turn_of_its_organization_while_it_is_read(
+    control: Running, tenant: TenantSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[str | None] = []
+    stream = Place.stream
+
+    async def watch(place: Place, chunks: AsyncIterable[Any], organization: str) -> AsyncIterator[Any]:
+        async for chunk in stream(place, chunks, organization):
+            turns.append(place.turn)
+            yield chunk
+
+    monkeypatch.setattr(Place, "stream", watch)
+    read(control.client(tenant.admin_key).get(EXPORT))
+    assert len(turns) > 1 and set(turns) == {None}
 
 
 def test_export_needs_a_permission_that_owners_alone_have(control: Running, tenant: TenantSetup) -> None:

@@ -4,7 +4,8 @@ Theory of operation. A request takes a place when it arrives and gives it back w
 takes one again when the body is there. Before the body is read it also counts against its **sharer**: the organization, whichever of its
 keys it has; an operator's key; a gateway. The share is far below all places. Of the requests that an organization has, a few are worked
 on at once (one, while others ask too) and the others wait for their turn, so that it never fills the worker threads that all share. While
-others ask, an organization rests after each turn for as long as the turn took: it works half of the time at most.
+others ask, an organization rests after each turn for as long as the turn took, a second at most: it works half of the time.
+A streamed answer takes a turn for each of its chunks, and has none while the client reads.
 Requests of organizations are counted by rate as well. A credential is remembered by the organization that it was found to be of: with it, a
 request counts against the share and the rate, and waits for its turn, before the database is asked whose it is. Refusals of one
 organization are spaced out. A client at a public route, or with a credential that was not presented before, counts as unauthenticated: at
@@ -18,8 +19,9 @@ import asyncio
 import hashlib
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from tollway.domain.faults import (
     ADMINISTRATION_RATE_LIMITED,
@@ -29,6 +31,8 @@ from tollway.domain.faults import (
     ROUTE_UNKNOWN,
     Fault,
 )
+
+Chunk = TypeVar("Chunk")
 
 REQUESTS_MAX = 256
 """Places of one application: more than the worker threads and any waiting list that still makes sense."""
@@ -54,6 +58,9 @@ REST_FACTOR = 1.0
 """Rest of an organization after a turn, as a multiple of the turn's time, while another sharer asks. Without it an operator's call takes
 1.5 times as long as alone, and a revocation, which is two of them that write, 1.8 times."""
 
+REST_SECONDS_MAX = 1.0
+"""For an organization to rest after one turn: far below TURN_SECONDS_MAX, so that a long request refuses none of those that wait."""
+
 SHARED_SECONDS = 0.5
 """Time after a request for which its sharer counts as one that asks. Health probes have no sharer."""
 
@@ -65,6 +72,10 @@ REFUSAL_SECONDS_MAX = 5.0
 
 TURN_SECONDS_MAX = 15.0
 """For a request to wait for its turn."""
+
+CHUNK_TURN_SECONDS_MAX = 60.0
+"""For a chunk of a streamed answer to wait for its turn. Whatever waited before it is gone after TURN_SECONDS_MAX, so that a stream
+breaks off only behind a single request that takes longer."""
 
 RECOGNIZED_MAX = 4096
 """Credentials whose sharer is remembered, those used last."""
@@ -146,7 +157,7 @@ class Places:
         now = self.clock()
         if len(self.resting_until) >= RECOGNIZED_MAX:
             self.resting_until = {each: until for each, until in self.resting_until.items() if until > now}
-        self.resting_until[organization] = now + seconds * REST_FACTOR
+        self.resting_until[organization] = now + min(seconds * REST_FACTOR, REST_SECONDS_MAX)
 
     def find_rest(self, organization: str) -> float:
         """Return for how many seconds an organization rests from now on; 0 or less for one that does not."""
@@ -283,9 +294,9 @@ class Place:
         if self.places.by_caller[caller] >= self.places.caller_max + (CALLER_REVOCATION_RESERVE if self.is_revocation else 0):
             raise Fault(CONCURRENCY_EXCEEDED, message="Too many concurrent requests of this organization, key, gateway or address.")
 
-    async def take_turn(self, organization: str) -> None:
+    async def take_turn(self, organization: str, seconds_max: float = TURN_SECONDS_MAX) -> None:
         """Wait until so few requests of the organization are worked on that this one can be, unless it has the turn already. Revocations do
-        not wait. Raises Fault OVERLOADED after TURN_SECONDS_MAX."""
+        not wait. Raises Fault OVERLOADED after `seconds_max`."""
         if self._working == organization:
             return
         self.end_turn()
@@ -297,7 +308,7 @@ class Place:
             if len(queue) == 1 and not places.working[organization]:
                 _wake_later(places, organization)
             try:
-                async with asyncio.timeout(TURN_SECONDS_MAX):
+                async with asyncio.timeout(seconds_max):
                     await turn
             except BaseException as error:
                 if turn.done() and not turn.cancelled():
@@ -309,6 +320,20 @@ class Place:
             places.working[organization] += 1
         self._working = organization
         self._working_since = places.clock()
+
+    async def stream(self, chunks: AsyncIterable[Chunk], organization: str) -> AsyncIterator[Chunk]:
+        """Yield the chunks of an answer, each made in a turn of its own: none is held while the client reads. Raises Fault OVERLOADED where
+        a chunk waited for longer than CHUNK_TURN_SECONDS_MAX."""
+        made = aiter(chunks)
+        while True:
+            await self.take_turn(organization, CHUNK_TURN_SECONDS_MAX)
+            try:
+                chunk = await anext(made)
+            except StopAsyncIteration:
+                return
+            finally:
+                self.end_turn()
+            yield chunk
 
     async def wait_to_refuse(self, fault: Fault) -> None:
         """Give back everything, and wait until the sharer may be given another refusal, if it asks more than it may, or for what

@@ -295,8 +295,13 @@ class ApiRoute(APIRoute):
                     strict.state.plane = replace(plane, database=plane.database.recording(recorder))
             key = strict.headers.get("idempotency-key") if strict.method == "POST" else None
             if key is None or not isinstance(caller, Tenant | Operator):
-                return await handle(strict)
-            return await _answer_once(plane, strict, caller, key, body, handle)
+                response = await handle(strict)
+            else:
+                response = await _answer_once(plane, strict, caller, key, body, handle)
+            if isinstance(response, StreamingResponse) and organization_id is not None:
+                place.end_turn()
+                response.body_iterator = place.stream(response.body_iterator, organization_id)
+            return response
 
         return answer
 
