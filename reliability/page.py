@@ -73,6 +73,16 @@ FIGURES: Mapping[str, Figure] = {
     ),
     "R6": Figure(
         "Limit accuracy with several gateways",
+        "Four gateways, each a process and a node of its own, share their counters in one server. Clients send three times what a limit "
+        "of a project admits, over all gateways in a random order: a limit on requests, then one on output tokens. Then a race in which "
+        "the server is frozen after a third of the requests. The deadline of a decision is 2 s, because the machine is shared.",
+        "With the server nothing is admitted beyond the limit and its refill, and at least 99 % of it. With the server frozen at most one "
+        "more limit is admitted (docs/limits.md), and nothing is answered but 200 and 429.",
+        "Windows of a minute, whose refill depends on the machine's speed; servers on other hosts; clusters.",
+        "python -m reliability R6 --limit 500",
+    ),
+    "R7": Figure(
+        "Budget accuracy",
         "Four gateways, each a process and a node of its own, spend one hard budget of an organization, or its prepaid credit, at once: "
         "whole answers and streams in turn, from 500 clients that ask on after refusals. Their limits are counted in one server. Meanwhile "
         "gateways get SIGKILL and start again. At the end each gateway is stopped, so that it hands in everything and its leases end.",

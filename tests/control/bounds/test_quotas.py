@@ -37,6 +37,8 @@ OTHER_TABLES = {
     "identity_providers", "federation_rules",  # bounded by PROVIDERS_MAX and RULES_MAX; each rule has a key, which is counted
     "user_credentials", "user_sessions", "sign_in_links", "user_identities",  # one of each for a person, or SESSIONS_MAX
     "sign_in_connections",  # bounded by CONNECTIONS_MAX
+    "client_certificates", "certificate_rules",  # bounded by CERTIFICATES_MAX and RULES_MAX; each rule has a key, which is counted
+    "scim_users", "scim_groups",  # of people and groups, which are counted
     "group_members", "role_assignments",  # of people, groups and roles, which are counted
 }  # fmt: skip
 """Tables with rows of an organization that no tenant creates by a request of administration."""
