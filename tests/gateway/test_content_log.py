@@ -28,6 +28,7 @@ from tollway.domain.prices import PriceTerms
 from tollway.domain.snapshot import KeyEntry, OrganizationEntry, ProjectEntry
 from tollway.link import content_log
 from tollway.link.content_log import ContentSender
+from tollway.storage import content_logs as stored_content_logs
 from tollway.storage.schema_data_protection import content_log_totals
 from tollway.storage.schema_data_protection import content_logs as table
 
@@ -256,6 +257,27 @@ def test_shorter_retention_holds_for_what_is_logged_and_none_deletes_it(control:
     log_for(control, tenant, None)
     assert (count(control, tenant), total(control, tenant)) == (0, 0)
     assert put(control, tenant, 2) == 409
+
+
+def test_log_of_many_requests_is_not_read_from_its_end_on_and_deleted_in_parts(
+    control: Control, tenant: TenantSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admin = control.client(tenant.admin_key)
+    monkeypatch.setattr(stored_content_logs, "REMOVED_MAX", 2)
+    log_for(control, tenant)
+    for number in range(5):
+        assert put(control, tenant, number) == 204
+    log_for(control, tenant, None)
+    assert count(control, tenant) == 3
+    refused(admin.get(f"{content_path(tenant)}/req_{4:032x}"), 404, "not_found")
+    assert not answered(admin.get(content_path(tenant)))["data"]
+    assert b'"type":"content"' not in admin.get("/v1/organization/export").content
+    body = {"retention_type": "none", "content_retention_seconds": DAY}
+    refused(admin.post(retention_path(tenant), json=body), 409, "conflict")
+    assert list(content_logs.remove_expired(control.plane.database, control.plane.now())) == [0, 2, 1]
+    assert (count(control, tenant), total(control, tenant)) == (0, 0)
+    log_for(control, tenant)
+    assert put(control, tenant, 9) == 204
 
 
 def test_zero_retention_of_the_organization_ends_logging_and_storing(control: Control, tenant: TenantSetup) -> None:

@@ -35,6 +35,14 @@ content_logs = sa.Table(  # what requests of projects said and were answered, wh
     sa.Index(None, "organization_id", "project_id", "id"),
 )
 
+content_deletions = sa.Table(  # projects of which all content above is being deleted, and none is read any more
+    "content_deletions",
+    metadata,
+    sa.Column("organization_id", sa.String(64), primary_key=True),
+    sa.Column("project_id", sa.String(64), primary_key=True),
+    sa.ForeignKeyConstraint(["organization_id", "project_id"], ["projects.organization_id", "projects.id"]),
+)
+
 content_log_totals = sa.Table(  # bytes of the content of an organization above
     "content_log_totals",
     metadata,

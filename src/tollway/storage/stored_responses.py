@@ -5,12 +5,15 @@ those that wait for each other do so in one order.
 """
 
 from collections import Counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from tollway.storage.database import PlatformTx, TenantTx
 from tollway.storage.schema_responses import stored_response_totals, stored_responses
+
+REMOVED_MAX = 500
+"""Responses that one transaction deletes, so that it locks for milliseconds."""
 
 _C = stored_responses.c
 _T = stored_response_totals.c
@@ -97,17 +100,24 @@ def shorten_retention(tx: TenantTx, lifetime_us: int) -> None:
 
 
 def delete_all(tx: TenantTx, project_id: str | None = None) -> None:
-    """Delete every response of the organization, or of one project."""
+    """Delete every response of a project, or of the organization (None). What is more than REMOVED_MAX expires, and is left to
+    `remove_expired`: all that an organization can store is too much for one statement."""
     own = _C.organization_id == tx.organization_id
-    delete = stored_responses.delete().where(own if project_id is None else sa.and_(own, _C.project_id == project_id))
-    sizes = list(tx.connection.execute(delete.returning(_SIZE)).scalars())
-    _take_off(tx, tx.organization_id, len(sizes), sum(sizes))
+    if project_id is not None:
+        own = sa.and_(own, _C.project_id == project_id)
+    if _remove(tx, own, _C.id) == REMOVED_MAX:
+        tx.connection.execute(stored_responses.update().where(own, _C.expires_at > 0).values(expires_at=0))
 
 
-def remove_expired(tx: PlatformTx, now: int, count_max: int) -> int:
-    """Remove at most `count_max` responses that have expired at `now`; return how many."""
-    expired = sa.select(_C.organization_id, _C.id).where(_C.expires_at <= now).order_by(_C.expires_at).limit(count_max)
-    found = [(row.organization_id, row.id) for row in tx.connection.execute(expired)]
+def remove_expired(tx: PlatformTx, now: int) -> int:
+    """Remove at most REMOVED_MAX responses that have expired at `now`; return how many."""
+    return _remove(tx, _C.expires_at <= now, _C.expires_at)
+
+
+def _remove(tx: PlatformTx | TenantTx, condition: sa.ColumnElement[bool], order: sa.Column[Any]) -> int:
+    """Remove at most REMOVED_MAX responses, the first of an order that an index has, and return how many."""
+    query = sa.select(_C.organization_id, _C.id).where(condition).order_by(order).limit(REMOVED_MAX)
+    found = [(row.organization_id, row.id) for row in tx.connection.execute(query)]
     if found:
         delete = stored_responses.delete().where(sa.tuple_(_C.organization_id, _C.id).in_(found))
         responses, sizes = Counter[str](), Counter[str]()

@@ -165,6 +165,13 @@ def find_project(tx: TenantTx, project_id: str) -> Project | None:
     return None if row is None else _project(row)
 
 
+def share_project(tx: TenantTx, project_id: str) -> Project | None:
+    """Return a project of the organization, and let nobody change it until this transaction ends."""
+    query = sa.select(projects).where(projects.c.organization_id == tx.organization_id, projects.c.id == project_id)
+    row = tx.connection.execute(query.with_for_update(read=True)).one_or_none()
+    return None if row is None else _project(row)
+
+
 def list_projects(tx: TenantTx, window: PageWindow, *, include_archived: bool) -> Page[Project]:
     """The organization's projects."""
     query = sa.select(projects).where(projects.c.organization_id == tx.organization_id)

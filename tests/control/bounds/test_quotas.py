@@ -32,7 +32,7 @@ OTHER_TABLES = {
     "credit_draws", "credit_topups", "credit_transactions",  # follow usage and grants
     "credit_topup_rules", "data_keys",  # one for an organization
     "stored_responses", "stored_response_totals",  # bounded by RESPONSES_MAX and BYTES_MAX
-    "content_logs", "content_log_totals",  # bounded by BYTES_MAX
+    "content_logs", "content_log_totals", "content_deletions",  # bounded by BYTES_MAX
     "leaked_keys",  # one for a secret of a key, which is counted
     "identity_providers", "federation_rules",  # bounded by PROVIDERS_MAX and RULES_MAX; each rule has a key, which is counted
     "user_credentials", "user_sessions", "sign_in_links", "user_identities",  # one of each for a person, or SESSIONS_MAX

@@ -61,7 +61,7 @@ OTHER_TABLES = {
     "publish_head", "changes", "nodes", "join_tokens", "limit_reports", "job_leases",  # what gateways are told and tell, and who runs a job
     "credit_topup_rules", "credit_topups",  # what to ask a customer for; what was granted counts
     "refused_epochs",  # which runs wait for a clock or an operator
-    "content_logs", "content_log_totals", "leaked_keys",  # what requests said, and what was found in public
+    "content_logs", "content_log_totals", "content_deletions", "leaked_keys",  # what requests said, and what was found in public
     "idempotency_keys", "stored_responses", "stored_response_totals",  # what was answered
     "data_keys",  # with which secrets are sealed
     "audit_heads", "audit_records", "audit_checkpoints", "audit_cuts",  # who changed what

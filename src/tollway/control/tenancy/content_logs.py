@@ -27,9 +27,6 @@ from tollway.storage.vault import LocalVault
 BYTES_MAX = 10 * 1024**3
 """Most bytes of content that one organization has stored at a time, sealed."""
 
-REMOVED_MAX = 100
-"""Expired contents that one transaction removes: each may have most of a megabyte."""
-
 EXPORTED_MAX = 10
 """Contents that are read at a time for an export."""
 
@@ -71,10 +68,10 @@ def get_project_retention(tx: TenantTx, project_id: str) -> ProjectRetention:
 
 def set_project_retention(tx: TenantTx, project_id: str, retention: ProjectRetention, now: int) -> ProjectRetention:
     """Store the data retention of a project. Content is kept no longer than it says, what is logged already included; where none is logged
-    any more, it is deleted at once, and where nothing may be kept, stored responses are as well.
+    any more, it is not read from then on and deleted, and where nothing may be kept, stored responses are as well.
 
-    Raises RESOURCE_UNKNOWN; STATE_CONFLICT where the project is archived, or its organization lets nothing be kept; PARAMETER_INVALID for a
-    time to keep content with another type than `none`."""
+    Raises RESOURCE_UNKNOWN; STATE_CONFLICT where the project is archived, its organization lets nothing be kept, or what it logged before
+    is still being deleted; PARAMETER_INVALID for a time to keep content with another type than `none`."""
     publish.lock(tx)
     tenants.get_active_project(tx, project_id)
     seconds = retention.content_retention_seconds
@@ -82,6 +79,8 @@ def set_project_retention(tx: TenantTx, project_id: str, retention: ProjectReten
         raise Fault(PARAMETER_INVALID, param="content_retention_seconds", message="Content can be logged with the type none only.")
     if seconds is not None and storage.find_organization_retention(tx).is_zero:
         raise Fault(STATE_CONFLICT, message="The organization lets nothing be kept of its requests.")
+    if seconds is not None and storage.is_being_deleted(tx, project_id):
+        raise Fault(STATE_CONFLICT, message="What the project logged before is still being deleted. Try again in a minute.")
     storage.set_project_retention(tx, project_id, retention)
     if seconds is None:
         storage.delete_content(tx, project_id)
@@ -96,8 +95,8 @@ def set_project_retention(tx: TenantTx, project_id: str, retention: ProjectReten
 def store(tx: TenantTx, record: ContentRecord, content: bytes, outer: LocalVault, now: int) -> None:
     """Store the content of a request of a project, which a gateway has sealed. Raises STATE_CONFLICT where the project logs none,
     QUOTA_EXCEEDED where the organization has BYTES_MAX already; roll the transaction back then."""
-    stored_tenants.share_organization(tx)  # whoever ends the retention of the organization or a project deletes what is stored here too
-    project = stored_tenants.find_project(tx, record.project_id)
+    stored_tenants.share_organization(tx)  # whoever ends its retention waits, and deletes what is stored here too
+    project = stored_tenants.share_project(tx, record.project_id)  # also whoever ends that of the project
     seconds = None
     if project is not None and project.status is Status.ACTIVE:
         seconds = storage.find_project_retention(tx, record.project_id).content_retention_seconds
@@ -140,10 +139,17 @@ def unseal(sealed: SealedContent, vaults: Vaults) -> Content:
 
 
 def remove_expired(database: Database, now: int) -> Iterator[int]:
-    """Remove the content that has expired at `now`, each part as a transaction of its own. Yields how much each removed."""
+    """Remove the content that has expired at `now`, and that of projects which log none any more, each part as a transaction of its own.
+    Yields how much each removed."""
     while True:
         with database.platform() as tx:
-            removed = storage.remove_expired(tx, now, REMOVED_MAX)
+            removed = storage.remove_expired(tx, now)
         yield removed
-        if removed < REMOVED_MAX:
+        if removed < storage.REMOVED_MAX:
+            break
+    while True:
+        with database.platform() as tx:
+            ended = storage.remove_ended(tx)
+        if ended is None:
             return
+        yield ended

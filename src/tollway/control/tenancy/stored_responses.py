@@ -26,9 +26,6 @@ RESPONSES_MAX = 100_000
 BYTES_MAX = 10 * 1024**3
 """Most bytes that they have, sealed."""
 
-REMOVED_MAX = 500
-"""Expired responses that one transaction removes, so that it locks for milliseconds."""
-
 EXPORTED_MAX = 10
 """Responses that are read at a time for an export."""
 
@@ -54,8 +51,8 @@ def set_retention(tx: TenantTx, seconds: int | None, now: int) -> Organization:
 def store(tx: TenantTx, *, project_id: str, id: str, content: bytes, now: int) -> None:
     """Store a sealed response of a project. Raises STATE_CONFLICT where the organization or the project stores none, QUOTA_EXCEEDED where
     it has RESPONSES_MAX or BYTES_MAX already; roll the transaction back then."""
-    organization = stored_tenants.share_organization(tx)  # whoever ends its retention deletes what is stored here too
-    project = stored_tenants.find_project(tx, project_id)
+    organization = stored_tenants.share_organization(tx)  # whoever ends its retention waits, and deletes what is stored here too
+    project = stored_tenants.share_project(tx, project_id)  # also whoever ends that of the project
     if (
         organization is None
         or organization.status is not Status.ACTIVE
@@ -105,7 +102,7 @@ def remove_expired(database: Database, now: int) -> Iterator[int]:
     """Remove the responses that have expired at `now`, each part as a transaction of its own. Yields how many each removed."""
     while True:
         with database.platform() as tx:
-            removed = storage.remove_expired(tx, now, REMOVED_MAX)
+            removed = storage.remove_expired(tx, now)
         yield removed
-        if removed < REMOVED_MAX:
+        if removed < storage.REMOVED_MAX:
             return
