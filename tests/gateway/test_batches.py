@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from tests.gateway.harness import (
     PROJECT,
     Answer,
     Gateway,
+    Memory,
     Served,
     completion,
     connect,
@@ -28,13 +30,15 @@ from tests.gateway.harness import (
     message,
     plane,
     post,
+    split_answers,
     whole,
 )
 from tests.gateway.test_bounded_keys import bound
 from tests.gateway.test_files import FORM, form
 from tollway.domain.batches import Batch, BatchStatus, LineResult
+from tollway.domain.billing_classes import NOTHING
 from tollway.domain.catalog import Endpoint
-from tollway.domain.faults import Fault
+from tollway.domain.faults import INTERNAL, OVERLOADED, UPLOADS_EXCEEDED, Fault, FaultKind
 from tollway.domain.files import FileOwner
 from tollway.domain.limits import UNLIMITED, Limits
 from tollway.domain.snapshot import Change
@@ -515,7 +519,124 @@ def test_requests_that_answered_lines_are_known_while_the_batch_runs_and_after_i
     active.append(0, LineResult.COMPLETED, b"text", ids[0], durable=True)
     active.append(1, LineResult.EXPIRED, b"text", durable=True)
     active.append(2, LineResult.COMPLETED, b"text", ids[1], durable=True)
-    assert store.list_answered(OWNER) == set(ids) and store.list_answered(FileOwner("org_b", "proj_b")) == set()
+    assert store.list_answered(OWNER) == set(ids)
     active.finish(msgspec.structs.replace(batch, status=BatchStatus.COMPLETED))
     active.release()
     assert store.list_answered(OWNER) == set(ids) and store.list_active() == []
+
+
+async def test_line_whose_answer_the_journal_did_not_take_is_not_billed_and_is_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tmp_path, echo) as served:
+        id = (await submit(served, text(*map(line, range(3)))))["id"]
+        sync, failing = os.fdatasync, [5, 28]  # EIO, ENOSPC
+
+        def fail_twice(descriptor: int) -> None:
+            if failing and served.upstream.asked:
+                raise OSError(failing.pop(), "fails")
+            sync(descriptor)
+
+        monkeypatch.setattr(os, "fdatasync", fail_twice)
+        async with working(served):
+            batch = await ended(served, id)
+        lines = await read_lines(served, batch["output_file_id"])
+        finals = served.running.sink.finals
+    assert len(lines) == 3 and batch["request_counts"] == {"total": 3, "completed": 3, "failed": 0}
+    failed = [final for final in finals if final.outcome is not Outcome.COMPLETED]
+    assert len(finals) - len(failed) == 3 and failed, "each answer is billed once"
+    assert {(final.outcome, final.error, final.used) for final in failed} == {(Outcome.UPSTREAM_ERROR, "files_unavailable", NOTHING)}
+    assert [event for event, _ in served.alarms] == ["batch_failed"] * 2, "the journal is opened again"
+
+
+@pytest.mark.parametrize("call", ["fdatasync", "write"])
+def test_journal_that_failed_takes_nothing_more_and_has_nothing_that_was_not_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    store = BatchDirectory(tmp_path, VAULT, lambda: 1_800_000_000_000_000, organization_batches_max=10, free_bytes_min=0)
+    batch = Batch(
+        id="batch_" + "a" * 32, owner=OWNER, key_id="key_1", address="", endpoint=Endpoint.CHAT_COMPLETIONS, created_at=1_800_000_000,
+        output_file_id="file_1", error_file_id="file_2", output_seconds=1, input_file_id="f",
+    )  # fmt: skip
+    store.create(batch, [b"x"], 1)
+    active = store.claim(store.list_active()[0])
+    assert active is not None
+    active.open_journal()
+    active.append(0, LineResult.COMPLETED, b"text", "req_" + "1" * 32, durable=True)
+    active.append(1, LineResult.ERRORED, b"text", durable=False)
+    with monkeypatch.context() as failing:
+
+        def fail(*_: object) -> int:
+            raise OSError(5, "fails")
+
+        failing.setattr(os, call, fail)
+        with pytest.raises(Fault):
+            active.append(2, LineResult.COMPLETED, b"text", "req_" + "2" * 32, durable=True)
+    for attempt in (lambda: active.append(3, LineResult.COMPLETED, b"text", "req_" + "3" * 32, durable=True), active.sync):
+        with pytest.raises(Fault):
+            attempt()
+    assert store.list_answered(OWNER) == {"req_" + "1" * 32}
+    active.release()
+
+
+def test_without_the_directory_of_a_project_it_is_not_known_which_lines_were_answered(tmp_path: Path) -> None:
+    store = BatchDirectory(tmp_path, VAULT, lambda: 1, organization_batches_max=10, free_bytes_min=0)
+    with pytest.raises(OSError):
+        store.list_answered(OWNER)
+
+
+@pytest.mark.parametrize(
+    ("kind", "failing", "fails"), [(OVERLOADED, 5, False), (UPLOADS_EXCEEDED, 5, False), (INTERNAL, 2, False), (INTERNAL, 99, True)]
+)
+async def test_line_that_cannot_be_checked_now_is_checked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: FaultKind, failing: int, fails: bool
+) -> None:
+    hold, refused = worker_module.hold_body, 0
+
+    def refuse(*arguments: Any) -> Any:
+        nonlocal refused
+        refused += 1
+        if refused <= failing:
+            raise Fault(kind)
+        return hold(*arguments)
+
+    async with serving(tmp_path, echo) as served:
+        id = (await submit(served, text(line(0))))["id"]
+        monkeypatch.setattr(worker_module, "hold_body", refuse)
+        async with working(served):
+            batch = await ended(served, id)
+    assert (batch["status"], len(served.upstream.asked)) == (("failed", 0) if fails else ("completed", 1))
+
+
+async def test_messages_batch_that_is_cancelled_while_it_is_checked_has_a_result_for_each_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CHECK_SECONDS", "CHECK_TURN_SECONDS"):
+        monkeypatch.setattr(worker_module, name, 0.0)
+    async with serving(tmp_path, echo) as served:
+        params = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}]}
+        asked = {"requests": [{"custom_id": f"c-{number}", "params": params} for number in range(3)]}
+        id = (await post(served.running.port, asked, "/v1/messages/batches")).json()["id"]
+        await get(served, f"/v1/messages/batches/{id}/cancel", "POST")
+        async with working(served):
+            batch = await ended(served, id, "/v1/messages/batches")
+        results = [json.loads(each) for each in (await get(served, f"/v1/messages/batches/{id}/results")).body.splitlines()]
+    assert batch["request_counts"] == {"processing": 0, "succeeded": 0, "errored": 0, "canceled": 3, "expired": 0}
+    assert {each["custom_id"]: each["result"]["type"] for each in results} == dict.fromkeys(("c-0", "c-1", "c-2"), "canceled")
+    assert served.upstream.asked == []
+
+
+async def test_request_about_batches_whose_body_arrives_slowly_is_charged_like_every_other(tmp_path: Path) -> None:
+    with plane(limits=Limits(requests_per_minute=1)) as (made, _, _):
+        made.file_store = FileDirectory(tmp_path, VAULT, FileBounds(free_bytes_min=0), made.now_us)
+        made.batch_store = BatchDirectory(tmp_path, VAULT, made.now_us, organization_batches_max=1, free_bytes_min=0)
+        memory, answers = Memory(made), []
+        for _ in range(2):
+            connection = memory.connect()
+            data = message({}, "/v1/batches")
+            connection.feed(data[:-1])
+            memory.tick(connection, 1.5)
+            connection.feed(data[-1:])
+            await memory.settle()
+            answers += split_answers(connection.written)
+        assert [each.status for each in answers] == [400, 429] and made.buffers.total == 0

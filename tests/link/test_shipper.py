@@ -6,7 +6,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from errno import EIO, ENOSPC
+from errno import EIO, ENOENT, ENOSPC
 from pathlib import Path
 
 import pytest
@@ -14,10 +14,11 @@ import pytest
 from tests.control.harness import NODE_ID, Running
 from tests.link.link_server import Answer, Collector, Hangup, LinkServer, Request, until
 from tests.link.samples import EPOCH, ORGANIZATION, admit, ended, final
-from tests.link.spools import Alarms, no_alarm, read_epoch
+from tests.link.spools import Alarms, finals, no_alarm, read_epoch
 from tests.storage.databases import fill
 from tollway.control.verification.verify import verify
-from tollway.domain.usage import encode
+from tollway.domain.billing_classes import NOTHING, Quantities
+from tollway.domain.usage import Admit, encode
 from tollway.link import shipper
 from tollway.link.disk import DISK
 from tollway.link.epochs import list_epochs
@@ -25,6 +26,7 @@ from tollway.link.recovery import Alarm
 from tollway.link.shipper import Shipper, ShipperOptions
 from tollway.link.spool import Spool, SpoolOptions
 from tollway.storage.record_archive import Archive
+from tollway.wire.progress_slots import write_quantities
 from tollway.wire.segments import Reader, first_chain
 
 OPTIONS = SpoolOptions(segment_bytes=65_536, slots_max=32, tick_seconds=3600)
@@ -149,6 +151,33 @@ class TestArrives:
         assert_arrived(collector, tmp_path)
         puts = [request.path.split("/")[5] for request in server.requests if request.method == "PUT"]
         assert puts == sorted(puts), "oldest first"
+
+    async def test_dead_one_waits_until_it_is_known_what_of_it_counts(self, tmp_path: Path) -> None:
+        collector, alarms, is_known, asked = Collector(), Alarms(), False, 0
+
+        def count_none(each: Admit) -> bool:
+            nonlocal asked
+            asked += 1
+            if not is_known:
+                raise FileNotFoundError(ENOENT, "the directory with the answers")
+            return False
+
+        before = Spool.open(tmp_path, alarm=no_alarm, options=OPTIONS, counts=lambda: count_none)
+        write_quantities(before.progress, before.admit(encode(admit(1))), Quantities(90, 0, 11), NOTHING)
+        with pytest.raises(FileNotFoundError):
+            await before.close()
+        opened = Spool.open(tmp_path, alarm=alarms, options=OPTIONS, counts=lambda: count_none)
+        async with LinkServer(collector.answer) as server:
+            each = make(opened, tmp_path, server.url, alarms)
+            async with running(each):
+                await until(lambda: asked >= 4)
+                assert not before.epoch.is_closed() and set(alarms.names()) == {"spool_recovery_failed"}
+                is_known = True
+                await until(lambda: (before.epoch.directory / "shipped").exists())
+            await opened.close()
+            assert await each.finish(30) is True
+        assert [final.used for final in finals(read_epoch(before.epoch))] == [NOTHING]
+        assert_arrived(collector, tmp_path)
 
     async def test_without_control_the_stop_is_not_held_up_and_nothing_is_lost(self, tmp_path: Path) -> None:
         opened = Spool.open(tmp_path, alarm=no_alarm, options=OPTIONS)

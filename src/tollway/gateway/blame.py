@@ -1,4 +1,4 @@
-"""Attribution of faults: which upstream counts a failure, and which request may be sent again elsewhere."""
+"""Attribution of faults: which upstream counts a failure, and which request may be sent again elsewhere, and how many."""
 
 import time
 from typing import Final
@@ -54,3 +54,27 @@ def may_retry(fault: Fault, call: Call) -> bool:
     """Return whether a request that failed with a fault, before anything was sent to the client, may be sent again elsewhere."""
     retry = fault.kind.retry
     return retry is Retry.SAFE or (retry is Retry.STARTED and call.model.retry_started)
+
+
+class RetryBudget:
+    """Retries over the whole process: at most a fifth of the requests, with a reserve of a few when there is little traffic.
+
+    When every engine fails, unlimited retries would multiply the load on what is left.
+    """
+
+    RATIO = 0.2
+    RESERVE = 10.0
+
+    def __init__(self) -> None:
+        self._tokens = self.RESERVE
+
+    def earn(self) -> None:
+        """A request came in."""
+        self._tokens = min(self._tokens + self.RATIO, 10 * self.RESERVE)
+
+    def spend(self) -> bool:
+        """Return whether one more retry may be made; takes it."""
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True

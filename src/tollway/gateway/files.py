@@ -32,6 +32,7 @@ from tollway.gateway import pipeline
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.file_operations import wait_for
+from tollway.gateway.limit import charge_upload
 from tollway.gateway.plane import Plane
 from tollway.gateway.ports import Client
 from tollway.gateway.refusals import refuse
@@ -111,8 +112,9 @@ async def answer(
     plane: Plane,
     driver: CoroutineDriver,
 ) -> None:
-    """Answer a request about stored things. `target`: its path and query. `pieces`: its body. `upload`: of a large body, which was admitted
-    by its head and is released here; None for a small one, which is charged here. `driver` runs this coroutine."""
+    """Answer a request about stored things. `target`: its path and query. `pieces`: its body. `upload`: of a body that was admitted before
+    all of it was there, a large or a slow one; it is released here. None for any other. What was not charged is charged here. `driver` runs
+    this coroutine."""
     caller: Caller | None = None
     charged = upload
     try:
@@ -126,6 +128,8 @@ async def answer(
         plane.file_operations.require_place(organization_id)
         if charged is None:
             charged = pipeline.admit_upload(caller, 0, plane)
+        elif not charged.is_charged:  # a small one that arrived slowly, from somebody who was not known yet
+            charged.charge(charge_upload(caller, plane.counters, time.monotonic_ns(), plane.metrics))
         release, charged = partial(_release, charged), None
         asked = StoredRequest(request, caller, method, target, pieces)
         operation = plane.file_operations.start(organization_id, operate(asked, plane), release)

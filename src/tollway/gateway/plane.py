@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from tollway.domain.ids import RequestIds
 from tollway.domain.keys import digester
 from tollway.domain.snapshot import BudgetEntry, Change, DeploymentEntry, Entry
+from tollway.gateway.blame import RetryBudget
 from tollway.gateway.body_reader_pool import BodyReaders
 from tollway.gateway.budgets import Budgets
 from tollway.gateway.buffers import BufferBounds, Buffers
@@ -19,7 +20,7 @@ from tollway.gateway.memory_counters import MemoryCounters
 from tollway.gateway.model_listing import ModelListings
 from tollway.gateway.ports import AnswerStore, BatchStore, ContentLog, FileStore, ResponseStore, TokenEndpoint, UsageSink, Vault
 from tollway.gateway.realtime_sessions import RealtimeBounds, RealtimeSessions
-from tollway.gateway.relay import Active, RelayBounds, RetryBudget
+from tollway.gateway.relay import Active, RelayBounds
 from tollway.gateway.response_cache import ResponseCache
 from tollway.gateway.shedding import STEPS, Shedder, SheddingBounds, read_resident_bytes
 from tollway.gateway.upstreams.concurrency import ConcurrencyBounds

@@ -31,7 +31,7 @@ from tollway.domain.catalog import Deployment
 from tollway.domain.faults import Fault, FaultKind
 from tollway.domain.usage import Anomaly, Outcome, UsageSource
 from tollway.engines.table import ENGINES
-from tollway.gateway.blame import HeldFaults, may_retry
+from tollway.gateway.blame import HeldFaults, RetryBudget, may_retry
 from tollway.gateway.buffers import LARGE_BYTES, BufferHold
 from tollway.gateway.dialects.dialect import AnswerStream, BoundedStream, MeasuredStream, Translation
 from tollway.gateway.dialects.engine_errors import read_answer_fault
@@ -110,30 +110,6 @@ class Active:
 
     def __init__(self) -> None:
         self.exchanges: set[Watched] = set()
-
-
-class RetryBudget:
-    """Retries over the whole process: at most a fifth of the requests, with a reserve of a few when there is little traffic.
-
-    When every engine fails, unlimited retries would multiply the load on what is left.
-    """
-
-    RATIO = 0.2
-    RESERVE = 10.0
-
-    def __init__(self) -> None:
-        self._tokens = self.RESERVE
-
-    def earn(self) -> None:
-        """A request came in."""
-        self._tokens = min(self._tokens + self.RATIO, 10 * self.RESERVE)
-
-    def spend(self) -> bool:
-        """Return whether one more retry may be made; takes it."""
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
 
 
 class Exchange:
@@ -826,7 +802,12 @@ async def answer_whole(permit: Permit, exchange: Exchange, upstream: Upstream, r
     if call.response_keeper is not None:
         content = await call.response_keeper.keep_body(content)
     if call.answer_recorder is not None:
-        await call.answer_recorder.keep_body(described, content)
+        try:
+            await call.answer_recorder.keep_body(described, content)
+        except BaseException:
+            if call.answer_recorder.keeps_last:  # what was noted counts only if it was stored
+                record.choose(upstream.deployment.id)
+            raise
     if not notes_first:
         _note_completed(record, call, upstream, answer.used, answer.source, answer.anomaly, len(body))
     await record.finish(_COMPLETED)

@@ -45,6 +45,16 @@ class Upload:
         if size > self._buffer.bytes:
             self.expect(max(LARGE_BYTES, -(-size // GROWTH_BYTES) * GROWTH_BYTES))
 
+    @property
+    def is_charged(self) -> bool:
+        """Return whether a request is charged for it."""
+        return self._hold is not None
+
+    def charge(self, hold: MemoryHold | None) -> None:
+        """Take over the request that was charged for a body that no request was charged for when it began."""
+        assert self._hold is None
+        self._hold = hold
+
     def refund(self, now_ns: int) -> None:
         """Give the request back that was charged: it is charged as a call now."""
         hold, self._hold = self._hold, None

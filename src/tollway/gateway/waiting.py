@@ -27,9 +27,10 @@ from tollway.domain.catalog import is_resident
 from tollway.domain.fair_queue import FairQueue, Refusal, Ticket
 from tollway.domain.faults import Fault
 from tollway.domain.usage import ServiceTier
+from tollway.gateway.blame import RetryBudget
 from tollway.gateway.driver import CoroutineDriver, Waiter
 from tollway.gateway.limit import estimate_tokens
-from tollway.gateway.relay import Active, RetryBudget
+from tollway.gateway.relay import Active
 from tollway.gateway.request import Call
 from tollway.gateway.route import route
 from tollway.gateway.upstreams.upstream import Upstream, Upstreams

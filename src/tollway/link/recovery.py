@@ -61,13 +61,14 @@ from tollway.wire.segments import HEAD_BYTES, Reader, Tail, extend
 _SEGMENT_BYTES_MIN = 1 << 20
 """Size of a segment that recovery makes: the dead process' own may have been cut short."""
 
-CountsUsage = Callable[[Admit], bool]
-"""Says whether what a request has noted counts that its process did not end. Raises OSError where it cannot be found out."""
+CountsUsage = Callable[[], Callable[[Admit], bool]]
+"""Called once for each recovery. Returns what says whether what a request has noted counts that its process did not end; that raises
+OSError where it cannot be found out."""
 
 
-def count_all(admit: Admit) -> bool:
+def count_all() -> Callable[[Admit], bool]:
     """Count what every request has noted."""
-    return True
+    return lambda admit: True
 
 
 Alarm = Callable[[str, dict[str, object]], None]
@@ -131,7 +132,8 @@ def recover_dead(directory: Path, *, alarm: Alarm, disk: Disk = DISK, counts: Co
     """Recover every epoch of the spool at `directory` that is not closed and that no living process holds. `counts`: which of its requests
     are billed by what they had noted; the others, lines of batches without an answer, used nothing.
 
-    An epoch that cannot be written to (disk full) is left for the next call, with an alarm: nothing of it is lost.
+    An epoch that cannot be written to (disk full), or of which `counts` cannot find out what counts, is left for the next call, with an
+    alarm: nothing of it is lost.
     """
     results: dict[int, Recovered] = {}
     for epoch in list_epochs(directory, disk):
@@ -177,6 +179,8 @@ def _recover(epoch: EpochFiles, alarm: Alarm, counts: CountsUsage) -> Recovered:
         _remove_unbegun(epoch)
         return Recovered.CLOSED
     requests, end = found
+    is_counted = counts()
+    counted = set() if requests.is_closed else {id for id, request in requests.by_id.items() if is_counted(request.admit)}
     _settle_neighbours(epoch, end.start.number)
     if epoch.has_failed():
         _write_again(epoch)
@@ -190,7 +194,7 @@ def _recover(epoch: EpochFiles, alarm: Alarm, counts: CountsUsage) -> Recovered:
                 final = Final(
                     admit=request.admit,
                     outcome=Outcome.GATEWAY_CRASH,
-                    used=request.used if counts(request.admit) else NOTHING,
+                    used=request.used if request.admit.request_id in counted else NOTHING,
                     source=UsageSource.RECOVERED,
                     ended_at=requests.latest_at,
                     first_token_at=first_token_at,

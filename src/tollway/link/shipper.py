@@ -355,7 +355,7 @@ class Shipper:
             return
         self._cared_at = now
         try:
-            await asyncio.to_thread(recover_dead, self._directory, alarm=self._alarm, disk=self._disk)
+            await asyncio.to_thread(recover_dead, self._directory, alarm=self._alarm, disk=self._disk, counts=self._spool.counts)
             await asyncio.to_thread(self._remove_shipped)
         except OSError as error:
             self._alarm("spool_care_failed", {"error": str(error)})

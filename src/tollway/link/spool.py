@@ -162,7 +162,7 @@ def _now_us() -> int:
 
 class Spool:
     """The spool of one run of a gateway; implements `gateway.ports.UsageSink`. Made by `open`, used from one event loop
-    only."""
+    only. `counts`: as for `recover_dead`, for whoever recovers an epoch in its directory."""
 
     def __init__(
         self,
@@ -174,10 +174,12 @@ class Spool:
         clock: Callable[[], int],
         options: SpoolOptions,
         alarm: Alarm,
+        counts: CountsUsage = count_all,
     ) -> None:
         start = first_start(node_id, epoch.number)
         self.epoch = epoch
         self.node_id = node_id
+        self.counts = counts
         self.failed = asyncio.Event()
         self.metrics = SpoolMetrics(segments=1)
         self.progress = memoryview(map_memory).cast("B").cast("Q")
@@ -250,7 +252,7 @@ class Spool:
                 map_memory = _create_map(epoch.directory / "progress.map", options.slots_max, disk)
                 write_all(fd, encode_start(first_start(found, epoch.number)), 0, disk)
                 disk.fdatasync(fd)
-                return cls(epoch, found, (epoch_lock, fd), map_memory, clock=clock, options=options, alarm=alarm)
+                return cls(epoch, found, (epoch_lock, fd), map_memory, clock=clock, options=options, alarm=alarm, counts=counts)
             except BaseException:
                 disk.close(fd)
                 raise
@@ -572,7 +574,7 @@ class Spool:
         for segment in (self._segment, *self._ready):
             self._disk.close(segment.fd)
         if self._open:
-            recover(self.epoch, alarm=self._alarm)
+            recover(self.epoch, alarm=self._alarm, counts=self.counts)
         else:
             finish(self.epoch, self._segment.number, self._written, self._next_seq)
 

@@ -164,7 +164,7 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
     directory = options.directory / "spool"
 
     batches = _find_batches(options)
-    counts = count_all if batches is None else partial(_count_line, batches, {})
+    counts = count_all if batches is None else partial(_count_lines, batches)
 
     def open_spool(alarm: Alarm) -> Spool:
         return Spool.open(directory, alarm=alarm, node_id=options.node.node_id, clock=_now_us, options=options.spool, counts=counts)
@@ -319,15 +319,20 @@ def _find_batches(options: GatewayOptions) -> BatchDirectory | None:
     )
 
 
-def _count_line(batches: BatchDirectory, answered: dict[FileOwner, set[str]], admit: Admit) -> bool:
-    """Return whether what a request has noted counts that a gateway did not end: the line of a batch was answered, or it is no line.
-    `answered`: the requests that answered lines, by project, as far as they were looked for."""
-    if admit.service_tier is not ServiceTier.BATCH:
-        return True
-    owner = FileOwner(admit.organization_id, admit.project_id)
-    if owner not in answered:
-        answered[owner] = batches.list_answered(owner)
-    return admit.request_id in answered[owner]
+def _count_lines(batches: BatchDirectory) -> Callable[[Admit], bool]:
+    """Return what says whether what a request has noted counts that a gateway did not end: the line of a batch was answered, or it is no
+    line."""
+    answered: dict[FileOwner, set[str]] = {}
+
+    def is_counted(admit: Admit) -> bool:
+        if admit.service_tier is not ServiceTier.BATCH:
+            return True
+        owner = FileOwner(admit.organization_id, admit.project_id)
+        if owner not in answered:
+            answered[owner] = batches.list_answered(owner)
+        return admit.request_id in answered[owner]
+
+    return is_counted
 
 
 def _start_batches(

@@ -199,12 +199,10 @@ class BatchDirectory:
                 raise
 
     def list_answered(self, owner: FileOwner) -> set[str]:
-        """Return the ids of the requests that answered lines of a project's batches. Raises OSError, and no Fault."""
-        found: set[str] = set()
-        for place in (self._root / owner.organization_id / owner.project_id).glob("*_*"):
-            with suppress(FileNotFoundError):
-                found.update(_list_answered(place))
-        return found
+        """Return the ids of the requests that answered lines of a project's batches. Raises OSError, and no Fault: also for a project
+        without a directory. Whoever asks knows that it has had a batch: this is not the directory of the batches then."""
+        place = self._root / owner.organization_id / owner.project_id
+        return {id for name in os.listdir(place) for id in _list_answered(place / name)}
 
     def remove_expired(self) -> None:
         """Remove batches that are not shown any more, and what submissions that died left. Raises OSError."""
@@ -318,7 +316,8 @@ class ActiveBatch:
                     self._write(data)
                     self._written += len(data)
                     self._note(line, result, len(text))
-                    os.pwrite(self._progress, _COUNTS.pack(*self.counts), 0)
+                    with suppress(OSError):  # what is shown meanwhile does not decide whether the line has ended
+                        os.pwrite(self._progress, _COUNTS.pack(*self.counts), 0)
                 end = self._written
             if durable:
                 self.sync(end)
@@ -330,19 +329,29 @@ class ActiveBatch:
             while written < len(data):
                 written += os.write(self._journal, data[written:])
         except OSError:
-            os.ftruncate(self._journal, self._written)
+            self._fail(self._written)
             raise
+
+    def _fail(self, end: int) -> None:
+        """Take nothing more, and take back what is behind the offset `end`: nobody is told that it was appended. The journal is to be
+        opened again."""
+        self._has_failed = True
+        with suppress(OSError):
+            os.ftruncate(self._journal, end)
 
     def sync(self, end: int | None = None) -> None:
         """Have what was appended on the disk, up to the offset `end` at least; None for all."""
         with failures_told(), self._syncing:
             with self._writing:
-                written = self._written
+                written, has_failed = self._written, self._has_failed
             if self._synced < (written if end is None else end):
+                if has_failed:  # what was written before may be lost, whatever a later call says
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
                 try:
                     os.fdatasync(self._journal)
-                except OSError:  # what was written before may be lost, whatever a later call says: the journal is to be read anew
-                    self._has_failed = True
+                except OSError:
+                    with self._writing:
+                        self._fail(self._synced)
                     raise
                 self._synced = written
 
@@ -412,11 +421,14 @@ def _read_journal(path: Path, vault: LocalVault, context: str) -> Iterator[_Reco
 
 def _list_answered(place: Path) -> Iterator[str]:
     """Yield the ids of the requests that answered lines of one batch."""
-    if (place / _ANSWERED).exists():
-        ids = (place / _ANSWERED).read_bytes()
-        yield from (f"{REQUEST}_{ids[start : start + _ID_BYTES].hex()}" for start in range(0, len(ids), _ID_BYTES))
+    try:
+        source = (place / "journal").open("rb")
+    except FileNotFoundError:  # the batch has ended, was deleted, or never had an answer
+        with suppress(FileNotFoundError):
+            ids = (place / _ANSWERED).read_bytes()
+            yield from (f"{REQUEST}_{ids[start : start + _ID_BYTES].hex()}" for start in range(0, len(ids), _ID_BYTES))
         return
-    with (place / "journal").open("rb") as source:
+    with source:
         size, end = os.fstat(source.fileno()).st_size, 0
         while len(head := source.read(_RECORD.size)) == _RECORD.size:
             _, _, _, length, id = _RECORD.unpack(head)

@@ -120,7 +120,7 @@ class LineClient:
 
 class LineStore:
     """The store of the answer to one line: the journal of its batch. Both `ports.AnswerStore` and the `ClaimedAnswer` that it gives.
-    `is_kept`: the answer is on the disk."""
+    `is_kept`: the answer is on the disk. `fault`: with which it could not be appended; the journal is to be opened again then."""
 
     answer_bytes_max = ANSWER_BYTES_MAX
     decides_on_usage = True
@@ -128,6 +128,7 @@ class LineStore:
     def __init__(self, active: ActiveBatch, number: int, line: Line, request_id: str, executor: Executor) -> None:
         self.executor = executor
         self.is_kept = False
+        self.fault: Fault | None = None
         self.answer: StoredAnswer | None = None
         self._active = active
         self._number = number
@@ -147,7 +148,11 @@ class LineStore:
             )
         else:
             text, result = self._write(200, answer.body)
-        self._active.append(self._number, result, text, self._request_id, durable=True)
+        try:
+            self._active.append(self._number, result, text, self._request_id, durable=True)
+        except Fault as fault:
+            self.fault = fault
+            raise
         self.is_kept = True
 
     def keep_error(self, status: int, body: bytes) -> None:

@@ -18,7 +18,7 @@ import msgspec
 
 from tollway.domain import faults
 from tollway.domain.batches import ERRORS_MAX, Batch, BatchError, BatchStatus, LineCounts, LineResult
-from tollway.domain.faults import Fault
+from tollway.domain.faults import Blame, Fault
 from tollway.domain.files import FilePurpose, StoredFile
 from tollway.gateway import pipeline
 from tollway.gateway.authorize import authorize
@@ -227,9 +227,9 @@ class BatchWorker:
         batch, lines = active.batch, Lines(b"")
         status, errors = batch.outcome, list(batch.errors)
         try:
-            if batch.in_progress_at is not None:
+            if batch.in_progress_at is not None or is_of_messages(batch):  # each of the latter has an end, whatever stops the validation
                 lines = await self._in_thread(lambda: Lines(content))
-            elif status is None:
+            if batch.in_progress_at is None and status is None:
                 found, errors = await self._validate(active, content)
                 if errors:
                     raise _Stop(BatchStatus.FAILED)
@@ -264,9 +264,8 @@ class BatchWorker:
                     await self._look_for_stop(active)
             caller = self._find_caller(batch)
             line = lines.read(number)
-            try:
-                await self._check_body(batch, line, caller)
-            except Fault as fault:
+            fault = await self._find_fault(active, line, caller)
+            if fault is not None:
                 if is_of_messages(batch):  # one request that is refused does not keep the others from being served
                     text = self._write_refusal(batch, number, line, fault)
                     await self._in_thread(partial(active.append, number, LineResult.ERRORED, text, durable=False))
@@ -275,6 +274,25 @@ class BatchWorker:
                 if len(errors) == ERRORS_MAX:
                     break
         return lines if not errors else Lines(b""), errors
+
+    async def _find_fault(self, active: ActiveBatch, line: Line, caller: Caller) -> Fault | None:
+        """Return the fault with which a line would be refused as a request, None for none. One that passes, as that of a gateway without
+        memory or readers, is waited for. Raises _Stop."""
+        tries, pause = 0, PAUSE_SECONDS_FIRST
+        while True:
+            try:
+                await self._check_body(active.batch, line, caller)
+            except Fault as fault:
+                tries += 1
+                may_pass = fault.kind.status in (429, 503) or (fault.kind.blame is Blame.PLATFORM and tries < ATTEMPTS_MAX)
+                if not may_pass:
+                    return fault
+            else:
+                return None
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, PAUSE_SECONDS_MAX)
+            await self._look_for_stop(active)
+            caller = self._find_caller(active.batch)
 
     def _write_refusal(self, batch: Batch, number: int, line: Line, fault: Fault) -> bytes:
         """Return the text of a line that is refused as it would be as a request."""
@@ -413,12 +431,14 @@ class BatchWorker:
         await self._note(active, number, answered or LineAnswer(500, b"{}", b"{}"), kept, pace, pending)
 
     async def _note(self, active: ActiveBatch, number: int, answered: LineAnswer, kept: LineStore, pace: Pace, pending: _Pending) -> None:
-        """Note how an attempt at a line ended."""
+        """Note how an attempt at a line ended. Raises Fault where the journal did not take its answer."""
         now = time.monotonic()
         if kept.is_kept:
             pace.succeed()
             self.lines_ended += 1
             return
+        if kept.fault is not None:
+            raise kept.fault
         if answered.status == 401 or self._is_stopping:
             pending.defer(number, now + BUSY_SECONDS)  # its batch ends, unless the key is valid nevertheless
             return
