@@ -332,6 +332,10 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "invalid_path": ("The path of a change names no attribute.", "Use a path of `/scim/v2/Schemas`."),
         "no_target": ("A change names a value that is not there, or nothing at all.", "Read the resource again."),
         "immutable_attribute": ("The change concerns an attribute that never changes, or removes a required one.", "Leave it out."),
+        "too_many": (
+            "The groups of a list have too many members for one answer or filter.",
+            "Ask for fewer groups at once (`count`), or without members (`excludedAttributes=members`); `tooMany` in the answer.",
+        ),
         "invalid_patch": ("The body of a PATCH is not a PatchOp.", "Send `schemas` and `Operations` (RFC 7644, section 3.5.2)."),
         "uniqueness": ("Somebody else has the name or the address, or another group has the name.", "Find and use that resource."),
         "precondition_failed": ("`if-match` names another version than the present one.", "Read the resource again, and decide anew."),

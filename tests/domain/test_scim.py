@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 
+from tollway.domain import scim
 from tollway.domain.faults import Fault
 from tollway.domain.scim import (
     GROUP_ATTRIBUTES,
     PATCH_SCHEMA,
     USER_ATTRIBUTES,
+    VALUES_EXAMINED_MAX,
     Equality,
     apply_patch,
     parse_filter,
@@ -83,12 +85,18 @@ def test_filter_that_is_none_is_refused(text: str) -> None:
 
 def test_single_comparison_is_looked_up() -> None:
     assert parse_filter('userName eq "x"').equality == Equality("username", "x")
+    assert parse_filter('members[value eq "x"]').equality == Equality("members.value", "x")
     assert parse_filter('userName eq "x" and active eq true').equality is None
     assert parse_filter('not (userName eq "x")').equality is None
     assert parse_filter('userName ne "x"').equality is None
     for unheard in (r'userName eq "\ud800"', r'id eq "\u0000"'):
         found = parse_filter(unheard)
         assert found.equality is None and not found.matches(ADA)
+
+
+def test_filter_knows_what_it_compares() -> None:
+    assert parse_filter('not (Members[value eq "x"]) or displayName eq "y"').names >= {"members", "displayname"}
+    assert parse_filter('meta.version eq "x"').names == {"meta.version"}
 
 
 def patched(*operations: dict[str, Any], before: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -158,7 +166,15 @@ def test_change_that_cannot_be_is_refused(operation: dict[str, Any], code: str) 
 
 
 @pytest.mark.parametrize(
-    "body", [{}, {"schemas": [PATCH_SCHEMA]}, {"schemas": ["x"], "Operations": [{}]}, {"schemas": [PATCH_SCHEMA], "Operations": ["x"]}]
+    "body",
+    [
+        {},
+        {"schemas": [PATCH_SCHEMA]},
+        {"schemas": ["x"], "Operations": [{}]},
+        {"schemas": [PATCH_SCHEMA], "Operations": ["x"]},
+        {"schemas": 5, "Operations": [{}]},
+        {"schemas": PATCH_SCHEMA, "Operations": [{}]},
+    ],
 )
 def test_body_that_is_no_change_is_refused(body: dict[str, Any]) -> None:
     with pytest.raises(Fault) as refused:
@@ -190,6 +206,31 @@ def test_members_change_as_directories_send_it(operation: dict[str, Any], member
     before = {"displayName": "g", "members": [{"value": "a"}, {"value": "b"}]}
     after = apply_patch(before, {"schemas": [PATCH_SCHEMA], "operations": [operation]}, GROUP_ATTRIBUTES)
     assert [each["value"] for each in after.get("members", [])] == members
+
+
+MEMBERS = [f"user_{number:04}" for number in range(5_000)]
+
+
+def change_members(*operations: dict[str, Any]) -> list[str]:
+    before = {"displayName": "g", "members": [{"value": each} for each in MEMBERS]}
+    after = apply_patch(before, {"schemas": [PATCH_SCHEMA], "Operations": list(operations)}, GROUP_ATTRIBUTES)
+    return [each["value"] for each in after.get("members", [])]
+
+
+def test_operations_that_name_their_members_look_through_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scim, "VALUES_EXAMINED_MAX", 0)
+    named = [{"op": "remove", "path": f'members[value eq "{each}"]'} for each in MEMBERS[:400]]
+    added = [{"op": "add", "path": "members", "value": [{"value": f"new_{number}"}]} for number in range(300)]
+    listed = [{"op": "remove", "path": "members", "value": [{"value": each}]} for each in MEMBERS[400:700]]
+    assert change_members(*named, *added, *listed) == [*MEMBERS[700:], *(f"new_{number}" for number in range(300))]
+
+
+def test_operations_look_through_a_bounded_number_of_values() -> None:
+    operation = {"op": "remove", "path": 'members[value sw "nobody"]'}
+    assert change_members(*[operation] * (VALUES_EXAMINED_MAX // len(MEMBERS))) == MEMBERS
+    with pytest.raises(Fault) as refused:
+        change_members(*[operation] * (VALUES_EXAMINED_MAX // len(MEMBERS) + 1))
+    assert refused.value.kind.code == "invalid_patch"
 
 
 def test_chosen_attributes() -> None:

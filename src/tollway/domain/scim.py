@@ -8,7 +8,7 @@ Names and most texts are compared without case (RFC 7643, section 2.1).
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -25,6 +25,7 @@ FILTER_INVALID = _kind("invalid_filter", 400, "The filter cannot be understood."
 PATH_INVALID = _kind("invalid_path", 400, "The path of the change cannot be understood.")
 TARGET_MISSING = _kind("no_target", 400, "The path of the change matches nothing.")
 ATTRIBUTE_IMMUTABLE = _kind("immutable_attribute", 400, "The attribute cannot be changed.")
+TOO_MANY = _kind("too_many", 400, "The answer would be too large.")
 PATCH_INVALID = _kind("invalid_patch", 400, "The body is not a list of changes (PatchOp).")
 VALUE_TAKEN = _kind("uniqueness", 409, "Another resource has this value.")
 PRECONDITION_FAILED = _kind("precondition_failed", 412, "The resource was changed meanwhile.")
@@ -44,6 +45,10 @@ FILTER_CHARACTERS_MAX = 1_024
 FILTER_DEPTH_MAX = 16
 OPERATIONS_MAX = 1_000
 """Bounds on one filter and one change. Directories send some hundred operations at most."""
+
+VALUES_EXAMINED_MAX = 50_000
+"""Values of one attribute that the operations of one change may look through: five times the members of the largest group, or those of a
+group of 50 with each of OPERATIONS_MAX. An operation that names its values, as directories send them, looks through none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,10 +225,11 @@ class Equality:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """A filter. `equality`: all that it asks for, where that is a single comparison."""
+    """A filter. `equality`: all that it asks for, where that is a single comparison. `names`: of what it compares, in lower case."""
 
     matches: Predicate
     equality: Equality | None = None
+    names: frozenset[str] = frozenset()
 
 
 _TOKEN = re.compile(r'\s*([()\[\]]|"(?:[^"\\]|\\.)*"|[^\s()\[\]"]+)')
@@ -247,7 +253,7 @@ def parse_filter(text: str) -> Filter:
     found = parser.parse_or(0)
     if parser.has_more():
         raise Fault(FILTER_INVALID)
-    return found
+    return replace(found, names=frozenset(parser.names))
 
 
 class _Parser:
@@ -256,6 +262,7 @@ class _Parser:
     def __init__(self, tokens: Sequence[str]) -> None:
         self._tokens = tokens
         self._at = 0
+        self.names = set[str]()
 
     def has_more(self) -> bool:
         """Return whether tokens are left."""
@@ -288,11 +295,13 @@ class _Parser:
         if _NAME.fullmatch(name) is None:
             raise Fault(FILTER_INVALID)
         path = _split_name(name)
+        self.names.add(".".join(path))
         if self._take("["):
             inner = self.parse_or(depth + 1)
             self._expect("]")
             if not (self.has_more() and self._tokens[self._at].startswith(".")):
-                return Filter(lambda resource: any(inner.matches(each) for each in _list_objects(resource, path)))
+                within = None if inner.equality is None else Equality(f"{'.'.join(path)}.{inner.equality.name}", inner.equality.value)
+                return Filter(lambda resource: any(inner.matches(each) for each in _list_objects(resource, path)), within)
             part = self._next()[1:].lower()
             compare = self._parse_comparison(part, is_exact=False)
             return Filter(
@@ -428,16 +437,17 @@ def apply_patch(resource: Mapping[str, Any], body: Mapping[str, Any], attributes
     TARGET_MISSING, ATTRIBUTE_IMMUTABLE, PARAMETER_INVALID, PARAMETER_MISSING."""
     members = {name.lower(): value for name, value in body.items()}
     operations = members.get("operations")
-    if PATCH_SCHEMA not in (members.get("schemas") or ()) or not isinstance(operations, list):
+    schemas = members.get("schemas")
+    if not isinstance(schemas, list) or PATCH_SCHEMA not in schemas or not isinstance(operations, list):
         raise Fault(PATCH_INVALID)
     if not 1 <= len(operations) <= OPERATIONS_MAX:
         raise Fault(PATCH_INVALID, message=f"A change has 1 to {OPERATIONS_MAX} operations.")
-    changed: Resource = {name: [dict(each) for each in value] if isinstance(value, list) else value for name, value in resource.items()}
+    changed: Resource = {name: _Values(value) if isinstance(value, list) else value for name, value in resource.items()}
     for operation in operations:
         if not isinstance(operation, dict):
             raise Fault(PATCH_INVALID)
         _apply(changed, {name.lower(): value for name, value in operation.items()}, (EXTERNAL_ID, *attributes))
-    return read_resource(changed, attributes)
+    return read_resource({name: value.get_all() if isinstance(value, _Values) else value for name, value in changed.items()}, attributes)
 
 
 def _apply(resource: Resource, operation: Mapping[str, Any], attributes: Sequence[Attribute]) -> None:
@@ -496,7 +506,7 @@ def _find_target(path: str, attributes: Sequence[Attribute]) -> _Target | None:
 def _change(resource: Resource, verb: str, target: _Target, value: Any) -> None:
     attribute, part = target.attribute, target.part
     if attribute.is_multi_valued:
-        _put(resource, attribute, _change_values(list(resource.get(attribute.name, [])), verb, target, value))
+        _change_values(resource.setdefault(attribute.name, _Values([])), verb, target, value)
     elif part is not None:
         of_whole = dict(resource.get(attribute.name, {}))
         _put(of_whole, part, None if verb == "remove" else _read_single(part, value))
@@ -510,38 +520,103 @@ def _change(resource: Resource, verb: str, target: _Target, value: Any) -> None:
         _put(resource, attribute, {**resource.get(attribute.name, {}), **read} if isinstance(read, dict) else read)
 
 
-def _change_values(values: list[Resource], verb: str, target: _Target, value: Any) -> list[Resource]:
-    """Return the values of an attribute with many after a change."""
+class _Values:
+    """The values of an attribute with many while they are changed. They are kept by their `value`, so that an operation which names some
+    looks through no others."""
+
+    def __init__(self, values: Sequence[Mapping[str, Any]]) -> None:
+        self._by_value: dict[Any, list[Resource]] = {}
+        self._examined = 0
+        self.add([dict(each) for each in values])
+
+    def get_all(self) -> list[Resource]:
+        """Return all values."""
+        return [each for same in self._by_value.values() for each in same]
+
+    def examine(self) -> list[Resource]:
+        """Return all values, to look through them. Raises Fault PATCH_INVALID where the operations do that too often."""
+        found = self.get_all()
+        self._examined += len(found)
+        if self._examined > VALUES_EXAMINED_MAX:
+            raise Fault(PATCH_INVALID, message="The filters of this change look at too many values. Send fewer operations at once.")
+        return found
+
+    def choose(self, attribute: Attribute, wanted: Filter | None) -> list[Resource]:
+        """Return the values that a filter matches. Raises Fault PATCH_INVALID as `examine` does."""
+        key = attribute.find_part("value")
+        if wanted is not None and wanted.equality is not None and wanted.equality.name == "value" and key is not None and key.case_exact:
+            return list(self._by_value.get(wanted.equality.value, ()))
+        return [each for each in self.examine() if wanted is None or wanted.matches(each)]
+
+    def add(self, values: Sequence[Resource]) -> None:
+        """Add values behind those that there are."""
+        for each in values:
+            self._by_value.setdefault(each.get("value"), []).append(each)
+
+    def drop(self, values: Sequence[Mapping[str, Any]]) -> None:
+        """Drop the values that have the same `value` as one of `values`."""
+        for each in values:
+            self._by_value.pop(each.get("value"), None)
+
+    def remove(self, chosen: Sequence[Resource]) -> None:
+        """Remove the chosen values, and no others that are like them."""
+        gone = {id(each) for each in chosen}
+        for key in {each.get("value") for each in chosen}:
+            self._by_value[key] = [each for each in self._by_value[key] if id(each) not in gone]
+
+    def set(self, values: Sequence[Resource]) -> None:
+        """Put other values in place of those that there are."""
+        self._by_value = {}
+        self.add(values)
+
+
+def _change_values(values: _Values, verb: str, target: _Target, value: Any) -> None:
+    """Change the values of an attribute with many."""
     attribute, part = target.attribute, target.part
     if target.filter is None and part is None:
         given = _read_value(attribute, value)
-        if verb == "replace":
-            return list(given)
-        named = {each.get("value") for each in given}
-        if verb == "remove":  # with values as Entra ID names them, or all of them
-            return [] if value is None else [each for each in values if each.get("value") not in named]
-        if any(each.get("primary") for each in given):
-            values = [{name: each[name] for name in each if name != "primary"} for each in values]
-        return [*(each for each in values if each.get("value") not in named), *given]
-    chosen = [each for each in values if target.filter is None or target.filter.matches(each)]
+        if verb == "replace" or (verb == "remove" and value is None):
+            values.set(given)
+            return
+        if verb == "add" and any(each.get("primary") for each in given):
+            _withdraw_primary(values)
+        values.drop(given)  # with `remove` it names values as Entra ID does
+        if verb == "add":
+            values.add(given)
+        return
+    chosen = values.choose(attribute, target.filter)
+    if verb == "remove" and part is None:
+        values.remove(chosen)
+        return
+    _change_chosen(values, chosen, verb, target, value)
+
+
+def _change_chosen(values: _Values, chosen: Sequence[Resource], verb: str, target: _Target, value: Any) -> None:
+    """Change parts of the chosen values of an attribute with many, or add one where none is chosen."""
+    attribute, part = target.attribute, target.part
     if verb == "remove":
-        if part is None:
-            return [each for each in values if each not in chosen]
+        assert part is not None
         for each in chosen:
             each.pop(part.name, None)
-        return [each for each in values if each]
+        values.set([each for each in values.examine() if each])
+        return
     if not chosen:
         chosen = [_make_value(attribute, target.filter)]
-        values = [*values, *chosen]
+        values.add(chosen)
     given = _read_single(attribute, value) if part is None else {part.name: _read_single(part, value)}
+    if (given or {}).get("primary"):
+        _withdraw_primary(values)
     for each in chosen:
         for name, new in (given or {}).items():
             each.pop(name, None) if new is None else each.update({name: new})
-    if (given or {}).get("primary"):
-        for each in values:
-            if not any(each is kept for kept in chosen):
-                each.pop("primary", None)
-    return values
+    if "value" in (given or {}):
+        values.set(values.examine())
+
+
+def _withdraw_primary(values: _Values) -> None:
+    """Let no value be the primary one."""
+    for each in values.examine():
+        each.pop("primary", None)
 
 
 def _make_value(attribute: Attribute, wanted: Filter | None) -> Resource:

@@ -15,7 +15,7 @@ from tollway.domain.people import Invite, User, UserGroup
 from tollway.domain.roles import Grant
 from tollway.storage.database import PlatformTx, TenantTx
 from tollway.storage.keys import Digest, read_grant
-from tollway.storage.pages import fetch_page
+from tollway.storage.pages import fetch_page, split_ids
 from tollway.storage.roles import ROLE_COLUMNS, delete_holder, list_user_grants, names_role
 from tollway.storage.schema import api_keys, organizations
 from tollway.storage.schema_people import custom_roles, group_members, invites, scim_groups, scim_users, user_groups, users
@@ -144,6 +144,13 @@ def put_member(tx: TenantTx, group_id: str, user_id: str, now: int) -> None:
     tx.connection.execute(tx.insert(group_members).values(values).on_conflict_do_nothing())
 
 
+def put_members(tx: TenantTx, group_id: str, user_ids: Sequence[str], now: int) -> None:
+    """Store that users are in a group."""
+    rows = [{"organization_id": tx.organization_id, "group_id": group_id, "user_id": each, "added_at": now} for each in user_ids]
+    if rows:
+        tx.connection.execute(tx.insert(group_members).on_conflict_do_nothing(), rows)
+
+
 def is_member(tx: TenantTx, group_id: str, user_id: str) -> bool:
     """Return whether a user is in a group."""
     return tx.connection.execute(sa.select(group_members).where(*_membership(tx, group_id, user_id))).first() is not None
@@ -152,6 +159,14 @@ def is_member(tx: TenantTx, group_id: str, user_id: str) -> bool:
 def delete_member(tx: TenantTx, group_id: str, user_id: str) -> None:
     """Take a user out of a group."""
     tx.connection.execute(group_members.delete().where(*_membership(tx, group_id, user_id)))
+
+
+def delete_members(tx: TenantTx, group_id: str, user_ids: Sequence[str]) -> None:
+    """Take users out of a group."""
+    columns = group_members.c
+    for part in split_ids(user_ids):
+        of_group = sa.and_(columns.organization_id == tx.organization_id, columns.group_id == group_id)
+        tx.connection.execute(group_members.delete().where(of_group, columns.user_id.in_(part)))
 
 
 def list_members(tx: TenantTx, group_id: str, window: PageWindow) -> Page[User]:

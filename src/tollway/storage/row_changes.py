@@ -109,8 +109,11 @@ class RowChanges:
             return
         self._is_reading = True
         try:
-            for each in parameters or [{}]:
-                self._read_before(table, statement, each)
+            if isinstance(statement, sa.Insert):
+                self._note_insert(table, statement, parameters)
+            else:
+                for each in parameters or [{}]:
+                    self._read_before(table, statement, each)
         finally:
             self._is_reading = False
 
@@ -124,13 +127,18 @@ class RowChanges:
                 changes.append(_describe(table, key, before or {}, after or {}))
         return changes
 
-    def _read_before(self, table: sa.Table, statement: sa.UpdateBase, parameters: Mapping[str, Any]) -> None:
-        if isinstance(statement, sa.Insert):
-            values = {**statement.compile(dialect=self._connection.dialect).params, **parameters}
+    def _note_insert(self, table: sa.Table, statement: sa.Insert, parameters: Sequence[Mapping[str, Any]]) -> None:
+        """Read the rows that have the keys of those to be inserted, as far as they are compared; the rest is counted."""
+        stated = statement.compile(dialect=self._connection.dialect).params
+        for each in parameters or [{}]:
+            values = {**stated, **each}
             key = tuple(values.get(column.name) for column in table.primary_key)
-            if None not in key:
-                self._keep(table, key, self._find(table, key))
-            return
+            if None in key:
+                continue
+            is_compared = (table, key) in self._before or len(self._before) < ROWS_MAX
+            self._keep(table, key, self._find(table, key) if is_compared else None)
+
+    def _read_before(self, table: sa.Table, statement: sa.UpdateBase, parameters: Mapping[str, Any]) -> None:
         assert isinstance(statement, sa.Update | sa.Delete)
         condition = sa.true() if statement.whereclause is None else statement.whereclause
         query = sa.select(table).where(condition).limit(ROWS_MAX).with_for_update()  # as the statement is about to lock them

@@ -146,12 +146,20 @@ def find_group(tx: TenantTx, group_id: str) -> ScimGroup | None:
 def list_groups(tx: TenantTx, equality: Equality | None, offset: int, limit: int | None) -> tuple[int, list[ScimGroup]]:
     """As `list_users`."""
     query = _groups(tx)
+    folded = "" if equality is None else equality.value.lower()
     if equality is not None:
         match equality.name:
             case "id":
                 query = query.where(user_groups.c.id == equality.value)
             case "externalid":
                 query = query.where(scim_groups.c.external_id == equality.value)
+            case "displayname" if folded.isascii():  # of other letters SQLite knows no case
+                query = query.where(sa.func.lower(user_groups.c.name) == folded)
+            case "members" | "members.value":
+                columns = group_members.c
+                of_group = sa.and_(columns.organization_id == user_groups.c.organization_id, columns.group_id == user_groups.c.id)
+                named = sa.select(columns.user_id).where(of_group, columns.user_id.in_([equality.value, folded]))
+                query = query.where(named.exists())
     return _read_page(tx, query, user_groups.c.id, offset, limit, _group)
 
 
@@ -175,6 +183,13 @@ def list_members(tx: TenantTx, group_ids: Iterable[str]) -> dict[str, list[str]]
         for row in tx.connection.execute(query.order_by(columns.group_id, columns.user_id)):
             found.setdefault(row.group_id, []).append(row.user_id)
     return found
+
+
+def count_members(tx: TenantTx, group_ids: Iterable[str]) -> int:
+    """Return how many members the groups have, one who is in several counted for each."""
+    columns = group_members.c
+    counted = sa.select(sa.func.count()).where(columns.organization_id == tx.organization_id)
+    return sum(tx.connection.execute(counted.where(columns.group_id.in_(part))).scalar_one() for part in split_ids(group_ids))
 
 
 def find_known(tx: TenantTx, user_ids: Sequence[str]) -> set[str]:

@@ -25,6 +25,7 @@ _SCIM_TYPES: Mapping[str, str] = {
     "missing_required_parameter": "invalidValue",
     "invalid_json": "invalidSyntax",
     "duplicate_key": "invalidSyntax",
+    "too_many": "tooMany",
     "invalid_patch": "invalidSyntax",
 }
 """Codes of ours by their name in RFC 7644, section 3.12, which has one for no other."""

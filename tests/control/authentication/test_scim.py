@@ -3,6 +3,8 @@
 import json
 import os
 import subprocess
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ import pytest
 from tests.control.browsing import join
 from tests.control.harness import Running, TenantSetup, answered, find_token, make_tenant
 from tests.control.test_routes import refused
+from tollway.control.authentication import scim
+from tollway.domain.quotas import Quota
+from tollway.storage import row_changes
 
 PYTHON = Path(__file__).parents[3] / ".venv-provider" / "bin" / "python"
 PATCH = "urn:ietf:params:scim:api:messages:2.0:PatchOp"
@@ -55,6 +60,12 @@ def failed(answer: httpx2.Response, status: int, kind: str | None) -> None:
 
 def add_user(directory: httpx2.Client, name: str, **more: Any) -> dict[str, Any]:
     found: dict[str, Any] = sent(directory.post("/scim/v2/Users", json={"schemas": [USER], "userName": name, **more}), 201)
+    return found
+
+
+def add_group(directory: httpx2.Client, name: str, members: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    body = {"schemas": [GROUP], "displayName": name, "members": [{"value": each["id"]} for each in members]}
+    found: dict[str, Any] = sent(directory.post("/scim/v2/Groups", json=body), 201)
     return found
 
 
@@ -236,3 +247,79 @@ def test_versions_and_pages(directory: httpx2.Client, admin: httpx2.Client) -> N
     assert changed["meta"]["version"] != first["meta"]["version"]
     failed(patch(directory, first, {"op": "remove", "path": "displayName"}, **{"if-match": first["meta"]["version"]}), 412, None)
     assert directory.delete(f"/scim/v2/Users/{first['id']}", headers={"if-match": "*"}).status_code == 204
+
+
+def test_groups_are_found_by_name_or_member_without_reading_the_members_of_others(
+    directory: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada, grace = (add_user(directory, f"{name}@example.com") for name in ("ada", "grace"))
+    groups = [add_group(directory, name, members) for name, members in (("Engines", [ada, grace]), ("Écoles", [grace]), ("Empty", []))]
+
+    def find(filter: str, **more: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = sent(directory.get("/scim/v2/Groups", params={"filter": filter, **more}))["Resources"]
+        return found
+
+    assert find('displayName eq "engines"') == [groups[0]] and find('displayName eq "ÉCOLES"') == [groups[1]]
+    for filter in (f'members[value eq "{ada["id"]}"]', f'members.value eq "{ada["id"]}"', f'members eq "{ada["id"]}"'):
+        assert find(filter) == [groups[0]], filter
+    assert find("members pr") == groups[:2]
+    assert find(f"meta.version eq {json.dumps(groups[2]['meta']['version'])}") == [groups[2]]
+    everything = sent(directory.post("/scim/v2/.search", json={"startIndex": 2, "count": 2}))
+    assert everything["totalResults"] == 5 and [each["id"] for each in everything["Resources"]] == [grace["id"], groups[0]["id"]]
+    everything = sent(directory.post("/scim/v2/.search", json={"startIndex": 4}))
+    assert everything["totalResults"] == 5 and everything["Resources"] == groups[1:]
+    monkeypatch.setattr(scim, "MEMBERS_LISTED_MAX", 2)
+    failed(directory.get("/scim/v2/Groups"), 400, "tooMany")
+    failed(directory.get("/scim/v2/Groups", params={"filter": "members pr"}), 400, "tooMany")
+    assert sent(directory.get("/scim/v2/Groups", params={"count": 1}))["Resources"] == groups[:1]
+    monkeypatch.setattr(scim.storage, "list_members", None)
+    (shown,) = find('displayName eq "Engines"', excludedAttributes="members")
+    assert shown["id"] == groups[0]["id"] and not {"members", "version"} & {*shown, *shown["meta"]}
+
+
+def test_group_that_changes_while_a_change_is_worked_out_has_both(
+    control: Running, tenant: TenantSetup, directory: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada, grace = (add_user(directory, f"{name}@example.com") for name in ("ada", "grace"))
+    group = add_group(directory, "engines", [])
+    plan, planned = scim.plan_group_change, list[scim.PlannedChange]()
+
+    def plan_slowly(tx: Any, group_id: str, change: Any, base: str) -> Any:
+        planned.append(plan(tx, group_id, change, base))
+        if len(planned) == 1:
+            with control.plane.database.tenant(tenant.organization_id) as other:
+                scim.change_group(other, replace(planned[0], wanted_members=[grace["id"]]), base, control.plane.now())
+        return planned[-1]
+
+    monkeypatch.setattr(scim, "plan_group_change", plan_slowly)
+    changed = sent(patch(directory, group, {"op": "add", "path": "members", "value": [{"value": ada["id"]}]}))
+    assert {each["value"] for each in changed["members"]} == {ada["id"], grace["id"]} and len(planned) == 2
+
+
+def test_members_beyond_those_that_the_audit_trail_compares_are_counted(
+    directory: httpx2.Client, admin: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people = [add_user(directory, f"p{number}@example.com") for number in range(5)]
+    group = add_group(directory, "engines", [])
+    monkeypatch.setattr(row_changes, "ROWS_MAX", 3)
+    sent(patch(directory, group, {"op": "add", "path": "members", "value": [{"value": each["id"]} for each in people]}))
+    record = answered(admin.get("/v1/organization/audit_logs", params={"event_types[]": "group.updated"}))["data"][0]["record"]
+    members = [each for each in record["changes"] if each["kind"] == "group_member"]
+    assert len(members) == 3 and record["omitted"] >= 2
+    kept = [people[0]["id"]]
+    changed = sent(patch(directory, group, {"op": "replace", "path": "members", "value": [{"value": each} for each in kept]}))
+    assert [each["value"] for each in changed["members"]] == kept
+
+
+def test_person_who_is_activated_again_counts_in_the_quota(
+    control: Running, directory: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = add_user(directory, "ada@example.com")
+    deactivate(directory, ada)
+    grace = add_user(directory, "grace@example.com")
+    monkeypatch.setitem(control.plane.quotas, Quota.USERS, 1)  # type: ignore[misc]
+    activation = {"op": "replace", "path": "active", "value": True}
+    failed(patch(directory, ada, activation), 403, None)
+    sent(patch(directory, grace, activation))
+    deactivate(directory, grace)
+    assert sent(patch(directory, ada, activation))["active"] is True

@@ -9,6 +9,7 @@ from tests.control.harness import Running, answered
 from tests.control.test_routes import refused
 from tollway.control.catalog.catalog import check_base_url
 from tollway.domain.faults import Fault
+from tollway.storage import schema
 
 MODELS, PRICES, DEPLOYMENTS = "/v1/platform/models", "/v1/platform/prices", "/v1/platform/deployments"
 
@@ -204,6 +205,17 @@ class TestDeployments:
         refused(operator.post(path, json={"weight": 1}), 409, "conflict")
         assert answered(operator.get(DEPLOYMENTS, params={"model": "served"}))["data"] == []
         assert len(answered(operator.get(DEPLOYMENTS, params={"model": "served", "include_archived": True}))["data"]) == 1
+
+    def test_that_an_earlier_version_allowed_can_still_be_drained(self, control: Running) -> None:
+        operator = control.operator()
+        answered(operator.post(MODELS, json={"name": "allowed", "endpoints": ["messages"]}))
+        body = {"model": "allowed", "base_url": "http://10.1.2.3", "engine": "anthropic", "upstream_model": "m"}
+        path = f"{DEPLOYMENTS}/{answered(operator.post(DEPLOYMENTS, json=body))['id']}"
+        with control.plane.database.platform() as tx:
+            widened = schema.models.update().where(schema.models.c.name == "allowed").values(endpoints='["chat/completions"]')
+            tx.connection.execute(widened)
+        assert answered(operator.post(path, json={"weight": 0, "base_url": "http://10.1.2.4"}))["weight"] == 0
+        refused(operator.post(path, json={"translated_endpoints": ["messages"]}), 400, "invalid_value", "translated_endpoints")
 
     def test_go_with_their_model(self, control: Running) -> None:
         operator = control.operator()

@@ -7,11 +7,10 @@ they are active again: keys, sessions and the way to sign in are gone, and so ar
 """
 
 import hashlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -26,6 +25,7 @@ from tollway.domain.scim import (
     GROUP_ATTRIBUTES,
     GROUP_SCHEMA,
     PRECONDITION_FAILED,
+    TOO_MANY,
     USER_ATTRIBUTES,
     USER_SCHEMA,
     VALUE_TAKEN,
@@ -47,12 +47,13 @@ from tollway.storage.scim import ScimGroup, ScimUser
 PAGE_MAX = 200
 """Most resources of one answer."""
 
+MEMBERS_LISTED_MAX = 100_000
+"""Members that one answer or filter reads: ten groups of the largest size, or a thousand of a hundred people."""
+
 NAME_CHARACTERS_MAX = 256
 
 Read = Callable[[Resource], Resource]
 """From a resource as it is to what is wanted of it."""
-
-Each = TypeVar("Each", ScimUser, ScimGroup)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +108,8 @@ def patch_group(body: Mapping[str, Any]) -> Read:
 
 def create_user(tx: TenantTx, body: Mapping[str, Any], base: str, *, id: str, sizes: QuotaSizes, now: int) -> Resource:
     """Add a person. `base`: the address of this service. Raises PARAMETER_INVALID, PARAMETER_MISSING, VALUE_TAKEN, QUOTA_EXCEEDED."""
-    publish.lock(tx)
     values = _read_user(body)
+    publish.lock(tx)
     _require_free(tx, id, values)
     quotas.require_creation(tx, sizes, Quota.USERS, now)
     stored_people.insert_user(tx, User(id=id, email=_find_email(values), name=_find_name(values), added_at=now))
@@ -117,15 +118,17 @@ def create_user(tx: TenantTx, body: Mapping[str, Any], base: str, *, id: str, si
     return show_user(user, base)
 
 
-def change_user(tx: TenantTx, user_id: str, change: Change, base: str, now: int) -> tuple[Resource, int | None]:
+def change_user(tx: TenantTx, user_id: str, change: Change, base: str, *, sizes: QuotaSizes, now: int) -> tuple[Resource, int | None]:
     """Change a person. Return them with the version of the snapshot in which keys of theirs are revoked; None if none was. Raises
-    RESOURCE_UNKNOWN, PRECONDITION_FAILED, VALUE_TAKEN, and as `change.read` does."""
+    RESOURCE_UNKNOWN, PRECONDITION_FAILED, VALUE_TAKEN, QUOTA_EXCEEDED for one who would be active again, and as `change.read` does."""
     publish.lock(tx)
     before = _get_user(tx, user_id)
     _require_version(change.if_match, show_user(before, base))
     values = change.read(before.values)
     _require_free(tx, user_id, values)
     user = _with_values(before, values, now)
+    if user.is_active and not before.is_active:
+        quotas.require(tx, sizes, Quota.USERS, now)
     storage.put_user(tx, user, _find_name(values))
     return show_user(user, base), None if user.is_active or not before.is_active else _revoke(tx, user_id, now)
 
@@ -145,8 +148,16 @@ def get_user(tx: TenantTx, user_id: str, base: str) -> Resource:
 
 
 def list_users(tx: TenantTx, query: Query, base: str) -> Found:
-    """Return people."""
-    return _list(tx, query, storage.list_users, lambda found: [show_user(each, base) for each in found])
+    """Return people. Without a filter the database finds the page; with one all are looked at, or those alone that can match."""
+    offset, wanted = query.start_index - 1, query.filter
+    if wanted is None:
+        total, found = storage.list_users(tx, None, offset, query.count)
+        shown = [show_user(each, base) for each in found]
+    else:
+        _, found = storage.list_users(tx, wanted.equality, 0, None)
+        matching = [each for each in (show_user(user, base) for user in found) if wanted.matches(each)]
+        total, shown = len(matching), matching[offset : offset + query.count]
+    return Found(total, [query.selection.choose(each) for each in shown])
 
 
 def show_user(user: ScimUser, base: str) -> Resource:
@@ -210,24 +221,50 @@ def _revoke(tx: TenantTx, user_id: str, now: int) -> int | None:
 # ---- Groups -------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class PlannedChange:
+    """A change of a group that was worked out while others could change it too. `before` and `members`: as it was then; `values`: as it is
+    to be, with `wanted_members`."""
+
+    before: ScimGroup
+    members: Sequence[str]
+    values: Resource
+    wanted_members: Sequence[str]
+
+
 def create_group(tx: TenantTx, body: Mapping[str, Any], base: str, *, id: str, sizes: QuotaSizes, now: int) -> Resource:
     """Add a group. Raises as `create_user`."""
+    values, members = _split_members(read_resource(body, GROUP_ATTRIBUTES))
     publish.lock(tx)
-    values = read_resource(body, GROUP_ATTRIBUTES)
     _require_group_name(tx, values, id)
     people.create_group(tx, id=id, name=values["displayName"], sizes=sizes, now=now)
-    return _store_group(tx, ScimGroup(id=id, is_managed=True, values={}, created_at=now, updated_at=now), [], values, base, now)
+    group = ScimGroup(id=id, is_managed=True, values=values, created_at=now, updated_at=now)
+    _store_group(tx, group, [], members)
+    return show_group(group, members, base)
 
 
-def change_group(tx: TenantTx, group_id: str, change: Change, base: str, now: int) -> Resource:
-    """Change a group. Raises RESOURCE_UNKNOWN, PRECONDITION_FAILED, VALUE_TAKEN, and as `change.read` does."""
-    publish.lock(tx)
+def plan_group_change(tx: TenantTx, group_id: str, change: Change, base: str) -> PlannedChange:
+    """Work out what becomes of a group, before anything is locked: the operations of a large group take their time. Raises
+    RESOURCE_UNKNOWN, PRECONDITION_FAILED, and as `change.read` does."""
     before = _get_group(tx, group_id)
-    members = storage.list_members(tx, [group_id]).get(group_id, [])
-    _require_version(change.if_match, show_group(before, members, base))
-    values = change.read({**before.values, "members": [{"value": each} for each in members]})
-    _require_group_name(tx, values, group_id)
-    return _store_group(tx, before, members, values, base, now)
+    members = _find_members(tx, group_id)
+    if change.if_match is not None:
+        _require_version(change.if_match, show_group(before, members, base))
+    values, wanted = _split_members(change.read({**before.values, "members": [{"value": each} for each in members]}))
+    return PlannedChange(before, members, values, wanted)
+
+
+def change_group(tx: TenantTx, planned: PlannedChange, base: str, now: int) -> Resource:
+    """Change a group as it was worked out. Raises RESOURCE_UNKNOWN, VALUE_TAKEN, PARAMETER_INVALID, and PRECONDITION_FAILED if the group
+    was changed meanwhile."""
+    publish.lock(tx)
+    before = planned.before
+    if _get_group(tx, before.id) != before or _find_members(tx, before.id) != planned.members:
+        raise Fault(PRECONDITION_FAILED)
+    _require_group_name(tx, planned.values, before.id)
+    group = replace(before, values=planned.values, is_managed=True, updated_at=now)
+    _store_group(tx, group, planned.members, planned.wanted_members)
+    return show_group(group, planned.wanted_members, base)
 
 
 def delete_group(tx: TenantTx, group_id: str, if_match: str | None, base: str, now: int) -> None:
@@ -240,26 +277,57 @@ def delete_group(tx: TenantTx, group_id: str, if_match: str | None, base: str, n
 def get_group(tx: TenantTx, group_id: str, base: str) -> Resource:
     """Return a group. Raises RESOURCE_UNKNOWN."""
     group = _get_group(tx, group_id)
-    return show_group(group, storage.list_members(tx, [group_id]).get(group_id, []), base)
+    return show_group(group, _find_members(tx, group_id), base)
 
 
 def list_groups(tx: TenantTx, query: Query, base: str) -> Found:
-    """Return groups. Members are read only for an answer or a filter that has them."""
+    """As `list_users`. Members are read for a filter that compares them, and for the groups of the answer. Raises TOO_MANY where they are
+    more than MEMBERS_LISTED_MAX."""
+    offset, wanted = query.start_index - 1, query.filter
+    if wanted is None:
+        total, found = storage.list_groups(tx, None, offset, query.count)
+    else:
+        _, found = storage.list_groups(tx, wanted.equality, 0, None)
+        compares_members = any(name.partition(".")[0] == "members" or name == "meta.version" for name in wanted.names)
+        shown = _show_groups(tx, found, base, with_members=compares_members)
+        found = [group for group, each in zip(found, shown, strict=True) if wanted.matches(each)]
+        total, found = len(found), found[offset : offset + query.count]
+    shown = _show_groups(tx, found, base, with_members=query.selection.needs("members"))
+    return Found(total, [query.selection.choose(each) for each in shown])
 
-    def show(found: Sequence[ScimGroup]) -> list[Resource]:
-        needs_members = query.filter is not None or query.selection.needs("members")
-        members = storage.list_members(tx, [each.id for each in found]) if needs_members else {}
-        return [show_group(each, members.get(each.id, []), base) for each in found]
 
-    return _list(tx, query, storage.list_groups, show)
-
-
-def show_group(group: ScimGroup, members: Sequence[str], base: str) -> Resource:
-    """Return a group in the shape of RFC 7643, section 4.2."""
+def show_group(group: ScimGroup, members: Sequence[str] | None, base: str) -> Resource:
+    """Return a group in the shape of RFC 7643, section 4.2. `members`: None where they were not read; then it shows no version, which
+    covers them."""
     shown = {"schemas": [GROUP_SCHEMA], "id": group.id, **group.values}
     if members:
         shown["members"] = [{"value": each, "$ref": f"{base}/Users/{each}"} for each in members]
-    return _with_meta(shown, "Group", f"{base}/Groups/{group.id}", group.created_at, group.updated_at)
+    found = _with_meta(shown, "Group", f"{base}/Groups/{group.id}", group.created_at, group.updated_at)
+    if members is None:
+        del found["meta"]["version"]
+    return found
+
+
+def _show_groups(tx: TenantTx, groups: Sequence[ScimGroup], base: str, *, with_members: bool) -> list[Resource]:
+    """Return groups as `show_group` does. Raises TOO_MANY."""
+    if not with_members:
+        return [show_group(each, None, base) for each in groups]
+    group_ids = [each.id for each in groups]
+    if storage.count_members(tx, group_ids) > MEMBERS_LISTED_MAX:
+        message = f"These groups have more than {MEMBERS_LISTED_MAX} members. Ask for fewer groups (count), or without members."
+        raise Fault(TOO_MANY, message=message)
+    members = storage.list_members(tx, group_ids)
+    return [show_group(each, members.get(each.id, []), base) for each in groups]
+
+
+def _find_members(tx: TenantTx, group_id: str) -> list[str]:
+    return storage.list_members(tx, [group_id]).get(group_id, [])
+
+
+def _split_members(values: Resource) -> tuple[Resource, list[str]]:
+    """Return the values of a group without its members, and who these are, by id."""
+    kept = {name: value for name, value in values.items() if name != "members"}
+    return kept, sorted({str(each.get("value")) for each in values.get("members", [])})
 
 
 def _get_group(tx: TenantTx, group_id: str) -> ScimGroup:
@@ -277,18 +345,14 @@ def _require_group_name(tx: TenantTx, values: Mapping[str, Any], group_id: str) 
         raise Fault(VALUE_TAKEN, param="displayName")
 
 
-def _store_group(tx: TenantTx, group: ScimGroup, before: Sequence[str], values: Resource, base: str, now: int) -> Resource:
-    members = sorted({str(each.get("value")) for each in values.pop("members", [])})
+def _store_group(tx: TenantTx, group: ScimGroup, before: Sequence[str], members: Sequence[str]) -> None:
+    """Store a group with its members. Raises PARAMETER_INVALID for a member whom the directory cannot see."""
     added, removed = sorted({*members} - {*before}), sorted({*before} - {*members})
     if not {*added} <= storage.find_known(tx, added):
         raise Fault(PARAMETER_INVALID, param="members", message="Invalid value for members: there is no such person.")
-    for user_id in added:
-        stored_people.put_member(tx, group.id, user_id, now)
-    for user_id in removed:
-        stored_people.delete_member(tx, group.id, user_id)
-    stored = replace(group, values=values, is_managed=True, updated_at=now)
-    storage.put_group(tx, stored)
-    return show_group(stored, members, base)
+    stored_people.put_members(tx, group.id, added, group.updated_at)
+    stored_people.delete_members(tx, group.id, removed)
+    storage.put_group(tx, group)
 
 
 # ---- Both ---------------------------------------------------------------------------------------------------------------
@@ -296,28 +360,14 @@ def _store_group(tx: TenantTx, group: ScimGroup, before: Sequence[str], values: 
 
 def list_all(tx: TenantTx, query: Query, base: str) -> Found:
     """Return people and groups together, the people first."""
-    wanted = replace(query, filter=query.filter or Filter(lambda _resource: True), start_index=1, count=sys.maxsize)
-    people_found, groups_found = list_users(tx, wanted, base), list_groups(tx, wanted, base)
-    both = [*people_found.resources, *groups_found.resources]
-    offset = query.start_index - 1
-    return Found(len(both), both[offset : offset + query.count])
-
-
-def _list(
-    tx: TenantTx,
-    query: Query,
-    read: Callable[[TenantTx, Any, int, int | None], tuple[int, list[Each]]],
-    show: Callable[[Sequence[Each]], list[Resource]],
-) -> Found:
-    """Return the resources that a query asks for. Without a filter the database finds the page; with one all resources are looked at, or
-    those alone that can match."""
-    offset = query.start_index - 1
-    if query.filter is None:
-        total, found = read(tx, None, offset, query.count)
-        return Found(total, [query.selection.choose(each) for each in show(found)])
-    _, found = read(tx, query.filter.equality, 0, None)
-    matching = [each for each in show(found) if query.filter.matches(each)]
-    return Found(len(matching), [query.selection.choose(each) for each in matching[offset : offset + query.count]])
+    people_found = list_users(tx, query, base)
+    behind = replace(
+        query,
+        start_index=max(query.start_index - people_found.total, 1),
+        count=query.count - len(people_found.resources),
+    )
+    groups_found = list_groups(tx, behind, base)
+    return Found(people_found.total + groups_found.total, [*people_found.resources, *groups_found.resources])
 
 
 def _with_meta(resource: Resource, kind: str, location: str, created_at: int, updated_at: int) -> Resource:

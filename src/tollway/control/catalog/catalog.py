@@ -169,7 +169,8 @@ def update_deployment(tx: PlatformTx, deployment_id: str, changed: dict[str, obj
     deployment = msgspec.structs.replace(deployment, **changed)
     check_base_url(deployment.base_url)
     _check_priorities(deployment)
-    _check_endpoints(get_model(tx, deployment.model), deployment, "translated_endpoints")
+    if "translated_endpoints" in changed:  # what an earlier version allowed can still be drained, or given another address
+        _check_endpoints(get_model(tx, deployment.model), deployment, "translated_endpoints")
     storage.put_deployment(tx, deployment)
     publish.publish(tx, DeploymentEntry, [deployment_id], now)
     return deployment

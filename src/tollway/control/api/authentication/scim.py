@@ -26,6 +26,7 @@ from tollway.domain.roles import Permission
 from tollway.domain.scim import (
     GROUP_ATTRIBUTES,
     GROUP_SCHEMA,
+    PRECONDITION_FAILED,
     USER_ATTRIBUTES,
     USER_SCHEMA,
     Attribute,
@@ -42,6 +43,9 @@ Sent = Annotated[dict[str, Any], Body()]
 IfMatch = Annotated[str | None, Header(max_length=1024)]
 Names = Annotated[str | None, Query(max_length=4096)]
 OPEN = [Depends(ignore_unknown_parameters)]
+
+GROUP_ATTEMPTS = 5
+"""To change a group that others change too. Each works the change out anew from what the group has become."""
 
 _LIST = "urn:ietf:params:scim:api:messages:2.0:ListResponse"
 _CONFIGURATION = "urn:ietf:params:scim:schemas:core:2.0:ServiceProviderConfig"
@@ -188,7 +192,7 @@ def patch_scim_user(
 def _change_user(caller: Tenant, plane: ControlPlane, request: Request, user_id: str, change: Change, selection: Selection) -> Response:
     now = plane.now()
     with plane.database.tenant(caller.organization_id) as tx:
-        changed, version = scim.change_user(tx, user_id, change, _base(plane, request), now)
+        changed, version = scim.change_user(tx, user_id, change, _base(plane, request), sizes=plane.quotas, now=now)
     publish.confirm(plane.database, plane.publications, version, now)
     return _answer_one(changed, selection)
 
@@ -276,9 +280,18 @@ def patch_scim_group(
 
 
 def _change_group(caller: Tenant, plane: ControlPlane, request: Request, group_id: str, change: Change, selection: Selection) -> Response:
-    with plane.database.tenant(caller.organization_id) as tx:
-        changed = scim.change_group(tx, group_id, change, _base(plane, request), plane.now())
-    return _answer_one(changed, selection)
+    base, attempts = _base(plane, request), 0
+    while True:
+        attempts += 1
+        with plane.database.tenant(caller.organization_id, write=False) as tx:
+            planned = scim.plan_group_change(tx, group_id, change, base)
+        try:
+            with plane.database.tenant(caller.organization_id) as tx:
+                changed = scim.change_group(tx, planned, base, plane.now())
+            return _answer_one(changed, selection)
+        except Fault as fault:
+            if fault.kind is not PRECONDITION_FAILED or attempts == GROUP_ATTEMPTS:
+                raise
 
 
 @router.delete(f"{SCIM_PATH}/Groups/{{group_id}}", dependencies=OPEN, include_in_schema=False)
