@@ -125,6 +125,23 @@ def test_what_is_leased_by_place_is_covered_in_whatever_order_it_is_used(
             left[id] -= part
 
 
+def test_leases_of_places_that_burn_the_same_grants_count_together_however_many_they_are() -> None:
+    grants = [grant("all", 1_000), grant("model", 1_000, model="m", models=("m",)), grant("own", 500, project_id="p")]
+    lookups: list[str] = []
+
+    class Left(dict[str, int]):
+        def __getitem__(self, id: str) -> int:
+            lookups.append(id)
+            return super().__getitem__(id)
+
+    left = Left({each.id: each.amount_pico for each in grants})
+    for projects in (1, 2, 1_200):
+        leased = {CreditPlace(f"q{number}", "m"): 1_200 // projects for number in range(projects)}
+        lookups.clear()
+        assert find_leasable(grants, left, leased, CreditPlace("p", "m"), MINUTE_US).pico == 650
+        assert len(lookups) <= len(grants)
+
+
 @given(_grants)
 def test_all_credit_that_covers_a_place_can_be_leased_there_while_nothing_is_leased_elsewhere(grants: list[CreditGrant]) -> None:
     at, place = 3 * MINUTE_US, CreditPlace("p", "m")

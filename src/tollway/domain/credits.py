@@ -6,7 +6,8 @@ result is the same in whatever order usage arrives. Money is integer pico-curren
 docs/credits.md explains the whole.
 """
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -161,6 +162,7 @@ def find_leasable(
 
     Grants with a scope burn first, so a place takes from those without one only what its own do not cover. Where scopes overlap, what
     other places may use of a grant is counted as taken from each that it is for: then a part may not be leased, until they have used it.
+    Places that burn the same grants count as one, so that the work grows with the number of grants and not with that of projects.
     """
     shared_pico, until_at = 0, INSTANT_MAX
     scoped: list[CreditGrant] = []
@@ -175,42 +177,98 @@ def find_leasable(
                 scoped.append(grant)
             else:
                 shared_pico += max(left[grant.id], 0)
-    places = {each: pico for each, pico in leased.items() if pico > 0 and each != place} | {place: leased.get(place, 0)}
-    own = {each: {grant.id for grant in scoped if _is_for(grant, each)} for each in places}
-
-    def sum_left(ids: Iterable[str]) -> int:
-        return sum(max(left[id], 0) for id in ids)
-
-    common = {each: sum_left(own[each] & own[place]) for each in places if each != place}
-    affected = [each for each, pico in common.items() if pico]
-    guaranteed = {
-        each: sum_left(own[each])
-        - sum(min(places[other], sum_left(own[each] & own[other])) for other in places if other not in (each, place))
-        for each in places
+    scopes = _Scopes(scoped, left)
+    own = scopes.find_grants(place)
+    held, others = 0, Counter[int]()
+    for each, pico in leased.items():
+        ids = scopes.find_grants(each)
+        if ids == own:
+            held += pico
+        elif pico > 0:
+            others[ids] += pico
+    in_common = _find_common([own, *others])
+    takes = {
+        ids: sum(min(pico, scopes.sum_left(ids & other)) for other, pico in others.items())
+        for ids in {each & in_common for each in (own, *others)}
     }
-    unaffected_pico = sum(max(places[each] - max(guaranteed[each], 0), 0) for each in places if each != place and each not in affected)
+    guaranteed = scopes.sum_left(own) - takes[own & in_common]
+    fixed_pico = 0
+    varying: list[tuple[int, int, int]] = []  # what is leased, what of its own grants nobody else takes, and what `place` can take of it
+    for ids, pico in others.items():
+        of_others = takes[ids & in_common] - min(pico, scopes.sum_left(ids & in_common))
+        rest, common = scopes.sum_left(ids) - of_others, scopes.sum_left(ids & own)
+        least = _sum_uncovered(pico, rest)
+        if least == _sum_uncovered(pico, rest - common):
+            fixed_pico += least
+        else:
+            varying.append((pico, rest, common))
 
     def find_rest(pico: int) -> int:
         """Return what is left of grants without a scope if so much is leased at `place`."""
-        used = unaffected_pico + max(pico - max(guaranteed[place], 0), 0)
-        for each in affected:
-            used += max(places[each] - max(guaranteed[each] - min(pico, common[each]), 0), 0)
-        return shared_pico - used
+        used = fixed_pico + _sum_uncovered(pico, guaranteed)
+        return shared_pico - used - sum(_sum_uncovered(each, rest - min(pico, common)) for each, rest, common in varying)
 
-    held = places[place]
-    rest = find_rest(held)
-    if rest < 0:
-        return UsableCredit(rest, until_at)
-    low, high = 0, sum_left(own[place]) + shared_pico + 1  # the most that fits is in [low, high)
+    spare_pico = find_rest(held)
+    if spare_pico < 0:
+        return UsableCredit(spare_pico, until_at)
+    low, high = 0, scopes.sum_left(own) + shared_pico + 1  # the most that fits is in [low, high)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if find_rest(held + middle) >= 0 else (low, middle)
     return UsableCredit(low, until_at)
 
 
-def _is_for(grant: CreditGrant, place: CreditPlace) -> bool:
-    """Return whether a grant with a scope is for the requests of a place."""
-    return place != EVERYWHERE and grant.project_id in (None, place.project_id) and (grant.model == "" or place.model in grant.models)
+def _sum_uncovered(pico: int, own_pico: int) -> int:
+    """Return what grants without a scope have to cover of a lease for which so much of others is certain."""
+    return max(pico - max(own_pico, 0), 0)
+
+
+def _find_common(sets: Iterable[int]) -> int:
+    """Return the grants that are in more than one of these sets."""
+    seen = common = 0
+    for each in sets:
+        common |= seen & each
+        seen |= each
+    return common
+
+
+class _Scopes:
+    """Grants with a scope, and what is left of them. A set of them is an integer: bit N for the Nth."""
+
+    def __init__(self, grants: Sequence[CreditGrant], left: Mapping[str, int]) -> None:
+        self._left = [max(left[grant.id], 0) for grant in grants]
+        self._of_projects: dict[str, int] = {}
+        self._of_models: dict[str, int] = {}
+        self._of_any_project = self._of_any_model = 0
+        self._sums: dict[int, int] = {}
+        for number, grant in enumerate(grants):
+            bit = 1 << number
+            if grant.project_id is None:
+                self._of_any_project |= bit
+            else:
+                self._of_projects[grant.project_id] = self._of_projects.get(grant.project_id, 0) | bit
+            if grant.model == "":
+                self._of_any_model |= bit
+            for model in grant.models if grant.model else ():
+                self._of_models[model] = self._of_models.get(model, 0) | bit
+
+    def find_grants(self, place: CreditPlace) -> int:
+        """Return the set of those that are for the requests of a place."""
+        if place == EVERYWHERE:
+            return 0
+        of_project = self._of_any_project | self._of_projects.get(place.project_id, 0)
+        return of_project & (self._of_any_model | self._of_models.get(place.model, 0))
+
+    def sum_left(self, ids: int) -> int:
+        """Return what is left of a set of them."""
+        found = self._sums.get(ids)
+        if found is None:
+            found, rest = 0, ids
+            while rest:
+                found += self._left[(rest & -rest).bit_length() - 1]
+                rest &= rest - 1
+            self._sums[ids] = found
+        return found
 
 
 class GrantProblem(NamedTuple):

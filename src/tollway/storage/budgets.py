@@ -25,7 +25,7 @@ from tollway.domain.budgets import (
     BudgetWindow,
     find_budget_of_each,
 )
-from tollway.domain.credits import CreditPlace
+from tollway.domain.credits import EVERYWHERE, CreditPlace
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.periods import Bounds
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
@@ -204,14 +204,18 @@ def find_spent_of_each(tx: Transaction, budget_id: str, start_at: int) -> int:
 
 def list_outstanding(tx: Transaction, budget_id: str, start_at: int) -> dict[CreditPlace, int]:
     """Return what leases of a prepaid budget and its parts still allow in a window, by place."""
-    own = sa.or_(budgets.c.id == budget_id, budgets.c.parent_id == budget_id)
-    places = {row.id: read_budget(row).place for row in tx.connection.execute(sa.select(budgets).where(own))}
-    query = _select_open_leases().where(
-        budget_leases.c.budget_id.in_(sa.select(budgets.c.id).where(own)), budget_leases.c.start_at == start_at
+    query = (
+        _select_open_leases()
+        .add_columns(budgets.c.place_project_id, budgets.c.model)
+        .join(budgets, budgets.c.id == budget_leases.c.budget_id)
+        .where(
+            sa.or_(budgets.c.id == budget_id, budgets.c.parent_id == budget_id),
+            budget_leases.c.start_at == start_at,
+        )
     )
     found: dict[CreditPlace, int] = {}
     for row in tx.connection.execute(query):
-        place = places[row.budget_id]
+        place = CreditPlace(row.place_project_id, row.model) if row.place_project_id else EVERYWHERE
         found[place] = found.get(place, 0) + _lease(row, is_open=True).outstanding_pico
     return found
 
