@@ -1,6 +1,7 @@
 """Batches: official clients submit them, lines are served as requests of their key, once each, whatever ends in between."""
 
 import asyncio
+import fcntl
 import json
 import os
 from collections.abc import AsyncIterator
@@ -35,7 +36,7 @@ from tests.gateway.harness import (
 )
 from tests.gateway.test_bounded_keys import bound
 from tests.gateway.test_files import FORM, form
-from tollway.domain.batches import Batch, BatchStatus, LineResult
+from tollway.domain.batches import SHOWN_SECONDS, Batch, BatchStatus, LineResult
 from tollway.domain.billing_classes import NOTHING
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import INTERNAL, OVERLOADED, UPLOADS_EXCEEDED, Fault, FaultKind
@@ -49,7 +50,7 @@ from tollway.gateway.batches.lines import check_lines
 from tollway.gateway.batches.pace import Pace
 from tollway.gateway.batches.worker import BatchBounds, BatchWorker
 from tollway.gateway.request import RequestHead
-from tollway.storage.batch_directory import BatchDirectory
+from tollway.storage.batch_directory import ActiveBatch, BatchDirectory
 from tollway.storage.tenant_files import FileBounds, FileDirectory
 from tollway.storage.vault import LocalVault
 
@@ -172,9 +173,8 @@ async def test_official_client_submits_a_batch_and_reads_its_output_at_the_batch
             assert response["body"]["choices"][0]["message"]["content"] == f"line {number}"
         await served.running.sink.settled(20)
         assert {admit.service_tier for admit in served.running.sink.admits} == {ServiceTier.BATCH}
-        assert len(list(tmp_path.rglob("journal"))) == 0 and b"line 3" not in b"".join(
-            path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()
-        )
+        await until(lambda: not list(tmp_path.rglob("journal")))
+        assert b"line 3" not in b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert served.alarms == []
 
 
@@ -505,24 +505,122 @@ async def test_128_lines_that_take_long_to_check_hold_up_nobody_together() -> No
     assert turns >= 15, "each of these lines takes more than a millisecond"
 
 
-def test_requests_that_answered_lines_are_known_while_the_batch_runs_and_after_its_end(tmp_path: Path) -> None:
-    store = BatchDirectory(tmp_path, VAULT, lambda: 1_800_000_000_000_000, organization_batches_max=10, free_bytes_min=0)
-    batch = Batch(
-        id="batch_" + "a" * 32, owner=OWNER, key_id="key_1", address="", endpoint=Endpoint.CHAT_COMPLETIONS, created_at=1_800_000_000,
-        output_file_id="file_1", error_file_id="file_2", output_seconds=1, input_file_id="f",
+NOW = 1_800_000_000
+ANSWERED = [f"req_{number:032x}" for number in (1, 2)]
+
+
+def open_store(directory: Path) -> BatchDirectory:
+    return BatchDirectory(directory, VAULT, lambda: NOW * 1_000_000, organization_batches_max=10, free_bytes_min=0)
+
+
+def make_batch(digit: str = "a", input_file_id: str = "f") -> Batch:
+    return Batch(
+        id="batch_" + digit * 32, owner=OWNER, key_id="key_1", address="", endpoint=Endpoint.CHAT_COMPLETIONS, created_at=NOW,
+        output_file_id="file_1", error_file_id="file_2", output_seconds=1, input_file_id=input_file_id,
     )  # fmt: skip
+
+
+def answer_lines(store: BatchDirectory, batch: Batch) -> ActiveBatch:
+    """Submit a batch, and answer two of its three lines."""
     store.create(batch, [b"x"], 1)
     active = store.claim(store.list_active()[0])
     assert active is not None
     active.open_journal()
-    ids = [f"req_{number:032x}" for number in (1, 2)]
-    active.append(0, LineResult.COMPLETED, b"text", ids[0], durable=True)
+    active.append(0, LineResult.COMPLETED, b"text", ANSWERED[0], durable=True)
     active.append(1, LineResult.EXPIRED, b"text", durable=True)
-    active.append(2, LineResult.COMPLETED, b"text", ids[1], durable=True)
-    assert store.list_answered(OWNER) == set(ids)
+    active.append(2, LineResult.COMPLETED, b"text", ANSWERED[1], durable=True)
+    return active
+
+
+def test_requests_that_answered_lines_are_known_while_the_batch_runs_and_after_its_end(tmp_path: Path) -> None:
+    store, batch = open_store(tmp_path), make_batch()
+    active = answer_lines(store, batch)
+    assert store.list_answered(OWNER) == set(ANSWERED)
     active.finish(msgspec.structs.replace(batch, status=BatchStatus.COMPLETED))
     active.release()
-    assert store.list_answered(OWNER) == set(ids) and store.list_active() == []
+    assert store.list_answered(OWNER) == set(ANSWERED) and store.list_active() == []
+    assert not list(tmp_path.rglob("journal"))
+
+
+def test_requests_that_answered_lines_are_known_whenever_the_end_of_the_batch_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, batch = open_store(tmp_path), make_batch()
+    active = answer_lines(store, batch)
+    known: list[set[str]] = []
+
+    def look() -> None:
+        known.append(store.list_answered(OWNER))
+
+    for name in ("open", "fsync", "rename", "unlink"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *values, real=real, **named: (look(), real(*values, **named), look())[1])
+    active.finish(msgspec.structs.replace(batch, status=BatchStatus.COMPLETED))
+    active.release()
+    assert len(known) > 10 and known == [set(ANSWERED)] * len(known)
+
+
+def test_requests_that_answered_lines_are_known_after_the_tenant_deleted_the_batch(tmp_path: Path) -> None:
+    store, batch = open_store(tmp_path), make_batch(input_file_id="")
+    active = answer_lines(store, batch)
+    active.finish(msgspec.structs.replace(batch, status=BatchStatus.COMPLETED))
+    active.release()
+    assert store.delete(OWNER, batch.id) and not store.delete(OWNER, batch.id)
+    assert store.find(OWNER, batch.id) is None and store.list_page(OWNER, "batch", "", "", 10) == ([], False)
+    assert store.list_answered(OWNER) == set(ANSWERED)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file() and path.parent.name == batch.id] == ["answered"]
+    (place,) = tmp_path.rglob(batch.id)
+    os.utime(place, (NOW - SHOWN_SECONDS - 1,) * 2)
+    store.remove_expired()
+    assert not place.exists()
+
+
+def test_page_says_that_there_are_more_only_where_one_is_shown(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    for digit in "ab":
+        store.create(make_batch(digit, input_file_id=""), [b"x"], 1)
+        active = store.claim(store.list_active()[0])
+        assert active is not None
+        active.finish(msgspec.structs.replace(active.batch, status=BatchStatus.COMPLETED))
+        active.release()
+    assert store.list_page(OWNER, "batch", "", "", 1)[1]
+    assert store.delete(OWNER, make_batch("a").id)
+    assert [each.id for each in store.list_page(OWNER, "batch", "", "", 1)[0]] == [make_batch("b").id]
+    assert not store.list_page(OWNER, "batch", "", "", 1)[1]
+
+
+def test_batch_is_active_whoever_looks_for_one_while_it_is_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, batch = open_store(tmp_path), make_batch()
+    real, claims = fcntl.flock, []
+
+    def claim_first(descriptor: int, operation: int) -> None:
+        """Another gateway finds the entry of the batch before its submission has locked it."""
+        if operation == fcntl.LOCK_EX and store.list_active() and not claims:
+            claims.append(store.list_active()[0])
+            assert store.claim(claims[0]) is None
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", claim_first)
+    store.create(batch, [b"x"], 1)
+    assert claims == store.list_active()
+    active = store.claim(claims[0])
+    assert active is not None and active.batch == batch
+    active.release()
+
+
+async def test_batch_that_cannot_be_opened_holds_up_no_other(tmp_path: Path) -> None:
+    async with serving(tmp_path, echo) as served:
+        damaged = (await submit(served, text(line(0))))["id"]
+        (state,) = tmp_path.rglob("state")
+        state.write_bytes(b"damage")
+        sound = (await submit(served, text(line(1))))["id"]
+        names = sorted(served.store.list_active(), key=lambda name: damaged not in name)
+        served.store.list_active = lambda: names  # type: ignore[method-assign]
+        async with working(served):
+            assert (await ended(served, sound))["status"] == "completed"
+            await until(lambda: len(served.alarms) >= 2)
+    assert {(event, fields["batch_id"]) for event, fields in served.alarms} == {("batch_failed", damaged)}
+    assert served.alarms[1][1]["pause_seconds"] == 2 * cast(float, served.alarms[0][1]["pause_seconds"])
 
 
 async def test_line_whose_answer_the_journal_did_not_take_is_not_billed_and_is_sent_again(
@@ -553,12 +651,8 @@ async def test_line_whose_answer_the_journal_did_not_take_is_not_billed_and_is_s
 def test_journal_that_failed_takes_nothing_more_and_has_nothing_that_was_not_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    store = BatchDirectory(tmp_path, VAULT, lambda: 1_800_000_000_000_000, organization_batches_max=10, free_bytes_min=0)
-    batch = Batch(
-        id="batch_" + "a" * 32, owner=OWNER, key_id="key_1", address="", endpoint=Endpoint.CHAT_COMPLETIONS, created_at=1_800_000_000,
-        output_file_id="file_1", error_file_id="file_2", output_seconds=1, input_file_id="f",
-    )  # fmt: skip
-    store.create(batch, [b"x"], 1)
+    store = open_store(tmp_path)
+    store.create(make_batch(), [b"x"], 1)
     active = store.claim(store.list_active()[0])
     assert active is not None
     active.open_journal()

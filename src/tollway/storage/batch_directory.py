@@ -10,9 +10,9 @@ until the batch is whole; one whose submission died has no directory, and its fi
 
 A record of the journal is the number of its line, the size of its text, the result, the size of what follows, the id of the request that
 was answered, and its text, sealed for its place. Whether a request was answered decides on its bill where its gateway died
-(`list_answered`), so the ids are kept, in `answered`, when the journal is removed. `append` returns once the record is on the disk: several
-that are appended at once share one `fdatasync`. A process that dies leaves at most its last record cut; that is cut off when the journal is
-opened again. A record that cannot be opened anywhere else is damage, and the batch waits."""
+(`list_answered`), so the ids are kept, in `answered`, when the journal is removed, also where the batch is deleted. `append` returns once
+the record is on the disk: several that are appended at once share one `fdatasync`. A process that dies leaves at most its last record
+cut; that is cut off when the journal is opened again. A record that cannot be opened anywhere else is damage, and the batch waits."""
 
 import errno
 import fcntl
@@ -21,7 +21,7 @@ import shutil
 import struct
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
@@ -41,6 +41,7 @@ _LOCK: Final = ".lock"
 _RECORD: Final = struct.Struct(">IIBI16s")
 _ID_BYTES: Final = 16
 _ANSWERED: Final = "answered"
+_STATE: Final = "state"
 _COUNTS: Final = struct.Struct(">4I")
 _UNFINISHED: Final = ".new"
 _ABANDONED_SECONDS: Final = 3_600
@@ -98,18 +99,31 @@ class BatchDirectory:
     def _add_active(self, batch: Batch) -> int:
         """Return the descriptor of the new entry of a batch, locked."""
         organization_id = batch.owner.organization_id
-        descriptor = os.open(self._active / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with self._lock():
             if sum(name.startswith(f"{organization_id}.") for name in os.listdir(self._active)) >= self._organization_batches_max:
                 message = f"The organization has as many batches as it may that have not ended ({self._organization_batches_max})."
                 raise Fault(QUOTA_EXCEEDED, message=message)
-            entry = os.open(self._find_active(batch), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            while True:
+                entry = os.open(self._find_active(batch), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                try:
+                    fcntl.flock(entry, fcntl.LOCK_EX)
+                    if os.fstat(entry).st_nlink:  # a claim that locked it before this has removed it
+                        sync_directory(self._active)
+                        return entry
+                except BaseException:
+                    os.close(entry)
+                    raise
+                os.close(entry)
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Exclude other submissions and deletions in the block, of any process."""
+        descriptor = os.open(self._active / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
         finally:
             os.close(descriptor)
-        fcntl.flock(entry, fcntl.LOCK_EX)
-        sync_directory(self._active)
-        return entry
 
     def find(self, owner: FileOwner, id: str) -> Batch | None:
         """Return a batch as it stands, None if the project has none with this id."""
@@ -127,10 +141,10 @@ class BatchDirectory:
             for name in names:
                 if (after and name >= after) or (before and name <= before):
                     continue
-                if len(found) == limit:
-                    return (found[::-1] if before else found), True
                 with suppress(ValueError, struct.error, PermissionError):
                     batch = self._read(owner, name)
+                    if batch is not None and len(found) == limit:
+                        return (found[::-1] if before else found), True
                     if batch is not None:
                         found.append(batch)
         return (found[::-1] if before else found), False
@@ -151,14 +165,21 @@ class BatchDirectory:
             return self._read(owner, id)
 
     def delete(self, owner: FileOwner, id: str) -> bool:
-        """Delete a batch with its results. Return whether the project had it. Raises Fault conflict for one that has not ended."""
+        """Delete a batch with its results, but for the ids of the requests that answered its lines. Return whether the project had it.
+        Raises Fault conflict for one that has not ended."""
         with failures_told():
             batch = self._read(owner, id)
             if batch is None:
                 return False
             if not batch.has_ended:
                 raise Fault(STATE_CONFLICT, message="A batch that has not ended cannot be deleted. Cancel it first.")
-            shutil.rmtree(self._find_place(owner, id))
+            place = self._find_place(owner, id)
+            with self._lock():
+                _keep_answered(place)
+                for name in sorted(os.listdir(place), key=lambda name: name == _STATE):  # last: a deletion that is cut off can be repeated
+                    if name != _ANSWERED:
+                        (place / name).unlink(missing_ok=True)
+                sync_directory(place)
             return True
 
     def read_results(self, owner: FileOwner, id: str) -> Iterator[bytes]:
@@ -223,7 +244,7 @@ class BatchDirectory:
         """Return a batch as it stands; None if there is none, or it is not shown any more."""
         place = self._find_place(owner, id)
         try:
-            sealed = (place / "state").read_bytes()
+            sealed = (place / _STATE).read_bytes()
         except FileNotFoundError:
             return None
         opened = self._vault.unseal_bytes(sealed, context=f"batch:{owner.organization_id}:{owner.project_id}:{id}:state")
@@ -370,11 +391,7 @@ class ActiveBatch:
             sync_directory(self._entry.parent)
             (self._place / "lines").unlink(missing_ok=True)
             if batch.input_file_id:  # its results are in files; others are read from the journal
-                ids = b"".join(bytes.fromhex(id.removeprefix(f"{REQUEST}_")) for id in _list_answered(self._place))
-                with _open_new(self._place / _ANSWERED, exclusive=False) as target:
-                    target.write(ids)
-                    _flush(target)
-                sync_directory(self._place)
+                _keep_answered(self._place)
                 (self._place / "journal").unlink(missing_ok=True)
 
     def release(self) -> None:
@@ -440,14 +457,23 @@ def _list_answered(place: Path) -> Iterator[str]:
             source.seek(end)
 
 
+def _keep_answered(place: Path) -> None:
+    """Keep durably which requests answered lines of a batch, so that its journal can be removed."""
+    _replace(place / _ANSWERED, b"".join(bytes.fromhex(id.removeprefix(f"{REQUEST}_")) for id in _list_answered(place)))
+
+
 def _write_state(place: Path, vault: LocalVault, batch: Batch) -> None:
-    sealed = vault.seal_bytes(msgspec.msgpack.encode(batch), context=f"{_find_context(batch)}:state")
-    path = place / "state"
-    with _open_new(path.with_name(path.name + _UNFINISHED), exclusive=False) as target:
-        target.write(sealed)
+    _replace(place / _STATE, vault.seal_bytes(msgspec.msgpack.encode(batch), context=f"{_find_context(batch)}:state"))
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file durably, so that whoever reads it meanwhile, or after a crash, has all of it or what was there before."""
+    unfinished = path.with_name(path.name + _UNFINISHED)
+    with _open_new(unfinished, exclusive=False) as target:
+        target.write(content)
         _flush(target)
-    os.rename(path.with_name(path.name + _UNFINISHED), path)
-    sync_directory(place)
+    os.rename(unfinished, path)
+    sync_directory(path.parent)
 
 
 def _open_new(path: Path, *, exclusive: bool = True) -> BinaryIO:

@@ -154,7 +154,10 @@ class BatchWorker:
         while not self._is_stopping:
             plane = self._plane
             while plane.directory.obstacle is None and not plane.draining and len(self._batches) < BATCHES_MAX:
-                active = await self._in_thread(self._claim_next)
+                failures: list[tuple[str, Exception]] = []
+                active = await self._in_thread(partial(self._claim_next, failures))
+                for name, error in failures:
+                    self._report_failure(name, error)
                 if active is None:
                     break
                 self._begin(active)
@@ -172,13 +175,16 @@ class BatchWorker:
             await asyncio.wait(tasks)
         self._threads.shutdown(wait=False)
 
-    def _claim_next(self) -> ActiveBatch | None:
-        """Return a batch that this gateway may run and nobody does. Blocks."""
+    def _claim_next(self, failures: list[tuple[str, Exception]]) -> ActiveBatch | None:
+        """Return a batch that this gateway may run and nobody does. `failures`: takes the names of those that cannot be opened. Blocks."""
         now = time.monotonic()
         of_organization = Counter(name.partition(".")[0] for name in self._batches)
+        active_names = self._store.list_active()
+        for name in self._pauses.keys() - set(active_names):
+            self._pauses.pop(name, None)
         names = [
             name
-            for name in self._store.list_active()
+            for name in active_names
             if name not in self._batches
             and of_organization[name.partition(".")[0]] < ORGANIZATION_BATCHES_MAX
             and self._pauses.get(name, (0.0, 0.0))[0] <= now
@@ -186,7 +192,11 @@ class BatchWorker:
         later = names.index(self._tried) + 1 if self._tried in names else 0
         names = (names[later:] + names[:later])[:CLAIMS_MAX]
         for name in names:
-            active = self._store.claim(name)
+            try:
+                active = self._store.claim(name)
+            except Exception as error:  # one that cannot be opened stops no other
+                failures.append((name, error))
+                continue
             if active is None:
                 continue
             if active.batch.snapshot_version <= self._plane.version:
@@ -213,12 +223,16 @@ class BatchWorker:
             await self._run(active)
             self._pauses.pop(name, None)
         except Exception as error:  # one batch stops no other
-            pause = min(max(2 * self._pauses.get(name, (0.0, 0.0))[1], PAUSE_SECONDS_FIRST), PAUSE_SECONDS_MAX)
-            self._pauses[name] = (time.monotonic() + pause, pause)
-            reason = error.detail or error.kind.code if isinstance(error, Fault) else describe_error(error)
-            self._alarm("batch_failed", {"batch_id": active.batch.id, "error": reason, "pause_seconds": pause})
+            self._report_failure(name, error)
         finally:
             await self._in_thread(active.release)
+
+    def _report_failure(self, name: str, error: Exception) -> None:
+        """Report that a batch could not go on, and try it again after a pause."""
+        pause = min(max(2 * self._pauses.get(name, (0.0, 0.0))[1], PAUSE_SECONDS_FIRST), PAUSE_SECONDS_MAX)
+        self._pauses[name] = (time.monotonic() + pause, pause)
+        reason = error.detail or error.kind.code if isinstance(error, Fault) else describe_error(error)
+        self._alarm("batch_failed", {"batch_id": name.rpartition(".")[2], "error": reason, "pause_seconds": pause})
 
     async def _run(self, active: ActiveBatch) -> None:
         """Take a batch from the state that it is in to its end, unless this process ends before."""
