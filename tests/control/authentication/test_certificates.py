@@ -83,6 +83,22 @@ def test_certificate_counts_where_it_is_active(control: Running, tenant: TenantS
     refused(admin.get(f"{CERTIFICATES}/{certificate}"), 404, "not_found")
 
 
+def test_certificate_that_is_deactivated_everywhere_is_so_in_each_project(
+    control: Running, tenant: TenantSetup, admin: httpx2.Client
+) -> None:
+    certificate = upload(admin)
+    add_rule(admin, tenant, certificate, uri="spiffe://example.com/ci/*")
+    body = {"certificate_ids": [certificate]}
+    of_project = f"/v1/organization/projects/{tenant.project_id}/certificates"
+    (active,) = answered(admin.post(f"{of_project}/activate", json=body))["data"]
+    assert active["project_ids"] is None
+    (left,) = answered(admin.post(f"{CERTIFICATES}/deactivate", json=body))["data"]
+    assert (left["active"], left["project_ids"]) == (False, [tenant.project_id]) and find(control, tenant) is not None
+    refused(admin.post(f"{of_project}/deactivate", json={**body, "everywhere": True}), 400, "unknown_parameter", "everywhere")
+    (left,) = answered(admin.post(f"{CERTIFICATES}/deactivate", json={**body, "everywhere": True}))["data"]
+    assert left["project_ids"] == [] and find(control, tenant) is None
+
+
 def test_deleted_rule_and_archived_project_stand_for_nobody(control: Running, tenant: TenantSetup, admin: httpx2.Client) -> None:
     certificate = upload(admin)
     rule = add_rule(admin, tenant, certificate, common_name="ci.example.com")

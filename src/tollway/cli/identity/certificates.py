@@ -29,7 +29,8 @@ def list_certificates(
     """List the certificates, and whether the organization or a project trusts them."""
     with connect_tenant(control_url, key, data_dir, organization) as control:
         rows = list(control.list_all(_path(control, project)))
-    print_rows(output, ["id", "name", "active", "is_authority", "fingerprint"], rows, none="no certificates yet")
+    columns = ["id", "name", "active", *(["project_ids"] if project is None else []), "is_authority", "fingerprint"]
+    print_rows(output, columns, rows, none="no certificates yet")
 
 
 @app.command()
@@ -88,16 +89,27 @@ def activate(
 def deactivate(
     certificate_ids: Certificates,
     project: OfProject = None,
+    everywhere: Annotated[bool, typer.Option("--everywhere", help="Deactivate them in the organization and in each project.")] = False,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
     control_url: ControlUrl = None,
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Trust certificates no more: programs with one of them are refused from the next request on."""
+    """Trust certificates no more in the organization or in a project, from the next request on. Projects that activated one by themselves
+    still trust it, unless --everywhere is given."""
+    if everywhere and project is not None:
+        raise OperatorError("--everywhere and --project exclude each other", exit_code=2)
     with connect_tenant(control_url, key, data_dir, organization) as control:
-        made = control.post(f"{_path(control, project)}/deactivate", {"certificate_ids": certificate_ids})
-    print_json(made) if output is Output.JSON else print(f"deactivated {', '.join(certificate_ids)}")
+        body = {"certificate_ids": certificate_ids} | ({"everywhere": True} if everywhere else {})
+        made = control.post(f"{_path(control, project)}/deactivate", body)
+    if output is Output.JSON:
+        print_json(made)
+        return
+    print(f"deactivated {', '.join(certificate_ids)}")
+    for each in made["data"]:
+        if each["project_ids"]:
+            print(f"{each['id']} is still trusted in {', '.join(each['project_ids'])}")
 
 
 @app.command()

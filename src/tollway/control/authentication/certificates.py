@@ -86,10 +86,11 @@ def rename_certificate(tx: TenantTx, certificate_id: str, name: str | None) -> C
 
 
 def set_active(
-    tx: TenantTx, certificate_ids: Sequence[str], project_id: str | None, *, is_active: bool, now: int
+    tx: TenantTx, certificate_ids: Sequence[str], project_id: str | None, *, is_active: bool, everywhere: bool = False, now: int
 ) -> tuple[list[ClientCertificate], int]:
-    """Activate certificates, or deactivate them: in a project, or in the organization (None); all of them or none. Return them with the
-    version of the snapshot that says so. Raises RESOURCE_UNKNOWN, PARAMETER_INVALID for an expired one that would be activated."""
+    """Activate certificates, or deactivate them: in a project, or in the organization (None); all of them or none. `everywhere`: what is
+    deactivated in the organization is so in each project too. Return them with the version of the snapshot that says so. Raises
+    RESOURCE_UNKNOWN, PARAMETER_INVALID for an expired one that would be activated."""
     publish.lock(tx)
     if project_id is not None:
         tenants.get_project(tx, project_id)
@@ -98,10 +99,11 @@ def set_active(
         if is_active and certificate.expires_at <= now:
             raise Fault(PARAMETER_INVALID, param="certificate_ids", message="Invalid value for certificate_ids: one has expired.")
         if project_id is None:
-            certificate = replace(certificate, is_active=is_active)
+            kept = frozenset() if everywhere and not is_active else certificate.project_ids
+            certificate = replace(certificate, is_active=is_active, project_ids=kept)
         else:
             kept = certificate.project_ids | {project_id} if is_active else certificate.project_ids - {project_id}
-            certificate = replace(certificate, project_ids=frozenset(kept))
+            certificate = replace(certificate, project_ids=kept)
         storage.put_certificate(tx, certificate, is_new=False)
         changed.append(certificate)
     return changed, publish.publish(tx, CertificateEntry, [each.id for each in changed], now)

@@ -69,6 +69,12 @@ class CertificateIds(In):
     certificate_ids: Ids
 
 
+class CertificateDeactivate(CertificateIds):
+    """Certificates to deactivate in the organization: all of them or none."""
+
+    everywhere: Annotated[bool, Field(description="Whether to deactivate them in each project as well.", examples=[True])] = False
+
+
 class CertificateDetails(Out):
     """Content of a certificate."""
 
@@ -84,6 +90,9 @@ class CertificateOut(Identified):
     id: Annotated[str, Field(description="Id of the certificate.", examples=[_CERTIFICATE])]
     name: NameText | None
     active: Annotated[bool | None, Field(description="Whether it is trusted there; null for a certificate alone.", examples=[True])]
+    project_ids: Annotated[
+        list[str] | None, Field(description="Projects that trust it by themselves; null in answers for a project.", examples=[[]])
+    ]
     created_at: int
     certificate_details: Annotated[CertificateDetails, Field(description="What it says.")]
     fingerprint: Annotated[str, Field(description="Its SHA-256 in hexadecimal.", examples=[_FINGERPRINT])]
@@ -158,6 +167,7 @@ def _out(certificate: ClientCertificate, kind: Kind, active: bool | None, *, has
         id=certificate.id,
         name=certificate.name,
         active=active,
+        project_ids=None if kind == "organization.project.certificate" else sorted(certificate.project_ids),
         created_at=seconds(certificate.created_at),
         certificate_details=CertificateDetails(
             valid_at=seconds(certificate.valid_from),
@@ -199,9 +209,10 @@ def activate_certificates(caller: Writer, plane: Plane, body: CertificateIds) ->
 
 
 @router.post(_PATH + "/deactivate")
-def deactivate_certificates(caller: Writer, plane: Plane, body: CertificateIds) -> ListOut[CertificateOut]:
-    """Trust certificates no more but where a project does, from the next request on."""
-    return _set_active(caller, plane, body, None, is_active=False)
+def deactivate_certificates(caller: Writer, plane: Plane, body: CertificateDeactivate) -> ListOut[CertificateOut]:
+    """Trust certificates no more from the next request on, but in projects that trust them by themselves; with `everywhere` not there
+    either, until a project activates them again."""
+    return _set_active(caller, plane, body, None, is_active=False, everywhere=body.everywhere)
 
 
 @router.get(_PATH + "/{certificate_id}")
@@ -254,11 +265,13 @@ def _of_project(certificate: ClientCertificate, project_id: str) -> CertificateO
 
 
 def _set_active(
-    caller: Tenant, plane: ControlPlane, body: CertificateIds, project_id: str | None, *, is_active: bool
+    caller: Tenant, plane: ControlPlane, body: CertificateIds, project_id: str | None, *, is_active: bool, everywhere: bool = False
 ) -> ListOut[CertificateOut]:
     now = plane.now()
     with plane.database.tenant(caller.organization_id) as tx:
-        changed, version = certificates.set_active(tx, body.certificate_ids, project_id, is_active=is_active, now=now)
+        changed, version = certificates.set_active(
+            tx, body.certificate_ids, project_id, is_active=is_active, everywhere=everywhere, now=now
+        )
     publish.confirm(plane.database, plane.publications, version, now)
     return list_out(Page(changed, False), lambda each: _of_organization(each) if project_id is None else _of_project(each, project_id))
 
