@@ -108,17 +108,30 @@ def report_effect(published: Mapping[str, Any], zone: tzinfo) -> None:
 
 @contextmanager
 def written_whole(file: Path | None) -> Iterator[IO[bytes]]:
-    """Open `file` to be written, or standard output (None). The file appears when the block ends; a block that fails leaves none, and an
-    older one as it was. Raises OperatorError if it cannot be written."""
+    """Open `file` to be written, or standard output (None). The file appears when the block ends, and stays there if the machine loses
+    power then; a block that fails leaves none, and an older one as it was. Raises OperatorError if it cannot be written."""
     if file is None:
         yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
         return
     draft = file.with_name(f"{file.name}.draft")
     try:
         with draft.open("wb") as writer:
             yield writer
+            writer.flush()
+            os.fsync(writer.fileno())
         draft.replace(file)
+        _keep_name(file)
     except OSError as error:
         raise OperatorError(f"cannot write {file}: {error.strerror}") from None
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _keep_name(file: Path) -> None:
+    """Write the directory of a file to disk, which has its name."""
+    directory = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,14 +17,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from tests.control.harness import Running, TenantSetup, answered, find_token, make_tenant, mint, running
+from tests.control.harness import Running, TenantSetup, answered, find_token, make_tenant, mint, running, wait_until
 from tests.control.test_routes import refused
 from tests.storage.databases import SqliteTemplate
-from tollway.control.identity import github_reports
+from tollway.control.identity import github_reports, leaked_keys
 from tollway.control.identity.github_reports import GithubReports
-from tollway.control.identity.mail import MailDirectory
+from tollway.control.identity.leaked_keys import Finding
+from tollway.control.identity.mail import MailDirectory, Message
 from tollway.domain.faults import Fault
 from tollway.domain.keys import KeyType
+from tollway.domain.leaked_keys import LeakAction, LeakedKey, LeakSource
 
 PATH = "/v1/leaked_keys/github"
 PLACE = "https://github.com/octocat/hello/blob/1/config.yaml"
@@ -241,7 +243,7 @@ class TestPolicies:
         for _ in range(2):
             reported = answered(admin.post("/v1/organization/leaked_keys", json={"secrets": [tenant.secret], "url": "https://x.example"}))
         assert find_key(control, tenant).status_code == status
-        assert count_mails(control, owner) - before == mails
+        wait_until(lambda: count_mails(control, owner) - before == mails)
         assert reported["secrets"][0]["key_id"] == tenant.key_id
         assert [(each["action"], each["source"]) for each in list_leaks(control, tenant)] == [(action, "admin")]
 
@@ -257,6 +259,42 @@ class TestPolicies:
     def test_admin_key_that_leaked_is_revoked(self, control: Running, tenant: TenantSetup) -> None:
         answered(control.client(tenant.admin_key).post("/v1/organization/leaked_keys", json={"secrets": [tenant.admin_key]}))
         refused(control.client(tenant.admin_key).get("/v1/organization"), 401, "invalid_api_key")
+
+
+class TestMail:
+    def test_mail_server_that_hangs_holds_up_no_answer(
+        self, control: Running, tenant: TenantSetup, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        answered_first, sent = threading.Event(), list[bool]()
+        admin = control.client(tenant.admin_key)
+        answered(admin.post("/v1/organization/invites", json={"email": "slow@example.com", "role": "owner"}))
+        answered(control.client(find_token(control, "slow@example.com")).post("/v1/invites/accept", json={"name": "Owner"}))
+        monkeypatch.setattr(MailDirectory, "send", lambda _mail, _message: sent.append(answered_first.wait(10)))
+        assert answered(admin.post("/v1/organization/leaked_keys", json={"secrets": [tenant.secret]}))["secrets"][0]["is_known"]
+        assert answered(admin.get("/v1/organization"))["id"] == tenant.organization_id, "the turn of the organization is over"
+        answered_first.set()
+        wait_until(lambda: sent == [True])
+
+    def test_messages_of_a_report_end_with_their_time(self) -> None:
+        at, lines = [0.0], list[Mapping[str, object]]()
+
+        class Slow:
+            def send(self, message: Message) -> None:
+                at[0] += 40.0
+
+        leak = LeakedKey(
+            id="leak_1",
+            organization_id="org_1",
+            key_id="key_1",
+            redacted="tw_live_1...",
+            source=LeakSource.ADMIN,
+            url="",
+            action=LeakAction.REVOKED,
+            reported_at=0,
+        )
+        finding = Finding(leak, is_first=True, version=None, recipients=("a@example.com", "b@example.com", "c@example.com"))
+        leaked_keys.tell([finding, None], Slow(), lines.append, clock=lambda: at[0])
+        assert at == [80.0] and [line["event"] for line in lines] == ["mail_failed"]
 
 
 class TestOtherTenants:

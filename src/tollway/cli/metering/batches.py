@@ -1,5 +1,6 @@
 """`tollway batches`: batches of requests, at a gateway, with the API key of a program."""
 
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -15,6 +16,8 @@ from tollway.settings import OperatorError
 
 WAIT_SECONDS: Final = 1.0
 """Interval at which `submit --wait` asks how a batch stands."""
+ASKED_MAX: Final = 6
+"""Failures in a row after which it gives up, about a minute after the first: each pause is twice the one before."""
 UPLOAD_SECONDS: Final = 600.0
 _COLUMNS: Final = ["id", "endpoint", "status", "lines", "completed", "failed", "output", "errors"]
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -43,9 +46,9 @@ def submit(
             raise OperatorError(f"cannot read {file}: {error.strerror}", exit_code=2) from None
         asked = {"input_file_id": stored["id"], "endpoint": endpoint, "completion_window": "24h"}
         batch = ask_gateway(gateway, "POST", "/v1/batches", json=asked)
-        while wait and batch["status"] not in ENDED:
-            time.sleep(WAIT_SECONDS)
-            batch = ask_gateway(gateway, "GET", f"/v1/batches/{segment(batch['id'])}")
+        if wait:
+            print(f"submitted {batch['id']}", file=sys.stderr, flush=True)
+            batch = _wait(gateway, batch)
     _print(batch, output)
 
 
@@ -105,6 +108,21 @@ def write_output(
         if file_id is None:
             raise OperatorError(f"the batch has no {'errors' if errors else 'output'}", hint=f"it is {found['status']}")
         _write_file(gateway, file_id)
+
+
+def _wait(gateway: httpx2.Client, batch: dict[str, Any]) -> dict[str, Any]:
+    """Ask how a batch stands until it has ended, and return it. Raises OperatorError after ASKED_MAX failures in a row."""
+    failures = 0
+    while batch["status"] not in ENDED:
+        time.sleep(WAIT_SECONDS * 2**failures)
+        try:
+            batch = ask_gateway(gateway, "GET", f"/v1/batches/{segment(batch['id'])}")
+            failures = 0
+        except OperatorError as error:
+            failures += 1
+            if failures == ASKED_MAX:
+                raise OperatorError(str(error), hint=f"the batch goes on: tollway batches show {batch['id']}") from None
+    return batch
 
 
 def _write_file(gateway: httpx2.Client, file_id: str) -> None:

@@ -85,7 +85,8 @@ def export(
                 writer.write(f"{line}\n".encode())
                 last = None if cursor is None else event["record"]["sequence"]
         if cursor is not None and last is not None:  # once the lines are written: what fails before is written again
-            _write_cursor(cursor, last)
+            with written_whole(cursor) as writer:
+                writer.write(f"{last}\n".encode())
 
 
 @app.command()
@@ -199,13 +200,6 @@ def _read_cursor(file: Path) -> int:
     if not text.isdecimal():
         raise OperatorError(f"{file} is not the cursor of an export", hint="name another file, or remove this one", exit_code=2)
     return int(text)
-
-
-def _write_cursor(file: Path, sequence: int) -> None:
-    """Replace the cursor in one step, so that a crash leaves the one before."""
-    beside = file.with_name(f"{file.name}.new")
-    beside.write_text(f"{sequence}\n")
-    beside.replace(file)
 
 
 @contextmanager

@@ -298,6 +298,8 @@ class ApiRoute(APIRoute):
                 response = await handle(strict)
             else:
                 response = await _answer_once(plane, strict, caller, key, body, handle)
+            if response.background is not None:
+                place.end_turn()  # what is done after the answer holds up no other request of the organization
             if isinstance(response, StreamingResponse) and organization_id is not None:
                 place.end_turn()
                 response.body_iterator = place.stream(response.body_iterator, organization_id)

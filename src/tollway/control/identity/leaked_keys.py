@@ -1,11 +1,12 @@
 """Leaked keys: secrets that were found where others can read them, and what their organization wants to be done with them.
 
 A report holds secrets as they were found. They go no further than their digests: an organization sees the part that may be shown. Whoever
-reports a secret learns only whether it is or was one, and of those that are not theirs nothing else.
+reports a secret learns only whether it is one, or is known as one that was, and of those that are not theirs nothing else.
 
 What is reported of a key of the platform or of a gateway is an alarm: ending those is for people, because everything depends on them.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -31,6 +32,9 @@ RECIPIENTS_MAX = 10
 
 MESSAGES_MAX = 30
 """Messages that are sent of one report; the audit trail has the rest."""
+
+TELLING_SECONDS_MAX = 60.0
+"""For the messages of one report: no further one is begun then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,21 +116,29 @@ def list_leaks(tx: TenantTx, window: PageWindow) -> Page[LeakedKey]:
     return storage.list_leaks(tx, window)
 
 
-def tell(findings: Sequence[Finding | None], mail: Mail, log: Callable[[Mapping[str, object]], None]) -> None:
-    """Log what was found, and tell the owners what they were not told before. Blocks. A message that cannot be sent is logged."""
-    left = MESSAGES_MAX
+def log_found(findings: Sequence[Finding | None], log: Callable[[Mapping[str, object]], None]) -> None:
+    """Log what was found."""
     for finding in findings:
-        if finding is None:
-            continue
-        leak = finding.leak
-        line = {"event": "key_leaked", "organization_id": leak.organization_id, "key_id": leak.key_id, "source": str(leak.source)}
-        log({**line, "action": str(leak.action), "is_first": finding.is_first})
-        for recipient in finding.recipients[:left]:
-            left -= 1
-            try:
-                mail.send(Message(recipient, "A secret of Tollway was found in public", _describe(leak)))
-            except MailFailure as failure:
-                log({"event": "mail_failed", "key_id": leak.key_id, "detail": str(failure)})
+        if finding is not None:
+            leak = finding.leak
+            line = {"event": "key_leaked", "organization_id": leak.organization_id, "key_id": leak.key_id, "source": str(leak.source)}
+            log({**line, "action": str(leak.action), "is_first": finding.is_first})
+
+
+def tell(
+    findings: Sequence[Finding | None], mail: Mail, log: Callable[[Mapping[str, object]], None], clock: Callable[[], float] = time.monotonic
+) -> None:
+    """Tell the owners what they were not told before. Blocks, for TELLING_SECONDS_MAX and the time of one message at most. Each message is
+    tried once; what cannot be sent is logged."""
+    ends_at = clock() + TELLING_SECONDS_MAX
+    messages = [(finding.leak, recipient) for finding in findings if finding is not None for recipient in finding.recipients]
+    for leak, recipient in messages[:MESSAGES_MAX]:
+        try:
+            if clock() >= ends_at:
+                raise MailFailure("the mail server was too slow with the messages before")
+            mail.send(Message(recipient, "A secret of Tollway was found in public", _describe(leak)))
+        except MailFailure as failure:
+            log({"event": "mail_failed", "key_id": leak.key_id, "detail": str(failure)})
 
 
 def _report(tx: TenantTx, reported: Reported, policy: LeakPolicy, reporter: Reporter) -> Finding | None:

@@ -4,7 +4,8 @@ import hashlib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import Depends, Query
+from anyio import CapacityLimiter, to_thread
+from fastapi import BackgroundTasks, Depends, Query
 from pydantic import Field, StringConstraints
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
@@ -35,6 +36,9 @@ Writer = Annotated[Tenant, Depends(may(Permission.API_KEYS_WRITE))]
 OperatorWriter = Annotated[Operator, Depends(may(Permission.PLATFORM_KEYS_WRITE))]
 
 GITHUB_PATH = "/v1/leaked_keys/github"
+_TELLERS = CapacityLimiter(2)
+"""Threads that send mail at once: a mail server that hangs takes none of those that answer requests."""
+
 _EVENT = "api_key.leak_reported"
 _KEY = "key_0198c5f2a3b47c11a0b1c2d3e4f50617"
 
@@ -67,7 +71,13 @@ class LeakReport(In):
 class ReportedSecretOut(Out):
     """A secret that was reported, in the order of the report."""
 
-    is_known: Annotated[bool, Field(description="Whether it is or was the secret of a key.", examples=[True])]
+    is_known: Annotated[
+        bool,
+        Field(
+            description="Whether it is the secret of a key, valid or not, or the one before its latest rotation until that is retired.",
+            examples=[True],
+        ),
+    ]
     key_id: Annotated[str | None, Field(description="Id of the key; null if it is not known.", examples=[_KEY])]
     organization_id: Annotated[
         str | None,
@@ -128,7 +138,11 @@ class FeedbackOut(Out):
     token_type: Annotated[str, Field(description="The kind of secret, as the report names it.", examples=["tollway_api_key"])]
     label: Annotated[
         Literal["true_positive", "false_positive"],
-        Field(description="Whether it is or was the secret of a key of this installation.", examples=["true_positive"]),
+        Field(
+            description="Whether it is the secret of a key of this installation, valid or not, or the one before its latest rotation"
+            " until that is retired.",
+            examples=["true_positive"],
+        ),
     ]
 
 
@@ -141,19 +155,21 @@ def list_leaked_keys(caller: Reader, plane: Plane, query: Annotated[PageQuery, Q
 
 
 @router.post("/v1/organization/leaked_keys")
-def report_own_leaked_keys(caller: Writer, plane: Plane, body: LeakReport) -> LeakReportedOut:
+def report_own_leaked_keys(caller: Writer, plane: Plane, body: LeakReport, background: BackgroundTasks) -> LeakReportedOut:
     """Report secrets of keys of the organization as leaked. What is done follows from its `leaked_key_policy`. Secrets of others are
-    answered as ones that never were. Answers when every gateway that is alive has confirmed, or names those that have not."""
+    answered as ones that never were. Mail to the owners is sent after the answer. Answers when every gateway that is alive has confirmed,
+    or names those that have not."""
     reported = [Reported(secret, body.url) for secret in body.secrets]
     reporter = _reporter(plane, LeakSource.OPERATOR if caller.is_operator else LeakSource.ADMIN)
     with plane.database.tenant(caller.organization_id) as tx:
         found = leaked_keys.report_own(tx, reported, reporter)
-    leaked_keys.tell(found, plane.mail, plane.log)
+    leaked_keys.log_found(found, plane.log)
+    background.add_task(_tell, plane, found)
     return LeakReportedOut(secrets=[_secret_out(each) for each in found], pending_nodes=_confirm(plane, found))
 
 
 @router.post("/v1/platform/leaked_keys")
-def report_leaked_keys(_caller: OperatorWriter, plane: Plane, body: LeakReport) -> LeakReportedOut:
+def report_leaked_keys(_caller: OperatorWriter, plane: Plane, body: LeakReport, background: BackgroundTasks) -> LeakReportedOut:
     """Report secrets as leaked, of whichever organization they are. What is done follows from the `leaked_key_policy` of each. A secret of
     the platform or of a gateway is an alarm in the log, and is not ended."""
     with plane.database.platform():
@@ -161,7 +177,8 @@ def report_leaked_keys(_caller: OperatorWriter, plane: Plane, body: LeakReport) 
     reported = [Reported(secret, body.url) for secret in body.secrets]
     reporter = _reporter(plane, LeakSource.OPERATOR)
     known, found = leaked_keys.report_any(plane.database, lambda _target: plane.database, reported, reporter, plane.log)
-    leaked_keys.tell(found, plane.mail, plane.log)
+    leaked_keys.log_found(found, plane.log)
+    background.add_task(_tell, plane, found)
     secrets = [_secret_out(each, is_known=is_known) for each, is_known in zip(found, known, strict=True)]
     return LeakReportedOut(secrets=secrets, pending_nodes=_confirm(plane, found))
 
@@ -183,7 +200,13 @@ async def report_leaked_keys_by_github(plane: Plane, request: Request) -> Respon
     matches = github_reports.read_matches(routes.read_json(body, headers))
     known, findings = await run_in_threadpool(_report_matches, plane, request, matches)
     feedback = [_feedback(match, is_known=is_known) for match, is_known in zip(matches, known, strict=True)]
-    return JSONResponse(feedback, background=BackgroundTask(leaked_keys.tell, findings, plane.mail, plane.log))
+    leaked_keys.log_found(findings, plane.log)
+    return JSONResponse(feedback, background=BackgroundTask(_tell, plane, findings))
+
+
+async def _tell(plane: ControlPlane, findings: Sequence[Finding | None]) -> None:
+    if any(finding is not None and finding.recipients for finding in findings):
+        await to_thread.run_sync(leaked_keys.tell, findings, plane.mail, plane.log, limiter=_TELLERS)
 
 
 def _report_matches(plane: ControlPlane, request: Request, matches: Sequence[GithubMatch]) -> tuple[list[bool], list[Finding | None]]:
