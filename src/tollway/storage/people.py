@@ -1,7 +1,7 @@
 """People, groups and invitations at rest.
 
 Removed people, deleted groups and answered invitations keep their rows, because records of what happened name them, and are otherwise as if
-they had never been.
+they had never been. The row of a removed person has no address and no name.
 """
 
 import json
@@ -55,8 +55,10 @@ def list_users(tx: TenantTx, emails: Sequence[str], window: PageWindow) -> Page[
 
 
 def remove_user(tx: TenantTx, user_id: str, now: int) -> None:
-    """Mark a person as removed; they are in no group any more, hold no role, and the directory has no part in them."""
-    tx.connection.execute(users.update().where(users.c.organization_id == tx.organization_id, users.c.id == user_id).values(removed_at=now))
+    """Mark a person as removed, without their address and name; they are in no group any more, hold no role, and the directory has no part
+    in them."""
+    own = sa.and_(users.c.organization_id == tx.organization_id, users.c.id == user_id)
+    tx.connection.execute(users.update().where(own).values(removed_at=now, email="", name=""))
     columns = group_members.c
     tx.connection.execute(group_members.delete().where(columns.organization_id == tx.organization_id, columns.user_id == user_id))
     delete_holder(tx, user_id)

@@ -15,6 +15,9 @@ from tests.control.test_routes import refused
 from tollway.control.api.places import Place
 from tollway.domain.content_logs import Content, name_content, name_response
 from tollway.storage import data_exports
+from tollway.storage.row_security import CONDITIONS
+from tollway.storage.schema import metadata
+from tollway.storage.schema_budgets import budget_windows
 
 EXPORT = "/v1/organization/export"
 
@@ -108,6 +111,41 @@ def test_export_holds_no_turn_of_its_organization_while_it_is_read(
     monkeypatch.setattr(Place, "stream", watch)
     read(control.client(tenant.admin_key).get(EXPORT))
     assert len(turns) > 1 and set(turns) == {None}
+
+
+def test_export_has_rows_without_an_organization_that_name_one_of_its_own(
+    control: Running, tenant: TenantSetup, bob: TenantSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    covered = {table.name for table in data_exports.list_tables()}
+    covered |= {child.table.name for children in data_exports.CHILDREN.values() for child in children}
+    assert set(CONDITIONS) - covered == {"compiled_prices"}
+    made = {}
+    for each in (tenant, bob):
+        body = {"name": "all", "amount": "1", "window": "month"}
+        made[each.organization_id] = answered(control.client(each.admin_key).post("/v1/organization/budgets", json=body))["id"]
+    with control.plane.database.platform() as tx:
+        windows = [{"budget_id": id, "start_at": at, "end_at": at + 9, "spent_pico": 1} for id in made.values() for at in range(5)]
+        tx.connection.execute(budget_windows.insert(), windows)
+    monkeypatch.setattr(data_exports, "PAGE_ROWS", 2)
+    rows = [line for line in read(control.client(tenant.admin_key).get(EXPORT)) if line["type"] == "row"]
+    found = [(row["fields"]["budget_id"], row["fields"]["start_at"]) for row in rows if row["table"] == "budget_windows"]
+    assert found == [(made[tenant.organization_id], at) for at in range(5)]
+
+
+def test_person_who_was_removed_is_exported_without_their_address_and_name(control: Running, tenant: TenantSetup) -> None:
+    admin = control.client(tenant.admin_key)
+    join(control, admin, "gone@example.com", "reader")
+    user_id = find_user_id(admin, "gone@example.com")
+    answered(admin.delete(f"/v1/organization/users/{user_id}"))
+    rows = [line for line in read(admin.get(EXPORT, params={"user_id": user_id})) if line["type"] == "row"]
+    (user,) = (row["fields"] for row in rows if row["table"] == "users")
+    assert (user["email"], user["name"]) == ("", "") and user["removed_at"] is not None
+
+
+def test_events_are_read_by_an_index_that_has_the_organization() -> None:
+    for name, columns in data_exports.ORDERS.items():
+        table = metadata.tables[name]
+        assert ["organization_id", *columns] in [[column.name for column in index.columns] for index in table.indexes]
 
 
 def test_export_needs_a_permission_that_owners_alone_have(control: Running, tenant: TenantSetup) -> None:

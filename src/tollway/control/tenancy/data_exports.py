@@ -1,7 +1,7 @@
 """Exports for data protection: everything about an organization, or about one person in it, as one archive of JSON lines.
 
     export                  format, organization, person, instant
-    row ...                 by table and primary key: every row, without digests, sealed texts and parts of secrets
+    row ...                 by table and key, those that belong to a row after it: all, without digests, sealed texts, parts of secrets
     content ...             logged content of requests, opened; of an organization alone
     response ...            stored responses, opened; of an organization alone
     manifest                how many lines of each kind and table stand before it, and SHA-256 over them: without it, the archive is cut
@@ -12,16 +12,17 @@ that a slow reader holds up nothing; what changes meanwhile may be in the archiv
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
 
-from tollway.control.identity import people
 from tollway.control.tenancy import content_logs, stored_responses
 from tollway.control.tenancy.content_logs import Vaults
+from tollway.domain.faults import RESOURCE_UNKNOWN, Fault
 from tollway.storage import data_exports as storage
 from tollway.storage.database import TenantTx
 
@@ -49,11 +50,11 @@ class _Lines:
 
 def export(open_tx: Open, vaults: Callable[[], Vaults], user_id: str | None, now: int) -> Iterator[bytes]:
     """The lines of an export, of a person (`user_id`) or of the whole organization. `vaults`: opens what content is sealed with; it is
-    called where there is content. Raises RESOURCE_UNKNOWN for a person that the organization does not have, before the first line."""
+    called where there is content. Raises RESOURCE_UNKNOWN for a person whom the organization never had, before the first line."""
     with open_tx() as tx:
         organization_id = tx.organization_id
-        if user_id is not None:
-            people.get_user(tx, user_id)
+        if user_id is not None and not storage.has_person(tx, user_id):
+            raise Fault(RESOURCE_UNKNOWN)
     return _export(open_tx, vaults, organization_id, user_id, now)
 
 
@@ -64,19 +65,47 @@ def _export(open_tx: Open, vaults: Callable[[], Vaults], organization_id: str, u
     for table in storage.list_tables():
         if user_id is not None and not storage.names_people(table):
             continue
-        after = None
-        while True:
-            with open_tx() as tx:
-                rows = storage.read_page(tx, table, user_id, after)
-            for row in rows:
-                yield lines.encode("row", {"table": str(table.name), "fields": storage.show_row(table, row)}, str(table.name))
-            if len(rows) < storage.PAGE_ROWS:
-                break
-            after = storage.find_key(table, rows[-1])
+        for rows in _read_pages(open_tx, table, partial(_read_own, table, user_id)):
+            yield from _encode_rows(lines, table, rows)
+            children = storage.CHILDREN.get(table.name, ()) if rows and user_id is None else ()
+            parents = [storage.find_key(table, row) for row in rows]
+            for child in children:
+                for named in _read_pages(open_tx, child.table, partial(_read_children, child, parents)):
+                    yield from _encode_rows(lines, child.table, named)
     if user_id is None:
         yield from _export_content(open_tx, vaults, lines, now)
     manifest = {"lines": dict(sorted(lines.counts.items())), "sha256": lines.digest.hexdigest()}
     yield lines.encode("manifest", manifest)
+
+
+Read = Callable[[TenantTx, tuple[Any, ...] | None], list[storage.Row]]
+"""Reads a page of rows after the place of one."""
+
+
+def _read_own(table: storage.Table, user_id: str | None, tx: TenantTx, after: tuple[Any, ...] | None) -> list[storage.Row]:
+    return storage.read_page(tx, table, user_id, after)
+
+
+def _read_children(
+    child: storage.Child, parents: Sequence[tuple[Any, ...]], tx: TenantTx, after: tuple[Any, ...] | None
+) -> list[storage.Row]:
+    return storage.read_children(tx, child, parents, after)
+
+
+def _read_pages(open_tx: Open, table: storage.Table, read: Read) -> Iterator[list[storage.Row]]:
+    after = None
+    while True:
+        with open_tx() as tx:
+            rows = read(tx, after)
+        yield rows
+        if len(rows) < storage.PAGE_ROWS:
+            return
+        after = storage.find_place(table, rows[-1])
+
+
+def _encode_rows(lines: _Lines, table: storage.Table, rows: Sequence[storage.Row]) -> Iterator[bytes]:
+    for row in rows:
+        yield lines.encode("row", {"table": str(table.name), "fields": storage.show_row(table, row)}, str(table.name))
 
 
 def _export_content(open_tx: Open, vaults: Callable[[], Vaults], lines: _Lines, now: int) -> Iterator[bytes]:
