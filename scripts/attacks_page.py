@@ -241,7 +241,10 @@ ROWS = {
         " of another organization",
         "401 `invalid_client_certificate`; at the handshake an alert",
     ),
-    118: ("a forged `client-cert` or `x-forwarded-client-cert`", "ignored but from trusted proxies"),
+    118: (
+        "a forged `client-cert` or `x-forwarded-client-cert`; somebody else's certificate in a name of one's own",
+        "ignored but from trusted proxies; 401 `invalid_api_key` for a header with more than one certificate",
+    ),
     122: (
         "forms that two parsers may read differently: preambles, padded or missing boundaries, bare line feeds, endless headers,"
         " headers and fields that stand twice, files that contain a boundary",

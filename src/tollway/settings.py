@@ -166,7 +166,7 @@ class ProxiesSection(msgspec.Struct, frozen=True, kw_only=True):
     bounded per address, because each carries the requests of many clients."""
     client_certificate_header: Literal["", "client-cert", "x-forwarded-client-cert"] = ""
     """Header in which trusted proxies that end TLS hand on the certificate of a client: that of RFC 9440 (`client-cert`), or Envoy's with
-    `Cert`. A proxy must remove what clients send of it. Empty: none."""
+    `Cert`, in one element (`SANITIZE_SET`). A proxy must remove what clients send of it. Empty: none."""
     log_peers: bool = False
     """Log the client's address with every request, as `peer`. Off by default, because it is personal data."""
 

@@ -44,6 +44,7 @@ from tollway.gateway.edge.edge_policy import EdgePolicy, parse_networks
 from tollway.gateway.principal import PrincipalKind
 from tollway.gateway.request import RequestHead
 from tollway.serve.tls import client_context, server_context
+from tollway.wire.client_certificates import FORWARDED_CLIENT_CERT, find_forwarded
 
 KEY_ID = f"key_{0:032x}"
 URI = "spiffe://example.com/ci/deploy"
@@ -176,7 +177,7 @@ async def test_handshake_asks_for_a_certificate_and_takes_none_that_nobody_trust
 
 FORWARDED = {
     "client-cert": f":{base64.b64encode(program.der).decode()}:",
-    "x-forwarded-client-cert": f'By=spiffe://x;Hash=00;Cert="{quote(issue("x").pem)}",Hash=11;Cert="{quote(program.pem)}";URI={URI}',
+    "x-forwarded-client-cert": f'By=spiffe://x;Hash=00;Cert="{quote(program.pem)}";Subject="CN=x,O=y";URI={URI}',
 }
 
 
@@ -217,6 +218,27 @@ async def test_118_header_that_is_malformed_proves_nobody(name: str, value: str)
         (answer,) = split_answers(connection.written)
         assert answer.status == 401
         log.close()
+
+
+_GENUINE = f'Hash=00;Cert="{quote(issue("x").pem)}"'
+_STOLEN = quote(program.pem)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        f'{_GENUINE};Subject="CN=x\\;Cert=";URI={_STOLEN}";DNS=',
+        f'{_GENUINE};Subject="CN=x";URI=x;Cert="{_STOLEN}"',
+        f'{_GENUINE};Subject="CN=x";URI=x,Hash=11;Cert="{_STOLEN}"',
+        f'{_GENUINE};Subject="CN=x\\;Cert=";URI={_STOLEN},Hash=11;Subject=""',
+        f'Cert="{_STOLEN}";Subject=",{_GENUINE};Subject="CN=x"',
+        f'Cert="{_STOLEN}",Hash=00;Subject="CN=x"',
+        f'Hash=00;Subject="CN=x";URI=x;Cert="{_STOLEN}"',
+    ],
+)
+def test_118_name_in_a_certificate_is_never_taken_for_the_certificate(value: str) -> None:
+    """Envoy writes the names of a certificate, which whoever issued it chose, into the same header, and URIs as they are."""
+    assert find_forwarded({FORWARDED_CLIENT_CERT: value.encode()}, FORWARDED_CLIENT_CERT) == b""
 
 
 def program_fingerprint() -> str:

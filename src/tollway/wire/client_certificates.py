@@ -132,23 +132,27 @@ def _instant(at: datetime) -> int:
 CLIENT_CERT = b"client-cert"
 FORWARDED_CLIENT_CERT = b"x-forwarded-client-cert"
 
-_CERT = re.compile(rb'(?:^|[;,])\s*cert="([^"]*)"', re.IGNORECASE)
+_ELEMENT = re.compile(rb'(?:by=[^;,"]*;)*(?:hash=[0-9a-f]*;)?cert="([^"]*)"(?:;.*)?', re.IGNORECASE | re.DOTALL)
+"""An element of `x-forwarded-client-cert` as far as `Cert`. What Envoy writes before it is of itself; behind it come the subject and the
+names of the certificate, which its issuer chose freely, and of which Envoy neither quotes nor encodes the URIs."""
 
 
 def find_forwarded(headers: Mapping[bytes, bytes], name: bytes) -> bytes:
     """Return the certificate (DER) that a trusted proxy has put into the header `name`; empty without one, or if the header is not what it
     should be.
 
-    `client-cert` is the DER in base64 between colons (RFC 9440, section 2.1). Of `x-forwarded-client-cert` the last `Cert`, a PEM in
-    percent encoding, is that of the client of the last proxy (Envoy's documentation of HTTP headers)."""
+    `client-cert` is the DER in base64 between colons (RFC 9440, section 2.1). `x-forwarded-client-cert` is one element, whose `Cert` is a PEM
+    in percent encoding (Envoy's documentation of HTTP headers). A header with more than one is refused, wherever the second one stands:
+    a name in a certificate can look like an element of another proxy, or like a quote that hides one."""
     value = headers.get(name, b"").strip()
     try:
         if name == CLIENT_CERT:
             is_binary = len(value) > 2 and value.startswith(b":") and value.endswith(b":")
             return binascii.a2b_base64(value[1:-1], strict_mode=True) if is_binary else b""
-        found: list[bytes] = _CERT.findall(value)
-        if not found:
+        lowered = value.lower()
+        found = _ELEMENT.fullmatch(value) if lowered.count(b"cert=") == 1 and lowered.count(b"hash=") <= 1 else None
+        if found is None:
             return b""
-        return x509.load_pem_x509_certificate(unquote_to_bytes(found[-1])).public_bytes(Encoding.DER)
+        return x509.load_pem_x509_certificate(unquote_to_bytes(found[1])).public_bytes(Encoding.DER)
     except ValueError:
         return b""
