@@ -14,7 +14,7 @@ from tollway.gateway.edge import clock, server
 from tollway.gateway.edge.client_connection import ClientConnection
 from tollway.gateway.plane import Plane
 from tollway.gateway.response_cache import ResponseCache
-from tollway.gateway.upstreams import load_reports, probes
+from tollway.gateway.upstreams import cache_events, load_reports, probes
 from tollway.link.limit_use_reports import LimitReporter
 from tollway.link.shipper import Shipper
 from tollway.link.snapshot_follower import Follower
@@ -47,6 +47,7 @@ DEFECTS: dict[str, tuple[Any, str]] = {
     "cached responses": (ResponseCache, "remove_expired"),
     "upstream probes": (probes, "run"),
     "load reports": (load_reports, "run"),
+    "cache events": (cache_events, "run"),
     "snapshot age": (gateway.AgeWatch, "run"),
     "leases": (Budgets, "next_request"),
     "limit_reports": (LimitReporter, "_collect"),

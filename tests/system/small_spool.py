@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from tollway.gateway.relay import RelayBounds
 from tollway.link.spool import SpoolOptions
 from tollway.serve.data_directory import make_gateway_node, read_secrets
 from tollway.serve.gateway import GatewayOptions, run_gateway
@@ -29,6 +30,7 @@ def main() -> int:
             peppers=[secrets.peppers[version] for version in sorted(secrets.peppers, reverse=True)],
             vault_key=secrets.vault_key,
             node=make_gateway_node(Path(options.data_dir), os.environ),
+            relay=RelayBounds(cache_events=True),
             spool=SpoolOptions(segment_bytes=SEGMENT_BYTES, slots_max=SLOTS),
         )
     )

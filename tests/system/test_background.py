@@ -22,8 +22,8 @@ pytestmark = pytest.mark.system
 
 SCRIPT = str(Path(__file__).with_name("failing_tasks.py"))
 RESTARTED = (
-    "follower", "acknowledger", "shipper", "clock", "announce", "answer files", "upstream probes", "load reports", "snapshot age",
-    "leases", "limit_reports", "cached responses",
+    "follower", "acknowledger", "shipper", "clock", "announce", "answer files", "upstream probes", "load reports", "cache events",
+    "snapshot age", "leases", "limit_reports", "cached responses",
 )  # fmt: skip
 
 
