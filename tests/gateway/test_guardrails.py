@@ -204,6 +204,23 @@ async def test_service_that_does_not_answer_closes_or_opens_by_the_model(failure
             assert running.plane.guardrails.verdicts == {("request", "failed"): 1}
 
 
+@pytest.mark.parametrize("mode", [Guardrail.CLOSED, Guardrail.OPEN])
+async def test_error_that_nothing_expects_in_the_check_of_a_window_is_no_verdict(mode: Guardrail) -> None:
+    async def fail(document: bytes) -> bytes:
+        raise ValueError("planted")
+
+    async with guarded(Upstream(healthy("Hel", "lo")), None, mode, GuardrailStages.RESPONSE) as running:
+        reported: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+        running.plane.set_guardrails(Guardrails(GuardrailBounds(url="http://x"), fail))
+        answer = await post(running.port, chat(stream=True))
+        if mode is Guardrail.OPEN:
+            assert answer.status == 200 and answer.body.endswith(DONE)
+        else:
+            assert answer.error["code"] == "guardrail_unavailable"
+        assert [str(each["exception"]) for each in reported] == ["planted"]
+
+
 async def test_answer_that_cannot_be_checked_is_not_billed_where_nothing_of_it_was_sent() -> None:
     service = Upstream(by_stage(response=[Do.FIN], stream=[Do.FIN]))
     engine = Upstream([whole(completion())], healthy("Hello"))

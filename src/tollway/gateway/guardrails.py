@@ -318,7 +318,11 @@ class GuardedClient:
         self._checking = None
         guard = self._guard
         guard.checked_ms += (time.monotonic() - self._began) * 1000
-        fault = guard.guardrails.find_fault(task.result(), guard.mode)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            asyncio.get_running_loop().call_exception_handler({"message": "a check of a window failed", "exception": error})
+        verdict = None if task.cancelled() or error is not None else task.result()
+        fault = guard.guardrails.find_fault(verdict, guard.mode)
         if fault is not None:
             self._driver.interrupt(fault)
             return
