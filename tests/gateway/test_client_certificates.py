@@ -175,6 +175,16 @@ async def test_handshake_asks_for_a_certificate_and_takes_none_that_nobody_trust
         assert rest == b""
 
 
+async def test_connection_without_proof_is_closed_by_its_401_so_that_the_next_handshake_asks_again(memory: Memory) -> None:
+    """It may be older than the certificate that would be trusted now."""
+    for key, is_closed in ((None, True), (KEY + "x", False)):
+        connection = Memory(memory.edge.plane, rules=EdgePolicy(client_certificates=True)).connect()
+        connection.feed(message(chat(), key=key))
+        await memory.settle()
+        (answer,) = split_answers(connection.written)
+        assert answer.status == 401 and ("connection" in answer.headers) is is_closed
+
+
 FORWARDED = {
     "client-cert": f":{base64.b64encode(program.der).decode()}:",
     "x-forwarded-client-cert": f'By=spiffe://x;Hash=00;Cert="{quote(program.pem)}";Subject="CN=x,O=y";URI={URI}',

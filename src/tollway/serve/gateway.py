@@ -18,6 +18,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -68,6 +69,7 @@ from tollway.serve.descriptors import RESERVE, describe_shortage, raise_limit, s
 from tollway.serve.limit_counters import GatewayCount, LimitsOptions, start_counters
 from tollway.serve.sockets import url_of
 from tollway.serve.tls import ClientTrust
+from tollway.settings import OperatorError
 from tollway.storage.answer_files import AnswerBounds, AnswerFiles
 from tollway.storage.batch_directory import BatchDirectory
 from tollway.storage.tenant_files import FileBounds, FileDirectory
@@ -253,7 +255,7 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
         ready=ready,
         background=background,
         rules=options.rules,
-        tls=_find_context(options, plane, background),
+        tls=await _find_context(options, plane, background),
     )
     serving = background.start("server", serve, restarts=False, may_return=True)
     background.start("announce", partial(_announce, plane, ready, options), may_return=True)
@@ -287,7 +289,7 @@ def _complete(bounds: SheddingBounds) -> SheddingBounds:
     return bounds if bounds.memory_bytes_max is not None else msgspec.structs.replace(bounds, memory_bytes_max=find_memory_bound())
 
 
-def _find_context(options: GatewayOptions, plane: Plane, background: BackgroundTasks) -> Callable[[], ssl.SSLContext] | None:
+async def _find_context(options: GatewayOptions, plane: Plane, background: BackgroundTasks) -> Callable[[], ssl.SSLContext] | None:
     """Return what gives the TLS context of a new connection; None without TLS."""
     context = options.tls
     if context is None:
@@ -295,6 +297,8 @@ def _find_context(options: GatewayOptions, plane: Plane, background: BackgroundT
     if options.remake_tls is None:
         return lambda: context
     trust = ClientTrust(context, options.remake_tls, plane.directory)
+    with suppress(ssl.SSLError, OperatorError):  # the task tells of it, and tries again
+        await trust.follow()
     background.start("client trust", trust.run)
     return trust.find_context
 

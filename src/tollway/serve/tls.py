@@ -76,11 +76,15 @@ class ClientTrust:
         return self._context
 
     async def run(self) -> None:
-        """Follow the snapshot. The context is made in a thread: thousands of certificates take longer than a request may wait."""
+        """Follow the snapshot."""
         while True:
-            version = self._directory.certificates_version
-            if version != self._version:
-                trusted = self._directory.list_certificates()
-                self._context = await run_in_thread(client_context, self._plain, self._make, trusted)
-                self._version = version
+            await self.follow()
             await asyncio.sleep(WATCH_SECONDS)
+
+    async def follow(self) -> None:
+        """Make the context of what the snapshot holds, in a thread: thousands of certificates take longer than a request may wait."""
+        version = self._directory.certificates_version
+        if version != self._version:
+            trusted = self._directory.list_certificates()
+            self._context = await run_in_thread(client_context, self._plain, self._make, trusted)
+            self._version = version

@@ -141,9 +141,9 @@ def find_forwarded(headers: Mapping[bytes, bytes], name: bytes) -> bytes:
     """Return the certificate (DER) that a trusted proxy has put into the header `name`; empty without one, or if the header is not what it
     should be.
 
-    `client-cert` is the DER in base64 between colons (RFC 9440, section 2.1). `x-forwarded-client-cert` is one element, whose `Cert` is a PEM
-    in percent encoding (Envoy's documentation of HTTP headers). A header with more than one is refused, wherever the second one stands:
-    a name in a certificate can look like an element of another proxy, or like a quote that hides one."""
+    `client-cert` is the DER in base64 between colons (RFC 9440, section 2.1). `x-forwarded-client-cert` is one element, whose `Cert` is a
+    PEM in percent encoding (Envoy's documentation of HTTP headers). A header with more than one is refused, wherever the second one
+    stands: a name in a certificate can look like an element of another proxy, or like a quote that hides one."""
     value = headers.get(name, b"").strip()
     try:
         if name == CLIENT_CERT:

@@ -66,7 +66,8 @@ _LISTS = frozenset(
 )
 """Wanted headers that are lists by their definition: several lines are joined by a comma (RFC 9110 section 5.3)."""
 
-_CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key"})
+CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key"})
+"""Headers that carry a secret."""
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 WHOLE_BYTES_MAX = 64 * 1024
 """Longest body that is one piece of memory. A copy of it is 10 microseconds; one of 30 MB is a pause of 20 ms for every other request."""
@@ -318,7 +319,7 @@ class RequestReader:
             if wanted in _LISTS:
                 headers[wanted] += b", " + value
             else:
-                self.fault = self.fault or (faults.CREDENTIALS_AMBIGUOUS if wanted in _CREDENTIALS else faults.MALFORMED_HTTP)
+                self.fault = self.fault or (faults.CREDENTIALS_AMBIGUOUS if wanted in CREDENTIALS else faults.MALFORMED_HTTP)
         else:
             headers[wanted] = value
 

@@ -33,7 +33,7 @@ from tollway.gateway.refusals import fault_headers
 from tollway.gateway.request import ClientGone, Request, RequestHead, new_request
 from tollway.gateway.uploads import Upload
 from tollway.wire.client_certificates import find_forwarded
-from tollway.wire.http import NO_HEADERS, HttpRequest, RequestReader, chunk_size
+from tollway.wire.http import CREDENTIALS, NO_HEADERS, HttpRequest, RequestReader, chunk_size
 
 READ_AHEAD_BYTES = 64 * 1024
 """Bytes read of requests that follow the one being answered. Beyond it the socket is not read until their turn comes; below it it is,
@@ -468,6 +468,8 @@ class ClientConnection(asyncio.Protocol):
         if transport is not None:
             self.committed = True
             edge, request = self._edge, self._request
+            if status == 401:
+                self._close_unproven()
             transport.write(
                 b"%b%b%b%bcontent-length: %d\r\n\r\n%b"
                 % (
@@ -480,6 +482,15 @@ class ClientConnection(asyncio.Protocol):
                 )
             )
         self._finished()
+
+    def _close_unproven(self) -> None:
+        """Close the connection after this answer, 401, if its client has shown nothing and a certificate would count: the next handshake
+        asks for one of those that are trusted then, which may be more than at this one."""
+        rules, request = self._edge.rules, self._request
+        if rules is None or not rules.client_certificates or self._certificate or request is None:
+            return
+        if CREDENTIALS.isdisjoint(request.headers):
+            self._close_after = True
 
     def begin_stream(self, headers: bytes) -> None:
         self.committed = True
@@ -559,6 +570,8 @@ class ClientConnection(asyncio.Protocol):
         metrics.count(metrics.refusals, fault.kind.code)
         if close or fault.kind.close:
             self._close_after = True
+        if fault.kind.status == 401:
+            self._close_unproven()
         if self._transport is None:
             return
         request_id = pipeline.new_id(self._edge.plane)
