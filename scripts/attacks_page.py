@@ -160,7 +160,8 @@ ROWS = {
     ),
     141: (
         "realtime sessions that are held open with a key that was revoked, or beyond limits, or that are not read",
-        "3000 within a second; an error for each message; both ends are read no further, and the session ends when idle or too old",
+        "3000 within a second; an error for each message; both ends are read no further, and the session ends after `write_stall_seconds`,"
+        " when idle or too old",
     ),
     94: (
         "many connections of one organization to control that ask on without a pause",

@@ -395,6 +395,8 @@ class RealtimeSection(msgspec.Struct, frozen=True, kw_only=True):
     """Longest time of a session."""
     ping_seconds: Seconds = 20.0
     """Interval at which both ends are asked whether they are there. One of which nothing is heard for three times as long is gone."""
+    write_stall_seconds: Seconds = 30.0
+    """Time after which a client that does not read what it is sent is disconnected."""
 
 
 class GatewaySection(msgspec.Struct, frozen=True, kw_only=True):

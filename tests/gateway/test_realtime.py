@@ -51,6 +51,14 @@ def answers(asked: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def feed(socket: WebSocket, data: bytes) -> list[bytes]:
+    """All messages that these bytes complete."""
+    found = socket.feed(data)
+    while socket.has_more:
+        found += socket.feed(b"")
+    return found
+
+
 @dataclass
 class Engine:
     """An engine that speaks the protocol on loopback. `answer`: what it says to a message; `refusal`: its answer to a handshake."""
@@ -90,7 +98,7 @@ class Engine:
             socket = WebSocket(is_client=False)
             self.say(writer, socket, {"type": "session.created", "session": {"model": "upstream", "type": "realtime"}})
             while data := await reader.read(1 << 16):
-                for message in socket.feed(data):
+                for message in feed(socket, data):
                     asked = msgspec.json.decode(message)
                     self.heard.append(asked)
                     for said in self.answer(asked):
@@ -149,7 +157,7 @@ class Caller:
     async def _read(self) -> None:
         data = await self.reader.read(1 << 16)
         assert data, f"the connection ended; {self.messages}"
-        self.messages += [msgspec.json.decode(each) for each in self.socket.feed(data)]
+        self.messages += [msgspec.json.decode(each) for each in feed(self.socket, data)]
         self.writer.write(bytes(self.socket.out))
         self.socket.out.clear()
 
@@ -264,6 +272,7 @@ async def test_139_script_of_any_origin_is_refused_where_none_is_listed() -> Non
         assert caller.error["code"] == "origin_not_allowed"
 
 
+LINK = {"type": "input_image", "image_url": "http://169.254.169.254/"}
 WRONG: dict[str, tuple[Any, int | str]] = {
     "no JSON": (b"hello", "invalid_json"),
     "no object": (b"[]", "invalid_json"),
@@ -277,8 +286,20 @@ WRONG: dict[str, tuple[Any, int | str]] = {
     "a link inwards": (
         {
             "type": "conversation.item.create",
-            "item": {"type": "message", "role": "user", "content": [{"type": "input_image", "image_url": "http://169.254.169.254/"}]},
+            "item": {"type": "message", "role": "user", "content": [LINK]},
         },
+        "invalid_image_url",
+    ),
+    "a link inwards beside a reference": (
+        {"type": "conversation.item.create", "item": {"type": "item_reference", "id": "i", "content": [LINK]}},
+        "invalid_value",
+    ),
+    "a link inwards in input that is no list": (
+        {"type": "response.create", "response": {"input": {"type": "message", "role": "user", "content": [LINK]}}},
+        "invalid_value",
+    ),
+    "a link inwards in other items": (
+        {"type": "x", "session": {"items": [{"type": "message", "role": "user", "content": [LINK]}]}},
         "invalid_image_url",
     ),
 }
@@ -443,6 +464,105 @@ async def test_141_end_that_does_not_read_stops_the_reading_of_the_other_one() -
         caller.writer.transport.resume_reading()
         for _ in range(600):
             await caller.hear("response.output_audio.delta")
+
+
+async def test_141_client_that_does_not_read_is_not_read_either_and_leaves_after_its_time() -> None:
+    """Its pings and its wrong messages are answered too."""
+    engine = Engine()
+    async with serving(engine) as running, call(running) as caller:
+        (session,) = await until(lambda: set(running.plane.active.exchanges))
+        client, at = session._client, asyncio.get_running_loop().time()
+        client.pause_writing()
+        assert not client.is_reading and not session._engine.is_reading
+        client.heard_at = session._engine.heard_at = at - 1_000
+        session.tick(at)  # what is not read cannot be heard
+        client.resume_writing()
+        assert client.is_reading and session._engine.is_reading
+        session.tick(at)
+        caller.say(CREATE)
+        await caller.hear("response.done")
+        client.pause_writing()
+        session.tick(client.slow_since + running.plane.realtime.bounds.write_stall_seconds + 1)
+        await until(lambda: engine.closed)
+
+
+async def test_140_thousands_of_frames_are_taken_in_turns_and_too_many_that_are_wrong_end_the_session() -> None:
+    engine = Engine()
+    async with serving(engine) as running:
+        async with call(running) as caller:
+            for number in range(500):
+                caller.socket.send(b'{"type":"input_audio_buffer.append","n":%d}' % number)
+            caller.say(CREATE)
+            await caller.hear("response.done")
+            assert [each.get("n") for each in engine.heard] == [*range(500), None]
+        async with call(running) as caller:
+            for _ in range(1_000):
+                caller.socket.send(b"x")
+            caller.say(CREATE)
+            assert await caller.end() == web_sockets.POLICY
+            assert len([each for each in caller.messages if each["type"] == "error"]) <= 200
+    assert len(engine.heard) == 501
+
+
+def test_one_turn_takes_care_of_few_frames_and_of_all_in_their_order() -> None:
+    sending, taking = WebSocket(is_client=True), WebSocket(is_client=False)
+    for number in range(100):
+        sending.send(b"%d" % number)
+        sending.ping()
+    ending = WebSocket(is_client=False)
+    ending.feed(bytes(sending.out))
+    assert ending.has_more
+    ending.close(web_sockets.NORMAL)
+    assert not ending.has_more and not ending.feed(b"")
+    found = [taking.feed(bytes(sending.out))]
+    while taking.has_more:
+        found.append(taking.feed(b""))
+    assert max(map(len, found)) <= web_sockets.EVENTS_MAX
+    assert [int(each) for turn in found for each in turn] == [*range(100)]
+    sending.feed(bytes(taking.out))
+    while sending.has_more:
+        sending.feed(b"")
+    assert sending.pongs == 100
+
+
+@pytest.mark.parametrize("name", ["read_engine", "read_usage"])
+async def test_error_that_nothing_expects_ends_the_session_and_what_was_admitted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(message: bytes) -> None:
+        raise ValueError("planted")
+
+    engine = Engine()
+    async with serving(engine) as running, call(running) as caller:
+        reported: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+        await caller.hear("session.created")
+        monkeypatch.setattr(f"tollway.gateway.realtime.session.{name}", fail)
+        caller.say(CREATE)
+        assert await caller.end() == web_sockets.FAILED
+        assert (await caller.hear("error"))["error"]["code"] == "internal_error"
+        await until(lambda: engine.closed and running.sink.finals and not running.sink.owed)
+        assert [str(each["exception"]) for each in reported] == ["planted"]
+        running.log.close()
+        running.log.text = b""  # the harness wants no such line
+
+
+async def test_hard_budget_reserves_the_whole_context_whatever_other_requests_of_the_model_used() -> None:
+    async with serving(Engine()) as running, call(running):
+        (session,) = await until(lambda: set(running.plane.active.exchanges))
+        most = session.call.input_tokens_max
+        running.plane.budgets._lower_input(session.call)
+        assert session.call.input_tokens_max == most > 100_000
+
+
+async def test_time_of_a_response_counts_from_when_it_began() -> None:
+    async with serving(Engine()) as running, call(running) as caller:
+        (session,) = await until(lambda: set(running.plane.active.exchanges))
+        request = session.call.request
+        request.started -= 1_000
+        request.received_at -= 1_000_000_000
+        caller.say(CREATE)
+        await caller.hear("response.done")
+        found = running.plane.metrics.of_model("realtime", "m")
+        assert found.duration.sum < 1_000 and found.first_token.sum < 1_000
 
 
 async def until(found: Callable[[], Any]) -> Any:

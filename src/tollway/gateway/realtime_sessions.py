@@ -14,7 +14,7 @@ RETRY_SECONDS = 5.0
 class RealtimeBounds(msgspec.Struct, frozen=True, kw_only=True):
     """`sessions_max`, `organization_sessions_max`: sessions at once, in all and of one organization. `message_bytes_max`: of one message,
     either way. `idle_seconds`: without a message of either end. `age_seconds`: of a session. `ping_seconds`: between questions whether an
-    end is there; one of which nothing is heard for three times as long is gone."""
+    end is there; one of which nothing is heard for three times as long is gone. `write_stall_seconds`: a client that does not read."""
 
     sessions_max: int = 1_000
     organization_sessions_max: int = 100
@@ -22,6 +22,7 @@ class RealtimeBounds(msgspec.Struct, frozen=True, kw_only=True):
     idle_seconds: float = 300.0
     age_seconds: float = 3_600.0
     ping_seconds: float = 20.0
+    write_stall_seconds: float = 30.0
 
 
 class RealtimeSessions:

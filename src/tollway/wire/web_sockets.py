@@ -7,7 +7,7 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from wsproto import events
@@ -16,6 +16,9 @@ from wsproto.utilities import LocalProtocolError
 
 MESSAGE_BYTES_MAX: Final = 1024 * 1024
 """Longest message, and so the longest frame: 20 seconds of uncompressed speech, as JSON."""
+
+EVENTS_MAX: Final = 32
+"""Frames of which one call of `feed` takes care, in about a millisecond: a read of 64 KiB can hold thousands."""
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _REASON_BYTES_MAX: Final = 120
@@ -75,17 +78,20 @@ class WebSocket:
         self._message_bytes_max = message_bytes_max
         self._parts: list[str] = []
         self._size = 0
+        self._events: Iterator[events.Event] | None = None
         self.out = bytearray()
         self.closed: tuple[int, str] | None = None
         self.pongs = 0
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take bytes; return the messages that they complete, in UTF-8. Look at `out` and `closed` afterwards."""
+        """Take bytes; return the messages that they complete, in UTF-8. Look at `out`, `closed` and `has_more` afterwards."""
         found: list[bytes] = []
         if self.is_over():
             return found
         self._connection.receive_data(data)
-        for event in self._connection.events():
+        waiting = self._connection.events() if self._events is None else self._events
+        self._events = None
+        for count, event in enumerate(waiting, 1):
             if isinstance(event, events.TextMessage):
                 self._take(event, found)
             elif isinstance(event, events.Ping):
@@ -98,7 +104,15 @@ class WebSocket:
                 self._end(event)
             if self.is_over():
                 break
+            if count == EVENTS_MAX:
+                self._events = waiting
+                break
         return found
+
+    @property
+    def has_more(self) -> bool:
+        """Return whether what was fed may hold more frames, for which to call `feed` again, with more bytes or none."""
+        return self._events is not None and self.closed is None
 
     def is_over(self) -> bool:
         """Return whether nothing more is sent or read."""

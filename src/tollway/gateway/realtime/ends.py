@@ -30,20 +30,23 @@ class Owner(Protocol):
         """The connection is gone."""
         ...
 
-    def slow(self, end: "End", is_slow: bool) -> None:
-        """The other side reads slower than it is sent, or has caught up."""
+    def paced(self) -> None:
+        """The other side of an end reads slower than it is sent, or has caught up (`End.slow_since`)."""
         ...
 
 
 class End(asyncio.Protocol):
-    """One end. `heard_at`: when bytes came last, in seconds of the loop's clock."""
+    """One end. `heard_at`: when bytes came last, or it was read again, in seconds of the loop's clock. `slow_since`: since when the other
+    side reads slower than it is sent; None if it keeps up."""
 
     def __init__(self, socket: WebSocket, owner: Owner) -> None:
         self.socket = socket
         self.heard_at = asyncio.get_running_loop().time()
         self._owner = owner
         self._transport: asyncio.Transport | None = None
-        self._is_reading = True
+        self._is_reading = self._is_flowing = True
+        self._turn: asyncio.Handle | None = None
+        self.slow_since: float | None = None
 
     @property
     def closed(self) -> tuple[int, str] | None:
@@ -54,6 +57,16 @@ class End(asyncio.Protocol):
     def is_open(self) -> bool:
         """Return whether messages can be sent."""
         return self._transport is not None and self.socket.closed is None
+
+    @property
+    def is_reading(self) -> bool:
+        """Return whether the other side is read at all."""
+        return self._is_reading
+
+    @property
+    def has_more(self) -> bool:
+        """Return whether messages are still to come of what was read."""
+        return self.socket.has_more
 
     def take(self, transport: asyncio.Transport) -> None:
         """Go on with a connection that another protocol had."""
@@ -66,10 +79,34 @@ class End(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.heard_at = asyncio.get_running_loop().time()
+        self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        """Hand over the first messages of what was read; the others in later turns of the loop."""
         messages = self.socket.feed(data)
         self._flush()
         if messages or self.socket.closed is not None:
             self._owner.received(self, messages)
+        self._pace()
+
+    def _pace(self) -> None:
+        """Read no further while messages of what was read are to be handed over."""
+        has_more = self.socket.has_more
+        if has_more and self._is_reading and self._turn is None:
+            self._turn = asyncio.get_running_loop().call_soon(self._take_turn)
+        transport, is_wanted = self._transport, self._is_reading and not has_more
+        if transport is None or transport.is_closing() or is_wanted is self._is_flowing:
+            return
+        self._is_flowing = is_wanted
+        if is_wanted:
+            transport.resume_reading()
+        else:
+            transport.pause_reading()
+
+    def _take_turn(self) -> None:
+        self._turn = None
+        if self._is_reading:
+            self._take(b"")
 
     def eof_received(self) -> bool:
         return False
@@ -79,10 +116,12 @@ class End(asyncio.Protocol):
         self._owner.lost(self)
 
     def pause_writing(self) -> None:
-        self._owner.slow(self, True)
+        self.slow_since = asyncio.get_running_loop().time()
+        self._owner.paced()
 
     def resume_writing(self) -> None:
-        self._owner.slow(self, False)
+        self.slow_since = None
+        self._owner.paced()
 
     def send(self, message: bytes) -> None:
         """Send a message; nothing if the connection has ended."""
@@ -109,13 +148,12 @@ class End(asyncio.Protocol):
 
     def read(self, is_wanted: bool) -> None:
         """Read on, or nothing more until told."""
-        if self._transport is None or is_wanted == self._is_reading:
+        if is_wanted == self._is_reading:
             return
         self._is_reading = is_wanted
         if is_wanted:
-            self._transport.resume_reading()
-        else:
-            self._transport.pause_reading()
+            self.heard_at = asyncio.get_running_loop().time()
+        self._pace()
 
     def _flush(self) -> None:
         if self.socket.out and self._transport is not None:

@@ -80,8 +80,10 @@ def read_client(message: bytes, public_model: str, upstream_model: str, media: M
                     holder["model"] = upstream_model
                     is_changed = True
             _check_tools(holder.get("tools"), f"{place}tools")
-            if place == "response." and isinstance(holder.get("input"), list):
+            if place == "response." and holder.get("input") is not None:
                 _check_items(holder["input"], "response.input", media)
+            if "items" in holder:
+                _check_items(holder["items"], f"{place}items", media)
     if "item" in asked:
         _check_items([asked["item"]], "item", media)
     content = msgspec.json.encode(asked) if is_changed else message
@@ -89,17 +91,21 @@ def read_client(message: bytes, public_model: str, upstream_model: str, media: M
     return ClientMessage(content, type_, shown_id, type_ in _WORK)
 
 
-def _check_items(items: list[Any], place: str, media: MediaBounds) -> None:
+def _check_items(items: Any, place: str, media: MediaBounds) -> None:
     """Raise Fault for items that a response could not have either. Sound in the shape of this API is text to everybody but the engine."""
+    if not isinstance(items, list):
+        raise Fault(faults.PARAMETER_INVALID, param=place, message="These are a list of items.")
     shown = []
     for item in items:
         if isinstance(item, dict):
+            if item.get("type") == "item_reference":
+                if not item.keys() <= {"type", "id"}:
+                    raise Fault(faults.PARAMETER_INVALID, param=place, message="A reference to an item has a type and an id.")
+                continue
             item = {name: value for name, value in item.items() if name != "object"}
             content = item.get("content")
             if isinstance(content, list):
                 item["content"] = [part for part in content if not _is_plain(part)]
-            if item.get("type") == "item_reference":
-                continue
         shown.append(item)
     check_items(shown, place, media)
 

@@ -32,6 +32,11 @@ class MeteredResponse:
         self._hold = hold
         self._output = 0
 
+    def begin(self) -> None:
+        """The engine has begun it: what is measured of its time counts from now, not from when it was admitted ahead."""
+        request = self.call.request
+        request.started, request.received_at = time.monotonic(), self._plane.now_us()
+
     def advance(self) -> None:
         """An event with output came. Each counts as one token until the engine reports."""
         self._output += 1
@@ -76,6 +81,7 @@ async def admit(request: Request, plane: Plane) -> MeteredResponse:
             message = "Realtime sessions are not checked, and the guardrail of this model is closed."
             raise Fault(ENDPOINT_UNSUPPORTED, param="model", message=message)
         call.stream = True
+        call.prompt_bytes = 0  # the body says nothing of the conversation that is read
         admitted = limit(call, plane.limits, time.monotonic_ns, plane.metrics)
         permit = await admitted.wait() if isinstance(admitted, Undecided) else admitted
         permit.__enter__()

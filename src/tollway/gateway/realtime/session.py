@@ -1,14 +1,14 @@
 """A realtime session, from its handshake to its end.
 
 Theory of operation. One driven coroutine takes the messages of both ends in the order in which they came, from a queue that is bounded by
-reading no further at an end whose messages fill it; an end that is read slowly stops the reading of the other one. The session counts by
-response:
+reading no further at an end whose messages fill it. An end that reads slowly stops the reading of the other one; a client, also its own,
+because what it sends is answered with pongs and errors. The session counts by response:
 
 - Before the engine is connected to, and after each response that began, one response is admitted ahead (`responses.admit`): its limits and
   budgets are asked, and its ADMIT is written. So whatever an engine does, on request or because it heard somebody speak, has its record.
-- `response.created` gives that record to the response; `response.done` brings what it used, and is passed on once FINAL is durable. - While
-no response can be admitted, because a limit or a budget is spent, no message of the client goes to the engine: each is answered with the
-  error. A response that an engine begins nevertheless ends the session.
+- `response.created` gives that record to the response; `response.done` brings what it used, and is passed on once FINAL is durable.
+- While no response can be admitted, because a limit or a budget is spent, no message of the client goes to the engine: each is answered
+  with the error. A response that an engine begins nevertheless ends the session.
 - At the end of the session the responses that run are what they are at the end of any request, and the one that was admitted ahead has used
   nothing.
 """
@@ -37,6 +37,7 @@ from tollway.gateway.refusals import refuse
 from tollway.gateway.request import Call, ClientGone, Request, RequestHead, new_request
 from tollway.gateway.route import route
 from tollway.gateway.upstreams.upstream import Upstream
+from tollway.telemetry import describe_error
 from tollway.wire import web_sockets
 from tollway.wire.web_sockets import WebSocket
 
@@ -46,6 +47,8 @@ QUEUE_MESSAGES_MAX: Final = 1_024
 """Messages that wait: short ones take more memory than their bytes."""
 RESPONSES_MAX: Final = 16
 """Responses that run in one session."""
+REFUSALS_PER_SECOND_MAX: Final = 100
+"""Messages in a second that are refused for what they are, beyond which the session ends: no client that works sends them."""
 HANDSHAKE_SECONDS: Final = 10.0
 """Time for the answer of an engine to the handshake."""
 
@@ -90,7 +93,8 @@ class Session:
         self._engine: EngineEnd | None = None
         self._ahead: MeteredResponse | None = None
         self._responses: dict[str, MeteredResponse] = {}
-        self._is_slow: dict[End, bool] = {}
+        self._refusals = 0
+        self._refusals_since = 0.0
         self._began_at = self._active_at = self._pinged_at = loop.time()
         self._is_over = False
         self._leave: Callable[[], None] = _do_nothing
@@ -114,8 +118,7 @@ class Session:
         else:
             self._resume()
 
-    def slow(self, end: End, is_slow: bool) -> None:
-        self._is_slow[end] = is_slow
+    def paced(self) -> None:
         self._watch_queue()
 
     def _watch_queue(self) -> None:
@@ -123,8 +126,9 @@ class Session:
         has_space = self._queued_bytes < QUEUE_BYTES_MAX and len(self._queue) < QUEUE_MESSAGES_MAX
         engine = self._engine
         if engine is not None:
-            self._client.read(has_space and not self._is_slow.get(engine, False))
-            engine.read(has_space and not self._is_slow.get(self._client, False))
+            has_space = has_space and self._client.slow_since is None
+            self._client.read(has_space and engine.slow_since is None)
+            engine.read(has_space)
 
     def _resume(self) -> None:
         waiter, self._waiter = self._waiter, None
@@ -139,21 +143,23 @@ class Session:
             self._driver.interrupt(fault)
 
     def tick(self, now: float) -> None:
-        """Look at the deadlines, and ask both ends whether they are there."""
-        bounds, engine = self._bounds, self._engine
+        """Look at the deadlines, and ask both ends whether they are there. An end that is not read cannot be heard."""
+        bounds, engine, client = self._bounds, self._engine, self._client
         if engine is None or self._is_over:
             return
-        if now - self._began_at > bounds.age_seconds:
+        if client.slow_since is not None and now - client.slow_since > bounds.write_stall_seconds:
+            client.abort()
+        elif now - self._began_at > bounds.age_seconds:
             self.interrupt(Fault(faults.REQUEST_TIMEOUT, message="The session has reached its greatest age."))
         elif now - self._active_at > bounds.idle_seconds:
             self.interrupt(Fault(faults.REQUEST_TIMEOUT, message="Nothing was said in this session for too long."))
-        elif now - self._client.heard_at > 3 * bounds.ping_seconds:
-            self._client.abort()
-        elif now - engine.heard_at > 3 * bounds.ping_seconds:
+        elif client.is_reading and now - client.heard_at > 3 * bounds.ping_seconds:
+            client.abort()
+        elif engine.is_reading and now - engine.heard_at > 3 * bounds.ping_seconds:
             self.interrupt(Fault(faults.UPSTREAM_TIMEOUT_IDLE, detail="no answer to pings"))
         elif now - self._pinged_at > bounds.ping_seconds:
             self._pinged_at = now
-            self._client.ping()
+            client.ping()
             engine.ping()
 
     def find_idle_since(self) -> float | None:
@@ -213,6 +219,9 @@ class Session:
         except Fault as caught:
             caught.forget_frames()
             fault = caught
+        except Exception as error:  # what was admitted is ended, and both ends are closed, whatever happens
+            fault = Fault(faults.INTERNAL, detail=describe_error(error))
+            self._loop.call_exception_handler({"message": "a realtime session failed", "exception": error})
         finally:
             self._is_over = True
             plane.active.exchanges.discard(self)
@@ -271,7 +280,7 @@ class Session:
             if not self._queue:
                 if client.closed is not None:
                     raise ClientGone
-                if not engine.is_open:
+                if not engine.is_open and not engine.has_more:
                     code, _ = engine.closed or (web_sockets.ABNORMAL, "")
                     if code in (web_sockets.NORMAL, web_sockets.GOING_AWAY) and not self._responses:
                         return
@@ -295,11 +304,13 @@ class Session:
         fault: Fault | None = None
         event_id: str | None = None
         content = b""
+        is_read = False
         try:
             asked = read_client(message, self.call.model.id, upstream.deployment.upstream_model, self._plane.media_bounds)
             event_id, content = asked.event_id, asked.content
             if asked.asks_for_response and len(self._responses) >= RESPONSES_MAX:
                 raise Fault(faults.CONCURRENCY_EXCEEDED, message=f"At most {RESPONSES_MAX} responses run in a session.")
+            is_read = True
             if self._ahead is None:
                 await self._admit_ahead(upstream)
         except Fault as caught:
@@ -307,10 +318,18 @@ class Session:
             fault = caught
         if fault is None:
             engine.send(content)
-        elif fault.kind in _CLOSE_CODES or fault.kind.blame is Blame.PLATFORM:
+        elif fault.kind in _CLOSE_CODES or fault.kind.blame is Blame.PLATFORM or (not is_read and self._is_flooded()):
             raise fault
         else:
             self._client.send(render_fault(fault, self.request_id, event_id))
+
+    def _is_flooded(self) -> bool:
+        """Count a message that is refused; return whether there were too many in this second."""
+        now = self._loop.time()
+        if now - self._refusals_since >= 1:
+            self._refusals, self._refusals_since = 0, now
+        self._refusals += 1
+        return self._refusals > REFUSALS_PER_SECOND_MAX
 
     async def _admit_ahead(self, upstream: Upstream) -> None:
         """Admit the next response. Raises Fault."""
@@ -324,17 +343,20 @@ class Session:
             if self._ahead is None:
                 await self._admit_ahead(upstream)
             assert self._ahead is not None
+            self._ahead.begin()
             self._responses[event.response_id], self._ahead = self._ahead, None
             with suppress(Fault):  # the next message of the client asks again, and is told why not
                 await self._admit_ahead(upstream)
         elif event.type == "response.done":
-            done = self._responses.pop(event.response_id, None)
+            done = self._responses.get(event.response_id)
             if done is not None:
                 done.take(read_usage(event.usage) if event.usage else None)
+                del self._responses[event.response_id]
                 await done.finish(_OUTCOMES.get(event.status, Outcome.COMPLETED), _FAULTS.get(event.status))
         elif event.type == "transcription.done" and self._ahead is not None:
-            done, self._ahead = self._ahead, None
+            done = self._ahead
             done.take(read_transcript_usage(event.usage) if event.usage else None)
+            self._ahead = None
             await done.finish(Outcome.COMPLETED)
             with suppress(Fault):
                 await self._admit_ahead(upstream)
