@@ -15,6 +15,7 @@ from tollway.gateway.edge.client_connection import ClientConnection
 from tollway.gateway.plane import Plane
 from tollway.gateway.response_cache import ResponseCache
 from tollway.gateway.upstreams import cache_events, load_reports, probes
+from tollway.link.content_log import ContentSender
 from tollway.link.limit_use_reports import LimitReporter
 from tollway.link.shipper import Shipper
 from tollway.link.snapshot_follower import Follower
@@ -48,6 +49,8 @@ DEFECTS: dict[str, tuple[Any, str]] = {
     "upstream probes": (probes, "run"),
     "load reports": (load_reports, "run"),
     "cache events": (cache_events, "run"),
+    "free memory": (gateway, "return_free_pages"),
+    "content log": (ContentSender, "run"),
     "snapshot age": (gateway.AgeWatch, "run"),
     "leases": (Budgets, "next_request"),
     "limit_reports": (LimitReporter, "_collect"),
