@@ -231,6 +231,9 @@ def test_operations_look_through_a_bounded_number_of_values() -> None:
     with pytest.raises(Fault) as refused:
         change_members(*[operation] * (VALUES_EXAMINED_MAX // len(MEMBERS) + 1))
     assert refused.value.kind.code == "invalid_patch"
+    several = " or ".join(['value sw "nobody"'] * (VALUES_EXAMINED_MAX // len(MEMBERS) + 1))
+    with pytest.raises(Fault, match="invalid_patch"):
+        change_members({"op": "remove", "path": f"members[{several}]"})
 
 
 def test_chosen_attributes() -> None:

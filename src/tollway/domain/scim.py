@@ -47,7 +47,7 @@ OPERATIONS_MAX = 1_000
 """Bounds on one filter and one change. Directories send some hundred operations at most."""
 
 VALUES_EXAMINED_MAX = 50_000
-"""Values of one attribute that the operations of one change may look through: five times the members of the largest group, or those of a
+"""Values of one attribute that the operations of one change may compare: five times the members of the largest group, or those of a
 group of 50 with each of OPERATIONS_MAX. An operation that names its values, as directories send them, looks through none."""
 
 
@@ -225,11 +225,13 @@ class Equality:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """A filter. `equality`: all that it asks for, where that is a single comparison. `names`: of what it compares, in lower case."""
+    """A filter. `equality`: all that it asks for, where that is a single comparison. `names`: of what it compares, in lower case;
+    `comparisons`: how many it makes."""
 
     matches: Predicate
     equality: Equality | None = None
     names: frozenset[str] = frozenset()
+    comparisons: int = 1
 
 
 _TOKEN = re.compile(r'\s*([()\[\]]|"(?:[^"\\]|\\.)*"|[^\s()\[\]"]+)')
@@ -253,7 +255,7 @@ def parse_filter(text: str) -> Filter:
     found = parser.parse_or(0)
     if parser.has_more():
         raise Fault(FILTER_INVALID)
-    return replace(found, names=frozenset(parser.names))
+    return replace(found, names=frozenset(parser.names), comparisons=parser.comparisons)
 
 
 class _Parser:
@@ -263,6 +265,7 @@ class _Parser:
         self._tokens = tokens
         self._at = 0
         self.names = set[str]()
+        self.comparisons = 0
 
     def has_more(self) -> bool:
         """Return whether tokens are left."""
@@ -322,6 +325,7 @@ class _Parser:
     def _parse_comparison(self, name: str, *, is_exact: bool) -> Callable[[list[Any]], bool]:
         """Return the comparison of the values of an attribute that the next tokens say."""
         operator = self._next().lower()
+        self.comparisons += 1
         if operator == "pr":
             return lambda values: any(value not in (None, "", [], {}) for value in values)
         if operator not in _OPERATORS:
@@ -533,10 +537,10 @@ class _Values:
         """Return all values."""
         return [each for same in self._by_value.values() for each in same]
 
-    def examine(self) -> list[Resource]:
-        """Return all values, to look through them. Raises Fault PATCH_INVALID where the operations do that too often."""
+    def examine(self, times: int = 1) -> list[Resource]:
+        """Return all values, to look through them so many times. Raises Fault PATCH_INVALID where the operations do that too often."""
         found = self.get_all()
-        self._examined += len(found)
+        self._examined += len(found) * times
         if self._examined > VALUES_EXAMINED_MAX:
             raise Fault(PATCH_INVALID, message="The filters of this change look at too many values. Send fewer operations at once.")
         return found
@@ -546,7 +550,8 @@ class _Values:
         key = attribute.find_part("value")
         if wanted is not None and wanted.equality is not None and wanted.equality.name == "value" and key is not None and key.case_exact:
             return list(self._by_value.get(wanted.equality.value, ()))
-        return [each for each in self.examine() if wanted is None or wanted.matches(each)]
+        found = self.examine(1 if wanted is None else wanted.comparisons)
+        return [each for each in found if wanted is None or wanted.matches(each)]
 
     def add(self, values: Sequence[Resource]) -> None:
         """Add values behind those that there are."""
