@@ -95,7 +95,8 @@ def request_head(data: bytes) -> None:
         assert not whole.feed(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"), "interpreted after a fault"
 
 
-_ENDPOINTS = list(Endpoint)
+_ENDPOINTS = [endpoint for endpoint in Endpoint if endpoint is not Endpoint.REALTIME]
+"""Endpoints that read a body: a realtime session reads messages."""
 
 
 @cache
