@@ -41,6 +41,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/organization/certificates/{certificate_id}/rules": {"project_id": "proj_" + "0" * 32, "service_account_id": "sa_" + "0" * 32},
     "/v1/organization/projects/{project_id}/certificates/activate": {"certificate_ids": ["cert_" + "0" * 32]},
     "/v1/organization/projects/{project_id}/certificates/deactivate": {"certificate_ids": ["cert_" + "0" * 32]},
+    "/v1/organization/projects/{project_id}/data_retention": {"retention_type": "organization_default"},
     "/v1/organization/users/{user_id}": {"role": "reader"},
     "/v1/organization/users/{user_id}/roles": {"role_id": "role_viewer"},
     "/v1/organization/projects/{project_id}/users": {"user_id": "user_" + "0" * 32, "role": "member"},
