@@ -1,6 +1,6 @@
 """Turns results into docs/performance.md. Pure: records in, text out.
 
-Every table is taken from one run, the newest that has its figure. A ratio is formed within a round, between samples
+Every table is taken from one run, the newest that has its scenario. A ratio is formed within a round, between samples
 taken seconds apart, and only then is the median over rounds taken: dividing two medians would compare different
 minutes.
 """
@@ -8,7 +8,7 @@ minutes.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from bench.records import COMPILED, Results, Sample
@@ -284,17 +284,18 @@ def render(results: Sequence[Results]) -> str:
     parts = [INTRODUCTION]
     if not results:
         parts.append("No results are kept yet.")
-    newest = {sample.figure: result for result in results for sample in result.samples}
-    aims = [_aim_row(aim, newest[aim.figure]) for aim in AIMS if aim.figure in newest]
+    newest = {(sample.figure, sample.scenario): result for result in results for sample in result.samples}
+    aims = [_aim_row(aim, newest[aim.figure, aim.scenario]) for aim in AIMS if (aim.figure, aim.scenario) in newest]
     if rows := [row for row in aims if row]:
         head = ["Aim", "at most", "measured, median [least–most]", "held"]
         parts.append("## Where we stand\n\n" + _markdown(head, rows))
     used: list[Results] = []
     for section in SECTIONS:
-        if section.figure in newest:
-            result = newest[section.figure]
-            used += [result] if result not in used else []
-            parts.append(_section(section, result, used.index(result) + 1))
+        found = {scenario: result for (figure, scenario), result in newest.items() if figure == section.figure}
+        if found:
+            for result in found.values():
+                used += [result] if result not in used else []
+            parts.append(_section(section, found, used))
     parts += [_run(number, result) for number, result in enumerate(used, 1)]
     return "\n\n".join(parts) + "\n"
 
@@ -330,9 +331,12 @@ def _aim_row(aim: Aim, result: Results) -> list[str]:
     return [aim.sentence, f"{aim.most:g}", cell(readings, aim.column.digits), held]
 
 
-def _section(section: Section, result: Results, number: int) -> str:
-    samples = [sample for sample in result.samples if sample.figure == section.figure]
-    parts = [f"## {section.title}\n\n{section.text} (Run {number}.)"]
+def _section(section: Section, results: dict[str, Results], used: list[Results]) -> str:
+    """Render a figure from the results of each of its scenarios. `used`: the runs of the page, in the order of their numbers."""
+    numbers = {scenario: used.index(result) + 1 for scenario, result in results.items()}
+    parts = [f"## {section.title}\n\n{section.text} ({_name_runs(numbers.values())}.)"]
+    is_of_one_run = len(set(numbers.values())) == 1
+    samples = [s for scenario, result in results.items() for s in result.samples if (s.figure, s.scenario) == (section.figure, scenario)]
     for table in section.tables:
         of_table = [sample for sample in samples if sample.scenario == table.scenario]
         if not of_table:
@@ -342,14 +346,20 @@ def _section(section: Section, result: Results, number: int) -> str:
             [target, *(cell(spread(column, of_table, target), column.digits) for column in columns)]
             for target in dict.fromkeys(sample.target for sample in of_table)
         ]
-        title = f"{table.title}:\n\n" if table.title else ""
+        run = "" if is_of_one_run else f" (run {numbers[table.scenario]})"
+        title = f"{table.title}{run}:\n\n" if table.title else ""
         parts.append(title + _markdown(["target", *(column.title for column in columns)], rows))
     if not section.tables:
-        for scenario in dict.fromkeys(sample.scenario for sample in samples):
+        for scenario in results:
             parts.append(_breakdown(scenario, [sample for sample in samples if sample.scenario == scenario]))
     if errors := sum(int(sample.values.get("errors", 0)) for sample in samples):
         parts.append(f"**{errors} answers were wrong or incomplete; these figures are not to be trusted.**")
     return "\n\n".join(parts)
+
+
+def _name_runs(numbers: Iterable[int]) -> str:
+    listed = sorted(set(numbers))
+    return f"Run {listed[0]}" if len(listed) == 1 else f"Runs {', '.join(map(str, listed))}"
 
 
 def _breakdown(scenario: str, samples: Sequence[Sample]) -> str:

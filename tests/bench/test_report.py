@@ -65,6 +65,16 @@ def test_each_figure_comes_from_the_newest_run_that_has_it() -> None:
     assert "| nginx | 7.00 | write 4.00, read 3.00 |" in page
 
 
+def test_a_scenario_that_a_later_run_left_out_stays_with_the_number_of_its_run() -> None:
+    def peer(scenario: str) -> Sample:
+        return Sample(figure="peers", scenario=scenario, target="nginx", round=0, values={"us_per_request": 10})
+
+    whole = results(peer("saturated"), peer("8 connections"), started_at="2026-01-01T00:00:00Z")
+    page = render([whole, results(peer("saturated"), started_at="2026-02-02T00:00:00Z")])
+    assert "(Runs 1, 2.)" in page and "JSON, 32 connections (run 1):" in page and "JSON, 8 connections (run 2):" in page
+    assert page.count("## Run ") == 2
+
+
 def test_wrong_answers_taint_the_figure() -> None:
     assert "not to be trusted" in render([results(request_sample("nginx", 0, 10, errors=2))])
     assert "not to be trusted" not in render([results(request_sample("nginx", 0, 10))])
