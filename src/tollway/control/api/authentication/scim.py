@@ -92,6 +92,20 @@ def _query(filter: str | None, start_index: int, count: int, selection: Selectio
     return scim.Query(wanted, min(max(start_index, 1), 2**31), min(max(count, 0), scim.PAGE_MAX), selection)
 
 
+def _read_query(
+    filter: Names = None,
+    start_index: Annotated[int, Query(alias="startIndex")] = 1,
+    count: int = scim.PAGE_MAX,
+    attributes: Attributes = None,
+    excluded: Excluded = None,
+) -> scim.Query:
+    return _query(filter, start_index, count, parse_selection(attributes, excluded))
+
+
+Asked = Annotated[scim.Query, Depends(_read_query)]
+"""The query of a list, in the parameters of its address."""
+
+
 def _read_search(body: Mapping[str, Any]) -> scim.Query:
     """Return the query of a search by POST (RFC 7644, section 3.4.3). Raises PARAMETER_INVALID."""
     wanted = {name.lower(): value for name, value in body.items()}
@@ -121,18 +135,8 @@ def _list(caller: Tenant, plane: ControlPlane, request: Request, query: scim.Que
 
 
 @router.get(f"{SCIM_PATH}/Users", dependencies=OPEN, include_in_schema=False)
-def list_scim_users(
-    caller: Directory,
-    plane: Plane,
-    request: Request,
-    filter: Names = None,
-    start_index: Annotated[int, Query(alias="startIndex")] = 1,
-    count: int = scim.PAGE_MAX,
-    attributes: Attributes = None,
-    excluded: Excluded = None,
-) -> Response:
+def list_scim_users(caller: Directory, plane: Plane, request: Request, query: Asked) -> Response:
     """The people whom the directory can see."""
-    query = _query(filter, start_index, count, parse_selection(attributes, excluded))
     return _list(caller, plane, request, query, scim.list_users)
 
 
@@ -211,18 +215,8 @@ def delete_scim_user(caller: Directory, plane: Plane, request: Request, user_id:
 
 
 @router.get(f"{SCIM_PATH}/Groups", dependencies=OPEN, include_in_schema=False)
-def list_scim_groups(
-    caller: Directory,
-    plane: Plane,
-    request: Request,
-    filter: Names = None,
-    start_index: Annotated[int, Query(alias="startIndex")] = 1,
-    count: int = scim.PAGE_MAX,
-    attributes: Attributes = None,
-    excluded: Excluded = None,
-) -> Response:
+def list_scim_groups(caller: Directory, plane: Plane, request: Request, query: Asked) -> Response:
     """The groups of the organization."""
-    query = _query(filter, start_index, count, parse_selection(attributes, excluded))
     return _list(caller, plane, request, query, scim.list_groups)
 
 
