@@ -314,6 +314,10 @@ ROWS = {
         "404 as for one that does not exist; 503 `files_unavailable`; 403 `insufficient_scope`",
     ),
     138: ("a batch that goes on after its key was revoked", "what runs is interrupted, nothing more is sent, the batch is `failed`"),
+    154: (
+        "ids of responses in the background of others: read, deleted, cancelled, listed as batches",
+        "as an id that never was, byte for byte; the response goes on",
+    ),
 }  # fmt: skip
 """Attacks that are tried, and what they get. The rows between are the control plane's, or need what is not served yet."""
 

@@ -33,8 +33,8 @@ What clients must know:
 - Fields that no deployment of a model understands follow its `unknown_parameters`: refused with 400, dropped or forwarded.
 - `/v1/responses` and `/v1/messages` are relayed to engines that have them, or translated to chat completions (docs/apis.md).
 - `/v1/responses` stores a response where the request says `store: true` and the organization has switched storage on (docs/apis.md).
-  Elsewhere a client sends the whole conversation: `previous_response_id` and `store: true` are refused by name. `conversation` and
-  `background` always are. A client runs its tools itself (types `function` and `custom`).
+  Elsewhere a client sends the whole conversation: `previous_response_id` and `store: true` are refused by name, as
+  `background: true` is. `conversation` always is. A client runs its tools itself (types `function` and `custom`).
 - An error on an Anthropic path has Anthropic's shape, whatever went wrong; the id to quote stands in `request-id` or `x-request-id`.
 """
 

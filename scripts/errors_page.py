@@ -147,7 +147,7 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "Send the whole conversation as `input`, or continue a response that was made with `store: true`.",
         ),
         "response_not_cancellable": (
-            "Responses in the background are not offered, so there is nothing to cancel.",
+            "The response was made while its client waited: it has ended, and there is nothing to cancel.",
             "Close the connection of a request to end it.",
         ),
         "content_policy_violation": (

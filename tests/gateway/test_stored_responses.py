@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ import sqlalchemy as sa
 
 from tests.control.harness import Running as Control
 from tests.control.harness import TenantSetup, answered, make_tenant, running
-from tests.fakes import Upstream, until
+from tests.fakes import Do, Upstream, until
 from tests.gateway.harness import PEPPER, Gateway, Served, gateway, post, whole
 from tests.gateway.test_test_keys import change
 from tests.simulator.running import Running as Simulator
@@ -24,11 +25,15 @@ from tollway.control.tenancy import stored_responses
 from tollway.domain import keys
 from tollway.domain.catalog import TRANSLATED_ENDPOINTS, Endpoint
 from tollway.domain.faults import Fault, FaultKind
+from tollway.domain.files import FileOwner
 from tollway.domain.keys import KeyType
 from tollway.domain.limits import Limits
 from tollway.domain.prices import PriceTerms
 from tollway.domain.snapshot import KeyEntry, OrganizationEntry, ProjectEntry
+from tollway.domain.usage import Outcome, ServiceTier
 from tollway.gateway import conversations
+from tollway.gateway.batches import worker as batch_worker
+from tollway.gateway.batches.worker import BatchBounds, BatchWorker
 from tollway.gateway.body_reader_pool import BodyReaders
 from tollway.gateway.buffers import BufferHold
 from tollway.gateway.continuation import CONVERSATION_BYTES_MAX
@@ -37,6 +42,9 @@ from tollway.gateway.response_queries import _Page
 from tollway.gateway.uploads import Upload
 from tollway.link.response_store import ORGANIZATION_CONCURRENT_MAX, ResponseStorage
 from tollway.native import FORM
+from tollway.serve.gateway import _count_lines
+from tollway.storage.batch_directory import BatchDirectory
+from tollway.storage.tenant_files import FileBounds, FileDirectory
 from tollway.storage.vault import LocalVault
 from tollway.wire import bodies
 
@@ -194,7 +202,9 @@ async def test_requests_about_a_stored_response_are_checked(made: Gateway, alice
         assert (await client.post(f"{PATH}/{id}")).status_code == 405
         assert (await client.get(f"{PATH}/{id}/%2e%2e")).status_code == 400
         assert (await client.get(f"{PATH}/{id}", headers={"authorization": "Bearer x"})).status_code == 401
-        refusals = ({"background": True}, {"conversation": "conv_1"}, {"store": "yes"}, {"previous_response_id": 1})
+        refusals: tuple[dict[str, Any], ...] = (
+            {"background": True}, {"background_options": {}}, {"conversation": "conv_1"}, {"store": "yes"}, {"previous_response_id": 1},
+        )  # fmt: skip
         for body in refusals:
             answer = await client.post(PATH, json={"model": "native", "input": "x", **body})
             assert (answer.status_code, answer.json()["error"]["param"]) == (400, next(iter(body)))
@@ -477,3 +487,210 @@ async def test_126_organization_that_floods_the_store_leaves_the_others_their_sh
     assert await asyncio.gather(*asked, others) == [None] * (ORGANIZATION_CONCURRENT_MAX + 1)
     assert await storage.find("org_1", "proj_1", UNKNOWN) is None
     await storage.close()
+
+
+# Responses in the background
+
+
+class Background(msgspec.Struct):
+    """A gateway that offers responses in the background: an engine that answers, with a store of batches, and whoever asks."""
+
+    made: Gateway
+    upstream: Upstream
+    batches: BatchDirectory
+    client: httpx2.AsyncClient
+
+    async def ask(self, **more: Any) -> dict[str, Any]:
+        """Submit one, and return what is answered."""
+        answer = await self.client.post(PATH, json={"model": "m", "input": "in the background", "background": True} | more)
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    async def find_end(self, id: str) -> dict[str, Any]:
+        """Return the response once it has ended."""
+        async with asyncio.timeout(20):
+            while (found := (await self.client.get(f"{PATH}/{id}")).json()).get("status") in ("queued", "in_progress"):
+                await asyncio.sleep(0.01)
+        return dict(found)
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """Run a worker in the block, which ends as that of a process that is stopped at once."""
+        plane = self.made.plane
+        assert plane.file_store is not None
+        worker = BatchWorker(plane, self.batches, plane.file_store, BatchBounds(), lambda event, fields: None)
+        task = asyncio.get_running_loop().create_task(worker.run())
+        try:
+            yield
+        finally:
+            await worker.stop(0.0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+ANSWERED = {
+    "object": "response", "id": "resp_engine", "model": "m", "status": "completed", "created_at": 1,
+    "output": [{"type": "message", "id": "msg_1", "role": "assistant", "status": "completed",
+                "content": [{"type": "output_text", "text": "Hello", "annotations": []}]}],
+    "usage": {"input_tokens": 5, "output_tokens": 2, "total_tokens": 7},
+}  # fmt: skip
+
+
+@asynccontextmanager
+async def offering(
+    control: Control, directory: Path, *scripts: Any, tenants: tuple[TenantSetup, ...], active_max: int = 10, limits: Limits | None = None
+) -> AsyncIterator[Background]:
+    async with (
+        Upstream(*scripts).listening() as upstream,
+        serve(control, {"m": Served([upstream.url])}, *tenants, limits=limits) as made,
+        httpx2.AsyncClient(base_url=made.url, headers={"authorization": f"Bearer {tenants[0].secret}"}, timeout=20) as client,
+    ):
+        plane = made.plane
+        batches = BatchDirectory(directory, VAULT, plane.now_us, organization_batches_max=active_max, free_bytes_min=0)
+        plane.file_store = FileDirectory(directory, VAULT, FileBounds(free_bytes_min=0), plane.now_us)
+        plane.batch_store = batches
+        yield Background(made, upstream, batches, client)
+
+
+@pytest.fixture(autouse=True)
+def quick_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SEARCH_SECONDS", "CHECK_SECONDS", "BUSY_SECONDS", "PAUSE_SECONDS_FIRST"):
+        monkeypatch.setattr(batch_worker, name, 0.01)
+
+
+async def test_official_client_polls_a_response_in_the_background_and_continues_it(
+    control: Control, tmp_path: Path, alice: TenantSetup
+) -> None:
+    async with offering(control, tmp_path, [whole(ANSWERED)], tenants=(alice,)) as site, sdk(site.made, alice) as client:
+        asked = await client.responses.create(model="m", input="in the background", background=True, metadata={"a": "b"})
+        assert (asked.status, asked.background, asked.output) == ("queued", True, [])
+        async with site.working():
+            await site.find_end(asked.id)
+        found = await client.responses.retrieve(asked.id)
+        assert (found.id, found.status, found.background, found.output_text) == (asked.id, "completed", True, "Hello")
+        items: list[Any] = [item async for item in client.responses.input_items.list(asked.id)]
+        assert items[0].content[0].text == "in the background"
+        follower = await client.responses.create(model="m", input="next", previous_response_id=asked.id)
+        assert follower.previous_response_id == asked.id
+        assert (await client.responses.cancel(asked.id)).status == "completed", "it has ended"
+        await client.responses.delete(asked.id)
+        with pytest.raises(openai.NotFoundError):
+            await client.responses.retrieve(asked.id)
+        finals = site.made.sink.finals
+        assert [(final.outcome, final.used.output_tokens, final.admit.service_tier) for final in finals] == [
+            (Outcome.COMPLETED, 2, ServiceTier.STANDARD)
+        ] * 2
+    sent = msgspec.json.decode(site.upstream.asked[0].body)
+    assert sent["store"] is False and "background" not in sent
+    assert b"in the background" not in b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+async def test_response_in_the_background_that_is_cancelled_leaves_its_engine_and_says_so(
+    control: Control, tmp_path: Path, alice: TenantSetup
+) -> None:
+    async with offering(control, tmp_path, [Do.GATE, whole(ANSWERED)], tenants=(alice,)) as site, site.working():
+        id = (await site.ask())["id"]
+        await until(lambda: len(site.upstream.asked) == 1)
+        assert (await site.client.get(f"{PATH}/{id}")).json()["status"] == "in_progress"
+        early = {name: (await site.client.request(*request)).json()["error"]["code"] for name, request in {
+            "delete": ("DELETE", f"{PATH}/{id}"), "items": ("GET", f"{PATH}/{id}/input_items"),
+        }.items()}  # fmt: skip
+        assert early == {"delete": "conflict", "items": "conflict"}
+        for _ in range(2):
+            cancelled = await site.client.post(f"{PATH}/{id}/cancel")
+            assert (cancelled.status_code, cancelled.json()["status"]) == (200, "cancelled")
+        assert [final.outcome for final in site.made.sink.finals] == [Outcome.CLIENT_CANCELLED]
+        assert (await site.client.delete(f"{PATH}/{id}")).json()["deleted"] is True
+        assert (await site.client.get(f"{PATH}/{id}")).status_code == 404
+        site.upstream.gate.set()
+
+
+async def test_response_in_the_background_fails_with_the_error_of_its_request(control: Control, tmp_path: Path, alice: TenantSetup) -> None:
+    body = {"error": {"message": "too long", "type": "invalid_request_error", "code": "context_length_exceeded", "param": None}}
+    async with offering(control, tmp_path, [whole(body, 400)], tenants=(alice,)) as site, site.working():
+        failed = await site.find_end((await site.ask())["id"])
+        assert (failed["status"], failed["error"]["code"], failed["output"]) == ("failed", "context_length_exceeded", [])
+
+
+async def test_response_in_the_background_goes_on_after_a_process_that_died_and_is_billed_once(
+    control: Control, tmp_path: Path, alice: TenantSetup
+) -> None:
+    gated = {"held": True}
+    script = lambda asked: [Do.GATE, whole(ANSWERED)] if gated["held"] else [whole(ANSWERED)]  # noqa: E731
+    async with offering(control, tmp_path, script, tenants=(alice,)) as site:
+        id = (await site.ask())["id"]
+        async with site.working():
+            await until(lambda: len(site.upstream.asked) == 1)
+        gated["held"] = False
+        store = site.made.plane.response_store
+        site.made.plane.response_store = cast(Any, _Refusing(store))
+        async with site.working():  # its answer is in the journal, and control does not take it
+            await until(lambda: len(site.upstream.asked) == 2)
+            await site.made.sink.settled(2)
+        assert (await site.client.get(f"{PATH}/{id}")).json()["status"] == "in_progress"
+        site.made.plane.response_store = store
+        async with site.working():
+            assert (await site.find_end(id))["status"] == "completed"
+        finals = site.made.sink.finals
+        assert [final.outcome for final in finals].count(Outcome.COMPLETED) == 1 and len(site.upstream.asked) == 2
+        owner = FileOwner(alice.organization_id, alice.project_id)
+        assert {final.admit.request_id for final in finals} == site.batches.list_attempts(owner)
+        assert site.batches.list_answered(owner) == {final.admit.request_id for final in finals if final.outcome is Outcome.COMPLETED}
+        counted = _count_lines(site.batches)
+        assert [counted(final.admit) for final in finals] == [final.outcome is Outcome.COMPLETED for final in finals]
+
+
+class _Refusing:
+    """A store of responses that stores nothing."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    async def keep(self, *where: object) -> bool:
+        return False
+
+    async def find(self, *where: Any) -> bytes | None:
+        return cast("bytes | None", await self._store.find(*where))
+
+
+async def test_154_response_in_the_background_of_another_tenant_answers_as_one_that_never_was(
+    control: Control, tmp_path: Path, alice: TenantSetup, bob: TenantSetup
+) -> None:
+    async with offering(control, tmp_path, [whole(ANSWERED)], tenants=(alice, bob)) as site:
+        theirs = (await site.ask())["id"]
+        headers = {"authorization": f"Bearer {bob.secret}"}
+        for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/input_items")):
+            texts = set()
+            for id in (theirs, UNKNOWN):
+                answer = await site.client.request(method, f"{PATH}/{id}{path}", headers=headers)
+                assert answer.status_code == 404
+                texts.add(answer.text.replace(answer.headers["x-request-id"], ""))
+            assert len(texts) == 1
+        assert (await site.client.get(f"{PATH}/{theirs}")).json()["status"] == "queued"
+        for path in ("/v1/batches", "/v1/messages/batches"):
+            assert (await site.client.get(path)).json()["data"] == []
+
+
+async def test_submission_of_a_response_in_the_background_is_checked_and_bounded(
+    control: Control, tmp_path: Path, alice: TenantSetup
+) -> None:
+    limits = Limits(concurrent_requests=1)
+    async with offering(control, tmp_path, [whole(ANSWERED)], tenants=(alice,), active_max=1, limits=limits) as site:
+        refusals: dict[str, dict[str, Any]] = {
+            "store": {"store": False}, "stream": {"stream": True}, "model": {"model": "forbidden"},
+            "tools": {"tools": [{"type": "web_search"}]}, "background": {"background": "yes"}, "temperature": {"temperature": 9},
+        }  # fmt: skip
+        for param, more in refusals.items():
+            answer = await site.client.post(PATH, json={"model": "m", "input": "x", "background": True} | more)
+            assert (answer.status_code in (400, 404), answer.json()["error"]["param"]) == (True, param), answer.text
+        for header in ("idempotency-key", "x-max-cost"):
+            answer = await site.client.post(PATH, json={"model": "m", "input": "x", "background": True}, headers={header: "1"})
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, header)
+        assert list(tmp_path.rglob("state")) == [], "what was refused is not stored"
+        await site.ask()
+        answer = await site.client.post(PATH, json={"model": "m", "input": "x", "background": True})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "quota_exceeded")
+        site.made.plane.batch_store = None
+        answer = await site.client.post(PATH, json={"model": "m", "input": "x", "background": True})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "background")
+        assert site.upstream.asked == [] and site.made.sink.finals == []

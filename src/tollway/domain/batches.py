@@ -1,4 +1,6 @@
-"""Batches: requests that are served within a day at the batch price. What is known of one, and what its states mean."""
+"""Batches: requests that are served within a day at the batch price. What is known of one, and what its states mean.
+
+A response in the background is kept and run as a batch of one line, at the price of its own service tier."""
 
 from enum import IntEnum, StrEnum
 from typing import Any, Final
@@ -7,6 +9,7 @@ import msgspec
 
 from tollway.domain.catalog import Endpoint
 from tollway.domain.files import FileOwner
+from tollway.domain.ids import RESPONSE
 
 WINDOW_SECONDS: Final = 86_400
 """Time in which the lines of a batch are served."""
@@ -81,8 +84,9 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 
     `snapshot_version`: of a snapshot that has its key. `key_id`, `address`: of the key that submitted it, and of its client. `headers`:
     those of the submission that go to engines. `input_file_id`: empty where the lines came with the submission. `output_file_id`,
-    `error_file_id`: of the files that are written at the end, chosen at submission. `output_seconds`: for which those are kept. `total`:
-    lines; 0 before they were read. `outcome`: the state that it ends in, once it is known. `counts`: of its lines, once it ended."""
+    `error_file_id`: of the files that are written at the end, chosen at submission; empty for a response. `output_seconds`: for which those
+    are kept. `total`: lines; 0 before they were read. `outcome`: the state that it ends in, once it is known. `counts`: of its lines, once
+    it ended. `model`, `previous_response_id`: what a response in the background shows of its request."""
 
     id: str
     owner: FileOwner
@@ -106,6 +110,18 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     finalizing_at: int | None = None
     cancelling_at: int | None = None
     ended_at: int | None = None
+    model: str = ""
+    previous_response_id: str | None = None
+
+    @property
+    def is_response(self) -> bool:
+        """Return whether this is a response in the background."""
+        return self.id.startswith(f"{RESPONSE}_")
+
+    @property
+    def has_files(self) -> bool:
+        """Return whether its lines come from a file and its answers go to files."""
+        return bool(self.input_file_id)
 
     @property
     def expires_at(self) -> int:

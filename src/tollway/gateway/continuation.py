@@ -29,10 +29,11 @@ _decoder = msgspec.json.Decoder(StoredResponse)
 
 class Wish(msgspec.Struct, frozen=True):
     """The demand of a body on the store of responses. `keeps`: that its response is stored. `previous`: the id, as it stands there, of the
-    stored response that it continues; None for none."""
+    stored response that it continues; None for none. `in_background`: that its client need not wait for its response."""
 
     keeps: bool
     previous: str | None
+    in_background: bool = False
 
 
 class WholeConversation(NamedTuple):
@@ -55,19 +56,27 @@ def read_stored(content: bytes) -> StoredResponse:
 
 def may_wish(content: bytes) -> bool:
     """Return whether a body has to be read to know what it asks for."""
-    return b'"store"' in content or b'"previous_response_id"' in content
+    return b'"store"' in content or b'"previous_response_id"' in content or b'"background"' in content
 
 
 def read_wish(content: bytes, endpoint: Endpoint) -> Wish | None:
-    """Return what a body asks for; None if nothing, and for one whose input is refused by its check. Raises Fault as `bodies.read` does."""
+    """Return what a body asks for; None if nothing, and for one whose input is refused by its check. Raises Fault as `bodies.read` does,
+    and invalid_value for a response in the background that is not to be stored, or to be streamed."""
     asked = bodies.read(content)
-    keeps = asked.get("store") is True and endpoint is Endpoint.RESPONSES
+    in_background = asked.get("background") is True and endpoint is Endpoint.RESPONSES
+    if in_background and asked.get("store") is False:
+        message = "A response in the background is stored: leave 'store' out, or send true."
+        raise Fault(faults.PARAMETER_INVALID, param="store", message=message)
+    if in_background and asked.get("stream"):
+        message = "A response in the background is not streamed: leave 'stream' out, and ask for it by its id."
+        raise Fault(faults.PARAMETER_INVALID, param="stream", message=message)
+    keeps = in_background or (asked.get("store") is True and endpoint is Endpoint.RESPONSES)
     previous = asked.get("previous_response_id")
     if type(previous) is not str:
         previous = None
     if (not keeps and previous is None) or type(asked.get("input")) not in (str, list):
         return None
-    return Wish(keeps, previous)
+    return Wish(keeps, previous, in_background)
 
 
 def make_whole(content: bytes, wish: Wish, found: bytes | None) -> WholeConversation:
@@ -81,7 +90,9 @@ def make_whole(content: bytes, wish: Wish, found: bytes | None) -> WholeConversa
         items = [*_list.decode(before.input), *_list.decode(answered), *items]
         del members["previous_response_id"]
     if wish.keeps:
-        del members["store"]
+        members.pop("store", None)
+    if wish.in_background:
+        del members["background"]
     encoded = b"[" + b",".join(items) + b"]"
     if len(encoded) > CONVERSATION_BYTES_MAX:
         message = f"A conversation that is stored or continued may have at most {CONVERSATION_BYTES_MAX} bytes."

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from tollway.domain import faults
 from tollway.domain.faults import Fault
-from tollway.domain.ids import REQUEST
+from tollway.domain.ids import REQUEST, RESPONSE
 from tollway.gateway import continuation
 from tollway.gateway.buffers import BufferHold
 from tollway.gateway.continuation import CONVERSATION_BYTES_MAX, WholeConversation, Wish
@@ -31,8 +31,6 @@ SHORT_BYTES_MAX: Final = 16 * 1024
 """Longest body, with what it continues, that is read and made whole on the event loop. It is read twice there, here and by `authorize`:
 together at most 3 ms."""
 
-RESPONSE: Final = "resp"
-
 
 def may_continue(caller: Caller, request: Request, plane: Plane) -> bool:
     """Return whether a body that is not large may name a stored response, which `prepare` asks control for."""
@@ -45,7 +43,8 @@ async def prepare(caller: Caller, request: Request, plane: Plane, driver: Corout
     """Make the body of a request the whole conversation, where it continues a stored response or is to be stored. One that is not short
     becomes an upload of its own, which whoever answers the request releases.
 
-    Raises Fault: previous_response_not_found, stored_responses_unavailable, invalid_value for a conversation that is too long,
+    Raises Fault: previous_response_not_found, stored_responses_unavailable, invalid_value for a conversation that is too long and for what
+    a response in the background cannot be,
     rate_limit_exceeded or overloaded where the budget for buffered bytes does not suffice, and what `bodies.read` raises.
     """
     store = plane.response_store
@@ -63,6 +62,9 @@ async def prepare(caller: Caller, request: Request, plane: Plane, driver: Corout
         wish = await driver.in_task(readers.read_wish(caller, request))
     if wish is None:
         return
+    if wish.in_background and plane.batch_store is None:
+        message = "Responses in the background are not offered here: these gateways have no directory for files."
+        raise Fault(faults.PARAMETER_INVALID, param="background", message=message)
     found: bytes | None = None
     if wish.previous is not None:
         found = await driver.in_task(store.find(caller.organization.id, caller.project.id, wish.previous)) if is_id(wish.previous) else None
@@ -92,7 +94,7 @@ def _take(request: Request, wish: Wish, whole: WholeConversation) -> None:
     """Let a request know the conversation that its body becomes."""
     id = f"{RESPONSE}{request.id.removeprefix(REQUEST)}" if wish.keeps else ""
     items = bodies.cut(whole.pieces, whole.start, whole.end)
-    request.conversation = Conversation(id, wish.previous, items, request.list_pieces())
+    request.conversation = Conversation(id, wish.previous, items, request.list_pieces(), wish.in_background)
 
 
 def is_id(text: str) -> bool:

@@ -36,7 +36,7 @@ from tollway.engines.profile import EngineProfile
 from tollway.engines.table import ENGINES, can_count, is_translated
 from tollway.gateway.certificates import TrustedCertificates
 from tollway.gateway.dialects.table import DIALECTS
-from tollway.gateway.principal import PrincipalKind, principal_of_batch, principal_of_key, principal_of_token
+from tollway.gateway.principal import PrincipalKind, principal_of_key, principal_of_submission, principal_of_token
 from tollway.gateway.request import Caller, ModelGrant
 from tollway.gateway.tokens import TrustedIssuers, VerifiedToken
 
@@ -65,7 +65,11 @@ SHARDS = 1_024
 DIGEST_BYTES = 32
 
 BATCH_PREFIX = b"batch:"
-"""Before the id of a key: stands for a digest, by which the lines of its batches find their caller. No digest has it and that length."""
+BACKGROUND_PREFIX = b"background:"
+"""Before the id of a key: stands for a digest, by which the lines of its batches, and its responses in the background, find their caller.
+No digest has one of them and that length."""
+
+_SUBMISSIONS = {BATCH_PREFIX: PrincipalKind.BATCH, BACKGROUND_PREFIX: PrincipalKind.BACKGROUND}
 
 NO_MODEL_LIMITS: dict[str, Limits] = {}
 """Limits by model of every key that has none. Nobody changes the limits of an entry."""
@@ -198,7 +202,7 @@ class Directory:
         maps = self._maps
         key = maps.keys.find(digest)
         if key is None:
-            return self._find_batch_caller(digest, now_us) if digest.startswith(BATCH_PREFIX) else None
+            return self._find_submitter(digest, now_us) if len(digest) != DIGEST_BYTES else None
         if key.expires_at is not None and key.expires_at <= now_us:
             maps.keys.forget(digest)
             self._callers.pop(digest, None)
@@ -208,13 +212,15 @@ class Directory:
             self._note_use(caller, digest, now_us)
         return caller
 
-    def _find_batch_caller(self, digest: bytes, now_us: int) -> Caller | None:
-        """Return the caller of the batches of a key, whose id follows BATCH_PREFIX in `digest`, while the key is valid."""
-        digests = self._maps.keys.list_digests(digest[len(BATCH_PREFIX) :].decode("latin-1"))
+    def _find_submitter(self, digest: bytes, now_us: int) -> Caller | None:
+        """Return the caller of what a key has submitted, whose id follows one of _SUBMISSIONS in `digest`, while the key is valid."""
+        prefix, _, key_id = digest.partition(b":")
+        kind = _SUBMISSIONS.get(prefix + b":")
+        digests = () if kind is None else self._maps.keys.list_digests(key_id.decode("latin-1"))
         key = self._maps.keys.find(digests[0]) if digests else None
-        if key is None or (key.expires_at is not None and key.expires_at <= now_us):
+        if kind is None or key is None or (key.expires_at is not None and key.expires_at <= now_us):
             return None
-        return self._compile_caller(key, digest, None)
+        return self._compile_caller(key, digest, None, kind)
 
     def find_token_caller(self, digest: bytes, token: bytes, now_us: int) -> Caller | None:
         """The caller whose key an access token stands for, if that is valid and in the snapshot. `digest`: SHA-256 of the whole token.
@@ -298,8 +304,8 @@ class Directory:
         principal = principal_of_key(key, project, organization)
         if token is not None:
             principal = principal_of_token(token, principal, kind)
-        elif digest.startswith(BATCH_PREFIX) and len(digest) != DIGEST_BYTES:
-            principal = principal_of_batch(principal)
+        elif kind is not PrincipalKind.API_KEY:
+            principal = principal_of_submission(principal, kind)
         if len(self._callers) >= CALLERS_MAX:
             del self._callers[next(iter(self._callers))]
         caller = self._callers[digest] = Caller(principal, f'"{salt}"'.encode(), budgets, digest, self.version)

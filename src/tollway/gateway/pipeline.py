@@ -15,7 +15,7 @@ from tollway.domain import faults
 from tollway.domain.catalog import Endpoint, Guardrail
 from tollway.domain.faults import Fault
 from tollway.domain.usage import Outcome
-from tollway.gateway import conversations
+from tollway.gateway import background_responses, conversations
 from tollway.gateway.answer_recorder import AnswerRecorder, claim
 from tollway.gateway.authenticate import authenticate, require_endpoint
 from tollway.gateway.authorize import authorize
@@ -82,8 +82,14 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
             call = authorize(caller, request, plane.directory, plane.media_bounds)
         else:
             call = await _authorize_upload(caller, request, request.upload, plane, driver)
-        if conversing and request.conversation is not None and request.conversation.response_id and plane.response_store is not None:
-            call.response_keeper = conversations.ResponseKeeper(plane.response_store, caller, request.conversation)
+        if conversing and request.conversation is not None:
+            if request.conversation.in_background:
+                if request.head.answer_store is None:
+                    body = await driver.in_task(background_responses.submit(call, plane))
+                    client.answer(200, _JSON + call.dialect.identify(request.id), body)
+                    return
+            elif request.conversation.response_id and plane.response_store is not None:
+                call.response_keeper = conversations.ResponseKeeper(plane.response_store, caller, request.conversation)
         fallback_header = b""
         if call.grant.has_fallback and request.head.idempotency_key is None:  # a stored answer is given whatever budgets have left
             hold = await reserve_or_fall_back(call, plane)

@@ -269,6 +269,10 @@ class ActiveBatch(Protocol):
         """Return whether somebody has cancelled the batch."""
         ...
 
+    def note_attempt(self, request_id: str) -> None:
+        """Note durably that a request is made of this response in the background."""
+        ...
+
     def append(self, line: int, result: LineResult, text: bytes, request_id: str = "", *, durable: bool) -> None:
         """Append how a line ended, and the request that was answered; once `durable` it is on the disk."""
         ...

@@ -23,6 +23,7 @@ class PrincipalKind(StrEnum):
     API_KEY = "api_key"
     TOKEN = "token"
     BATCH = "batch"  # no credential: a batch that its key has submitted
+    BACKGROUND = "background"  # no credential: a response in the background that its key has asked for
     CERTIFICATE = "certificate"
 
 
@@ -84,9 +85,10 @@ def principal_of_token(token: VerifiedToken, of_key: Principal, kind: PrincipalK
     )
 
 
-def principal_of_batch(of_key: Principal) -> Principal:
-    """Return the principal as which the lines of a batch are sent that a key has submitted."""
-    return msgspec.structs.replace(of_key, kind=PrincipalKind.BATCH)
+def principal_of_submission(of_key: Principal, kind: PrincipalKind) -> Principal:
+    """Return the principal as which something is sent later that a key has submitted: the lines of a batch (BATCH), or a response in the
+    background (BACKGROUND)."""
+    return msgspec.structs.replace(of_key, kind=kind)
 
 
 def _with_implied(endpoints: tuple[Endpoint, ...]) -> frozenset[Endpoint]:

@@ -1,5 +1,6 @@
 """Stored responses, read and deleted by their project: GET and DELETE /v1/responses/{id}, its input_items, and cancel. No engine is asked,
-and nothing is metered; each counts as a request in the limits of the caller.
+and nothing is metered; each counts as a request in the limits of the caller. A response in the background that is not stored (yet) is told
+from its batch.
 
 A response of another project or organization is answered as one that never was.
 """
@@ -13,8 +14,11 @@ from typing import Any, Final
 import msgspec
 
 from tollway.domain import faults
+from tollway.domain.batches import Batch
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
+from tollway.domain.files import FileOwner
+from tollway.gateway import background_responses
 from tollway.gateway.authenticate import authenticate, require_endpoint
 from tollway.gateway.continuation import StoredResponse, read_items, read_stored
 from tollway.gateway.conversations import is_id
@@ -81,25 +85,54 @@ async def _answer(
     id = path.removesuffix(CANCEL).removesuffix(INPUT_ITEMS).decode("latin-1")
     if store is None or not is_id(id):
         raise Fault(faults.RESPONSE_UNKNOWN)
+    owner = FileOwner(caller.organization.id, caller.project.id)
     if method == b"DELETE":
-        if not await driver.in_task(store.delete(caller.organization.id, caller.project.id, id)):
+        is_deleted = await driver.in_task(store.delete(caller.organization.id, caller.project.id, id))
+        batch = None if is_deleted else await _find_batch(caller, owner, id, plane, driver)
+        if batch is not None:
+            await driver.in_task(background_responses.delete(batch, plane))
+        elif not is_deleted:
             raise Fault(faults.RESPONSE_UNKNOWN)
         return msgspec.json.encode({"id": id, "object": "response", "deleted": True})
     if query.get("stream") == "true":
-        raise Fault(faults.PARAMETER_INVALID, param="stream", message="Only a response in the background can be streamed later.")
+        raise Fault(faults.PARAMETER_INVALID, param="stream", message="Stored responses are not streamed.")
     page = _Page.read(query) if path.endswith(INPUT_ITEMS) else None
     found = await driver.in_task(_find(store, caller, id))
-    if path.endswith(CANCEL):
+    batch = await _find_batch(caller, owner, id, plane, driver) if found is None else None
+    if batch is not None and path.endswith(CANCEL):
+        batch = await driver.in_task(background_responses.cancel(batch, plane))
+        if batch is None:  # it was completed before it was cancelled
+            found = await driver.in_task(_find(store, caller, id))
+    if batch is not None:
+        if page is not None:
+            raise Fault(faults.STATE_CONFLICT, message="The items of a response in the background can be read once it is completed.")
+        return background_responses.describe(batch)
+    if found is None:
+        raise Fault(faults.RESPONSE_UNKNOWN)
+    if path.endswith(CANCEL) and not msgspec.json.decode(found.response, type=_Background).background:
         raise Fault(faults.RESPONSE_NOT_CANCELLABLE)
     return bytes(found.response) if page is None else page.show(id, bytes(found.input))
 
 
-async def _find(store: ResponseStore, caller: Caller, id: str) -> StoredResponse:
-    """Return a stored response. Raises Fault response_not_found."""
+class _Background(msgspec.Struct, frozen=True):
+    background: bool | None = False
+
+
+async def _find(store: ResponseStore, caller: Caller, id: str) -> StoredResponse | None:
+    """Return a stored response, None if there is none."""
     content = await store.find(caller.organization.id, caller.project.id, id)
-    if content is None:
-        raise Fault(faults.RESPONSE_UNKNOWN)
-    return read_stored(content)
+    return None if content is None else read_stored(content)
+
+
+async def _find_batch(caller: Caller, owner: FileOwner, id: str, plane: Plane, driver: CoroutineDriver) -> Batch | None:
+    """Return the batch of a response in the background that is not stored at control, while its organization keeps responses so long."""
+    retention_seconds = caller.organization.response_retention_seconds
+    if retention_seconds is None:
+        return None
+    batch = await driver.in_task(background_responses.find(owner, id, plane))
+    if batch is None or batch.created_at + retention_seconds <= plane.now_us() // 1_000_000:
+        return None
+    return batch
 
 
 class _Named(msgspec.Struct, frozen=True):

@@ -26,6 +26,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
+from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import SNAPSHOT_OUTDATED
 from tollway.domain.files import FileOwner
 from tollway.domain.snapshot import SNAPSHOT_AGE_SECONDS_MAX
@@ -324,14 +325,20 @@ def _find_batches(options: GatewayOptions) -> BatchDirectory | None:
 
 
 def _count_lines(batches: BatchDirectory) -> Callable[[Admit], bool]:
-    """Return what says whether what a request has noted counts that a gateway did not end: the line of a batch was answered, or it is no
-    line."""
+    """Return what says whether what a request has noted counts that a gateway did not end: the line of a batch, or the response in the
+    background, was answered, or it is neither."""
     answered: dict[FileOwner, set[str]] = {}
+    attempts: dict[FileOwner, set[str]] = {}
 
     def is_counted(admit: Admit) -> bool:
-        if admit.service_tier is not ServiceTier.BATCH:
-            return True
         owner = FileOwner(admit.organization_id, admit.project_id)
+        if admit.service_tier is not ServiceTier.BATCH:
+            if admit.endpoint != Endpoint.RESPONSES:
+                return True
+            if owner not in attempts:
+                attempts[owner] = batches.list_attempts(owner)
+            if admit.request_id not in attempts[owner]:
+                return True
         if owner not in answered:
             answered[owner] = batches.list_answered(owner)
         return admit.request_id in answered[owner]

@@ -10,8 +10,9 @@ until the batch is whole; one whose submission died has no directory, and its fi
 
 A record of the journal is the number of its line, the size of its text, the result, the size of what follows, the id of the request that
 was answered, and its text, sealed for its place. Whether a request was answered decides on its bill where its gateway died
-(`list_answered`), so the ids are kept, in `answered`, when the journal is removed, also where the batch is deleted. `append` returns once
-the record is on the disk: several that are appended at once share one `fdatasync`. A process that dies leaves at most its last record
+(`list_answered`), so the ids are kept, in `answered`, when the journal is removed, also where the batch is deleted. `attempts` has the ids
+of all requests that were made of a response in the background, because nothing else tells them from those of a client. `append` returns
+once the record is on the disk: several that are appended at once share one `fdatasync`. A process that dies leaves at most its last record
 cut; that is cut off when the journal is opened again. A record that cannot be opened anywhere else is damage, and the batch waits."""
 
 import errno
@@ -41,6 +42,7 @@ _LOCK: Final = ".lock"
 _RECORD: Final = struct.Struct(">IIBI16s")
 _ID_BYTES: Final = 16
 _ANSWERED: Final = "answered"
+_ATTEMPTS: Final = "attempts"
 _STATE: Final = "state"
 _COUNTS: Final = struct.Struct(">4I")
 _UNFINISHED: Final = ".new"
@@ -98,10 +100,12 @@ class BatchDirectory:
 
     def _add_active(self, batch: Batch) -> int:
         """Return the descriptor of the new entry of a batch, locked."""
-        organization_id = batch.owner.organization_id
+        organization_id, kind = batch.owner.organization_id, f".{batch.id.partition('_')[0]}_"
         with self._lock():
-            if sum(name.startswith(f"{organization_id}.") for name in os.listdir(self._active)) >= self._organization_batches_max:
-                message = f"The organization has as many batches as it may that have not ended ({self._organization_batches_max})."
+            names = (name for name in os.listdir(self._active) if name.startswith(f"{organization_id}."))
+            if sum(kind in name for name in names) >= self._organization_batches_max:
+                what = "responses in the background" if batch.is_response else "batches"
+                message = f"The organization has as many {what} as it may that have not ended ({self._organization_batches_max})."
                 raise Fault(QUOTA_EXCEEDED, message=message)
             while True:
                 entry = os.open(self._find_active(batch), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -177,7 +181,7 @@ class BatchDirectory:
             with self._lock():
                 _keep_answered(place)
                 for name in sorted(os.listdir(place), key=lambda name: name == _STATE):  # last: a deletion that is cut off can be repeated
-                    if name != _ANSWERED:
+                    if name not in (_ANSWERED, _ATTEMPTS):
                         (place / name).unlink(missing_ok=True)
                 sync_directory(place)
             return True
@@ -224,6 +228,15 @@ class BatchDirectory:
         without a directory. Whoever asks knows that it has had a batch: this is not the directory of the batches then."""
         place = self._root / owner.organization_id / owner.project_id
         return {id for name in os.listdir(place) for id in _list_answered(place / name)}
+
+    def list_attempts(self, owner: FileOwner) -> set[str]:
+        """Return the ids of the requests that were made of a project's responses in the background. Raises OSError."""
+        place = self._root / owner.organization_id / owner.project_id
+        found: set[str] = set()
+        for name in _list_names(place):
+            with suppress(FileNotFoundError):
+                found.update(_split_ids((place / name / _ATTEMPTS).read_bytes()))
+        return found
 
     def remove_expired(self) -> None:
         """Remove batches that are not shown any more, and what submissions that died left. Raises OSError."""
@@ -323,6 +336,18 @@ class ActiveBatch:
         with failures_told():
             return (self._place / "cancel").exists()
 
+    def note_attempt(self, request_id: str) -> None:
+        """Note durably that a request is made of this response in the background, before it is sent."""
+        with failures_told():
+            path = self._place / _ATTEMPTS
+            is_new = not path.exists()
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "ab") as target:
+                target.truncate(target.tell() // _ID_BYTES * _ID_BYTES)  # a power cut may have left a part of one
+                target.write(bytes.fromhex(request_id.removeprefix(f"{REQUEST}_")))
+                _flush(target)
+            if is_new:
+                sync_directory(self._place)
+
     def append(self, line: int, result: LineResult, text: bytes, request_id: str = "", *, durable: bool) -> None:
         """Append how a line ended, and the request that was answered. Once `durable` it is on the disk, and all that was appended before
         it."""
@@ -390,7 +415,7 @@ class ActiveBatch:
             self._entry.unlink(missing_ok=True)
             sync_directory(self._entry.parent)
             (self._place / "lines").unlink(missing_ok=True)
-            if batch.input_file_id:  # its results are in files; others are read from the journal
+            if batch.has_files or batch.is_response:  # its results are elsewhere; others are read from the journal
                 _keep_answered(self._place)
                 (self._place / "journal").unlink(missing_ok=True)
 
@@ -442,8 +467,7 @@ def _list_answered(place: Path) -> Iterator[str]:
         source = (place / "journal").open("rb")
     except FileNotFoundError:  # the batch has ended, was deleted, or never had an answer
         with suppress(FileNotFoundError):
-            ids = (place / _ANSWERED).read_bytes()
-            yield from (f"{REQUEST}_{ids[start : start + _ID_BYTES].hex()}" for start in range(0, len(ids), _ID_BYTES))
+            yield from _split_ids((place / _ANSWERED).read_bytes())
         return
     with source:
         size, end = os.fstat(source.fileno()).st_size, 0
@@ -455,6 +479,11 @@ def _list_answered(place: Path) -> Iterator[str]:
             if any(id):
                 yield f"{REQUEST}_{id.hex()}"
             source.seek(end)
+
+
+def _split_ids(ids: bytes) -> Iterator[str]:
+    """Yield the ids of requests whose bytes follow each other."""
+    yield from (f"{REQUEST}_{ids[start : start + _ID_BYTES].hex()}" for start in range(0, len(ids), _ID_BYTES))
 
 
 def _keep_answered(place: Path) -> None:

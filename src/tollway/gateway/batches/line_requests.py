@@ -13,7 +13,8 @@ from tollway.domain.batches import Batch, LineResult
 from tollway.domain.faults import Fault
 from tollway.gateway.batches.lines import Line, write_answer
 from tollway.gateway.buffers import LARGE_BYTES, BufferHold
-from tollway.gateway.directory import BATCH_PREFIX
+from tollway.gateway.dialects.conversation import Conversation
+from tollway.gateway.directory import BACKGROUND_PREFIX, BATCH_PREFIX
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.plane import Plane
 from tollway.gateway.ports import ActiveBatch, Flow
@@ -28,15 +29,23 @@ _NEVER_AGAIN: Final = b"x-should-retry: false"
 
 def find_batch_caller(batch: Batch, plane: Plane) -> Caller | None:
     """Return the caller as which the lines of a batch are sent; None if its key is not valid any more."""
-    return plane.directory.find_caller(BATCH_PREFIX + batch.key_id.encode(), plane.now_us())
+    return plane.directory.find_caller(_find_digest(batch), plane.now_us())
+
+
+def _find_digest(batch: Batch) -> bytes:
+    """Return what stands for a digest of the key that submitted a batch."""
+    return (BACKGROUND_PREFIX if batch.is_response else BATCH_PREFIX) + batch.key_id.encode()
 
 
 def new_line_request(batch: Batch, line: Line, plane: Plane) -> Request:
     """Return a line as a request that is received now. A large body stays in the request: `hold_body` accounts for it."""
     head = RequestHead(batch.endpoint, {name.encode(): value.encode() for name, value in batch.headers.items()}, address=batch.address)
-    head.digest = BATCH_PREFIX + batch.key_id.encode()
+    head.digest = _find_digest(batch)
     now_us = plane.now_us()
-    return new_request(plane.request_ids.new(now_us), head, bytes(line.body), time.monotonic(), now_us)
+    request = new_request(plane.request_ids.new(now_us), head, bytes(line.body), time.monotonic(), now_us)
+    if batch.is_response:
+        request.conversation = Conversation(batch.id, batch.previous_response_id, b"", (request.body,), in_background=True)
+    return request
 
 
 def hold_body(request: Request, caller: Caller, plane: Plane) -> Upload | None:
@@ -136,8 +145,11 @@ class LineStore:
         self._request_id = request_id
 
     def claim(self, organization_id: str, digest: bytes, body_digest: bytes, request_id: str) -> "LineStore":
-        """Return this. Whoever runs the batch owns all of its lines. A line that a fallback serves is another request than it was."""
+        """Return this. Whoever runs the batch owns all of its lines. A line that a fallback serves is another request than it was. Raises
+        Fault files_unavailable."""
         self._request_id = request_id
+        if self._active.batch.is_response:
+            self._active.note_attempt(request_id)
         return self
 
     def keep(self, answer: StoredAnswer | None) -> None:

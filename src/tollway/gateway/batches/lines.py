@@ -117,6 +117,24 @@ def to_error(fault: Fault, number: int) -> BatchError:
     return BatchError(fault.kind.code, fault.message, fault.param, number + 1)
 
 
+class _Said(msgspec.Struct, frozen=True):
+    code: str | None = None
+    message: str = ""
+
+
+class _Refused(msgspec.Struct, frozen=True):
+    error: _Said
+
+
+def read_error(body: bytes) -> BatchError:
+    """Return the error that the body of a refused response says."""
+    try:
+        said = msgspec.json.decode(body, type=_Refused).error
+    except msgspec.DecodeError:
+        said = _Said()
+    return BatchError(said.code or "server_error", said.message or "The response could not be made.")
+
+
 UNSENT: Final = {
     LineResult.EXPIRED: BatchError("batch_expired", "This request could not be served before the batch expired."),
     LineResult.CANCELLED: BatchError("batch_cancelled", "The batch was cancelled before this request was sent."),
@@ -126,11 +144,13 @@ UNSENT: Final = {
 
 def is_of_messages(batch: Batch) -> bool:
     """Return whether a batch came as one of Anthropic's, with its requests in its submission."""
-    return not batch.input_file_id
+    return not batch.has_files and not batch.is_response
 
 
 def write_answer(batch: Batch, number: int, custom_id: str, request_id: str, status: int, body: bytes) -> bytes:
-    """Return the text of a line that was answered."""
+    """Return the text of a line that was answered. That of a response in the background is the answer as it is."""
+    if batch.is_response:
+        return body
     content = msgspec.Raw(_compact(body))
     if is_of_messages(batch):
         succeeded: dict[str, Any] = {"type": "succeeded", "message": content}
@@ -141,6 +161,8 @@ def write_answer(batch: Batch, number: int, custom_id: str, request_id: str, sta
 
 def write_unsent(batch: Batch, number: int, custom_id: str, result: LineResult, error: BatchError) -> bytes:
     """Return the text of a line that was not sent, and why."""
+    if batch.is_response:
+        return msgspec.json.encode({"error": {"code": error.code, "message": error.message}})
     if is_of_messages(batch):
         found: dict[str, Any] = {"type": {LineResult.EXPIRED: "expired", LineResult.CANCELLED: "canceled"}.get(result, "errored")}
         if result is LineResult.ERRORED:

@@ -20,22 +20,39 @@ from tollway.domain import faults
 from tollway.domain.batches import ERRORS_MAX, Batch, BatchError, BatchStatus, LineCounts, LineResult
 from tollway.domain.faults import Blame, Fault
 from tollway.domain.files import FilePurpose, StoredFile
+from tollway.domain.ids import RESPONSE
 from tollway.gateway import pipeline
 from tollway.gateway.authorize import authorize
 from tollway.gateway.batches.line_requests import LineAnswer, LineClient, LineStore, find_batch_caller, hold_body, new_line_request
-from tollway.gateway.batches.lines import UNSENT, Line, Lines, check_lines, find_model, is_of_messages, to_error, write_answer, write_unsent
+from tollway.gateway.batches.lines import (
+    UNSENT,
+    Line,
+    Lines,
+    check_lines,
+    find_model,
+    is_of_messages,
+    read_error,
+    to_error,
+    write_answer,
+    write_unsent,
+)
 from tollway.gateway.batches.pace import Pace
+from tollway.gateway.continuation import CONVERSATION_BYTES_MAX, encode_stored
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.plane import Plane
 from tollway.gateway.ports import ActiveBatch, BatchStore, FileStore
-from tollway.gateway.request import Call, Caller, Request
+from tollway.gateway.request import Call, Caller, ClientGone, Request
 from tollway.gateway.uploads import Upload
 from tollway.telemetry import describe_error
+from tollway.wire import bodies
 
 BATCHES_MAX: Final = 4
 """Batches that one gateway runs at a time: the lines of each are in its memory."""
 ORGANIZATION_BATCHES_MAX: Final = 2
+RESPONSES_MAX: Final = 32
+ORGANIZATION_RESPONSES_MAX: Final = 8
+"""Responses in the background that one gateway runs at a time, in all and of one organization: each has up to 4 MiB in its memory."""
 CLAIMS_MAX: Final = 100
 """Batches that one search tries to claim; the next one goes on behind them."""
 SEARCH_SECONDS = 1.0
@@ -56,7 +73,9 @@ PAUSE_SECONDS_MAX: Final = 60.0
 """Pause of a line that was refused, or of a batch whose run failed: doubled from the first to the longest."""
 
 _T = TypeVar("_T")
-_KEY_ENDED: Final = BatchError("invalid_api_key", "The API key that submitted the batch is not valid any more.")
+_KEY_ENDED: Final = BatchError("invalid_api_key", "The API key that submitted it is not valid any more.")
+_NOT_STORED: Final = BatchError("response_not_stored", "The response was made, but it is too long to be stored, or nothing is.")
+_RESPONSE_EXPIRED: Final = BatchError("response_expired", "The response could not be made within 24 hours.")
 
 
 class BatchBounds(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,7 +153,7 @@ class BatchWorker:
         self._batches: dict[str, asyncio.Task[None]] = {}
         self._pauses: dict[str, tuple[float, float]] = {}
         self._running: Counter[str] = Counter()
-        self._drivers: set[CoroutineDriver] = set()
+        self._drivers: dict[CoroutineDriver, str] = {}
         self._paces: dict[tuple[str, bool], Pace] = {}
         self._tried = ""
         self._is_stopping = False
@@ -153,7 +172,7 @@ class BatchWorker:
         """Run batches until cancelled."""
         while not self._is_stopping:
             plane = self._plane
-            while plane.directory.obstacle is None and not plane.draining and len(self._batches) < BATCHES_MAX:
+            while plane.directory.obstacle is None and not plane.draining:
                 failures: list[tuple[str, Exception]] = []
                 active = await self._in_thread(partial(self._claim_next, failures))
                 for name, error in failures:
@@ -178,16 +197,12 @@ class BatchWorker:
     def _claim_next(self, failures: list[tuple[str, Exception]]) -> ActiveBatch | None:
         """Return a batch that this gateway may run and nobody does. `failures`: takes the names of those that cannot be opened. Blocks."""
         now = time.monotonic()
-        of_organization = Counter(name.partition(".")[0] for name in self._batches)
+        may_begin = self._find_space()
         active_names = self._store.list_active()
         for name in self._pauses.keys() - set(active_names):
             self._pauses.pop(name, None)
         names = [
-            name
-            for name in active_names
-            if name not in self._batches
-            and of_organization[name.partition(".")[0]] < ORGANIZATION_BATCHES_MAX
-            and self._pauses.get(name, (0.0, 0.0))[0] <= now
+            name for name in active_names if name not in self._batches and self._pauses.get(name, (0.0, 0.0))[0] <= now and may_begin(name)
         ]
         later = names.index(self._tried) + 1 if self._tried in names else 0
         names = (names[later:] + names[:later])[:CLAIMS_MAX]
@@ -206,6 +221,20 @@ class BatchWorker:
             active.release()
         self._tried = names[-1] if len(names) == CLAIMS_MAX else ""
         return None
+
+    def _find_space(self) -> Callable[[str], bool]:
+        """Return what says by the name of a batch, or of a response in the background, whether another one may begin."""
+        running = Counter(map(_is_response, list(self._batches)))
+        of_organization = Counter((name.partition(".")[0], _is_response(name)) for name in list(self._batches))
+
+        def may_begin(name: str) -> bool:
+            kind = _is_response(name)
+            of_one = of_organization[name.partition(".")[0], kind]
+            if kind:
+                return running[kind] < RESPONSES_MAX and of_one < ORGANIZATION_RESPONSES_MAX
+            return running[kind] < BATCHES_MAX and of_one < ORGANIZATION_BATCHES_MAX
+
+        return may_begin
 
     def _begin(self, active: ActiveBatch) -> None:
         batch = active.batch
@@ -243,7 +272,11 @@ class BatchWorker:
         try:
             if batch.in_progress_at is not None or is_of_messages(batch):  # each of the latter has an end, whatever stops the validation
                 lines = await self._in_thread(lambda: Lines(content))
-            if batch.in_progress_at is None and status is None:
+            if batch.is_response and status is None:  # it was checked when it was submitted
+                lines = await self._in_thread(lambda: Lines(content))
+                if batch.in_progress_at is None:
+                    await self._save(active, status=BatchStatus.IN_PROGRESS, in_progress_at=self._now())
+            elif batch.in_progress_at is None and status is None:
                 found, errors = await self._validate(active, content)
                 if errors:
                     raise _Stop(BatchStatus.FAILED)
@@ -355,13 +388,24 @@ class BatchWorker:
                     tasks.add(task)
                     continue
                 if tasks:
-                    done, tasks = await asyncio.wait(tasks, timeout=TICK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                    pause = CHECK_SECONDS if active.batch.is_response else TICK_SECONDS
+                    done, tasks = await asyncio.wait(tasks, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
                     for each in done:
                         each.result()
                 else:
                     await asyncio.sleep(TICK_SECONDS)
+        except _Stop as stop:
+            if active.batch.is_response and stop.status is not None:  # nobody wants it any more, or may have it
+                self._interrupt(active.batch.id)
+            raise
         finally:
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _interrupt(self, batch_id: str) -> None:
+        """End the requests that run for a batch as if their clients left."""
+        for driver, id in list(self._drivers.items()):
+            if id == batch_id:
+                driver.interrupt(ClientGone())
 
     def _find_caller(self, batch: Batch) -> Caller:
         """Return the caller of a batch. Raises _Stop where its key is not valid any more, or this process ends."""
@@ -382,8 +426,9 @@ class BatchWorker:
 
     def _send_next(self, active: ActiveBatch, lines: Lines, pending: _Pending, now: float) -> "asyncio.Task[None] | None":
         """Send a line if there is one, and a place for it."""
-        organization_id, bounds = active.batch.owner.organization_id, self._bounds
-        if self._running[organization_id] >= bounds.organization_concurrency or self.lines_running >= bounds.concurrency:
+        organization_id, bounds, is_response = active.batch.owner.organization_id, self._bounds, active.batch.is_response
+        is_full = self._running[organization_id] >= bounds.organization_concurrency or self.lines_running >= bounds.concurrency
+        if is_full and not is_response:
             return None
         number = pending.take(now)
         if number is None:
@@ -391,7 +436,11 @@ class BatchWorker:
         line = lines.read(number)
         caller = self._find_caller(active.batch)
         model = find_model(line)
-        pace = self._find_pace(model, is_test=caller.is_test)
+        pace = Pace(1) if is_response else self._find_pace(model, is_test=caller.is_test)
+        if is_response:  # it waits for a place as every request does, in the fair queue of its model
+            pace.running += 1
+            self._running[organization_id] += 1
+            return asyncio.get_running_loop().create_task(self._serve(active, number, line, caller, pace, pending))
         if pace.is_full:
             pending.put_back(number)
             return None
@@ -429,7 +478,7 @@ class BatchWorker:
         client, driver = LineClient(), CoroutineDriver(copy_context())
         upload: Upload | None = None
         answered: LineAnswer | None = None
-        self._drivers.add(driver)
+        self._drivers[driver] = active.batch.id
         try:
             upload = hold_body(request, caller, plane)
             client.start(driver, lambda: pipeline.answer(request, client, plane, driver))
@@ -437,7 +486,7 @@ class BatchWorker:
         except Fault:  # there is no memory for its body now
             answered = LineAnswer(503, b"", b"")
         finally:
-            self._drivers.discard(driver)
+            self._drivers.pop(driver, None)
             pace.running -= 1
             self._running[active.batch.owner.organization_id] -= 1
             if upload is not None:
@@ -480,10 +529,37 @@ class BatchWorker:
         await self._save(active, status=BatchStatus.FINALIZING, outcome=outcome, finalizing_at=self._now(), errors=tuple(errors))
         batch = active.batch
         await self._in_thread(lambda: _end_unsent(active, lines, outcome, errors))
-        if batch.input_file_id:
+        if batch.is_response:
+            outcome, errors = await self._end_response(active, lines, outcome, errors)
+            batch = msgspec.structs.replace(batch, errors=tuple(errors))
+        if batch.has_files:
             await self._in_thread(lambda: self._write_files(active))
         ended = msgspec.structs.replace(batch, status=outcome, ended_at=self._now(), counts=LineCounts(*active.counts))
         await self._in_thread(lambda: active.finish(ended))
+
+    async def _end_response(
+        self, active: ActiveBatch, lines: Lines, outcome: BatchStatus, errors: list[BatchError]
+    ) -> tuple[BatchStatus, list[BatchError]]:
+        """Store a response in the background that was answered, and return how it ends. Raises Fault stored_responses_unavailable where it
+        is to be tried again."""
+        if outcome is BatchStatus.EXPIRED:
+            errors = [_RESPONSE_EXPIRED]
+        result = active.ends[0]
+        if result not in (LineResult.COMPLETED, LineResult.ERRORED):
+            return outcome, errors
+        text = b"".join(await self._in_thread(lambda: list(active.read_texts([result]))))
+        if result is LineResult.ERRORED:
+            return BatchStatus.FAILED, errors or [read_error(text)]
+        batch, store = active.batch, self._plane.response_store
+        items = bytes(bodies.members(bytes(lines.read(0).body))["input"])
+        caller = find_batch_caller(batch, self._plane)
+        stores = caller is None or caller.organization.response_retention_seconds is not None
+        if not stores or len(text) > CONVERSATION_BYTES_MAX or self._now() >= batch.expires_at:
+            return BatchStatus.FAILED, [_NOT_STORED]
+        owner, content = batch.owner, encode_stored(text, items)
+        if store is None or not await store.keep(owner.organization_id, owner.project_id, batch.id, content):
+            raise Fault(faults.RESPONSES_UNAVAILABLE, detail="the response could not be stored")
+        return BatchStatus.COMPLETED, []
 
     def _write_files(self, active: ActiveBatch) -> None:
         batch = active.batch
@@ -504,6 +580,11 @@ class BatchWorker:
 
     async def _in_thread(self, function: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+
+def _is_response(name: str) -> bool:
+    """Return whether the name of an active batch is that of a response in the background."""
+    return name.rpartition(".")[2].startswith(f"{RESPONSE}_")
 
 
 def _end_unsent(active: ActiveBatch, lines: Lines, outcome: BatchStatus, errors: list[BatchError]) -> None:

@@ -10,17 +10,21 @@ from tollway.wire import bodies
 
 class Conversation(msgspec.Struct, frozen=True):
     """`response_id`: the id under which the response is stored, empty if it is not. `previous_response_id`: the stored response that it
-    continues, None for none. `items`: the whole conversation, as a JSON array. `pieces`: the body of the request as it was sent."""
+    continues, None for none. `items`: the whole conversation, as a JSON array. `pieces`: the body of the request as it was sent.
+    `in_background`: nobody waits for the response (`background_responses`)."""
 
     response_id: str
     previous_response_id: str | None
     items: bytes
     pieces: tuple[bytes, ...]
+    in_background: bool = False
 
     def list_members(self) -> Mapping[str, Any]:
         """Return the members of the response that follow from it."""
         members: dict[str, Any] = {"previous_response_id": self.previous_response_id}
-        return members | {"id": self.response_id, "store": True} if self.response_id else members
+        if self.response_id:
+            members |= {"id": self.response_id, "store": True}
+        return members | {"background": True} if self.in_background else members
 
 
 def identify_response(response: bytes, conversation: Conversation | None) -> bytes:

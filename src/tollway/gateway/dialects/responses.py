@@ -42,7 +42,8 @@ def _are_tools(value: Any) -> bool:
 
 
 _NOT_STORED = "Your organization stores no responses, or this request has more than 1 MiB: send the whole conversation as 'input'."
-_NO_BACKGROUND = "Responses in the background and stored conversations are not offered here."
+_NO_BACKGROUND = "Your organization stores no responses, or this request has more than 1 MiB: leave 'background' out, or send false."
+_NO_CONVERSATIONS = "Stored conversations are not offered here: send 'previous_response_id', or the whole conversation as 'input'."
 _NOT_OFFERED = "This is not offered here."
 
 FIELDS: dict[str, Check] = {
@@ -50,9 +51,9 @@ FIELDS: dict[str, Check] = {
     "input": Check(_is_input, str),  # what items hold is checked by `media.admission`
     "access_programs": fields.refused(_NOT_OFFERED),
     "background": fields.refused(_NO_BACKGROUND),
-    "background_options": fields.refused(_NO_BACKGROUND),
+    "background_options": fields.refused(_NOT_OFFERED),
     "context_management": fields.refused(_NOT_OFFERED),
-    "conversation": fields.refused(_NO_BACKGROUND),
+    "conversation": fields.refused(_NO_CONVERSATIONS),
     "image": fields.refused(_NOT_OFFERED),
     "include": fields.nullable(fields.list_of(32, fields.text_up_to(64))),
     "instructions": fields.nullable(fields.text),
