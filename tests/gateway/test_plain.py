@@ -91,6 +91,7 @@ PLAIN = [
     (Endpoint.COUNT_TOKENS, ["model", "messages"]),
     (Endpoint.RESPONSES, ["model", "input", "temperature", "stream"]),
     (Endpoint.INPUT_TOKENS, ["model", "input"]),
+    (Endpoint.COMPACT, ["model", "input"]),
     (Endpoint.RERANK, ["model", "query", "documents"]),
     (Endpoint.SCORE, ["model", "text_1", "text_2"]),
     (Endpoint.CLASSIFY, ["model", "input"]),

@@ -62,6 +62,7 @@ SDK_TYPES: dict[Endpoint, tuple[Any, ...]] = {
         anthropic_types.message_create_params.MessageCreateParamsStreaming,
     ),
     Endpoint.COUNT_TOKENS: (anthropic_types.MessageCountTokensParams,),
+    Endpoint.COMPACT: (openai_types.responses.ResponseCompactParams,),
     Endpoint.INPUT_TOKENS: (openai_types.responses.InputTokenCountParams,),
     Endpoint.RESPONSES: (response_params.ResponseCreateParamsNonStreaming, response_params.ResponseCreateParamsStreaming),
 }

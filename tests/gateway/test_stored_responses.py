@@ -37,6 +37,7 @@ from tollway.gateway.batches.worker import BatchBounds, BatchWorker
 from tollway.gateway.body_reader_pool import BodyReaders
 from tollway.gateway.buffers import BufferHold
 from tollway.gateway.continuation import CONVERSATION_BYTES_MAX
+from tollway.gateway.dialects import compactions
 from tollway.gateway.request import RequestHead, new_request
 from tollway.gateway.response_queries import _Page
 from tollway.gateway.uploads import Upload
@@ -487,6 +488,50 @@ async def test_126_organization_that_floods_the_store_leaves_the_others_their_sh
     assert await asyncio.gather(*asked, others) == [None] * (ORGANIZATION_CONCURRENT_MAX + 1)
     assert await storage.find("org_1", "proj_1", UNKNOWN) is None
     await storage.close()
+
+
+# Compaction
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_official_client_compacts_a_conversation_and_goes_on_with_what_it_got(
+    model: str, made: Gateway, control: Control, engine: Simulator, alice: TenantSetup
+) -> None:
+    turns: list[Any] = [{"role": "user", "content": INPUT}, {"role": "assistant", "content": "nine"}]
+    async with sdk(made, alice) as client:
+        compacted = await client.responses.compact(model=model, input=turns, instructions="Be brief.")
+        assert compacted.object == "response.compaction" and [item.type for item in compacted.output] == ["compaction"]
+        assert compacted.usage.input_tokens > 0 < compacted.usage.output_tokens
+        items: list[Any] = [item.model_dump(exclude_none=True) for item in compacted.output]
+        following = await client.responses.create(model=model, input=items)
+        assert following.output_text.startswith("This is a summary of the conversation until here:"), "the last message, as it is echoed"
+        stored = await client.responses.create(model=model, input=[*items, {"role": "user", "content": "ten"}], store=True)
+        again = await client.responses.compact(model=model, previous_response_id=stored.id)
+        assert again.output[0].type == "compaction" and again.usage.input_tokens > following.usage.input_tokens  # type: ignore[union-attr]
+        with pytest.raises(openai.BadRequestError, match="stream"):
+            await client.responses.compact(model=model, input=turns, extra_body={"stream": True})
+        with pytest.raises(openai.BadRequestError, match="No response with this id"):
+            await client.responses.compact(model=model, input=turns, previous_response_id=UNKNOWN)
+    await made.sink.settled(4)
+    finals = [final for final in made.sink.finals if final.admit.endpoint == "responses/compact"]
+    assert [final.outcome for final in finals] == [Outcome.COMPLETED] * 2
+    assert finals[0].used.output_tokens == compacted.usage.output_tokens
+
+
+async def test_compaction_is_read_without_a_store_and_one_of_another_maker_is_left_as_it_is(control: Control, engine: Simulator) -> None:
+    tenant = make_tenant(control, "stateless")
+    models = {"translated": Served([engine.url], upstream_model="sim-echo", translated_endpoints=tuple(TRANSLATED_ENDPOINTS))}
+    async with serve(control, models, tenant) as made:
+        ours = {"type": "compaction", "encrypted_content": compactions.encode_summary("é" * 20_000)}
+        answer = await post(made.port, {"model": "translated", "input": [ours]}, PATH, key=tenant.secret)
+        assert answer.status == 200 and "ééé" in answer.json()["output"][0]["content"][0]["text"]
+        for content in ("gAAAA", "tw1_%%%", "tw1_gA==", 1, None):
+            theirs = {"type": "compaction", "encrypted_content": content}
+            refused = await post(made.port, {"model": "translated", "input": [theirs]}, PATH, key=tenant.secret)
+            assert (refused.status, refused.error["param"]) == (400, "input[0].type"), content
+        asked = {"model": "translated", "input": [ours], "store": True}
+        refused = await post(made.port, asked, PATH, key=tenant.secret)
+        assert (refused.status, refused.error["param"]) == (400, "store")
 
 
 # Responses in the background

@@ -82,6 +82,7 @@ class Endpoint(StrEnum):
     TOKENIZE = "tokenize"  # not billed
     DETOKENIZE = "detokenize"  # whoever may tokenize may do the reverse, which is not billed either
     COUNT_TOKENS = "messages/count_tokens"  # whoever may use messages may count, which is not billed
+    COMPACT = "responses/compact"  # whoever may use responses may have a conversation summarized
     INPUT_TOKENS = "responses/input_tokens"  # whoever may use responses may count, which is not billed
 
 

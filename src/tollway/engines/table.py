@@ -23,9 +23,11 @@ ENGINES: dict[Engine, EngineProfile] = {
 
 
 def is_translated(deployment: Deployment, endpoint: Endpoint) -> bool:
-    """Return whether requests to an endpoint are translated for a deployment, which has not got it: to chat completions, or to tokenize
-    where the endpoint counts tokens."""
+    """Return whether requests to an endpoint are translated for a deployment, which has not got it: to chat completions, as
+    compaction always is, or to tokenize where the endpoint counts tokens."""
     engine = ENGINES[deployment.engine]
+    if endpoint is Endpoint.COMPACT:
+        return True
     counted = COUNTED_ENDPOINTS.get(endpoint)
     if counted is not None:
         return endpoint not in engine.counting_endpoints or is_translated(deployment, counted)
@@ -40,6 +42,12 @@ def list_missing(engine: Engine, endpoints: Iterable[Endpoint], translated: Iter
         return []
     as_chat = ENGINES[engine].translated_endpoints.union(translated) if Endpoint.CHAT_COMPLETIONS in has else frozenset[Endpoint]()
     return sorted(each for each in endpoints if each not in has and each not in as_chat)
+
+
+def can_compact(deployment: Deployment) -> bool:
+    """Return whether a deployment can have a conversation summarized, by a chat completion."""
+    has = ENGINES[deployment.engine].endpoints
+    return has is None or Endpoint.CHAT_COMPLETIONS in has
 
 
 def can_count(deployment: Deployment, endpoint: Endpoint) -> bool:

@@ -8,6 +8,7 @@ import msgspec
 from tollway.domain import faults
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
+from tollway.gateway.dialects import compactions
 from tollway.wire import bodies
 
 CONVERSATION_BYTES_MAX: Final = 1024 * 1024
@@ -28,12 +29,14 @@ _decoder = msgspec.json.Decoder(StoredResponse)
 
 
 class Wish(msgspec.Struct, frozen=True):
-    """The demand of a body on the store of responses. `keeps`: that its response is stored. `previous`: the id, as it stands there, of the
-    stored response that it continues; None for none. `in_background`: that its client need not wait for its response."""
+    """The demand of a body on the store of responses. `keeps`: that its response is stored. `previous`: the id, as it stands there, of
+    the stored response that it continues; None for none. `in_background`: that its client need not wait for its response. `is_compacted`:
+    that a compaction in it is read as the message for which it stands."""
 
     keeps: bool
     previous: str | None
     in_background: bool = False
+    is_compacted: bool = False
 
 
 class WholeConversation(NamedTuple):
@@ -56,7 +59,7 @@ def read_stored(content: bytes) -> StoredResponse:
 
 def may_wish(content: bytes) -> bool:
     """Return whether a body has to be read to know what it asks for."""
-    return b'"store"' in content or b'"previous_response_id"' in content or b'"background"' in content
+    return b'"store"' in content or b'"previous_response_id"' in content or b'"background"' in content or compactions.MARK in content
 
 
 def read_wish(content: bytes, endpoint: Endpoint) -> Wish | None:
@@ -74,16 +77,23 @@ def read_wish(content: bytes, endpoint: Endpoint) -> Wish | None:
     previous = asked.get("previous_response_id")
     if type(previous) is not str:
         previous = None
-    if (not keeps and previous is None) or type(asked.get("input")) not in (str, list):
+    asked_input = asked.get("input")
+    if asked_input is None and endpoint is Endpoint.COMPACT and previous is not None:
+        asked_input = []  # the conversation so far is all that is compacted
+    is_compacted = type(asked_input) is list and any(type(item) is dict and item.get("type") == "compaction" for item in asked_input)
+    if not (keeps or previous is not None or is_compacted) or type(asked_input) not in (str, list):
         return None
-    return Wish(keeps, previous, in_background)
+    return Wish(keeps, previous, in_background, is_compacted)
 
 
 def make_whole(content: bytes, wish: Wish, found: bytes | None) -> WholeConversation:
     """Return the body that a strictly read one with this wish becomes: without the fields that say it, and with the items of the stored
     response `found` before its own. Raises Fault invalid_value for a conversation that is too long."""
     members: dict[str, Any] = dict(bodies.members(content))
-    items = read_items(bytes(members["input"]))
+    raw = bytes(members.get("input", b"[]"))
+    items = read_items(b"[]" if raw == b"null" else raw)
+    if wish.is_compacted:
+        items = list(map(compactions.expand, items))
     if found is not None:
         before = read_stored(found)
         answered = bodies.members(bytes(before.response))["output"]
@@ -97,7 +107,7 @@ def make_whole(content: bytes, wish: Wish, found: bytes | None) -> WholeConversa
     if len(encoded) > CONVERSATION_BYTES_MAX:
         message = f"A conversation that is stored or continued may have at most {CONVERSATION_BYTES_MAX} bytes."
         raise Fault(faults.PARAMETER_INVALID, param="input" if found is None else "previous_response_id", message=message)
-    del members["input"]
+    members.pop("input", None)
     before_items = bodies.join(members)[:-1] + (b',"input":' if members else b'"input":')
     start = len(before_items)
     return WholeConversation((before_items + encoded + b"}",), start, start + len(encoded))

@@ -7,7 +7,8 @@ not short is read and made by the processes for large bodies, and counts in the 
 ended. The response has an id of ours, and `ResponseKeeper` hands it to the store once it is whole, before its last bytes leave. One that
 cannot be stored is delivered with `store: false`, so that no client relies on an id that means nothing.
 
-Where an organization stores none, and in a body that is too long to be stored, the fields stay, and `authorize` refuses them by name.
+Where an organization stores none, and in a body that is too long to be stored, the fields stay, and `authorize` refuses them by name. Only
+a compaction of the conversation is read there too (`dialects.compactions`): it needs no store.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from tollway.domain.ids import REQUEST, RESPONSE
 from tollway.gateway import continuation
 from tollway.gateway.buffers import BufferHold
 from tollway.gateway.continuation import CONVERSATION_BYTES_MAX, WholeConversation, Wish
+from tollway.gateway.dialects import compactions
 from tollway.gateway.dialects.conversation import Conversation
 from tollway.gateway.driver import CoroutineDriver, ShieldedWaiter
 from tollway.gateway.plane import Plane
@@ -48,25 +50,26 @@ async def prepare(caller: Caller, request: Request, plane: Plane, driver: Corout
     rate_limit_exceeded or overloaded where the budget for buffered bytes does not suffice, and what `bodies.read` raises.
     """
     store = plane.response_store
-    if store is None or caller.organization.response_retention_seconds is None or request.conversation is not None:
-        return
-    if request.body_bytes > CONVERSATION_BYTES_MAX:
-        return  # `authorize` refuses what asks for more than `store: false`
+    if request.body_bytes > CONVERSATION_BYTES_MAX or request.conversation is not None:
+        return  # `authorize` refuses a body that is too long for what it asks for
+    stores = store is not None and caller.organization.response_retention_seconds is not None
     content = request.read_body()
-    if not continuation.may_wish(content):
+    if not (continuation.may_wish(content) if stores else compactions.MARK in content):
         return
     readers = plane.body_readers
     if readers is None or len(content) <= SHORT_BYTES_MAX:
         wish = continuation.read_wish(content, request.endpoint)
     else:
         wish = await driver.in_task(readers.read_wish(caller, request))
+    if wish is not None and not stores:  # what asks for more than a compaction is left to `authorize`, which refuses it by name
+        wish = Wish(keeps=False, previous=None, is_compacted=True) if wish.is_compacted else None
     if wish is None:
         return
     if wish.in_background and plane.batch_store is None:
         message = "Responses in the background are not offered here: these gateways have no directory for files."
         raise Fault(faults.PARAMETER_INVALID, param="background", message=message)
     found: bytes | None = None
-    if wish.previous is not None:
+    if wish.previous is not None and store is not None:
         found = await driver.in_task(store.find(caller.organization.id, caller.project.id, wish.previous)) if is_id(wish.previous) else None
         if found is None:
             raise Fault(faults.PREVIOUS_RESPONSE_UNKNOWN, param="previous_response_id")

@@ -33,7 +33,7 @@ from tollway.domain.snapshot import (
 from tollway.domain.tokens import TokenInvalid
 from tollway.domain.usage import ServiceTier
 from tollway.engines.profile import EngineProfile
-from tollway.engines.table import ENGINES, can_count, is_translated
+from tollway.engines.table import ENGINES, can_compact, can_count, is_translated
 from tollway.gateway.certificates import TrustedCertificates
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.principal import PrincipalKind, principal_of_key, principal_of_submission, principal_of_token
@@ -527,6 +527,8 @@ def find_service(model: ModelEntry, endpoint: Endpoint, deployments: Iterable[De
     is_served = (DIALECTS[endpoint].model_endpoint or endpoint) in model.endpoints
     if endpoint in COUNTED_ENDPOINTS:
         is_served = is_served and all(can_count(each, endpoint) for each in deployments)
+    if endpoint is Endpoint.COMPACT:
+        is_served = is_served and all(map(can_compact, deployments))
     return is_served, any(is_translated(each, endpoint) for each in deployments)
 
 

@@ -50,7 +50,7 @@ _TRACE_FLAGS = 0x03
 _TRACESTATE = re.compile(rb"[\t\x20-\x7e]{1,512}")
 _CLIENT_REQUEST_ID = re.compile(rb"[\w.-]{1,64}", re.ASCII)
 _JSON = b"content-type: application/json\r\n"
-_CONVERSING: Final = frozenset({Endpoint.RESPONSES, Endpoint.INPUT_TOKENS})
+_CONVERSING: Final = frozenset({Endpoint.RESPONSES, Endpoint.INPUT_TOKENS, Endpoint.COMPACT})
 """Endpoints whose requests can continue a stored response."""
 _UNGUARDED: Final = Guardrail.OFF
 

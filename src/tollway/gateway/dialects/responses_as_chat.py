@@ -233,7 +233,7 @@ def read_answer(body: bytes, context: AnswerContext) -> Answer:
             raise Fault(faults.UPSTREAM_INVALID, detail="a call of a tool without a name")
         item = _new_call(f"fc_{base}_{len(output)}", call.id or f"call_{number}", call.function.name, call.function.arguments or "")
         output.append(item)
-    response = _new_response(chat, context) | _describe_end(finish) | {"output": output, "usage": _describe_usage(answer.used or NOTHING)}
+    response = _new_response(chat, context) | _describe_end(finish) | {"output": output, "usage": describe_usage(answer.used or NOTHING)}
     return msgspec.structs.replace(answer, body=encode(response))
 
 
@@ -279,7 +279,8 @@ def _describe_end(finish: Finish) -> dict[str, Any]:
     return {"status": "incomplete", "incomplete_details": {"reason": reason}}
 
 
-def _describe_usage(used: Quantities) -> dict[str, Any]:
+def describe_usage(used: Quantities) -> dict[str, Any]:
+    """Return what was used, in the shape of responses."""
     return {
         "input_tokens": used.input_tokens,
         "input_tokens_details": {"cached_tokens": used.cached_input},
@@ -358,7 +359,7 @@ class ResponseChatStream(TranslatedStream):
     def end(self, finish: Finish, used: Quantities) -> bytes:
         """Return the events that end the response."""
         closed = self._close()
-        response = self._response | _describe_end(finish) | {"output": self._output, "usage": _describe_usage(used)}
+        response = self._response | _describe_end(finish) | {"output": self._output, "usage": describe_usage(used)}
         return closed + self._event(f"response.{response['status']}", {"response": response})
 
     def _add(self, kind: str, type: str, text: str) -> bytes:

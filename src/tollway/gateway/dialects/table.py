@@ -10,6 +10,7 @@ from tollway.domain.catalog import Endpoint
 from tollway.gateway.dialects import (
     chat_completions,
     classify,
+    compact,
     completions,
     count_tokens,
     embeddings,
@@ -44,6 +45,7 @@ DIALECTS: dict[Endpoint, Dialect] = {
         count_tokens.DIALECT,
         responses.DIALECT,
         input_tokens.DIALECT,
+        compact.DIALECT,
         rerank.DIALECT,
         score.DIALECT,
         classify.DIALECT,
