@@ -217,6 +217,20 @@ class TestDeployments:
         assert answered(operator.post(path, json={"weight": 0, "base_url": "http://10.1.2.4"}))["weight"] == 0
         refused(operator.post(path, json={"translated_endpoints": ["messages"]}), 400, "invalid_value", "translated_endpoints")
 
+    def test_132_credential_is_not_sent_to_another_address_than_it_was_given_for(self, control: Running) -> None:
+        operator = control.operator()
+        make_model(control, "moving")
+        body = {"model": "moving", "base_url": "https://engine.example/a", "engine": "vllm", "upstream_model": "m"}
+        path = f"{DEPLOYMENTS}/{answered(operator.post(DEPLOYMENTS, json={**body, 'credential': 'c' * 20}))['id']}"
+        for other in ("https://evil.example/a", "http://engine.example/a", "https://engine.example:8443/a", "https://[::1]/a"):
+            refused(operator.post(path, json={"base_url": other, "weight": 3}), 400, "invalid_value", "credential")
+        assert answered(operator.get(path))["weight"] == 1
+        same = answered(operator.post(path, json={"base_url": "https://ENGINE.example:443/b/"}))
+        assert (same["base_url"], same["has_credential"]) == ("https://ENGINE.example:443/b", True)
+        moved = answered(operator.post(path, json={"base_url": "https://other.example", "credential": "d" * 20}))
+        assert (moved["base_url"], moved["has_credential"]) == ("https://other.example", True)
+        assert not answered(operator.post(path, json={"base_url": "https://third.example", "credential": None}))["has_credential"]
+
     def test_go_with_their_model(self, control: Running) -> None:
         operator = control.operator()
         make_model(control, "leaving")

@@ -161,13 +161,17 @@ def list_deployments(tx: PlatformTx, window: PageWindow, *, model: str | None, i
 
 
 def update_deployment(tx: PlatformTx, deployment_id: str, changed: dict[str, object], now: int) -> Deployment:
-    """Change fields of an active deployment; what is not named stays. Raises RESOURCE_UNKNOWN, STATE_CONFLICT."""
+    """Change fields of an active deployment; what is not named stays. Raises RESOURCE_UNKNOWN, STATE_CONFLICT, and PARAMETER_INVALID for a
+    credential that would be sent to another host than the one that it was given for."""
     publish.lock(tx)
-    deployment = get_deployment(tx, deployment_id)
-    if deployment.status is not Status.ACTIVE:
+    before = get_deployment(tx, deployment_id)
+    if before.status is not Status.ACTIVE:
         raise Fault(STATE_CONFLICT, message="The deployment is archived.")
-    deployment = msgspec.structs.replace(deployment, **changed)
+    deployment = msgspec.structs.replace(before, **changed)
     check_base_url(deployment.base_url)
+    if before.credential is not None and "credential" not in changed and _find_origin(before.base_url) != _find_origin(deployment.base_url):
+        message = "The credential was given for another address: name the one for this address, or null for none."
+        raise Fault(PARAMETER_INVALID, param="credential", message=message)
     _check_priorities(deployment)
     if "translated_endpoints" in changed:  # what an earlier version allowed can still be drained, or given another address
         _check_endpoints(get_model(tx, deployment.model), deployment, "translated_endpoints")
@@ -206,6 +210,12 @@ def archive_deployment(tx: PlatformTx, deployment_id: str, now: int) -> Deployme
 _URL = re.compile(r"https?://[A-Za-z0-9.\-_\[\]:]+(/[A-Za-z0-9._~\-/]*)?")
 
 _METADATA_NAMES = frozenset({"metadata", "metadata.google.internal", "instance-data"})
+
+
+def _find_origin(base_url: str) -> tuple[str, str | None, int]:
+    """Return scheme, host and port of an address that `check_base_url` accepts."""
+    parts = urlsplit(base_url)
+    return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def check_base_url(text: str) -> None:
