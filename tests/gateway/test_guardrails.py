@@ -12,7 +12,7 @@ import msgspec
 import openai
 import pytest
 
-from tests.fakes import Asked, Do, Script, Upstream
+from tests.fakes import Asked, Do, Script, Upstream, until
 from tests.gateway.harness import (
     DONE,
     KEY,
@@ -36,7 +36,8 @@ from tests.gateway.harness import (
 from tests.gateway.test_test_keys import change
 from tollway.domain.catalog import Guardrail, GuardrailStages
 from tollway.domain.usage import Outcome, billed
-from tollway.gateway.guardrails import GuardrailBounds, Guardrails, list_events
+from tollway.gateway.buffers import BufferBounds
+from tollway.gateway.guardrails import DOCUMENT_COPIES, GuardrailBounds, Guardrails, list_events
 from tollway.gateway.response_cache import CacheBounds, ResponseCache
 from tollway.link.guardrail_requests import ANSWER_BYTES_MAX, GuardrailRequests
 
@@ -307,3 +308,20 @@ async def test_address_of_a_cloud_s_metadata_gets_no_byte() -> None:
 def test_events_are_the_json_of_their_data() -> None:
     stream = b'event: a\ndata: {"a":1}\n\n: comment\n\ndata: [DONE]\n\ndata: {"b":2}\n\n'
     assert [bytes(each) for each in list_events(stream)] == [b'{"a":1}', b'{"b":2}']
+
+
+async def test_105_copies_for_the_guardrail_count_in_the_budget_of_the_key_and_beyond_it_nothing_is_copied() -> None:
+    service = Upstream([Do.GATE, *ALLOW])
+    body = msgspec.json.encode(chat() | {"messages": [{"role": "user", "content": "a" * 200_000}]})
+    async with service.listening(), guarded(Upstream([whole(completion())]), service.url) as running, connect(running.port) as client:
+        client.send(message(body))
+        await until(lambda: len(service.asked) == 1)
+        assert running.plane.buffers.total == (1 + DOCUMENT_COPIES) * len(body)
+        service.gate.set()
+        assert (await client.answer()).status == 200
+        await until(lambda: running.plane.buffers.total == 0)
+        running.plane.buffers.bounds = BufferBounds(key_bytes_max=2 * len(body) - 1)
+        client.send(message(body, key=OTHER_KEY))
+        refused = await client.answer()
+        assert (refused.status, refused.error["code"]) == (413, "body_too_large"), "its copies alone are more than a key may have"
+        assert len(service.asked) == 2 and running.plane.buffers.total == 0

@@ -21,6 +21,7 @@ import msgspec
 
 from tollway.domain.catalog import Guardrail, GuardrailStages
 from tollway.domain.faults import CONTENT_DENIED, CONTENT_TOO_LONG_TO_CHECK, GUARDRAIL_UNAVAILABLE, Fault
+from tollway.gateway.buffers import LARGE_BYTES, BufferHold
 from tollway.gateway.driver import CoroutineDriver, Waiter
 from tollway.gateway.ports import AskGuardrail, Client, Flow
 from tollway.gateway.request import Call
@@ -31,6 +32,9 @@ from tollway.wire.media_types import is_json
 CONTRACT_VERSION: Final = 1
 REASON_CHARACTERS_MAX: Final = 300
 """Longest reason that a client is told; the rest is cut off."""
+
+DOCUMENT_COPIES: Final = 2
+"""Copies of a document in memory while it is checked: the document, and what of it the socket has not taken."""
 
 _URL = re.compile(r"https?://[^/?#@\s]+(?:/[^?#\s]*)?")
 
@@ -106,8 +110,10 @@ class Guardrails:
 class Guard:
     """The guardrail as it stands around one call (`ports.ChecksAnswer`). `checked_ms`: time that its verdicts took."""
 
-    def __init__(self, guardrails: Guardrails, call: Call, client: Client, driver: CoroutineDriver) -> None:
+    def __init__(self, guardrails: Guardrails, call: Call, client: Client, driver: CoroutineDriver, buffer: BufferHold) -> None:
+        """`buffer`: holds large documents while they are checked."""
         self.checked_ms = 0.0
+        self._buffer = buffer
         self.guardrails = guardrails
         self.mode = call.model.guardrail
         self.client: GuardedClient | None = None
@@ -121,8 +127,8 @@ class Guard:
         """Return whether all of the answer was held back so far."""
         return self.client is not None and not self.client.has_begun
 
-    def describe(self, stage: str, members: Mapping[str, bytes]) -> bytes:
-        """Return a document. `members`: what is to be checked, as JSON by name."""
+    def describe(self, stage: str, members: Mapping[str, Sequence[bytes]]) -> bytes:
+        """Return a document. `members`: what is to be checked by name, the pieces of its JSON."""
         call = self._call
         head = {
             "version": CONTRACT_VERSION,
@@ -134,8 +140,10 @@ class Guard:
             "model": call.model.id,
             "endpoint": call.request.endpoint,
         }
-        parts = [msgspec.json.encode(head)[:-1], *(b',"%b":%b' % (name.encode(), value) for name, value in members.items()), b"}"]
-        return b"".join(parts)
+        parts = [msgspec.json.encode(head)[:-1]]
+        for name, pieces in members.items():
+            parts += (b',"%b":' % name.encode(), *pieces)
+        return b"".join((*parts, b"}"))
 
     async def check_request(self) -> None:
         """Raise Fault if the request may not go on. Of a form the texts are checked, not the files."""
@@ -146,28 +154,33 @@ class Guard:
         size = sum(map(len, pieces))
         if call.dialect.form_kinds is not None:
             body = msgspec.json.encode(call.list_form_texts())
-            size = len(body)
-        else:
-            body = b"" if size > self.guardrails.bounds.document_bytes_max else b"".join(pieces)
-        await self._check("request", {"request": body}, size, is_request=True)
+            pieces, size = (body,), len(body)
+        await self._check("request", {"request": pieces}, size, is_request=True)
 
     async def check_body(self, content_type: bytes, body: bytes) -> None:
         """Raise Fault if a whole answer may not be sent. `content_type`: empty for JSON."""
         if self.client is None:
             return
         shown = body if not content_type or is_json(content_type) else msgspec.json.encode(body.decode("utf-8", "replace"))
-        await self._check("response", {"response": shown}, len(shown))
+        await self._check("response", {"response": (shown,)}, len(shown))
 
     async def check_rest(self, terminator: bytes) -> None:
         """Return once everything of a stream that was not sent yet is checked, with its last bytes, and sent. Raises Fault."""
         if self.client is not None:
             await self.client.check_rest(terminator)
 
-    async def _check(self, stage: str, members: Mapping[str, bytes], size: int, *, is_request: bool = False) -> None:
+    async def _check(self, stage: str, members: Mapping[str, Sequence[bytes]], size: int, *, is_request: bool = False) -> None:
         is_too_long = size > self.guardrails.bounds.document_bytes_max
-        document = b"" if is_too_long else self.describe(stage, members)
+        if size > LARGE_BYTES and not is_too_long:
+            kind = self._buffer.grow_to(DOCUMENT_COPIES * size)
+            if kind is not None:
+                raise Fault(kind, retry_after_seconds=None if kind.status == 413 else 1, detail="budget for buffered bytes")
         began = time.monotonic()
-        verdict = await self._driver.in_task(self.guardrails.check(stage, document, size))
+        try:
+            document = b"" if is_too_long else self.describe(stage, members)
+            verdict = await self._driver.in_task(self.guardrails.check(stage, document, size))
+        finally:
+            self._buffer.release()
         self.checked_ms += (time.monotonic() - began) * 1000
         fault = self.guardrails.find_fault(verdict, self.mode, is_too_long=is_too_long and is_request)
         if fault is not None:
@@ -298,10 +311,10 @@ class GuardedClient:
         checked = list_events(b"".join(events))
         before, self._before = self._before, checked
         members = {
-            "window": b"%d" % self._windows,
-            "is_last": b"true" if self._is_last else b"false",
-            "events": msgspec.json.encode(checked),
-            "previous_events": msgspec.json.encode(before),
+            "window": (b"%d" % self._windows,),
+            "is_last": (b"true" if self._is_last else b"false",),
+            "events": (msgspec.json.encode(checked),),
+            "previous_events": (msgspec.json.encode(before),),
         }
         self._windows += 1
         self._sent_next = sent_next

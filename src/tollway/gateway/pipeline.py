@@ -290,7 +290,8 @@ async def _claim_answer(call: Call, key: bytes, client: Client, store: AnswerSto
 
 async def _guard(call: Call, client: Client, plane: Plane, driver: CoroutineDriver) -> Client:
     """Have a request checked. Return the client to which its answer goes once that is checked too. Raises Fault."""
-    guard = Guard(plane.guardrails, call, client, driver)
+    buffer = BufferHold(plane.buffers, plane.buffers.find_key(call.caller.principal.id))
+    guard = Guard(plane.guardrails, call, client, driver, buffer)
     call.guard = guard
     await guard.check_request()
     return client if guard.client is None else guard.client
