@@ -19,9 +19,12 @@ from tollway.domain.faults import Fault
 from tollway.domain.limits import Limits
 from tollway.domain.snapshot import Change
 from tollway.domain.usage import Outcome, UsageSource
+from tollway.gateway.dialects.realtime import OUTPUT_TOKENS_MAX
 from tollway.gateway.edge.edge_policy import EdgePolicy
 from tollway.gateway.media.bounds import MediaBounds
+from tollway.gateway.realtime.ends import FRAMES_AT_ONCE, FRAMES_PER_SECOND, End
 from tollway.gateway.realtime.messages import read_client
+from tollway.gateway.realtime.session import RESPONSES_BEGUN_MAX
 from tollway.gateway.realtime_sessions import RealtimeBounds, RealtimeSessions
 from tollway.wire import web_sockets
 from tollway.wire.web_sockets import WebSocket
@@ -584,3 +587,78 @@ def test_129_long_message_that_takes_long_to_read_is_refused_before_it_is_parsed
     assert read_client(long, "m", "m", MediaBounds()).content == long
     said = msgspec.json.encode({"type": "x", "text": 'He said: "a, b: [c], {d}", and so on. ' * 2_000})
     assert read_client(said, "m", "m", MediaBounds()).content == said
+
+
+PING = b"\x89\x80\x00\x00\x00\x00"
+"""A ping of a client, with a mask and without content."""
+
+
+@pytest.mark.parametrize("content", [b"", b"a"], ids=["of-no-byte", "of-one-byte"])
+def test_130_message_in_endless_frames_ends_the_session_after_a_bound(content: bytes) -> None:
+    socket = WebSocket(is_client=False)
+    first, more = (bytes((opcode, 0x80 | len(content))) + bytes(4) + content for opcode in (1, 0))
+    assert feed(socket, first + more * (web_sockets.FRAMES_MAX - 1)) == [] and socket.closed is None
+    socket.feed(more)
+    assert socket.closed is not None and socket.closed[0] == web_sockets.TOO_BIG
+
+
+def test_message_that_comes_in_many_reads_of_one_frame_is_whole() -> None:
+    sending, taking = WebSocket(is_client=True), WebSocket(is_client=False)
+    sending.send(b"x" * 5_000)
+    assert b"".join(b"".join(feed(taking, sending.out[at : at + 1])) for at in range(len(sending.out))) == b"x" * 5_000
+    assert taking.frames == 1
+
+
+class Unheard:
+    """An owner that does nothing, and a transport that notes whether it is read."""
+
+    is_read = True
+
+    def received(self, end: End, messages: list[bytes]) -> None: ...
+    def lost(self, end: End) -> None: ...
+    def paced(self) -> None: ...
+    def write(self, data: bytes) -> None: ...
+    def is_closing(self) -> bool:
+        return False
+
+    def pause_reading(self) -> None:
+        self.is_read = False
+
+    def resume_reading(self) -> None:
+        self.is_read = True
+
+
+async def test_130_frames_of_a_client_beyond_its_pace_are_read_later_and_none_is_lost() -> None:
+    other = Unheard()
+    loop = asyncio.get_running_loop()
+    end = End(WebSocket(is_client=False), other, is_paced=True)
+    end.connection_made(other)  # type: ignore[arg-type]
+    began = loop.time()
+    end.data_received(PING * (int(FRAMES_AT_ONCE) + 60))
+    for _ in range(50):
+        await asyncio.sleep(0)
+        taken = end.socket.frames
+        assert taken <= FRAMES_AT_ONCE + web_sockets.EVENTS_MAX + (loop.time() - began) * FRAMES_PER_SECOND
+        assert not other.is_read
+    await until(lambda: end.socket.frames == FRAMES_AT_ONCE + 60 and other.is_read)
+
+
+async def test_131_engine_that_begins_responses_without_end_is_left_and_each_is_ended() -> None:
+    begun = [{"type": "response.created", "response": {"id": f"r{number}"}} for number in range(100)]
+    async with serving(Engine(lambda asked: begun)) as running, call(running) as caller:
+        caller.say(CREATE)
+        assert await caller.end() == web_sockets.FAILED
+        await until(lambda: not running.sink.owed)
+        assert len(running.sink.finals) <= RESPONSES_BEGUN_MAX + 1
+        assert not any(final.used.output for final in running.sink.finals)
+
+
+async def test_133_output_that_an_engine_shows_and_does_not_report_is_held_to_what_a_response_can_have() -> None:
+    shown = [{"type": "response.created", "response": {"id": "r"}}]
+    shown += [{"type": "response.output_text.delta", "response_id": "r", "delta": ""}] * (OUTPUT_TOKENS_MAX + 100)
+    shown += [{"type": "response.done", "response": {"id": "r", "status": "completed"}}]
+    async with serving(Engine(lambda asked: shown)) as running, call(running) as caller:
+        caller.say(CREATE)
+        await caller.hear("response.done")
+        (final,) = running.sink.finals
+    assert (final.used.output, final.anomaly, final.source) == (OUTPUT_TOKENS_MAX, "usage_missing", UsageSource.COUNTED)

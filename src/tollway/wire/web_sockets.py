@@ -17,6 +17,9 @@ from wsproto.utilities import LocalProtocolError
 MESSAGE_BYTES_MAX: Final = 1024 * 1024
 """Longest message, and so the longest frame: 20 seconds of uncompressed speech, as JSON."""
 
+FRAMES_MAX: Final = 1024
+"""Frames of one message: its bytes at a kilobyte each. A frame of one byte, or of none, costs as much as one of a kilobyte."""
+
 EVENTS_MAX: Final = 32
 """Frames of which one call of `feed` takes care, in about a millisecond: a read of 64 KiB can hold thousands."""
 
@@ -71,17 +74,19 @@ def list_protocols(headers: Mapping[bytes, bytes]) -> list[bytes] | None:
 
 class WebSocket:
     """One end of a connection whose handshake is done. `out`: bytes to send, taken by whoever sends them. `closed`: code and reason of the
-    end, once there is one; nothing is read after it. `pongs`: how many answers to our pings came."""
+    end, once there is one; nothing is read after it. `pongs`: how many answers to our pings came. `frames`: how many frames came."""
 
     def __init__(self, *, is_client: bool, message_bytes_max: int = MESSAGE_BYTES_MAX) -> None:
         self._connection = Connection(ConnectionType.CLIENT if is_client else ConnectionType.SERVER)
         self._message_bytes_max = message_bytes_max
         self._parts: list[str] = []
         self._size = 0
+        self._frames = 0
         self._events: Iterator[events.Event] | None = None
         self.out = bytearray()
         self.closed: tuple[int, str] | None = None
         self.pongs = 0
+        self.frames = 0
 
     def feed(self, data: bytes) -> list[bytes]:
         """Take bytes; return the messages that they complete, in UTF-8. Look at `out`, `closed` and `has_more` afterwards."""
@@ -92,6 +97,7 @@ class WebSocket:
         waiting = self._connection.events() if self._events is None else self._events
         self._events = None
         for count, event in enumerate(waiting, 1):
+            self.frames += 1
             if isinstance(event, events.TextMessage):
                 self._take(event, found)
             elif isinstance(event, events.Ping):
@@ -122,11 +128,17 @@ class WebSocket:
         if event.data:
             self._size += len(event.data.encode())
             self._parts.append(event.data)
+        if event.frame_finished:
+            self._frames += 1
+        else:  # a part of a frame: it costs whoever sends it a packet
+            self.frames -= 1
         if self._size > self._message_bytes_max:
             self.close(TOO_BIG, f"A message has at most {self._message_bytes_max} bytes.")
+        elif self._frames > FRAMES_MAX:
+            self.close(TOO_BIG, f"A message has at most {FRAMES_MAX} frames.")
         elif event.message_finished:
             found.append("".join(self._parts).encode())
-            self._parts, self._size = [], 0
+            self._parts, self._size, self._frames = [], 0, 0
 
     def _end(self, event: events.CloseConnection) -> None:
         self.closed = int(event.code), event.reason or ""

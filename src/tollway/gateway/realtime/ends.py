@@ -15,6 +15,11 @@ HEAD_BYTES_MAX: Final = 16 * 1024
 """Longest answer of an engine to a handshake."""
 
 
+FRAMES_PER_SECOND: Final = 200.0
+FRAMES_AT_ONCE: Final = 500.0
+"""Frames of a client that are read in a second, and at once, if it sent none for a while; the next ones are read later. One costs the
+event loop up to a tenth of a millisecond, however short it is. Speech is sent in 50 messages a second at most."""
+
 LINGER_SECONDS: Final = 5.0
 """Time in which an end has to read what it was sent before its connection is closed."""
 
@@ -39,8 +44,12 @@ class End(asyncio.Protocol):
     """One end. `heard_at`: when bytes came last, or it was read again, in seconds of the loop's clock. `slow_since`: since when the other
     side reads slower than it is sent; None if it keeps up."""
 
-    def __init__(self, socket: WebSocket, owner: Owner) -> None:
+    def __init__(self, socket: WebSocket, owner: Owner, *, is_paced: bool = False) -> None:
+        """`is_paced`: of what the other side sends, FRAMES_PER_SECOND are taken at most."""
         self.socket = socket
+        self._is_paced = is_paced
+        self._counted = 0
+        self._paid_until = 0.0
         self.heard_at = asyncio.get_running_loop().time()
         self._owner = owner
         self._transport: asyncio.Transport | None = None
@@ -90,11 +99,13 @@ class End(asyncio.Protocol):
         self._pace()
 
     def _pace(self) -> None:
-        """Read no further while messages of what was read are to be handed over."""
+        """Read no further while messages of what was read are to be handed over, or more frames came than are read in this time."""
         has_more = self.socket.has_more
-        if has_more and self._is_reading and self._turn is None:
-            self._turn = asyncio.get_running_loop().call_soon(self._take_turn)
-        transport, is_wanted = self._transport, self._is_reading and not has_more
+        wait = self._find_wait() if self._is_paced else 0.0
+        if (has_more or wait) and self._is_reading and self._turn is None:
+            loop = asyncio.get_running_loop()
+            self._turn = loop.call_later(wait, self._take_turn) if wait else loop.call_soon(self._take_turn)
+        transport, is_wanted = self._transport, self._is_reading and not has_more and not wait
         if transport is None or transport.is_closing() or is_wanted is self._is_flowing:
             return
         self._is_flowing = is_wanted
@@ -102,6 +113,13 @@ class End(asyncio.Protocol):
             transport.resume_reading()
         else:
             transport.pause_reading()
+
+    def _find_wait(self) -> float:
+        """Charge the frames that came since the last call. Return for how many seconds nothing more is taken."""
+        now, frames = asyncio.get_running_loop().time(), self.socket.frames
+        self._paid_until = max(self._paid_until, now) + (frames - self._counted) / FRAMES_PER_SECOND
+        self._counted = frames
+        return max(self._paid_until - now - FRAMES_AT_ONCE / FRAMES_PER_SECOND, 0.0)
 
     def _take_turn(self) -> None:
         self._turn = None
@@ -113,6 +131,8 @@ class End(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        if self._is_paced and self._turn is not None:
+            self._turn.cancel()
         self._owner.lost(self)
 
     def pause_writing(self) -> None:

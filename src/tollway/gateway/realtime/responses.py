@@ -38,9 +38,11 @@ class MeteredResponse:
         request.started, request.received_at = time.monotonic(), self._plane.now_us()
 
     def advance(self) -> None:
-        """An event with output came. Each counts as one token until the engine reports."""
-        self._output += 1
-        self.record.advance(self._output)
+        """An event with output came. Each counts as one token until the engine reports, up to what a response can have."""
+        most = self.call.output_tokens_max
+        if most is None or self._output < most:
+            self._output += 1
+            self.record.advance(self._output)
 
     def take(self, report: UsageReport | None) -> None:
         """Take what the engine reports at the end."""

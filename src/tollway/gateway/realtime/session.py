@@ -47,6 +47,8 @@ QUEUE_MESSAGES_MAX: Final = 1_024
 """Messages that wait: short ones take more memory than their bytes."""
 RESPONSES_MAX: Final = 16
 """Responses that run in one session."""
+RESPONSES_BEGUN_MAX: Final = 64
+"""Responses that an engine may have begun and not ended: those that a client asked for before it heard of the first, and some more."""
 REFUSALS_PER_SECOND_MAX: Final = 100
 """Messages in a second that are refused for what they are, beyond which the session ends: no client that works sends them."""
 HANDSHAKE_SECONDS: Final = 10.0
@@ -89,7 +91,7 @@ class Session:
         self._queue: deque[tuple[End, bytes]] = deque()
         self._queued_bytes = 0
         self._waiter: Waiter | None = None
-        self._client = End(WebSocket(is_client=False, message_bytes_max=self._bounds.message_bytes_max), self)
+        self._client = End(WebSocket(is_client=False, message_bytes_max=self._bounds.message_bytes_max), self, is_paced=True)
         self._engine: EngineEnd | None = None
         self._ahead: MeteredResponse | None = None
         self._responses: dict[str, MeteredResponse] = {}
@@ -340,6 +342,8 @@ class Session:
     async def _take_from_engine(self, message: bytes, upstream: Upstream) -> None:
         event = read_engine(message)
         if event.type == "response.created" and event.response_id not in self._responses:
+            if len(self._responses) >= RESPONSES_BEGUN_MAX:
+                raise Fault(faults.UPSTREAM_INVALID, detail=f"more than {RESPONSES_BEGUN_MAX} responses were begun and not ended")
             if self._ahead is None:
                 await self._admit_ahead(upstream)
             assert self._ahead is not None
