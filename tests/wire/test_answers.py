@@ -180,3 +180,20 @@ def test_answer_with_another_one_behind_its_408_is_broken(second: bytes) -> None
     end = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n"
     reader = read(ANSWERS["length"] + end + second)
     assert reader.broken
+
+
+@pytest.mark.parametrize("bare", [b"x-much: ", b"1;much="], ids=["in-a-trailer", "in-an-extension"])
+def test_131_answer_that_goes_on_without_a_body_is_broken_after_a_bound(bare: bytes) -> None:
+    reader = ResponseReader()
+    reader.feed(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n" + (b"0\r\n" if b":" in bare else b"") + bare)
+    for _ in range(15):
+        reader.feed(b"a" * 4096)
+        assert not reader.broken
+    reader.feed(b"a" * 8192)
+    assert reader.broken
+    chatty = ResponseReader()
+    chatty.feed(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+    for _ in range(30):  # extensions beside a body are of no harm
+        chatty.feed(b"1;" + b"a" * 4096 + b"\r\na\r\n")
+    chatty.feed(b"0\r\nx-some: trailer\r\n\r\n")
+    assert chatty.complete and not chatty.broken and chatty.body_bytes == 30

@@ -481,6 +481,9 @@ _ANSWER_HEADERS = frozenset(
     {b"content-type", b"content-length", b"transfer-encoding", b"retry-after", b"content-encoding", b"x-request-id"}
 )
 _ANSWER_HEADERS_MAX = 200
+_BARE_BYTES_MAX = 64 * 1024
+"""Bytes that may follow each other after the head of an answer without any of its body: trailers, which the parser keeps until they end,
+and sizes and extensions of chunks."""
 
 
 _TIMED_OUT = 408
@@ -507,6 +510,7 @@ class ResponseReader:
     """
 
     __slots__ = (
+        "_bare_bytes",
         "_chunk_complete",
         "_chunked",
         "_ends",
@@ -545,6 +549,7 @@ class ResponseReader:
         if not (self.complete and self.keep_alive) or self.broken:
             self._parser = None
         self._head_bytes = 0
+        self._bare_bytes = 0
         self._headers = 0
         self._chunked = False
         self._chunk_complete = False
@@ -591,6 +596,7 @@ class ResponseReader:
     def _feed(self, data: bytes) -> None:
         if not self.has_head:
             self._head_bytes += len(data)
+        body_bytes = self.body_bytes
         if self.complete:
             if not self.broken and (self._is_over or IDLE_END.match(data)):
                 self._end_connection()
@@ -607,8 +613,15 @@ class ResponseReader:
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self.broken = True
         self.between_chunks = self._chunk_complete and not self.broken and data.endswith(b"\r\n")
-        if not self.has_head and self._head_bytes > self._head_bytes_max:
-            self.broken = True
+        if not self.has_head:
+            if self._head_bytes > self._head_bytes_max:
+                self.broken = True
+        elif self.body_bytes > body_bytes:
+            self._bare_bytes = 0
+        else:
+            self._bare_bytes += len(data)
+            if self._bare_bytes > _BARE_BYTES_MAX:
+                self.broken = True
 
     def release_parser(self) -> None:
         """Release the parser (a kilobyte) between two chunks of an answer. It knows nothing there that a new one would not know after the
