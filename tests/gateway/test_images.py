@@ -49,10 +49,11 @@ async def test_official_client_gets_its_images_and_pays_for_each() -> None:
             None,
         ),
         (answer_of(2, usage={"input_tokens": -1}), Quantities(other=OtherClasses(images=2)), "usage_invalid"),
+        (whole({"created": 1, "data": [IMAGE, {}, None, {"b64_json": ""}]}), Quantities(other=OtherClasses(images=1)), "usage_inflated"),
         (answer_of(2, usage=[]), Quantities(other=OtherClasses(images=2)), "usage_invalid"),
     ],
 )
-async def test_images_are_billed_as_they_were_delivered_and_as_far_as_they_were_asked_for(
+async def test_133_images_are_billed_as_they_were_delivered_and_as_far_as_they_were_asked_for(
     answer: bytes, used: Quantities, anomaly: str | None
 ) -> None:
     async with Upstream([answer]).listening() as upstream, gateway({"m": Served([upstream.url])}) as made:
@@ -61,7 +62,9 @@ async def test_images_are_billed_as_they_were_delivered_and_as_far_as_they_were_
     assert (final.used, final.anomaly) == (used, anomaly)
 
 
-@pytest.mark.parametrize("body", [{"error": {"message": "x", "code": 500}}, {"created": 1}, {"created": 1, "data": []}, [IMAGE]])
+@pytest.mark.parametrize(
+    "body", [{"error": {"message": "x", "code": 500}}, {"created": 1}, {"data": []}, {"data": [{}, None, {"url": ""}]}, [IMAGE]]
+)
 async def test_answer_without_images_is_a_fault_of_the_engine_and_bills_none(body: Any) -> None:
     async with Upstream([whole(body)]).listening() as upstream, gateway({"m": Served([upstream.url])}) as made:
         assert (await post(made.port, ASKED, PATH)).status in (500, 502)

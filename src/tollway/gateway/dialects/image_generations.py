@@ -55,7 +55,22 @@ class _Answer(msgspec.Struct):
     error: msgspec.Raw = ABSENT
 
 
+class _Image(msgspec.Struct):
+    b64_json: str | None = None
+    url: str | None = None
+
+
 _answer = msgspec.json.Decoder(_Answer)
+_image = msgspec.json.Decoder(_Image)
+
+
+def _is_image(raw: msgspec.Raw) -> bool:
+    """Return whether an entry of an answer has an image, or says where it is."""
+    try:
+        image = _image.decode(raw)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return bool(image.b64_json or image.url)
 
 
 def read_usage(raw: bytes | msgspec.Raw) -> UsageReport:
@@ -74,13 +89,14 @@ def read_usage(raw: bytes | msgspec.Raw) -> UsageReport:
 
 
 def read_answer(body: bytes, context: AnswerContext) -> Answer:
-    """Read a body of status 200. Raises Fault if it has no images. More images than were asked for are not billed."""
+    """Read a body of status 200. Raises Fault if it has no images. Entries without one, and more than were asked for, are not billed."""
     answer = decode(_answer, body, "answer")
     check_no_error(body, answer.error, answer.object, context.engine)
-    if not answer.data:
+    entries = answer.data or []
+    made = min(sum(map(_is_image, entries)), context.sequences)
+    if not made:
         raise Fault(faults.UPSTREAM_INVALID, detail="answer without images")
-    made = min(len(answer.data), context.sequences)
-    anomaly = Anomaly.INFLATED if made < len(answer.data) else None
+    anomaly = Anomaly.INFLATED if made < len(entries) else None
     used = Quantities()
     if not is_absent(answer.usage):
         report = read_usage(answer.usage)
