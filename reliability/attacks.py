@@ -257,6 +257,34 @@ def send_chunks(chunk: bytes) -> Attack:
     return attack
 
 
+def frame(opcode: int, content: bytes) -> bytes:
+    """Return a frame of a WebSocket client (RFC 6455 section 5.2), masked with zeros. `opcode`: with the bit of a message's last frame."""
+    return bytes((opcode, 0x80 | len(content))) + bytes(4) + content
+
+
+def talk(first: bytes, more: bytes) -> Attack:
+    """Return an attack that opens a realtime session and sends a frame, then a million times another one, for two seconds at most."""
+
+    def attack(target: Target) -> Counter[str]:
+        answers: Counter[str] = Counter()
+        opening = (
+            f"GET /v1/realtime?model=spoken HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer {target.key}\r\nconnection: upgrade\r\n"
+            "upgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: a2tra2tra2tra2tra2traw==\r\n\r\n"
+        )
+        with target.connect() as connection, suppress(OSError):
+            connection.sendall(opening.encode())
+            read_status(connection, answers)
+            connection.settimeout(2.0)
+            connection.sendall(first + more * FRAMES)
+        return answers
+
+    return attack
+
+
+FRAMES = 1_000_000
+"""Frames that `talk` sends if the gateway reads them."""
+
+
 def open_and_close(target: Target) -> Counter[str]:
     """Open 3,000 connections one after the other and close each at once."""
     for _ in range(3_000):
@@ -311,6 +339,9 @@ ATTACKS: Mapping[str, Attack] = {
         b"content-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
     ),
     "3,000 unknown keys": guess_keys,
+    "realtime: a message in frames of one byte": talk(frame(0x01, b"a"), frame(0x00, b"a")),
+    "realtime: pings": talk(b"", frame(0x89, b"")),
+    "realtime: short messages": talk(b"", frame(0x81, b'{"type":"input_audio_buffer.clear"}')),
 }
 
 
@@ -377,6 +408,7 @@ def attacked(scratch: Path) -> Iterator[tuple[Platform, Target]]:
         assert serving.process is not None
         target = target_of(platform, platform.tenant, find_gateway(serving.process.pid))
         serve_large(platform, url)
+        serve_spoken(platform)
         while _ask(target, "large") == "404" or _ask(target, "echo", target.poor_key) == "401":
             time.sleep(0.1)
         yield platform, target
@@ -412,16 +444,31 @@ def _make_poor_key(platform: Platform, tenant: Tenant) -> str:
 
 def serve_large(platform: Platform, url: str) -> None:
     """Serve the model `large` from the engine at `url`."""
+    with _as_operator(platform) as http:
+        _serve(http, "large", "chat/completions", url, "large")
+
+
+def serve_spoken(platform: Platform) -> None:
+    """Serve the model `spoken`, for realtime sessions, from the engine of the model `echo`."""
+    with _as_operator(platform) as http:
+        (echo,) = http.get("/deployments", params={"model": "echo"}).json()["data"]
+        _serve(http, "spoken", "realtime", echo["base_url"], echo["upstream_model"])
+
+
+def _as_operator(platform: Platform) -> httpx2.Client:
     headers = {"authorization": f"Bearer {platform.platform_key}"}
-    with httpx2.Client(base_url=f"{platform.control_url}/v1/platform", headers=headers, timeout=WAIT_SECONDS, trust_env=False) as http:
-        for path, body in (
-            ("models", {"name": "large", "endpoints": ["chat/completions"]}),
-            ("prices", {"model": "large", "currency": "EUR", "input": "1", "output": "1"}),
-            ("models/large/publish", None),
-            ("deployments", {"model": "large", "base_url": url, "engine": "sim", "upstream_model": "large"}),
-        ):
-            answer = http.post(f"/{path}", json=body)
-            assert answer.status_code == 200, answer.text
+    return httpx2.Client(base_url=f"{platform.control_url}/v1/platform", headers=headers, timeout=WAIT_SECONDS, trust_env=False)
+
+
+def _serve(http: httpx2.Client, model: str, endpoint: str, url: str, upstream_model: str) -> None:
+    for path, body in (
+        ("models", {"name": model, "endpoints": [endpoint]}),
+        ("prices", {"model": model, "currency": "EUR", "input": "1", "output": "1"}),
+        (f"models/{model}/publish", None),
+        ("deployments", {"model": model, "base_url": url, "engine": "sim", "upstream_model": upstream_model}),
+    ):
+        answer = http.post(f"/{path}", json=body)
+        assert answer.status_code == 200, answer.text
 
 
 @contextmanager

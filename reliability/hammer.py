@@ -6,7 +6,6 @@ engine's connections: well-behaved ones follow misbehaviour on the same pool.
 """
 
 import asyncio
-import json
 import random
 import re
 import tempfile
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from reliability.hostile_apis import APIS
 from reliability.hostile_engine import BEHAVIOURS, Counts, hostile_engine
 from reliability.platforms import Platform, list_models, supervised
 from reliability.processes import WAIT_SECONDS
@@ -59,10 +59,11 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One request: its marker, the behaviour that it asks for, and what is special about the client's."""
+    """One request: its marker, the behaviour that it asks for, in which API, and what is special about the client's."""
 
     marker: str
     behaviour: str
+    api: str
     group: str
     is_stream: bool
     padding: int
@@ -70,9 +71,9 @@ class Order:
 
     def message(self, host: str, key: str) -> bytes:
         """The request as bytes."""
-        text = f"[[{self.marker}]] {self.behaviour} {'sw'[not self.is_stream]} {'x' * self.padding}"
-        body = json.dumps({"model": self.group, "messages": [{"role": "user", "content": text}], "stream": self.is_stream}).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {key}\r\ncontent-type: application/json\r\n"
+        text = f"[[{self.marker}]] {self.behaviour} {'sw'[not self.is_stream]} "
+        content_type, body = APIS[self.api].write(self.group, text, self.is_stream, self.padding)
+        head = f"POST /v1/{self.api} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {key}\r\ncontent-type: {content_type}\r\n"
         return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
 
@@ -96,6 +97,7 @@ def measure(requests: int, seed: int) -> list[Line]:
             also={"requests that reached the engine": counts.requests.value, "on connections that had another": counts.reused.value},
             detail={
                 "behaviours": len(BEHAVIOURS),
+                "apis": len(APIS),
                 "tenants": TENANTS,
                 "foreign markers": len(tally.foreign),
                 "statuses": dict(sorted(statuses.items())),
@@ -127,7 +129,7 @@ def _seed(platform: Platform, url: str) -> list[str]:
             return dict(answer.json())
 
         for group in sorted({row.group for row in BEHAVIOURS.values()}):
-            post("/platform/models", {"name": group, "endpoints": ["chat/completions"]})
+            post("/platform/models", {"name": group, "endpoints": sorted(APIS)})
             post("/platform/prices", {"model": group, "currency": "EUR", "input": "1", "output": "1"})
             post(f"/platform/models/{group}/publish")
             for number in range(2):
@@ -165,12 +167,14 @@ def _orders(tenant: int, connection: int, count: int, dice: random.Random) -> li
     for number in range(count):
         name = dice.choice(names)
         group = BEHAVIOURS[name].group
+        api = dice.choice(list(APIS))
         orders.append(
             Order(
                 f"t{tenant:02d}-{connection * 100_000 + number:06d}",
                 dice.choice((name, RIGHT)),
+                api,
                 group,
-                is_stream=dice.random() < 0.5,
+                is_stream=dice.random() < 0.5 and APIS[api].events is not None,
                 padding=dice.randint(70_000, 300_000) if dice.random() < 0.04 else dice.randint(0, 200),
                 leaves_after_bytes=dice.randint(0, 2_000) if dice.random() < 0.06 else None,
             )
@@ -258,7 +262,7 @@ class Client:
         self._check(body, order)
         self._tally.answers[f"{order.behaviour} {status}"] += 1
         if is_whole and BEHAVIOURS[order.behaviour].is_served:
-            is_served = status == 200 and order.marker.encode() in body and (not order.is_stream or b"data: [DONE]" in body)
+            is_served = status == 200 and order.marker.encode() in body and (not order.is_stream or APIS[order.api].terminator in body)
             if BEHAVIOURS[order.behaviour].needs_retry and status == 502:
                 self._tally.not_retried += 1
             elif order.group == "steady" and not is_served:

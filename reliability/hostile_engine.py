@@ -1,7 +1,8 @@
 """An engine, in a process of its own, that misbehaves in the way that each request names.
 
-A request's text is `[[marker]] behaviour s` (or `w`, if it asks for no stream). Whatever the engine answers contains the marker of the
-request that it answers, so that a client that finds another marker has been given a part of another client's answer.
+A request's text is `[[marker]] behaviour s` (or `w`, if it asks for no stream), in any of the APIs of `hostile_apis`. Whatever the engine
+answers contains the marker of the request that it answers, so that a client that finds another marker has been given a part of another
+client's answer.
 """
 
 import asyncio
@@ -11,17 +12,16 @@ import multiprocessing
 import random
 import re
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.sharedctypes import Synchronized
-from typing import Any
+
+from reliability.hostile_apis import APIS, Api
 
 ORDER = re.compile(rb"\[\[(t\d{2}-\d{6})\]\] ([a-z0-9-]+) ([sw])")
 """Order that a request contains: its marker, the name of a behaviour, whether it is a stream."""
 HEAD_BYTES_MAX = 1 << 20
-EVENTS = 4
-"""Events of a stream beside the last two."""
 LARGE_REPEATS = 8_000
 """Times that a large answer repeats its marker."""
 
@@ -37,6 +37,7 @@ class Exchange:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     marker: str
+    api: Api
     is_stream: bool
     unread_bytes: int
     dice: random.Random
@@ -71,18 +72,12 @@ class Exchange:
     @property
     def events(self) -> list[bytes]:
         """The events of a stream of this request."""
-        parts: list[dict[str, Any]] = [{"choices": [_choice(delta={"content": f"[[{self.marker}]] "})]} for _ in range(EVENTS)]
-        parts.append({"choices": [_choice(delta={}, finish="stop")]})
-        parts.append({"choices": [], "usage": _usage(EVENTS)})
-        head = {"id": f"chatcmpl-{self.marker}", "object": "chat.completion.chunk", "created": 1, "model": "m"}
-        return [b"data: " + json.dumps(head | part).encode() + b"\n\n" for part in parts] + [b"data: [DONE]\n\n"]
+        assert self.api.events is not None
+        return self.api.events(self.marker)
 
     def document(self, repeats: int = 1) -> bytes:
         """The whole answer to this request."""
-        message = {"role": "assistant", "content": f"[[{self.marker}]] " * repeats}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        head = {"id": f"chatcmpl-{self.marker}", "object": "chat.completion", "created": 1, "model": "m"}
-        return json.dumps(head | {"choices": [choice], "usage": _usage(repeats)}).encode()
+        return json.dumps(self.api.answer(self.marker, repeats)).encode()
 
     def error(self, **more: object) -> bytes:
         """An error document that quotes the request."""
@@ -111,14 +106,6 @@ LAST = b"0\r\n\r\n"
 def chunk(data: bytes, extension: bytes = b"") -> bytes:
     """Frame data as a chunk."""
     return b"%x%b\r\n%b\r\n" % (len(data), extension, data)
-
-
-def _choice(delta: Mapping[str, str], finish: str | None = None) -> dict[str, Any]:
-    return {"index": 0, "delta": delta, "finish_reason": finish}
-
-
-def _usage(tokens: int) -> dict[str, int]:
-    return {"prompt_tokens": 9, "completion_tokens": tokens, "total_tokens": tokens + 9}
 
 
 Behaviour = Callable[[Exchange], Awaitable[None]]
@@ -261,7 +248,9 @@ async def answer_at_length(of: Exchange) -> None:
     """Answer with 100 KB."""
     await of.read_rest()
     if of.is_stream:
-        await of.send(of.head(), *(chunk(of.events[0]) for _ in range(200)), *map(chunk, of.events), LAST)
+        first = next(number for number, event in enumerate(of.events) if b"[[" in event)
+        events = of.events[:first] + of.events[first : first + 1] * 200 + of.events[first:]
+        await of.send(of.head(), *map(chunk, events), LAST)
     else:
         await of.send(of.whole(body=of.document(LARGE_REPEATS)))
 
@@ -572,7 +561,8 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, di
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
         return True
     marker, name, form = (each.decode() for each in found.groups())
-    await BEHAVIOURS[name].behave(Exchange(reader, writer, marker, form == "s", length - len(seen), dice))
+    path = head.split(b" ", 2)[1].decode().removeprefix("/v1/")
+    await BEHAVIOURS[name].behave(Exchange(reader, writer, marker, APIS[path], form == "s", length - len(seen), dice))
     return True
 
 

@@ -181,9 +181,9 @@ FIGURES: Mapping[str, Figure] = {
     "R18": Figure(
         "Attacks on memory, CPU and the time of others",
         "A real gateway is attacked with raw sockets, one attack after the other: unfinished and aborted uploads, abandoned answers, "
-        "bodies that cost much to read, chunk framing, connections, keys that do not exist, pipelined requests. `/livez` is asked every "
-        "tenth of a second meanwhile. Then control is attacked, with keys and without: slow bodies, followed streams, connections that are "
-        "held, requests without a pause; an operator reads, revokes and asks `/livez` meanwhile.",
+        "bodies that cost much to read, chunk framing, connections, keys that do not exist, pipelined requests, frames of realtime "
+        "sessions. `/livez` is asked every tenth of a second meanwhile. Then control is attacked, with keys and without: slow bodies, "
+        "followed streams, connections that are held, requests without a pause; an operator reads, revokes and asks `/livez` meanwhile.",
         "The gateway, with its readers of large bodies, uses at most 100 times the CPU of the attacker, except for abandoned "
         "answers, whose bytes an engine sends: each costs what it would if it were read. Three seconds after an attack "
         "it has at most 64 MiB more memory than before. Every honest request is answered, those to control within 5 seconds. On a quiet "
@@ -215,7 +215,8 @@ FIGURES: Mapping[str, Figure] = {
     ),
     "R19": Figure(
         "Answers of other tenants",
-        "Twelve tenants send through one gateway to an engine that misbehaves as each request asks: right answers in every framing, "
+        "Twelve tenants send chat completions, messages, transcriptions (forms with a file) and rankings through one gateway to an engine "
+        "that misbehaves as each request asks: right answers in every framing, "
         "answers before the request was read, refusals, broken answers, bytes that nothing asked for. Every second request asks for a "
         "right answer and shares the connections with the others. Some clients leave in the middle, send several requests at once or large "
         "bodies. Each request has a marker, which its answer contains.",

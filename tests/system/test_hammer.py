@@ -24,7 +24,7 @@ def test_requests_of_tenants_beside_a_hostile_engine_get_their_own_answers_only(
 
 
 def _order(marker: str) -> Order:
-    return Order(marker, "answer", "steady", is_stream=False, padding=0, leaves_after_bytes=None)
+    return Order(marker, "answer", "rerank", "steady", is_stream=False, padding=0, leaves_after_bytes=None)
 
 
 def test_client_that_is_given_the_marker_of_another_request_notes_it() -> None:
