@@ -318,6 +318,26 @@ ROWS = {
         "ids of responses in the background of others: read, deleted, cancelled, listed as batches",
         "as an id that never was, byte for byte; the response goes on",
     ),
+    105: (
+        "requests and answers of megabytes that a guardrail checks, as many at once as there are connections",
+        "their copies count in the key's budget for buffered bytes: 413 or 429 before anything is copied",
+    ),
+    130: (
+        "realtime messages in frames of one byte or none, pings and short messages without a pause",
+        "1009 above 1,024 frames of a message; 200 frames of a client are read in a second, and 500 at once; the rest waits unread",
+    ),
+    131: (
+        "an engine whose answer ends in endless trailers or extensions of chunks, or that begins responses of a realtime session endlessly",
+        "at most 64 KiB are read that bring no part of a body; 64 responses of a session; then the connection is closed, and each is ended",
+    ),
+    132: (
+        "an operator's key that may change deployments and does not know their credentials, and gives one another address",
+        "400 unless the credential of the new host is named with it, or none",
+    ),
+    133: (
+        "an engine that claims images that are not there, or shows more output of a realtime response than one can have, and reports none",
+        "an image is billed that the answer has; output up to what the response may have",
+    ),
 }  # fmt: skip
 """Attacks that are tried, and what they get. The rows between are the control plane's, or need what is not served yet."""
 
