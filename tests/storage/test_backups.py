@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.control.metering.test_collect import NOW, state, take
@@ -14,11 +15,17 @@ from tests.link.samples import EPOCH, NODE, exchanges, frames
 from tests.storage.databases import PostgresTemplate, SqliteTemplate, fill
 from tollway.control.metering.replay import replay
 from tollway.control.verification.verify import verify
+from tollway.domain.batches import Batch, BatchStatus, LineResult
+from tollway.domain.catalog import Endpoint
+from tollway.domain.files import FileOwner, FilePurpose, StoredFile
 from tollway.storage import backups
 from tollway.storage.backups import BackupRefused, Manifest
+from tollway.storage.batch_directory import BatchDirectory
 from tollway.storage.database import Database
 from tollway.storage.database_dumps import DumpFailed
 from tollway.storage.record_archive import Archive
+from tollway.storage.tenant_files import FileBounds, FileDirectory
+from tollway.storage.vault import LocalVault
 
 DIGESTS = {"vault_key": "aa", "pepper_1": "bb"}
 
@@ -33,7 +40,7 @@ class Installation:
     secrets: Path
     place: Path
 
-    def back_up(self, name: str = "backup", *, secrets: bool = True) -> Path:
+    def back_up(self, name: str = "backup", *, secrets: bool = True, tenant_files: Path | None = None) -> Path:
         to = self.place / name
         backups.create(
             to,
@@ -43,16 +50,25 @@ class Installation:
             secret_digests=DIGESTS,
             tollway="1.2.3",
             now_us=NOW,
+            tenant_files=tenant_files,
         )
         return to
 
-    def restore(self, backup: Path, *, archive: Path | None = None, digests: dict[str, str] | None = DIGESTS) -> Manifest:
+    def restore(
+        self,
+        backup: Path,
+        *,
+        archive: Path | None = None,
+        digests: dict[str, str] | None = DIGESTS,
+        tenant_files: Path | None = None,
+    ) -> Manifest:
         return backups.restore(
             backup,
             url=self.empty_url,
             archive=archive or self.place / "restored-archive",
             secrets=self.place / "restored-secrets.json",
             secret_digests=digests,
+            tenant_files=tenant_files,
         )
 
     def take(self, first: int, count: int) -> None:
@@ -115,6 +131,46 @@ def test_secrets_of_the_backup_are_put_where_there_are_none_yet(installation: In
     assert (installation.place / "restored-secrets.json").read_bytes() == installation.secrets.read_bytes()
 
 
+def test_files_of_tenants_and_ended_batches_come_back_and_those_that_are_there_stay(installation: Installation) -> None:
+    directory, restored = installation.place / "files", installation.place / "restored-files"
+    owner = FileOwner("org_1", "proj_1")
+    files, batches = open_stores(directory)
+    for digit in "12":
+        file = StoredFile(f"file_{digit * 32}", "a.txt", FilePurpose.USER_DATA, 5, NOW // 1_000_000, NOW // 1_000_000 + 9_000)
+        files.add(owner, file, (b"hello",))
+    (directory / "org_1" / "proj_1" / f"file_{'3' * 32}.new").write_bytes(b"unfinished")
+    for digit in "ab":
+        batch = Batch(
+            id=f"batch_{digit * 32}", owner=owner, key_id="key_1", address="", endpoint=Endpoint.CHAT_COMPLETIONS,
+            created_at=NOW // 1_000_000, output_file_id="file_o", error_file_id="file_e", output_seconds=1, input_file_id="file_i",
+        )  # fmt: skip
+        batches.create(batch, (b"{}\n",), 3)
+    ended = batches.claim(batches.list_active()[0])
+    assert ended is not None
+    ended.open_journal()
+    ended.append(0, LineResult.COMPLETED, b"answer", f"req_{'c' * 32}", durable=True)
+    ended.finish(msgspec.structs.replace(ended.batch, status=BatchStatus.COMPLETED))
+    ended.release()
+    backup = installation.back_up(tenant_files=directory)
+    assert backups.check(backup).tenant_files == 2
+    kept = restored / "org_1" / "proj_1" / f"file_{'2' * 32}"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"newer")
+    installation.restore(backup, tenant_files=restored)
+    assert kept.read_bytes() == b"newer"
+    files, batches = open_stores(restored)
+    assert files.read(owner, f"file_{'1' * 32}") == b"hello" and [file.id for file in files.list_files(owner)] == [f"file_{'1' * 32}"]
+    found = batches.find(owner, f"batch_{'a' * 32}")
+    assert found is not None and found.has_ended and batches.list_answered(owner) == {f"req_{'c' * 32}"}
+    assert batches.find(owner, f"batch_{'b' * 32}") is None and batches.list_active() == [], "it would be sent again"
+
+
+def open_stores(directory: Path) -> tuple[FileDirectory, BatchDirectory]:
+    vault = LocalVault(bytes(range(32)))
+    batches = BatchDirectory(directory, vault, lambda: NOW, organization_batches_max=9, free_bytes_min=0)
+    return FileDirectory(directory, vault, FileBounds(free_bytes_min=0), lambda: NOW), batches
+
+
 class TestRefusals:
     """Each leaves the target as it was."""
 
@@ -150,7 +206,7 @@ class TestRefusals:
     def test_directory_without_a_manifest_is_no_backup(self, installation: Installation, tmp_path: Path) -> None:
         self.refuse(installation, tmp_path / "nothing", "is not a backup")
 
-    @pytest.mark.parametrize(("field", "value"), [("format", 2), ("revision", "9999")])
+    @pytest.mark.parametrize(("field", "value"), [("format", 3), ("revision", "9999")])
     def test_backup_of_a_newer_version_is_refused(self, installation: Installation, field: str, value: object) -> None:
         backup = installation.back_up()
         manifest = json.loads((backup / "manifest.json").read_bytes()) | {field: value}

@@ -1,13 +1,18 @@
-"""Backups: the database and the archive of usage records in one directory, with a manifest by which every byte can be checked.
+"""Backups: database, archive of usage records and files of tenants in one directory, with a manifest by which every byte can be checked.
 
     manifest.json                   what is here, written last: a directory without it is not a backup
     database                        a SQLite file, or a dump of PostgreSQL in its custom format
     archive/<node id>/<epoch>.seg   frames of usage records, as control has archived them
+    files/<organization>/<project>/<file id>
+    files/batches/<organization>/<project>/<batch id>/<part>
+                                    sealed, as tenants' files and the batches that have ended are in their directory
     secrets.json                    only where it was asked for
 
 Theory of operation. The database is copied first, as of one instant, and the archive after it. The archive only grows, and a batch is
 durable there before the database has it, so the copy of the archive has everything that the copy of the database counts, and perhaps more:
 a restore ends with a replay, which ingests the rest. What gateways have not handed in yet is not in the backup; it is in their spools.
+A file of a tenant is never changed once it has its name, so a copy is whole; batches are copied before files, so that those that a batch
+names are there. A batch that has not ended is left out: put back, its lines would be sent and billed again that were answered since.
 
 A restore changes nothing until the whole backup was checked. It puts the archive back first and the database last: one that was
 interrupted can be run again. Archive files that outlived the database may be longer than the backup's, and are kept.
@@ -15,24 +20,28 @@ interrupted can be run again. Archive files that outlived the database may be lo
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 import msgspec
 
 from tollway.storage import database_dumps
+from tollway.storage.batch_directory import BATCHES
 from tollway.storage.database import knows_revision
 from tollway.storage.record_archive import Archive, make_directory
 
-FORMAT = 1
+FORMAT = 2
 """Format of a backup. Raised when an older Tollway could misread what a newer one wrote."""
 
 MANIFEST = "manifest.json"
 DATABASE = "database"
 ARCHIVE = "archive"
+FILES = "files"
 SECRETS = "secrets.json"
 
 CHUNK_BYTES = 1 << 20
@@ -78,18 +87,32 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return sum(1 for path in self.files if path.startswith(f"{ARCHIVE}/"))
 
     @property
+    def tenant_files(self) -> int:
+        """Return how many files of tenants it has, those of their batches not counted."""
+        return sum(1 for path in self.files if path.startswith(f"{FILES}/") and not path.startswith(f"{FILES}/{BATCHES}/"))
+
+    @property
     def size_bytes(self) -> int:
         """Return the bytes of all its files."""
         return sum(each.bytes for each in self.files.values())
 
 
 def create(
-    to: Path, *, url: str, archive: Path, secrets: Path | None, secret_digests: Mapping[str, str], tollway: str, now_us: int
+    to: Path,
+    *,
+    url: str,
+    archive: Path,
+    secrets: Path | None,
+    secret_digests: Mapping[str, str],
+    tollway: str,
+    now_us: int,
+    tenant_files: Path | None = None,
 ) -> Manifest:
     """Back up the database at `url` and the archive in the directory `archive` into the new directory `to`, beside running processes.
 
-    `secrets`: the file of secrets to include, None for none. `now_us`: UTC microseconds. The directory appears at the end, whole.
-    Raises BackupRefused, DumpFailed, Fault DATABASE_UNAVAILABLE, OSError; then nothing is left behind.
+    `tenant_files`: the directory of tenants' files, None to leave them out. `secrets`: the file of secrets to include, None for none.
+    `now_us`: UTC microseconds. The directory appears at the end, whole. Raises BackupRefused, DumpFailed, Fault DATABASE_UNAVAILABLE,
+    OSError; then nothing is left behind.
     """
     if to.exists():
         raise BackupRefused(f"{to} exists already: each backup needs a directory of its own")
@@ -106,6 +129,8 @@ def create(
             found = files.get(f"{ARCHIVE}/{node_id}/{epoch}.seg")
             if ingested and (found is None or found.bytes < ingested):
                 raise BackupRefused(f"the archive in {archive} has less of {node_id}/{epoch} than the database: is it this database's?")
+        if tenant_files is not None:
+            files |= _copy_tenant_files(tenant_files, partial)
         if secrets is not None:
             files[SECRETS] = _copy(secrets, partial / SECRETS, secrets.stat().st_size)
         manifest = Manifest(
@@ -160,8 +185,32 @@ def read_manifest(backup: Path) -> Manifest:
     return manifest
 
 
-def restore(backup: Path, *, url: str, archive: Path, secrets: Path | None, secret_digests: Mapping[str, str] | None) -> Manifest:
-    """Put a backup back: the database at `url`, where none may be yet, and the archive into the directory `archive`.
+def _copy_tenant_files(directory: Path, to: Path) -> dict[str, FileDigest]:
+    """Copy the files of tenants, and the batches that have ended, and return their digests by path. What is deleted meanwhile is left
+    out."""
+    parts = _list_files(directory / BATCHES, depth=4)
+    active = {path.name.rpartition(".")[2] for path in (directory / BATCHES / "active").glob("*")}
+    found = [path for path in parts if path.parent.name not in active]
+    found += _list_files(directory, depth=3)
+    digests: dict[str, FileDigest] = {}
+    for path in found:
+        with suppress(FileNotFoundError):
+            name = f"{FILES}/{path.relative_to(directory)}"
+            digests[name] = _copy(path, to / name, path.stat().st_size)
+    return digests
+
+
+def restore(
+    backup: Path,
+    *,
+    url: str,
+    archive: Path,
+    secrets: Path | None,
+    secret_digests: Mapping[str, str] | None,
+    tenant_files: Path | None = None,
+) -> Manifest:
+    """Put a backup back: the database at `url`, where none may be yet, the archive into the directory `archive`, and files of tenants into
+    `tenant_files`, where those that are there stay as they are. None: they are not put back.
 
     `secret_digests`: of the secrets of this installation, which must be those of the backup; None if it has none yet: then those of the
     backup go into the file `secrets`, if they are in it. The database must be migrated and the archive replayed afterwards.
@@ -188,6 +237,8 @@ def restore(backup: Path, *, url: str, archive: Path, secrets: Path | None, secr
         _copy(backup / path, archive / path.removeprefix(f"{ARCHIVE}/"), expected.bytes)
     if archive.is_dir():
         _sync_directories(archive)
+    if tenant_files is not None:
+        _restore_tenant_files(backup, manifest, tenant_files)
     if secret_digests is None and secrets is not None:
         _copy(backup / SECRETS, secrets, manifest.files[SECRETS].bytes)
         _sync(secrets.parent)
@@ -195,7 +246,31 @@ def restore(backup: Path, *, url: str, archive: Path, secrets: Path | None, secr
     return manifest
 
 
+def _restore_tenant_files(backup: Path, manifest: Manifest, directory: Path) -> None:
+    """Put files of tenants and their batches back, but for those that are there. The state of a batch comes last: without it there is none,
+    and a restore that was interrupted goes on."""
+    names = [path for path in manifest.files if path.startswith(f"{FILES}/")]
+    has_state = {each.parent for each in (directory / BATCHES).glob("*/*/*/state")}
+    for name in sorted(names, key=lambda name: name.endswith("/state")):
+        to = directory / name.removeprefix(f"{FILES}/")
+        if not to.exists() and to.parent not in has_state:
+            _copy(backup / name, to, manifest.files[name].bytes)
+    if directory.is_dir():
+        _sync_directories(directory)
+
+
 # ---- files --------------------------------------------------------------------------------------------------------------
+
+
+_TENANT_FILE: Final = re.compile(
+    rf"{FILES}/org_\w+/proj_\w+/file_\w+|{FILES}/{BATCHES}/org_\w+/proj_\w+/(batch|msgbatch|resp)_\w+/[a-z]+", re.ASCII
+)
+
+
+def _list_files(directory: Path, depth: int) -> list[Path]:
+    """Return the finished files of organizations, so many names below a directory."""
+    pattern = "/".join(["org_*", *["*"] * (depth - 1)])
+    return sorted(path for path in directory.glob(pattern) if path.is_file() and "." not in path.name and "." not in path.parent.name)
 
 
 def _is_ours(path: str) -> bool:
@@ -203,6 +278,8 @@ def _is_ours(path: str) -> bool:
     parts = path.split("/")
     if len(parts) == 1:
         return path in (DATABASE, SECRETS)
+    if parts[0] == FILES:
+        return _TENANT_FILE.fullmatch(path) is not None
     return len(parts) == 3 and parts[0] == ARCHIVE and parts[1].replace("_", "").isalnum() and parts[2].removesuffix(".seg").isdecimal()
 
 

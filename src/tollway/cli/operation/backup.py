@@ -19,7 +19,8 @@ from tollway.control.metering.replay import replay
 from tollway.domain.faults import Fault
 from tollway.serve import data_directory
 from tollway.serve.control import migrate_database
-from tollway.settings import OperatorError
+from tollway.serve.embedded import FILES
+from tollway.settings import OperatorError, Settings
 from tollway.storage import backups
 from tollway.storage.backups import BackupRefused, Manifest
 from tollway.storage.database import Database
@@ -32,10 +33,15 @@ ArchiveDir = Annotated[
     Path | None, typer.Option("--archive", metavar="DIR", help="The archived records.", show_default="control/archive in --data-dir")
 ]
 
+FilesDir = Annotated[
+    Path | None,
+    typer.Option("--files", metavar="DIR", help="The files of tenants.", show_default="gateway.files.directory, or files in --data-dir"),
+]
+
 
 @app.callback()
 def backup() -> None:
-    """Back up database and archive while they are in use; check a backup; restore it."""
+    """Back up database, archive and files of tenants while they are in use; check a backup; restore it."""
 
 
 @app.command("create")
@@ -45,12 +51,14 @@ def create_backup(
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
     archive: ArchiveDir = None,
+    files: FilesDir = None,
     include_secrets: Annotated[
         bool, typer.Option("--include-secrets", help="Copy secrets.json, too. Whoever reads such a backup can do everything.")
     ] = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Copy the database, as of one instant, and the archive of usage records into DIR, with a manifest. Nothing has to be stopped.
+    """Copy the database, as of one instant, the archive of usage records and the files of tenants into DIR, with a manifest. Nothing has to
+    be stopped. Batches that have not ended are left out.
 
     PostgreSQL is copied by pg_dump, which must be installed. What gateways have not handed in yet stays in their own data directories.
     The secrets are not in it unless you ask: keep them in a secret store, for without them no API key and no credential can be read.
@@ -72,6 +80,7 @@ def create_backup(
             secret_digests=digests,
             tollway=tollway.__version__,
             now_us=time.time_ns() // 1000,
+            tenant_files=_find_files(settings, directory, files),
         )
     _print_manifest(manifest, to, output)
     if output is Output.TABLE and not include_secrets:
@@ -96,6 +105,7 @@ def restore_backup(
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
     archive: ArchiveDir = None,
+    files: FilesDir = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Put a backup back where there is no database yet, bring it to this version's schema, and ingest what the archive has beyond it.
@@ -114,6 +124,7 @@ def restore_backup(
             archive=place,
             secrets=directory / "secrets.json",
             secret_digests=_find_secret_digests(directory),
+            tenant_files=_find_files(settings, directory, files),
         )
         migrate_database(url, find_owner_url(settings))
         with closing(Database.open(url)) as database:
@@ -135,6 +146,14 @@ def _check_database_file(directory: Path) -> None:
     data_directory.check_format(directory)
     if not (directory / "control" / "tollway.db").exists():
         raise OperatorError(f"there is no database in {directory}", hint="see --data-dir or --database-url")
+
+
+def _find_files(settings: Settings, directory: Path, named: Path | None) -> Path:
+    """Return the directory of tenants' files. Raises OperatorError for one that was named and is not there."""
+    configured = settings.gateway.files.directory
+    if named is not None and not named.is_dir():
+        raise OperatorError(f"there is no directory {named}", hint="see --files", exit_code=2)
+    return named or (directory / FILES if configured is None else Path(configured))
 
 
 def _find_secret_digests(directory: Path) -> dict[str, str] | None:
@@ -165,6 +184,7 @@ def _describe(manifest: Manifest, path: Path) -> dict[str, Any]:
         "database": manifest.database,
         "revision": manifest.revision,
         "archived_epochs": manifest.archived_epochs,
+        "tenant_files": manifest.tenant_files,
         "size_bytes": manifest.size_bytes,
         "has_secrets": manifest.has_secrets,
     }
@@ -174,5 +194,6 @@ def _print_manifest(manifest: Manifest, path: Path, output: Output) -> None:
     if output is Output.JSON:
         print_json(_describe(manifest, path))
         return
-    what = f"{manifest.database} database, {manifest.archived_epochs} epochs of the archive{', secrets' if manifest.has_secrets else ''}"
+    what = f"{manifest.database} database, {manifest.archived_epochs} epochs of the archive, {manifest.tenant_files} files of tenants"
+    what += ", secrets" if manifest.has_secrets else ""
     print(f"{path}: {what}; {manifest.size_bytes} bytes, of {manifest.created_at}")
