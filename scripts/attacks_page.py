@@ -338,6 +338,10 @@ ROWS = {
         "an engine that claims images that are not there, or shows more output of a realtime response than one can have, and reports none",
         "an image is billed that the answer has; output up to what the response may have",
     ),
+    142: (
+        "an operator who signs in, as a member of groups of both origins, to approve what they asked for",
+        "one origin, the first, also for the keys that they make",
+    ),
 }  # fmt: skip
 """Attacks that are tried, and what they get. The rows between are the control plane's, or need what is not served yet."""
 

@@ -45,6 +45,7 @@ OTHER_VARIABLES = {
     "TOLLWAY_LIMITS_REDIS_PASSWORD": "Password of the server of `gateway.limits.redis_url`. Gateways and control.",
     "TOLLWAY_GUARDRAIL_TOKEN": "Bearer token for the service at `gateway.guardrail.url`. Gateways.",
     "TOLLWAY_MAIL_PASSWORD": "Password of `control.mail.username` at the mail server. Control only.",
+    "TOLLWAY_OPERATOR_CLIENT_SECRET": "Client secret of `control.operator_sign_in.client_id` at the identity provider. Control only.",
     "TOLLWAY_VAULT_TOKEN": "Token of `control.key_encryption.vault_url`, if no file holds it. Control only.",
     "TOLLWAY_PLATFORM_KEY": "First operator key: tw_platform_... Control only.",
     "TOLLWAY_AUDIT_KEY": "Private Ed25519 key that signs checkpoints of the audit trail: 64 hexadecimal digits. Control only.",
@@ -574,6 +575,24 @@ class LeakedKeysSection(msgspec.Struct, frozen=True, kw_only=True):
     """Address at which GitHub publishes these keys, or a mirror of it."""
 
 
+class OperatorSignInSection(msgspec.Struct, frozen=True, kw_only=True):
+    """The identity provider with which operators sign in (docs/sign-in.md). Keys of operators work with and without it."""
+
+    issuer: str | None = None
+    """The exact issuer of the provider, such as https://login.example.com. Without one, operators have keys alone."""
+    client_id: str | None = None
+    """Client id at the provider; the secret is in TOLLWAY_OPERATOR_CLIENT_SECRET, unless it is a public client."""
+    groups_claim: str = "groups"
+    """Claim of the ID token that lists the groups of a person."""
+    operator_groups: tuple[str, ...] = ()
+    """Groups at the provider whose members are operators."""
+    second_operator_groups: tuple[str, ...] = ()
+    """Groups at the provider whose members are operators who approve what those of `operator_groups` ask for, and the other way round.
+    Whoever is in groups of both counts as one of `operator_groups`."""
+    auditor_groups: tuple[str, ...] = ()
+    """Groups at the provider whose members read everything, and change nothing."""
+
+
 class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     """`tollway control`, the control plane."""
 
@@ -608,6 +627,7 @@ class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     key_encryption: KeyEncryptionSection = KeyEncryptionSection()
     leaked_keys: LeakedKeysSection = LeakedKeysSection()
     mail: MailSection = MailSection()
+    operator_sign_in: OperatorSignInSection = OperatorSignInSection()
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,6 +24,7 @@ from tollway.control.gateways import nodes
 from tollway.control.identity import keys
 from tollway.control.identity.github_reports import GithubReports
 from tollway.control.identity.mail import MailDirectory
+from tollway.control.identity.operators import OperatorSignIn
 from tollway.control.identity.passwords import Passwords
 from tollway.control.plane import ControlPlane
 from tollway.control.publish import Publications
@@ -190,10 +191,11 @@ def running(
     public_url: str | None = None,
     issuers: frozenset[str] = frozenset(),
     github_keys_url: str | None = None,
+    operator_sign_in: OperatorSignIn | None = None,
 ) -> Iterator[Running]:
     """A control plane over the migrated database at `database_url`, for the length of the block. `quotas`: their sizes. `public_url`: the
     address under which it says that it is reached. `issuers`: identity providers on loopback that it trusts. `github_keys_url`: where the
-    keys are that sign reports of leaked secrets; None takes none."""
+    keys are that sign reports of leaked secrets; None takes none. `operator_sign_in`: the provider with which operators sign in."""
     database, clock = Database.open(database_url), ControlClock()
     platform_key, second_platform_key, node_key = mint(KeyType.PLATFORM), mint(KeyType.PLATFORM), mint(KeyType.NODE)
     with database.platform() as tx:
@@ -226,6 +228,7 @@ def running(
         public_url=public_url,
         private_issuers=issuers,
         github_reports=None if github_keys_url is None else GithubReports(github_keys_url, log),
+        operator_sign_in=operator_sign_in,
         passwords=Passwords(memory_kib=256),  # what the product takes, each time, would be most of the time of a test
     )
     database.on_publish(plane.publications.advance)

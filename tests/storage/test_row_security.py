@@ -21,7 +21,7 @@ from tollway.storage.row_security import RoleRefused, access_to
 PLATFORM_TABLES = {
     "models", "deployments", "plans", "plan_limits",  # the catalog
     "publish_head", "changes", "nodes", "join_tokens", "limit_reports", "refused_epochs", "epochs", "job_leases",  # gateways and jobs
-    "token_signing_keys", "used_assertions", "sign_in_attempts", "device_logins",  # of control
+    "token_signing_keys", "used_assertions", "sign_in_attempts", "device_logins", "operators", "operator_sessions",  # of control
     "idempotency_keys", "removed_months", "event_conflicts",  # of records and requests
     "lost_requests", "lost_decisions", "lost_declarations", "price_drafts",  # operators' decisions
     "engine_readings", "engine_hours", "engine_members", "engine_usage",  # what engines counted

@@ -30,6 +30,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "service-accounts": ("identity.service_accounts:app", "Service accounts of a project: list, create, delete."),
     "admin-keys": ("identity.admin_keys:app", "Keys that administer an organization: list, create, revoke."),
     "operator-keys": ("identity.operator_keys:app", "Keys of operators, one for each person: list, create, revoke."),
+    "operators": ("identity.operators:app", "Operators who sign in with an identity provider: list, remove, sessions, end-session."),
     "encryption": ("operation.encryption:app", "Keys that wrap the data keys of organizations: list, rewrap."),
     "peppers": ("operation.peppers:app", "Peppers of the digests of keys: list, add, use, retire."),
     "users": (

@@ -192,7 +192,7 @@ class Control:
         """Act for the organization of this name or id on tenant routes. With a platform key one must be named, unless
         it is alone."""
         self._is_tenant = True
-        if not self._address.key.startswith("tw_platform_"):
+        if not self._address.key.startswith(("tw_platform_", "tw_operator_")):
             if organization is not None:
                 raise OperatorError("--organization needs a platform key; an admin key has its own organization", exit_code=2)
             return
@@ -339,7 +339,7 @@ class Control:
 
 HINTS = {
     "invalid_api_key": "the key is unknown, revoked or expired; see TOLLWAY_KEY, --key, --data-dir or `tollway login`",
-    "insufficient_scope": "tenants' commands need an admin key (tw_admin_), operators' a platform key (tw_platform_)",
+    "insufficient_scope": "tenants' commands need an admin key (tw_admin_), operators' a platform key (tw_platform_) or a login",
     "period_blocked": "see `tollway periods blockers`; if a disk is gone for good: `tollway nodes lost`, and a second person approves",
     "doubtful_price": "see them with `tollway prices check`; if they are meant, publish with --accept-warnings",
     "price_missing": "give it a price first: `tollway models price`",

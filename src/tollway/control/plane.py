@@ -10,6 +10,7 @@ from pathlib import Path
 from tollway.control.identity.github_reports import GithubReports
 from tollway.control.identity.keys import Ingredients, Pepper
 from tollway.control.identity.mail import Mail
+from tollway.control.identity.operators import OperatorSignIn
 from tollway.control.identity.passwords import Passwords
 from tollway.control.identity.provider_metadata import MetadataCache
 from tollway.control.identity.sign_in_counts import SignInCounts
@@ -42,7 +43,7 @@ class ControlPlane:
     `passwords`: hashes those of people. `sign_ins`: counts for metrics. `provider_metadata`: of identity providers, as fetched last.
     `trusted_proxies`: proxies before the REST API whose `x-forwarded-for` says where a request came from. `data_keys`: those with which
     secrets of organizations are sealed; `vault` seals those of the platform. `github_reports`: verifies reports of leaked secrets; None
-    takes none.
+    takes none. `operator_sign_in`: the identity provider with which operators sign in; None without one.
     """
 
     database: Database
@@ -70,11 +71,17 @@ class ControlPlane:
     provider_metadata: MetadataCache = field(default_factory=MetadataCache)
     trusted_proxies: tuple[Network, ...] = ()
     github_reports: GithubReports | None = None
+    operator_sign_in: OperatorSignIn | None = None
 
     @property
     def pepper(self) -> Pepper:
         """The pepper of new digests."""
         return Pepper(self.pepper_version, self.peppers[self.pepper_version])
+
+    @property
+    def operator_issuer(self) -> str | None:
+        """The issuer of the identity provider with which operators sign in; None without one."""
+        return None if self.operator_sign_in is None else self.operator_sign_in.issuer
 
     @property
     def token_issuer(self) -> str:

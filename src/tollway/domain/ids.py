@@ -46,6 +46,8 @@ SIGN_IN_CONNECTION = "conn"
 LEAKED_KEY = "leak"
 CERTIFICATE = "cert"
 CERTIFICATE_RULE = "certrule"
+OPERATOR = "operator"
+OPERATOR_SESSION = "opsess"
 
 RANDOM_BITS = 74
 """Random bits that one UUIDv7 takes: rand_a (12) and rand_b (62)."""

@@ -20,6 +20,7 @@ from tollway.domain.catalog import Endpoint
 from tollway.domain.limits import UNLIMITED, Limits
 from tollway.domain.roles import OPERATOR, Grant, Role
 from tollway.domain.rotation_schedules import RotationSchedule, choose_schedule
+from tollway.domain.sessions import OperatorSession
 from tollway.domain.tenants import ServiceAccount
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -32,7 +33,9 @@ _LINK = "link"
 _USER = "user"
 _REFRESH = "refresh"
 _DEVICE = "device"
-_TOKEN = re.compile(r"tw_(join|invite|session|link|user|refresh|device)_[0-9A-Za-z]{8}[0-9A-Za-z]{43}[0-9A-Za-z]{6}")
+_OPERATOR_SESSION = "opsession"
+_OPERATOR = "operator"
+_TOKEN = re.compile(r"tw_(join|invite|session|link|user|refresh|device|opsession|operator)_[0-9A-Za-z]{8}[0-9A-Za-z]{43}[0-9A-Za-z]{6}")
 
 RANDOM_BYTES = 40
 """Random bytes that one new key takes: 8 for the public part, 32 for the secret."""
@@ -60,11 +63,18 @@ class KeyOrigin(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """Someone who may administer the platform, by the id and the origin of the key that they presented. `role`: of that key."""
+    """Someone who may administer the platform, by the id and the origin of the key that they presented. `role`: of that key. `live`: the
+    session of one who signed in; `key_id` is then the id of the operator."""
 
     key_id: str
     origin: KeyOrigin
     role: Role = OPERATOR
+    live: OperatorSession | None = None
+
+    @property
+    def session_id(self) -> str | None:
+        """The id of the session, for the log; None for a key."""
+        return None if self.live is None else self.live.id
 
 
 def may_approve(asked_from: KeyOrigin, approved_from: KeyOrigin) -> bool:
@@ -217,6 +227,17 @@ def new_user_token(random_bytes: bytes) -> NewKey:
     return _make(_USER, random_bytes)
 
 
+def new_operator_session_secret(random_bytes: bytes) -> NewKey:
+    """The secret of a session of an operator's browser, in the format of a key (`tw_opsession_`), from RANDOM_BYTES fresh random bytes."""
+    return _make(_OPERATOR_SESSION, random_bytes)
+
+
+def new_operator_token(random_bytes: bytes) -> NewKey:
+    """An access token of an operator who logged in with the command line, in the format of a key (`tw_operator_`), from RANDOM_BYTES fresh
+    random bytes."""
+    return _make(_OPERATOR, random_bytes)
+
+
 def new_refresh_token(random_bytes: bytes, family: str | None = None) -> NewKey:
     """A token for the next access token, in the format of a key (`tw_refresh_`), from RANDOM_BYTES fresh random bytes. `family`: the public
     id of the token before, which all tokens of one login have in common; None for the first."""
@@ -269,6 +290,16 @@ def is_link_token(secret: str) -> bool:
 def is_user_token(secret: str) -> bool:
     """Return whether `secret` is a well-formed access token of a person with a right checksum."""
     return _is_token(_USER, secret)
+
+
+def is_operator_session_secret(secret: str) -> bool:
+    """Return whether `secret` is a well-formed secret of a session of an operator's browser with a right checksum."""
+    return _is_token(_OPERATOR_SESSION, secret)
+
+
+def is_operator_token(secret: str) -> bool:
+    """Return whether `secret` is a well-formed access token of an operator with a right checksum."""
+    return _is_token(_OPERATOR, secret)
 
 
 def is_device_code(secret: str) -> bool:

@@ -75,3 +75,26 @@ class Session:
     def is_recent(self, now: int) -> bool:
         """Return whether the person signed in less than RECENT_SECONDS ago."""
         return now - self.created_at < RECENT_SECONDS * 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorSession:
+    """A session of an operator who signed in with the identity provider of the platform. `operator_id`, `email` and `name`: of the
+    operator, as the provider said at the sign-in. The other fields are as in `Session`. It ends after as long without a request as one of
+    a browser, and in any case with the sign-in of the browser that it began with."""
+
+    id: str
+    operator_id: str
+    email: str
+    name: str
+    kind: SessionKind
+    method: SignInMethod
+    address: str
+    agent: str
+    created_at: int
+    last_used_at: int
+    expires_at: int
+
+    def ends_at(self) -> int:
+        """Return the instant at which it ends without another request (exclusive)."""
+        return min(self.expires_at, self.last_used_at + LIFETIMES[SessionKind.BROWSER].idle_seconds * 1_000_000)

@@ -30,9 +30,10 @@ from tollway.control.auditing import audit, audit_chains
 from tollway.control.auditing.audit import AuditedOperation
 from tollway.control.authentication import federation, token_exchange
 from tollway.control.gateways import nodes
-from tollway.control.identity import keys, scheduled_rotation, sessions
+from tollway.control.identity import keys, operators, scheduled_rotation, sessions
 from tollway.control.identity.github_reports import GithubReports
 from tollway.control.identity.mail import MailDirectory, MailServer
+from tollway.control.identity.operators import OperatorSignIn
 from tollway.control.identity.scheduled_rotation import Scheduled
 from tollway.control.jobs import Job, JobRunner, Turn, in_thread
 from tollway.control.metering import retention
@@ -174,7 +175,8 @@ class ControlSettings:
     archive. `public_url`: the address under which clients reach the REST API; None if it is not known. `private_issuers`: identity
     providers at addresses that are not public. `trusted_proxies`: proxies before the REST API, whose word on a client's address is taken.
     `key_ring`: what wraps the data keys of organizations; None for a key that is derived from `vault_key`. `github_keys_url`: where the
-    keys are published with which GitHub signs reports of leaked secrets; None takes no reports."""
+    keys are published with which GitHub signs reports of leaked secrets; None takes no reports.
+    `operator_sign_in`: the identity provider with which operators sign in; None without one."""
 
     database_url: str = field(repr=False)
     archive_directory: Path
@@ -202,6 +204,7 @@ class ControlSettings:
     private_issuers: frozenset[str] = frozenset()
     trusted_proxies: tuple[Network, ...] = ()
     github_keys_url: str | None = None
+    operator_sign_in: OperatorSignIn | None = None
 
 
 NO_AUDIT = AuditOptions()
@@ -321,6 +324,7 @@ def run_control(settings: ControlSettings) -> int:
                 private_issuers=settings.private_issuers,
                 trusted_proxies=settings.trusted_proxies,
                 github_reports=None if settings.github_keys_url is None else GithubReports(settings.github_keys_url, log),
+                operator_sign_in=settings.operator_sign_in,
                 mail=settings.mail or MailDirectory(settings.archive_directory.parent / "mail", lambda: new_id("mail")),
             )
             database.on_publish(plane.publications.advance)
@@ -451,6 +455,8 @@ def _list_jobs(
 
     def remove_ended_sessions(turn: Turn) -> None:
         while sessions.remove_ended(plane.database, turn.at) and not turn.is_over():
+            pass
+        while operators.remove_ended(plane.database, turn.at) and not turn.is_over():
             pass
 
     overrides = _audit_job(plane, "rate_limit.override_ended", "limit_overrides")

@@ -12,13 +12,14 @@ import sqlalchemy as sa
 
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.people import Invite, User, UserGroup
-from tollway.domain.roles import Grant
+from tollway.domain.roles import Grant, find_built_in
 from tollway.storage.database import PlatformTx, TenantTx
 from tollway.storage.keys import Digest, read_grant
 from tollway.storage.pages import fetch_page, split_ids
 from tollway.storage.roles import ROLE_COLUMNS, delete_holder, list_user_grants, names_role
 from tollway.storage.schema import api_keys, organizations
 from tollway.storage.schema_people import custom_roles, group_members, invites, scim_groups, scim_users, user_groups, users
+from tollway.storage.schema_sign_in import operators
 
 # ---- People -------------------------------------------------------------------------------------------------------------
 
@@ -272,7 +273,8 @@ def find_invite_owner(tx: PlatformTx, digests: Sequence[bytes], now: int) -> tup
 
 
 def find_inviter_grants(tx: PlatformTx, invite_id: str, now: int) -> list[Grant] | None:
-    """Return the roles of the key, or of the person, that sent an invitation, as they are now; None if it may not act any more."""
+    """Return the roles of the key, of the person, or of the operator, that sent an invitation, as they are now; None if
+    it may not act any more."""
     sender = (
         sa.select(users.c.organization_id, users.c.id)
         .join(invites, sa.and_(invites.c.organization_id == users.c.organization_id, invites.c.invited_by == users.c.id))
@@ -281,6 +283,10 @@ def find_inviter_grants(tx: PlatformTx, invite_id: str, now: int) -> list[Grant]
     person = tx.connection.execute(sender).one_or_none()
     if person is not None:
         return list_user_grants(tx, person.organization_id, person.id)
+    signed_in = sa.select(operators.c.role_id).join(invites, invites.c.invited_by == operators.c.id).where(invites.c.id == invite_id)
+    role = find_built_in(tx.connection.execute(signed_in).scalar_one_or_none() or "")
+    if role is not None:
+        return [Grant(role)]
     query = (
         sa.select(api_keys, *ROLE_COLUMNS)
         .join(invites, invites.c.invited_by == api_keys.c.id)

@@ -51,6 +51,8 @@ AUDITED: Mapping[sa.Table, str] = {
     schema_people.invites: "invite",
     schema_sign_in.user_credentials: "user_credentials",
     schema_sign_in.user_sessions: "session",
+    schema_sign_in.operators: "operator",
+    schema_sign_in.operator_sessions: "operator_session",
     schema_sign_in.sign_in_connections: "sign_in_connection",
     schema_sign_in.user_identities: "user_identity",
     schema_tokens.token_signing_keys: "signing_key",
@@ -79,7 +81,7 @@ AUDITED: Mapping[sa.Table, str] = {
 }
 """Tables of resources, with the kind of resource. The other tables hold usage, money and the state of processes."""
 
-SECRET: frozenset[sa.Column[Any]] = frozenset({schema_sign_in.user_sessions.c.refresh_id})
+SECRET: frozenset[sa.Column[Any]] = frozenset({schema_sign_in.user_sessions.c.refresh_id, schema_sign_in.operator_sessions.c.refresh_id})
 """Columns of text that are parts of secrets. Whoever knew the common part of the refresh tokens of a login could present a made-up one,
 which counts as a copy and ends the login."""
 

@@ -34,7 +34,41 @@ user_sessions = sa.Table(
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("last_used_at", sa.BigInteger, nullable=False),
     sa.Column("expires_at", sa.BigInteger, nullable=False, index=True),
+    sa.Column("connection_id", sa.String(64)),  # of the identity provider that signed the person in; null without one
+    sa.Column("id_token", sa.LargeBinary),  # of that sign-in, sealed, for the sign-out there; null if it is not kept
     sa.ForeignKeyConstraint(["organization_id", "user_id"], ["users.organization_id", "users.id"]),
+)
+
+operators = sa.Table(  # people who signed in with the identity provider of the platform
+    "operators",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("issuer", sa.String(2048), nullable=False),
+    sa.Column("subject", sa.String(255), nullable=False),
+    sa.Column("email", sa.String(320), nullable=False),  # empty if the provider said none
+    sa.Column("name", sa.String(256), nullable=False),
+    sa.Column("role_id", sa.String(64)),  # by their groups at the latest sign-in; null: none, or it was taken away
+    sa.Column("origin", sa.String(16), nullable=False),  # domain.keys.KeyOrigin, by their groups
+    sa.Column("signed_in_at", sa.BigInteger, nullable=False),
+)
+
+operator_sessions = sa.Table(
+    "operator_sessions",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("operator_id", sa.String(64), sa.ForeignKey("operators.id"), nullable=False, index=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("method", sa.String(32), nullable=False),
+    sa.Column("digest", sa.LargeBinary(32), nullable=False, unique=True),
+    sa.Column("refresh_id", sa.String(16), unique=True),
+    sa.Column("refresh_digest", sa.LargeBinary(32)),
+    sa.Column("token_expires_at", sa.BigInteger),
+    sa.Column("address", sa.String(64), nullable=False),
+    sa.Column("agent", sa.String(256), nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("last_used_at", sa.BigInteger, nullable=False),
+    sa.Column("expires_at", sa.BigInteger, nullable=False, index=True),
+    sa.Column("id_token", sa.LargeBinary),  # as in user_sessions
 )
 
 sign_in_links = sa.Table(
@@ -65,7 +99,7 @@ device_logins = sa.Table(  # logins of the command line that wait for their pers
     sa.Column("agent", sa.String(256), nullable=False),
     sa.Column("interval_seconds", sa.Integer, nullable=False),
     sa.Column("polled_at", sa.BigInteger),
-    sa.Column("user_id", sa.String(64)),  # of the person who decided
+    sa.Column("user_id", sa.String(64)),  # of the person who decided, or of the session of the operator who did
     sa.Column("is_approved", sa.Boolean),  # null until somebody did
     sa.Column("expires_at", sa.BigInteger, nullable=False, index=True),
 )

@@ -33,6 +33,15 @@ class SessionTokens:
 
 
 @dataclass(frozen=True, slots=True)
+class ProviderProof:
+    """Proof of a sign-in with an identity provider, as a session keeps it: its connection, and the ID token, sealed; None if it is not
+    kept."""
+
+    connection_id: str
+    id_token: bytes | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class LiveSession:
     """A session that may act now, with its person, their organization, and the roles that they hold."""
 
@@ -42,7 +51,7 @@ class LiveSession:
     grants: tuple[Grant, ...]
 
 
-def insert_session(tx: TenantTx, session: Session, tokens: SessionTokens) -> None:
+def insert_session(tx: TenantTx, session: Session, tokens: SessionTokens, proof: ProviderProof | None = None) -> None:
     """Store a new session of a person of the organization."""
     tx.connection.execute(
         user_sessions.insert().values(
@@ -60,6 +69,8 @@ def insert_session(tx: TenantTx, session: Session, tokens: SessionTokens) -> Non
             created_at=session.created_at,
             last_used_at=session.last_used_at,
             expires_at=session.expires_at,
+            connection_id=None if proof is None else proof.connection_id,
+            id_token=None if proof is None else proof.id_token,
         )
     )
 
@@ -95,6 +106,16 @@ def _live_session(tx: PlatformTx, row: Any) -> LiveSession:
     grants = tuple(list_user_grants(tx, row.organization_id, row.user_id))
     user = User(id=row.user_id, email=row.email, name=row.name, added_at=row.added_at)
     return LiveSession(_session(row), user, row.organization_id, grants)
+
+
+def find_proof(tx: TenantTx, session_id: str) -> ProviderProof | None:
+    """Return what a session keeps of the sign-in with an identity provider; None if it began otherwise."""
+    columns = user_sessions.c
+    query = sa.select(columns.connection_id, columns.id_token).where(
+        *_own(tx), columns.id == session_id, columns.connection_id.is_not(None)
+    )
+    row = tx.connection.execute(query).one_or_none()
+    return None if row is None else ProviderProof(row.connection_id, None if row.id_token is None else bytes(row.id_token))
 
 
 def note_session_use(tx: TenantTx, session_id: str, now: int) -> None:

@@ -1,7 +1,8 @@
 """A real identity provider (Canaille, as pytest-iam starts it) in a process of its own: run by `.venv-provider`, told what to do by lines.
 
-The first line that it writes is its issuer. Each line that it reads is JSON: {"client": [redirect addresses]} or {"user": {...}}, whose
-session is open from then on; it answers with a line each."""
+The first line that it writes is its issuer. Each line that it reads is JSON: {"client": [redirect addresses]}, where "id" is the id of
+the client and "signed_out" the address to which the sign-out leads back, or {"user": {...}}, whose session is open from then on; it answers
+with a line each."""
 
 import json
 import os
@@ -45,20 +46,21 @@ def main() -> None:
     for line in sys.stdin:
         wanted = json.loads(line)
         if "client" in wanted:
-            print(json.dumps(add_client(server, wanted["client"])), flush=True)
+            print(json.dumps(add_client(server, wanted["client"], wanted.get("id"), wanted.get("signed_out"))), flush=True)
         else:
             print(json.dumps(sign_in(server, **wanted["user"])), flush=True)
 
 
-def add_client(server: Server, redirect_uris: list[str]) -> dict[str, str]:
-    """Register the client with these addresses."""
+def add_client(server: Server, redirect_uris: list[str], id: str | None, signed_out: str | None) -> dict[str, str]:
+    """Register the client with these addresses. The secret of one whose id is given is that id."""
     with server.app.app_context():
         client = server.models.Client(
-            client_id=str(uuid.uuid4()),
-            client_secret=str(uuid.uuid4()),
+            client_id=id or str(uuid.uuid4()),
+            client_secret=id or str(uuid.uuid4()),
             client_name="Tollway",
             client_uri="http://127.0.0.1",
             redirect_uris=redirect_uris,
+            post_logout_redirect_uris=[signed_out] if signed_out else [],
             grant_types=["authorization_code"],
             response_types=["code"],
             scope=["openid", "profile", "email", "groups"],

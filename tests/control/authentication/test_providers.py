@@ -1,5 +1,6 @@
 """People who sign in with a real identity provider (Canaille, of pytest-iam), and what is refused on the way back from it."""
 
+import html
 import json
 import secrets
 import subprocess
@@ -12,11 +13,14 @@ import httpx2
 import msgspec
 import pytest
 
+from tests.control.authentication import test_device_login as log_in
 from tests.control.browsing import Browser, find_user_id, join
-from tests.control.harness import NO_TLS, Running, TenantSetup, answered, make_tenant, running
+from tests.control.harness import NO_TLS, Running, TenantSetup, answered, find_token, make_tenant, running
 from tests.control.test_routes import refused
 from tests.storage.databases import SqliteTemplate
 from tollway.control.authentication import sign_in
+from tollway.control.identity import operators as control_operators
+from tollway.control.identity.operators import OperatorSignIn
 from tollway.storage import sign_in_connections as stored_connections
 
 ROOT = Path(__file__).parents[3]
@@ -68,7 +72,22 @@ def provider() -> Iterator[Provider]:
 @pytest.fixture(scope="module")
 def control(provider: Provider, sqlite_template: SqliteTemplate, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     directory = tmp_path_factory.mktemp("providers")
-    with sqlite_template.copied(directory) as url, running(url, directory / "archive", issuers=frozenset({provider.issuer})) as started:
+    operators = OperatorSignIn(
+        issuer=provider.issuer,
+        client_id="tollway-operators",
+        client_secret="tollway-operators",
+        groups_claim="groups",
+        operator_groups=frozenset({"platform"}),
+        second_operator_groups=frozenset({"finance"}),
+        auditor_groups=frozenset({"audit"}),
+    )
+    issuers = frozenset({provider.issuer})
+    with (
+        sqlite_template.copied(directory) as url,
+        running(url, directory / "archive", issuers=issuers, operator_sign_in=operators) as started,
+    ):
+        back = [f"{started.url}/sign-in/operators/callback"]
+        provider.tell(client=back, id="tollway-operators", signed_out=f"{started.url}/signed-out")
         yield started
 
 
@@ -99,7 +118,8 @@ def connect(provider: Provider, admin: httpx2.Client) -> Callable[..., dict[str,
     def make(**wanted: Any) -> dict[str, Any]:
         body = {"name": "Company", "issuer": provider.issuer, "client_id": "none", "trusts_addresses": True, **wanted}
         made = answered(admin.post(CONNECTIONS, json=body))
-        client = provider.tell(client=[made["redirect_uri"]])
+        signed_out = made["redirect_uri"].partition("/sign-in")[0] + "/signed-out"
+        client = provider.tell(client=[made["redirect_uri"]], signed_out=signed_out)
         return dict(answered(admin.post(f"{CONNECTIONS}/{made['id']}", json=client)))
 
     return make
@@ -188,6 +208,136 @@ class TestPeople:
         assert arrive(control, provider, connection).page.status_code == 401
 
 
+def enter_as_operator(control: Running, provider: Provider, *groups: str, name: str = "olga") -> Browser:
+    """Sign in as an operator who is in `groups` at the provider. Return the browser."""
+    provider.tell(user={"email": f"{name}@ops.example", "name": name.title(), "groups": list(groups)})
+    connection = {"id": "operators", "redirect_uri": f"{control.url}/sign-in/operators/callback"}
+    return arrive(control, provider, connection)
+
+
+def log_in_operator(control: Running, browser: Browser) -> dict[str, Any]:
+    """Approve a login of the command line in the browser of an operator. Return its tokens."""
+    begun = log_in.begin(control)
+    log_in.decide(browser, begun)
+    tokens: dict[str, Any] = answered(log_in.poll(control, begun))
+    return tokens
+
+
+class TestOperators:
+    def test_groups_of_the_provider_make_operators_and_auditors(self, control: Running, provider: Provider, tenant: TenantSetup) -> None:
+        browser = enter_as_operator(control, provider, "platform", "other")
+        assert "operator of the platform" in browser.page.text and "olga@ops.example" in browser.page.text
+        token = log_in_operator(control, browser)["access_token"]
+        assert token.startswith("tw_operator_")
+        olga = control.client(token)
+        listed = {each["email"]: each for each in answered(olga.get("/v1/platform/operators"))["data"]}
+        assert (listed["olga@ops.example"]["role"], listed["olga@ops.example"]["origin"]) == ("operator", "first")
+        acting = control.client(token, **{"openai-organization": tenant.organization_id})
+        me = answered(acting.get("/v1/me"))
+        assert (me["operator_id"], me["api_key_id"], me["user"]) == (listed["olga@ops.example"]["id"], None, None)
+        answered(acting.post("/v1/organization/projects", json={"name": "by olga"}))
+        (record,) = answered(acting.get("/v1/organization/audit_logs", params={"event_types": ["project.created"], "limit": 1}))["data"]
+        assert me["operator_id"] in str(record["actor"])
+        answered(acting.post("/v1/organization/invites", json={"email": "invited@ops.example", "role": "owner"}))
+        invited = control.client(find_token(control, "invited@ops.example"))
+        answered(invited.post("/v1/invites/accept", json={"name": "Ida"}))
+        made = answered(olga.post("/v1/platform/keys", json={"name": "by olga"}))
+        assert (made["created_by"], made["origin"]) == (me["operator_id"], "first")
+
+        auditor = control.client(log_in_operator(control, enter_as_operator(control, provider, "audit", name="otto"))["access_token"])
+        answered(auditor.get("/v1/platform/operators"))
+        refused(auditor.post("/v1/platform/keys", json={"name": "x"}), 403, "insufficient_scope")
+
+    def test_whoever_leaves_the_groups_is_out_with_all_sessions(self, control: Running, provider: Provider) -> None:
+        browser = enter_as_operator(control, provider, "platform", name="lena")
+        client = control.client(log_in_operator(control, browser)["access_token"])
+        answered(client.get("/v1/platform/keys"))
+        assert enter_as_operator(control, provider, "other", name="lena").page.status_code == 401
+        refused(client.get("/v1/platform/keys"), 401, "invalid_api_key")
+        assert "Sign in" in browser.open("/account").text
+        listed = {each["email"]: each["role"] for each in answered(control.operator().get("/v1/platform/operators"))["data"]}
+        assert listed["lena@ops.example"] is None
+        assert enter_as_operator(control, provider, name="eve").page.status_code == 401
+        assert "eve@ops.example" not in {each["email"] for each in answered(control.operator().get("/v1/platform/operators"))["data"]}
+
+    def test_session_of_an_operator_is_ended_by_another_one(self, control: Running, provider: Provider) -> None:
+        browser = enter_as_operator(control, provider, "platform", name="mina")
+        operator, operators = control.operator(), "/v1/platform/operators"
+        found = next(each["id"] for each in answered(operator.get(operators))["data"] if each["email"] == "mina@ops.example")
+        (session,) = answered(operator.get(f"{operators}/{found}/sessions"))["data"]
+        assert (session["kind"], session["method"]) == ("browser", "provider")
+        answered(operator.delete(f"{operators}/{found}/sessions/{session['id']}"))
+        assert "Sign in" in browser.open("/account").text
+        refused(operator.delete(f"{operators}/{found}/sessions/{session['id']}"), 404, "not_found")
+        refused(operator.get(f"{operators}/operator_{'0' * 32}/sessions"), 404, "not_found")
+        client = control.client(log_in_operator(control, enter_as_operator(control, provider, "platform", name="mina"))["access_token"])
+        answered(operator.delete(f"{operators}/{found}"))
+        refused(client.get(operators), 401, "invalid_api_key")
+        events = {each["type"] for each in answered(operator.get("/v1/platform/audit_logs", params={"limit": 50}))["data"]}
+        assert {"login.succeeded", "session.ended", "operator.role_removed"} <= events
+
+    def test_login_of_an_operator_is_renewed_until_the_sign_in_ends(self, control: Running, provider: Provider) -> None:
+        tokens = log_in_operator(control, enter_as_operator(control, provider, "platform", name="nora"))
+        renewed = answered(log_in.refresh(control, tokens["refresh_token"]))
+        client = control.client(renewed["access_token"])
+        answered(client.get("/v1/platform/keys"))
+        refused(control.client(tokens["access_token"]).get("/v1/platform/keys"), 401, "invalid_api_key")
+        with control.clock.set_to(control.plane.now() + 12 * 3600 * 1_000_000):
+            log_in.denied(log_in.refresh(control, renewed["refresh_token"]), "invalid_grant")
+        again = answered(log_in.refresh(control, renewed["refresh_token"]))
+        log_in.denied(log_in.refresh(control, renewed["refresh_token"]), "invalid_grant")  # presented again: the login ends
+        refused(control.client(again["access_token"]).get("/v1/platform/keys"), 401, "invalid_api_key")
+
+    def test_operator_has_no_pages_of_people_and_no_rights_by_a_cookie(self, control: Running, provider: Provider) -> None:
+        browser = enter_as_operator(control, provider, "platform", name="pia")
+        assert browser.client.get("/account/authenticator").headers["location"].startswith("/sign-in")
+        refused(browser.client.get("/v1/platform/keys"), 401, "invalid_api_key")
+        refused(control.client(browser.secret).get("/v1/platform/keys"), 401, "invalid_api_key")
+
+    def test_142_members_of_groups_of_both_origins_have_the_first(self, control: Running, provider: Provider) -> None:
+        for groups, origin in ((("platform", "finance"), "first"), (("finance",), "second")):
+            token = log_in_operator(control, enter_as_operator(control, provider, *groups, name="rosa"))["access_token"]
+            found = answered(control.client(token).get("/v1/platform/operators"))["data"]
+            assert next(each["origin"] for each in found if each["email"] == "rosa@ops.example") == origin
+
+    def test_operator_keys_work_while_the_settings_name_no_provider(self, control: Running) -> None:
+        answered(control.operator().get("/v1/platform/operators"))
+        assert control_operators.map_groups(require_sign_in(control), ["other"]) is None
+
+
+class TestSignOut:
+    def test_sign_out_leads_to_the_provider_and_back(
+        self, control: Running, provider: Provider, connect: Callable[..., Any], domain: str
+    ) -> None:
+        connection = connect(domains=[domain], role="reader")
+        provider.tell(user={"email": f"ada@{domain}", "name": "Ada", "groups": []})
+        person = arrive(control, provider, connection)
+        for browser in (person, enter_as_operator(control, provider, "platform")):
+            provider.tell(user={"email": "olga@ops.example" if browser is not person else f"ada@{domain}", "name": "x", "groups": []})
+            browser.open("/account")
+            page = browser.send("/sign-out")
+            url = page.headers["refresh"].removeprefix("0; url=")
+            assert html.escape(url) in page.text and parse_qs(urlsplit(url).query)["id_token_hint"]
+            assert provider.open(url) == f"{control.url}/signed-out"
+            assert "You are signed out" in browser.open("/signed-out").text and "Sign in" in browser.open("/account").text
+
+    def test_sign_out_ends_here_where_the_connection_is_gone(
+        self, control: Running, provider: Provider, admin: httpx2.Client, connect: Callable[..., Any], domain: str
+    ) -> None:
+        connection = connect(domains=[domain], role="reader")
+        provider.tell(user={"email": f"ada@{domain}", "name": "Ada", "groups": []})
+        browser = arrive(control, provider, connection)
+        answered(admin.delete(f"{CONNECTIONS}/{connection['id']}"))
+        page = browser.send("/sign-out")
+        assert "You are signed out" in page.text and "refresh" not in page.headers
+
+
+def require_sign_in(control: Running) -> OperatorSignIn:
+    found = control.plane.operator_sign_in
+    assert found is not None
+    return found
+
+
 class TestReturns:
     @pytest.fixture
     def begun(self, control: Running, provider: Provider, connect: Callable[..., Any], domain: str) -> tuple[Browser, str, dict[str, Any]]:
@@ -230,7 +380,7 @@ class TestReturns:
         answer = browser.client.get(path, params={name: value for name, value in query.items() if value is not None})
         assert answer.status_code == 401 and "set-cookie" not in answer.headers
 
-    @pytest.mark.parametrize("field", ["nonce", "verifier", "connection_id", "ends_at"])
+    @pytest.mark.parametrize("field", ["nonce", "verifier", "client_id", "ends_at"])
     def test_50_flow_that_is_not_the_one_of_the_code_is_refused(
         self, control: Running, begun: tuple[Browser, str, dict[str, Any]], field: str
     ) -> None:

@@ -69,7 +69,8 @@ OTHER_TABLES = {
     "scim_users", "scim_groups",  # what a directory says of them
     "token_signing_keys", "identity_providers", "federation_rules", "used_assertions",
     "client_certificates", "certificate_rules",  # whose tokens are accepted
-    "user_credentials", "user_sessions", "sign_in_links", "sign_in_attempts", "device_logins",  # who signed in
+    "user_credentials", "user_sessions", "operators", "operator_sessions",
+    "sign_in_links", "sign_in_attempts", "device_logins",  # who signed in
     "sign_in_connections", "user_identities",  # and where
     "engine_readings", "engine_hours", "engine_members",  # what engines counted: a second witness, not a bill
 }  # fmt: skip

@@ -76,7 +76,12 @@ def whoami(
         print_json(found)
         return
     user = found["user"]
-    print(f"you           {user['name']} <{user['email']}> ({user['id']})" if user else f"key           {found['api_key_id']}")
+    if user:
+        print(f"you           {user['name']} <{user['email']}> ({user['id']})")
+    elif found["operator_id"]:
+        print(f"operator      {found['operator_id']}")
+    else:
+        print(f"key           {found['api_key_id']}")
     print(f"organization  {found['organization_id']}")
     for role in found["roles"]:
         print(f"role          {role['name']} in {role['project_id'] or 'the organization'}")

@@ -12,6 +12,7 @@ import typer
 from tollway.cli.databases import DatabaseUrl, chosen, find_owner_url, parse_database_url
 from tollway.cli.processes import Config, DataDir, Link, find_limits_store, inherit_or_open, read_settings
 from tollway.control.identity.mail import MailServer
+from tollway.control.identity.operators import OperatorSignIn
 from tollway.control.reconciliation.reconcile import ReconcileOptions
 from tollway.domain.money import parse_sum
 from tollway.domain.networks import Network, parse_network
@@ -21,7 +22,7 @@ from tollway.serve import data_directory
 from tollway.serve.control import AuditOptions, ControlSettings, now, run_control
 from tollway.serve.key_ring import make_key_ring
 from tollway.serve.sockets import parse_address
-from tollway.settings import ControlSection, LeakedKeysSection, MailSection, OperatorError, ReconcileSection
+from tollway.settings import ControlSection, LeakedKeysSection, MailSection, OperatorError, OperatorSignInSection, ReconcileSection
 
 
 def control(
@@ -79,6 +80,7 @@ def control(
             private_issuers=frozenset(settings.control.private_issuers.split()),
             trusted_proxies=_trusted_proxies(settings.control.trusted_proxies),
             github_keys_url=_github_keys_url(settings.control.leaked_keys),
+            operator_sign_in=_operator_sign_in(settings.control.operator_sign_in, os.environ.get("TOLLWAY_OPERATOR_CLIENT_SECRET")),
             mail=_mail_server(settings.control.mail, os.environ.get("TOLLWAY_MAIL_PASSWORD", "")),
         )
         raise typer.Exit(run_control(options))
@@ -115,12 +117,33 @@ def _mail_server(section: MailSection, password: str) -> MailServer | None:
     return MailServer(host=host, port=port, sender=section.sender, security=section.security, username=section.username, password=password)
 
 
+def _operator_sign_in(section: OperatorSignInSection, client_secret: str | None) -> OperatorSignIn | None:
+    """Return the identity provider of the platform; None without an issuer. Raises OperatorError for one that lacks what it needs."""
+    if section.issuer is None:
+        return None
+    if section.client_id is None:
+        raise OperatorError("control.operator_sign_in.client_id is missing: the id of this platform at the provider")
+    groups = (section.operator_groups, section.second_operator_groups, section.auditor_groups)
+    if not any(groups):
+        raise OperatorError("control.operator_sign_in names no groups, so that nobody could sign in", hint="set operator_groups")
+    return OperatorSignIn(
+        issuer=section.issuer,
+        client_id=section.client_id,
+        client_secret=client_secret or None,
+        groups_claim=section.groups_claim,
+        operator_groups=frozenset(section.operator_groups),
+        second_operator_groups=frozenset(section.second_operator_groups),
+        auditor_groups=frozenset(section.auditor_groups),
+    )
+
+
 def find_control_problems(section: ControlSection) -> Iterator[OperatorError]:
     """Yield what would keep a control process with these settings from starting: addresses, the database's URL, amounts of money."""
     checks: list[Callable[[], object]] = [
         partial(parse_address, section.listen, option="control.listen"),
         partial(parse_address, section.link, option="control.link"),
         partial(_mail_server, section.mail, ""),
+        partial(_operator_sign_in, section.operator_sign_in, None),
         partial(_approval_above, section.corrections.approval_above),
         partial(_public_url, section.public_url),
         partial(_github_keys_url, section.leaked_keys),

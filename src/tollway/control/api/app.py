@@ -40,7 +40,18 @@ from tollway.control.api.authentication import (
 from tollway.control.api.bounds import limits
 from tollway.control.api.catalog import catalog, deployments, price_books, prices
 from tollway.control.api.gateways import link, losses, nodes
-from tollway.control.api.identity import api_keys, federation, groups, invites, leaked_keys, operator_keys, roles, service_accounts, users
+from tollway.control.api.identity import (
+    api_keys,
+    federation,
+    groups,
+    invites,
+    leaked_keys,
+    operator_keys,
+    operators,
+    roles,
+    service_accounts,
+    users,
+)
 from tollway.control.api.metering import quarantined_records, reconciliation, records, request_log, usage
 from tollway.control.api.money import budgets, corrections, credits, ledger, periods, spend_limits
 from tollway.control.api.places import CALLER_REQUESTS_MAX, NODE_REQUESTS_MAX, Place, Places
@@ -106,6 +117,7 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     credits.router,
     quarantined_records.router,
     operator_keys.router,
+    operators.router,
     audit_logs.router,
     peppers.router,
     encryption.router,

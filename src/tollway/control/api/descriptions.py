@@ -500,6 +500,7 @@ PARAMETERS: Mapping[str, FieldText] = {
     "certificate_id": FieldText("The certificate.", "cert_0198c5f2a3b47c11a0b1c2d3e4f50617"),
     "certificate_rule_id": FieldText("The rule of the certificate.", "certrule_0198c5f2a3b47c11a0b1c2d3e4f50617"),
     "include": FieldText("`content`: show the certificate itself.", ["content"]),
+    "operator_id": FieldText("The operator.", "operator_0198c5f2a3b47c11a0b1c2d3e4f50617"),
     "session_id": FieldText("The session.", "sess_0198c5f2a3b47c11a0b1c2d3e4f50617"),
     "user_id": FieldText("The person.", _USER),
     "group_id": FieldText("The group.", "group_0198c5f2a3b47c11a0b1c2d3e4f50617"),
@@ -515,8 +516,8 @@ SECURITY_SCHEMES: Mapping[str, Mapping[str, str]] = {
     name: {"type": "http", "scheme": "bearer", "description": text}
     for name, text in {
         "adminKey": "An admin key of the organization (tw_admin_...), the access token of a login (tw_user_...),"
-        " or an operator key with the header `OpenAI-Organization`.",
-        "operatorKey": "A key of an operator of the platform (tw_platform_...).",
+        " or what operators present (`operatorKey`) with the header `OpenAI-Organization`.",
+        "operatorKey": "A key of an operator (tw_platform_...), or the access token of an operator's login (tw_operator_...).",
         "nodeKey": "The key of a gateway (tw_node_...).",
         "inviteToken": "The token of an invitation, as it came by mail (tw_invite_...).",
         "joinToken": "A token with which one gateway registers itself (tw_join_...).",

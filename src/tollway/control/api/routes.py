@@ -128,10 +128,21 @@ def _find_person(plane: ControlPlane, request: Request) -> Tenant | None:
     return access.identify_by_token(plane.database, plane.peppers, secret, request.headers.get("openai-organization"), plane.now())
 
 
+def _find_operator(plane: ControlPlane, request: Request) -> Operator | None:
+    """Return the operator who logged in with the command line, if their access token is presented."""
+    secret = _presented(request).decode("ascii")
+    if not keys.is_operator_token(secret):
+        return None
+    return access.identify_operator_by_token(plane.database, plane.peppers, plane.operator_issuer, secret, plane.now())
+
+
 def _identify_tenant(plane: ControlPlane, request: Request) -> Tenant:
     person = _find_person(plane, request)
     if person is not None:
         return person
+    operator = _find_operator(plane, request)
+    if operator is not None:
+        return access.act_for(plane.database, operator, request.headers.get("openai-organization"))
     return access.require_tenant(plane.database, _identify(plane, request), request.headers.get("openai-organization"))
 
 
@@ -142,7 +153,11 @@ def _check_tenant(permission: Permission, plane: ControlPlane, request: Request)
 
 
 def _check_operator(permission: Permission, plane: ControlPlane, request: Request) -> Operator:
-    return access.require_operator(_identify(plane, request), permission)
+    signed_in = _find_operator(plane, request)
+    if signed_in is None:
+        return access.require_operator(_identify(plane, request), permission)
+    access.require_platform_permission(signed_in, permission)
+    return signed_in
 
 
 def _check_node(plane: ControlPlane, request: Request) -> NodeCaller:

@@ -20,6 +20,8 @@ EVENTS: Mapping[str, str] = {
     "retire_admin_key_secret": "api_key.updated",
     "create_operator_key": "api_key.created",
     "delete_operator_key": "api_key.deleted",
+    "delete_operator": "operator.role_removed",
+    "delete_operator_session": "session.ended",
     "update_organization_retention": "organization.updated",
     "update_project_retention": "project.updated",
     "report_own_leaked_keys": "api_key.leak_reported",

@@ -14,15 +14,16 @@ from tollway.control.auditing import audit
 from tollway.control.auditing.audit import AuditedOperation
 from tollway.control.authentication import sign_in
 from tollway.control.authentication.oauth import ExchangeRefused, IssuedToken, Parameters
-from tollway.control.identity import sessions
+from tollway.control.identity import operators, sessions
 from tollway.control.identity.sessions import LiveSession
 from tollway.control.plane import ControlPlane
 from tollway.domain import ids, keys
 from tollway.domain.audit import Actor, ActorKind
 from tollway.domain.faults import SIGN_INS_EXCEEDED, Fault
-from tollway.domain.keys import RANDOM_BYTES
-from tollway.domain.sessions import SessionKind, SignInMethod
+from tollway.domain.keys import RANDOM_BYTES, NewKey, Operator
+from tollway.domain.sessions import LIFETIMES, OperatorSession, SessionKind, SignInMethod
 from tollway.storage import device_logins as storage
+from tollway.storage import operators as stored_operators
 from tollway.storage import sessions as stored_sessions
 from tollway.storage.device_logins import DeviceLogin as DeviceLogin  # of `find_pending`, for the page
 from tollway.storage.sessions import SessionTokens
@@ -84,14 +85,15 @@ def begin(plane: ControlPlane, parameters: Parameters, *, address: str, agent: s
 # ---- The person ---------------------------------------------------------------------------------------------------------
 
 
-def find_pending(plane: ControlPlane, live: LiveSession, address: str, text: str) -> DeviceLogin | None:
-    """Return the login of the code that a person enters; None if there is none. Raises SIGN_INS_EXCEEDED after a few wrong ones."""
+def find_pending(plane: ControlPlane, approver_id: str, address: str, text: str) -> DeviceLogin | None:
+    """Return the login of the code that a person or an operator (`approver_id`) enters; None if there is none. Raises SIGN_INS_EXCEEDED
+    after a few wrong ones."""
     sign_in.count_device(plane, address)
-    sign_in.count_device_code(plane, live.user.id)
+    sign_in.count_device_code(plane, approver_id)
     with plane.database.platform(write=False) as tx:
         found = storage.find_pending(tx, _normalize(text), plane.now())
     if found is not None:
-        sign_in.take_back_device_code(plane, live.user.id)
+        sign_in.take_back_device_code(plane, approver_id)
     return found
 
 
@@ -103,6 +105,17 @@ def decide(plane: ControlPlane, live: LiveSession, user_code: str, *, is_approve
         was_pending = storage.decide(platform, _normalize(user_code), live.user.id, is_approved=is_approved, now=plane.now())
     if was_pending:
         sign_in.take_back_device_code(plane, live.user.id)
+    return was_pending
+
+
+def decide_as_operator(plane: ControlPlane, operator: Operator, user_code: str, *, is_approved: bool) -> bool:
+    """As `decide`, for an operator who signed in. The session of their browser stands for them until the device asks."""
+    assert operator.live is not None, "only operators who signed in get here"
+    sign_in.count_device_code(plane, operator.key_id)
+    with plane.database.platform() as tx:
+        was_pending = storage.decide(tx, _normalize(user_code), operator.live.id, is_approved=is_approved, now=plane.now())
+    if was_pending:
+        sign_in.take_back_device_code(plane, operator.key_id)
     return was_pending
 
 
@@ -140,6 +153,8 @@ def _redeem(plane: ControlPlane, parameters: Parameters) -> IssuedToken:
                 refusal = ExchangeRefused("access_denied", "The person denied the login.")
     if refusal is not None or login is None or login.user_id is None:
         raise refusal or ExchangeRefused("invalid_grant", _NO_LOGIN)
+    if ids.is_id(ids.OPERATOR_SESSION, login.user_id):
+        return _begin_operator_session(plane, login, login.user_id)
     with plane.database.platform(write=False) as tx:
         organization_id = storage.find_user_organization(tx, login.user_id)
     if organization_id is None:
@@ -169,12 +184,42 @@ def _begin_session(plane: ControlPlane, login: DeviceLogin, user_id: str, organi
     return issued
 
 
+def _begin_operator_session(plane: ControlPlane, login: DeviceLogin, browser_session_id: str) -> IssuedToken:
+    """Begin a session that ends with the sign-in of the browser that approved it. Raises ExchangeRefused if that has ended."""
+    now, issuer = plane.now(), plane.operator_issuer
+    with plane.database.platform(write=False) as tx:
+        operator = None if issuer is None else stored_operators.find_live_by_id(tx, issuer, browser_session_id, now)
+    if operator is None or operator.live is None:
+        raise ExchangeRefused("access_denied", "The session in which the login was approved has ended.")
+    approved = operator.live
+    session = OperatorSession(
+        id=plane.new_id(ids.OPERATOR_SESSION),
+        operator_id=approved.operator_id,
+        email=approved.email,
+        name=approved.name,
+        kind=SessionKind.COMMAND_LINE,
+        method=SignInMethod.DEVICE,
+        address=login.address,
+        agent=login.agent,
+        created_at=now,
+        last_used_at=now,
+        expires_at=approved.created_at + LIFETIMES[SessionKind.BROWSER].seconds * 1_000_000,
+    )
+    issued, tokens = _make_tokens(plane, None, keys.new_operator_token)
+    actor = Actor(kind=ActorKind.OPERATOR, id=approved.operator_id, address=login.address)
+    operation = AuditedOperation(event="login.succeeded", operation="create_token", actor=actor)
+    with plane.database.recording(audit.record_in(operation, new_id=plane.new_id, now=now)).platform() as tx:
+        operators.insert_session(tx, session, tokens, None, now)
+    plane.sign_ins.count(SignInMethod.DEVICE, "succeeded")
+    return issued
+
+
 def _refresh(plane: ControlPlane, parameters: Parameters) -> IssuedToken:
     """Return the next tokens of a login for its refresh token. Raises ExchangeRefused; the login ends if the token was used before."""
     token = parameters.get("refresh_token", "")
     found = _find_family(plane, token)
     if found is None:
-        raise ExchangeRefused("invalid_grant", "The login has ended. Log in again.")
+        return _refresh_operator(plane, token)
     live, digest = found
     if any(hmac.compare_digest(digest, keys.digest(pepper, token.encode())) for pepper in plane.peppers.values()):
         issued, tokens = _make_tokens(plane, keys.find_family(token))
@@ -188,6 +233,24 @@ def _refresh(plane: ControlPlane, parameters: Parameters) -> IssuedToken:
     raise ExchangeRefused("invalid_grant", "The refresh token was used before, so the login has ended. Log in again.")
 
 
+def _refresh_operator(plane: ControlPlane, token: str) -> IssuedToken:
+    """As `_refresh`, for a login of an operator."""
+    found = _find_operator_family(plane, token)
+    if found is None or found[0].live is None:
+        raise ExchangeRefused("invalid_grant", "The login has ended. Log in again.")
+    (operator, digest), session = found, found[0].live
+    if any(hmac.compare_digest(digest, keys.digest(pepper, token.encode())) for pepper in plane.peppers.values()):
+        issued, tokens = _make_tokens(plane, keys.find_family(token), keys.new_operator_token)
+        with plane.database.platform() as tx:
+            is_first = stored_operators.replace_tokens(tx, session.id, tokens, digest, plane.now())
+        if is_first:
+            return issued
+    _end_operator(plane, operator, "session.ended", address="", request_id="")
+    plane.sign_ins.count(SignInMethod.DEVICE, "refused")
+    plane.log({"event": "refresh_token_reused", "session_id": session.id})
+    raise ExchangeRefused("invalid_grant", "The refresh token was used before, so the login has ended. Log in again.")
+
+
 def revoke(plane: ControlPlane, parameters: Parameters, *, address: str, request_id: str) -> None:
     """End the login of a refresh token or an access token. Does nothing for anything else (RFC 7009, section 2.2)."""
     token = parameters.get("token", "")
@@ -198,6 +261,14 @@ def revoke(plane: ControlPlane, parameters: Parameters, *, address: str, request
         live = found[0]
     if live is not None:
         _end(plane, live, "logout.succeeded", address=address, request_id=request_id)
+        return
+    operator = None
+    if keys.is_operator_token(token) and plane.operator_issuer is not None:
+        operator = operators.find_by_secret(plane.database, plane.peppers, plane.operator_issuer, token, plane.now())
+    elif (of_operator := _find_operator_family(plane, token)) is not None:
+        operator = of_operator[0]
+    if operator is not None:
+        _end_operator(plane, operator, "logout.succeeded", address=address, request_id=request_id)
 
 
 def _find_family(plane: ControlPlane, token: str) -> tuple[LiveSession, bytes] | None:
@@ -208,6 +279,23 @@ def _find_family(plane: ControlPlane, token: str) -> tuple[LiveSession, bytes] |
         return stored_sessions.find_session_by_refresh_id(tx, family, plane.now())
 
 
+def _find_operator_family(plane: ControlPlane, token: str) -> tuple[Operator, bytes] | None:
+    family = keys.find_family(token)
+    if family is None or plane.operator_issuer is None:
+        return None
+    with plane.database.platform(write=False) as tx:
+        return stored_operators.find_by_refresh_id(tx, plane.operator_issuer, family, plane.now())
+
+
+def _end_operator(plane: ControlPlane, operator: Operator, event: str, *, address: str, request_id: str) -> None:
+    assert operator.live is not None, "only operators who signed in get here"
+    actor = Actor(kind=ActorKind.OPERATOR, id=operator.key_id, address=address, request_id=request_id)
+    operation = AuditedOperation(event=event, operation="revoke_token", actor=actor)
+    recorder = audit.record_in(operation, new_id=plane.new_id, now=plane.now())
+    with plane.database.recording(recorder).platform() as tx:
+        stored_operators.delete_session(tx, operator.key_id, operator.live.id)
+
+
 def _end(plane: ControlPlane, live: LiveSession, event: str, *, address: str, request_id: str) -> None:
     actor = Actor(kind=ActorKind.USER, id=live.user.id, address=address, request_id=request_id)
     operation = AuditedOperation(event=event, operation="revoke_token", actor=actor)
@@ -216,8 +304,10 @@ def _end(plane: ControlPlane, live: LiveSession, event: str, *, address: str, re
         stored_sessions.delete_session(tenant, live.user.id, live.session.id)
 
 
-def _make_tokens(plane: ControlPlane, family: str | None) -> tuple[IssuedToken, SessionTokens]:
-    access = keys.new_user_token(plane.random_bytes(RANDOM_BYTES))
+def _make_tokens(
+    plane: ControlPlane, family: str | None, new_access_token: Callable[[bytes], NewKey] = keys.new_user_token
+) -> tuple[IssuedToken, SessionTokens]:
+    access = new_access_token(plane.random_bytes(RANDOM_BYTES))
     refresh = keys.new_refresh_token(plane.random_bytes(RANDOM_BYTES), family)
     tokens = SessionTokens(
         digest=plane.pepper.digest(access.secret).value,

@@ -23,12 +23,14 @@ from tollway.control.plane import ControlPlane
 from tollway.domain import ids
 from tollway.domain.audit import Actor, ActorKind, Target
 from tollway.domain.faults import SIGN_IN_REFUSED, SIGN_INS_EXCEEDED, Fault
-from tollway.domain.keys import RANDOM_BYTES
+from tollway.domain.keys import RANDOM_BYTES, Operator
 from tollway.domain.sessions import SignInMethod
+from tollway.storage import operators as stored_operators
 from tollway.storage import people as stored_people
 from tollway.storage import sessions as stored_sessions
 from tollway.storage import sign_in as storage
 from tollway.storage.database import TenantTx
+from tollway.storage.sessions import ProviderProof
 from tollway.worker_threads import run_in_thread
 
 ACCOUNT_ATTEMPTS_MAX = 10
@@ -56,13 +58,14 @@ _STEP = "sign_in_step"
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """The one who presents something. `address`: of the peer. `agent`: what their browser says that it is. `before`: the session that the
-    browser has already, which ends with a new sign-in."""
+    """The one who presents something. `address`: of the peer. `agent`: what their browser says that it is. `before`, `operator_before`: the
+    session that the browser has already, which ends with a new sign-in."""
 
     address: str
     agent: str
     request_id: str
     before: LiveSession | None = None
+    operator_before: Operator | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,9 +194,12 @@ def begin(
     *counted: str,
     link: bytes | None = None,
     proven: bytes | None = None,
+    session_id: str | None = None,
+    proof: ProviderProof | None = None,
 ) -> Begun:
     """Begin a session, use up the link of the sign-in, end the session that the browser had, and forget the attempts before.
-    `proven`: digest of the password hash that was verified. Raises SIGN_IN_REFUSED if the link was used, or the password was changed or
+    `proven`: digest of the password hash that was verified. `session_id`: id of the new session, if it was drawn before. `proof`: of a
+    sign-in with an identity provider. Raises SIGN_IN_REFUSED if the link was used, or the password was changed or
     reset, meanwhile."""
     now, user = plane.now(), account.user
     actor = Actor(kind=ActorKind.USER, id=user.id, address=visitor.address, request_id=visitor.request_id)
@@ -205,26 +211,37 @@ def begin(
         begun = sessions.begin_session(
             tx,
             user.id,
-            id=plane.new_id(ids.SESSION),
+            id=session_id or plane.new_id(ids.SESSION),
             method=method,
             address=visitor.address,
             agent=visitor.agent,
+            proof=proof,
             random_bytes=plane.random_bytes(RANDOM_BYTES),
             pepper=plane.pepper,
             now=now,
         )
         for each in counted:
             storage.forget_attempts(tx, _digest(each))
-    if visitor.before is not None:
-        end_own_session(plane, visitor.before)
+    end_session_before(plane, visitor)
     plane.sign_ins.count(method, "succeeded")
     return begun
 
 
-def end_own_session(plane: ControlPlane, live: LiveSession) -> None:
-    """End a session because its person signs out, or in again."""
+def end_session_before(plane: ControlPlane, visitor: Visitor) -> None:
+    """End the session that a browser had before a new sign-in."""
+    if visitor.before is not None:
+        end_own_session(plane, visitor.before)
+    if visitor.operator_before is not None and visitor.operator_before.live is not None:
+        with plane.database.platform() as tx:
+            stored_operators.delete_session(tx, visitor.operator_before.key_id, visitor.operator_before.live.id)
+
+
+def end_own_session(plane: ControlPlane, live: LiveSession) -> ProviderProof | None:
+    """End a session because its person signs out, or in again. Return what it kept of the sign-in with an identity provider."""
     with plane.database.tenant(live.organization_id) as tx:
+        proof = stored_sessions.find_proof(tx, live.session.id)
         stored_sessions.delete_session(tx, live.user.id, live.session.id)
+    return proof
 
 
 def record_refusal(plane: ControlPlane, refused: Refused, visitor: Visitor) -> None:

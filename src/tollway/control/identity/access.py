@@ -7,7 +7,7 @@ secret goes no further than its digest: no query, log or error ever holds it.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from tollway.control.identity import sessions
+from tollway.control.identity import operators, sessions
 from tollway.control.identity.keys import Grantor
 from tollway.control.identity.sessions import LiveSession
 from tollway.control.secrets import peppers as stored_peppers
@@ -44,7 +44,8 @@ NODE_MISMATCH = FaultKind(
 class Tenant:
     """Someone who may act in one organization: with a key of its own, or an operator on its behalf (`is_operator`). `expires_at`: of the
     key presented, None if it does not expire. `grants`: the roles that the key holds. `live`: the session of a person who signed in, whose
-    id `key_id` is then: what they make does not end with their session, and is theirs, whichever session it was made in."""
+    id `key_id` is then: what they make does not end with their session, and is theirs, whichever session it was made in.
+    `operator_session_id`: of an operator who signed in, whose id `key_id` is then."""
 
     key_id: str
     organization_id: str
@@ -52,11 +53,12 @@ class Tenant:
     expires_at: int | None = None
     grants: tuple[Grant, ...] = ()
     live: LiveSession | None = None
+    operator_session_id: str | None = None
 
     @property
     def session_id(self) -> str | None:
         """The id of the session of a person, for the log; None for a key."""
-        return None if self.live is None else self.live.session.id
+        return self.operator_session_id if self.live is None else self.live.session.id
 
     @property
     def grantor(self) -> Grantor:
@@ -127,6 +129,12 @@ def require_tenant(database: Database, key: ActiveKey, organization_id: str | No
         return Tenant(key.id, key.organization_id, expires_at=key.expires_at, grants=key.grants)
     if key.type is not KeyType.PLATFORM:
         raise Fault(SCOPE_INSUFFICIENT)
+    named = _require_organization(database, organization_id)
+    return Tenant(key.id, named, is_operator=True, expires_at=key.expires_at, grants=key.grants)
+
+
+def _require_organization(database: Database, organization_id: str | None) -> str:
+    """Return the organization that an operator names to act for. Raises Fault PARAMETER_MISSING, RESOURCE_UNKNOWN."""
     if organization_id is None:
         raise Fault(
             PARAMETER_MISSING,
@@ -136,7 +144,7 @@ def require_tenant(database: Database, key: ActiveKey, organization_id: str | No
     with database.platform(write=False) as tx:
         if not ids.is_id(ids.ORGANIZATION, organization_id) or not platform_queries.has_organization(tx, organization_id):
             raise Fault(RESOURCE_UNKNOWN)
-    return Tenant(key.id, organization_id, is_operator=True, expires_at=key.expires_at, grants=key.grants)
+    return organization_id
 
 
 def identify_person(database: Database, peppers: Mapping[int, bytes], secret: str | None, now: int) -> Tenant:
@@ -158,6 +166,22 @@ def identify_by_token(database: Database, peppers: Mapping[int, bytes], secret: 
     return as_tenant(live)
 
 
+def identify_operator_by_token(database: Database, peppers: Mapping[int, bytes], issuer: str | None, secret: str, now: int) -> Operator:
+    """Return which operator has this access token of a login with the command line at `now`. `issuer`: of the identity provider of the
+    platform; None without one. Raises Fault KEY_INVALID."""
+    found = None if issuer is None else operators.find_by_secret(database, peppers, issuer, secret, now)
+    if found is None:
+        raise Fault(KEY_INVALID)
+    return found
+
+
+def act_for(database: Database, operator: Operator, organization_id: str | None) -> Tenant:
+    """Return an operator who signed in as who acts for an organization (`organization_id`, a header). Raises Fault PARAMETER_MISSING,
+    RESOURCE_UNKNOWN."""
+    named = _require_organization(database, organization_id)
+    return Tenant(operator.key_id, named, is_operator=True, grants=(Grant(operator.role),), operator_session_id=operator.session_id)
+
+
 def as_tenant(live: LiveSession) -> Tenant:
     """Return the person of a session as someone who may act: what a key of theirs would be."""
     return Tenant(live.user.id, live.organization_id, grants=live.grants, live=live)
@@ -168,9 +192,15 @@ def require_operator(key: ActiveKey, permission: Permission) -> Operator:
     if key.type is not KeyType.PLATFORM or key.origin is None or len(key.grants) != 1:
         raise Fault(SCOPE_INSUFFICIENT)
     (grant,) = key.grants
-    if not grant.allows(permission, None):
+    operator = Operator(key.id, key.origin, grant.role)
+    require_platform_permission(operator, permission)
+    return operator
+
+
+def require_platform_permission(operator: Operator, permission: Permission) -> None:
+    """Raise SCOPE_INSUFFICIENT unless the role of an operator has `permission`."""
+    if permission not in operator.role.permissions:
         raise lacking(permission)
-    return Operator(key.id, key.origin, grant.role)
 
 
 def require_permission(tenant: Tenant, permission: Permission, project_id: str | None) -> None:

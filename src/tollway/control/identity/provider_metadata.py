@@ -24,7 +24,7 @@ KEPT_MAX = 1_000
 
 
 class ProviderMetadata(msgspec.Struct, frozen=True):
-    """Metadata of a provider (OpenID Connect Discovery 1.0, section 3), as far as they are used."""
+    """Metadata of a provider (OpenID Connect Discovery 1.0, section 3; RP-Initiated Logout 1.0, section 2.1), as far as they are used."""
 
     issuer: str
     authorization_endpoint: str
@@ -33,6 +33,7 @@ class ProviderMetadata(msgspec.Struct, frozen=True):
     token_endpoint_auth_methods_supported: tuple[str, ...] = ("client_secret_basic",)
     scopes_supported: tuple[str, ...] = ()
     authorization_response_iss_parameter_supported: bool = False
+    end_session_endpoint: str | None = None
 
 
 @dataclass(slots=True)

@@ -26,7 +26,7 @@ from tollway.storage import sessions as storage
 from tollway.storage import sign_in as stored_sign_in
 from tollway.storage.database import Database, TenantTx
 from tollway.storage.sessions import LiveSession as LiveSession  # of `find_session`, for access and the API
-from tollway.storage.sessions import SessionTokens
+from tollway.storage.sessions import ProviderProof, SessionTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,23 @@ class Begun:
 
 
 def begin_session(
-    tx: TenantTx, user_id: str, *, id: str, method: SignInMethod, address: str, agent: str, random_bytes: bytes, pepper: Pepper, now: int
+    tx: TenantTx,
+    user_id: str,
+    *,
+    id: str,
+    method: SignInMethod,
+    address: str,
+    agent: str,
+    random_bytes: bytes,
+    pepper: Pepper,
+    now: int,
+    proof: ProviderProof | None = None,
 ) -> Begun:
-    """Begin a session of a browser. The secret is always a new one, so that nobody can have known it before the sign-in."""
+    """Begin a session of a browser. The secret is always a new one, so that nobody can have known it before the sign-in. `proof`: of a
+    sign-in with an identity provider."""
     made = keys.new_session_secret(random_bytes)
     session = make_session(user_id, SessionKind.BROWSER, id=id, method=method, address=address, agent=agent, now=now)
-    insert_session(tx, session, SessionTokens(pepper.digest(made.secret).value), now)
+    insert_session(tx, session, SessionTokens(pepper.digest(made.secret).value), now, proof)
     return Begun(session, made.secret)
 
 
@@ -62,12 +73,12 @@ def make_session(user_id: str, kind: SessionKind, *, id: str, method: SignInMeth
     )
 
 
-def insert_session(tx: TenantTx, session: Session, tokens: SessionTokens, now: int) -> None:
+def insert_session(tx: TenantTx, session: Session, tokens: SessionTokens, now: int, proof: ProviderProof | None = None) -> None:
     """Store a new session, and end those that were used longest ago above SESSIONS_MAX."""
     live = storage.list_user_sessions(tx, session.user_id, now)
     for oldest in live[SESSIONS_MAX - 1 :]:
         storage.delete_session(tx, session.user_id, oldest.id)
-    storage.insert_session(tx, session, tokens)
+    storage.insert_session(tx, session, tokens, proof)
 
 
 def find_session(database: Database, peppers: Mapping[int, bytes], secret: str, now: int) -> LiveSession | None:

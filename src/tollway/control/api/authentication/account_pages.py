@@ -14,6 +14,7 @@ from starlette.responses import Response
 from tollway.control.api.authentication import pages
 from tollway.control.api.authentication.pages import (
     Person,
+    SomebodySignedIn,
     find_visitor,
     get_live,
     keep_session,
@@ -24,14 +25,14 @@ from tollway.control.api.authentication.pages import (
 )
 from tollway.control.api.routes import Plane
 from tollway.control.authentication import sign_in as flows
-from tollway.control.identity import credentials, sessions
+from tollway.control.identity import credentials, operators, sessions
 from tollway.control.identity.access import Tenant
 from tollway.control.identity.credentials import Account
 from tollway.control.plane import ControlPlane
 from tollway.domain import one_time_codes, passwords
 from tollway.domain.faults import PARAMETER_INVALID, SIGN_IN_REFUSED, STATE_CONFLICT, Fault
-from tollway.domain.keys import RANDOM_BYTES
-from tollway.domain.sessions import Session, SignInMethod
+from tollway.domain.keys import RANDOM_BYTES, Operator
+from tollway.domain.sessions import OperatorSession, Session, SignInMethod
 
 router = pages.router()
 
@@ -60,9 +61,22 @@ class ShownSession:
 
 
 @router.get(PATH, include_in_schema=False)
-def show_account(caller: Person, plane: Plane, request: Request) -> Response:
+def show_account(caller: SomebodySignedIn, plane: Plane, request: Request) -> Response:
     """The person, their roles, how they sign in, and where they are signed in."""
-    return _show(plane, request, caller)
+    return _show_operator(plane, request, caller) if isinstance(caller, Operator) else _show(plane, request, caller)
+
+
+def _show_operator(plane: ControlPlane, request: Request, caller: Operator) -> Response:
+    assert caller.live is not None, "only `somebody` lets callers in here"
+    with plane.database.platform(write=False) as tx:
+        listed = operators.list_sessions(tx, caller.key_id, plane.now())
+    return render(
+        "operator.html",
+        form_token=make_form_token(plane, request),
+        operator=caller.live,
+        role=caller.role.name,
+        sessions=[_show_session(each, caller.live.id) for each in listed],
+    )
 
 
 def _show(plane: ControlPlane, request: Request, caller: Tenant, error: str = "", status: int = 200) -> Response:
@@ -87,7 +101,7 @@ def _show(plane: ControlPlane, request: Request, caller: Tenant, error: str = ""
     )
 
 
-def _show_session(session: Session, own_id: str) -> ShownSession:
+def _show_session(session: Session | OperatorSession, own_id: str) -> ShownSession:
     return ShownSession(
         id=session.id,
         agent=session.agent or "unknown",
@@ -104,11 +118,15 @@ def _describe(at: int) -> str:
 
 
 @router.post(f"{PATH}/sessions/{{session_id}}/end", include_in_schema=False)
-async def end_session(caller: Person, plane: Plane, request: Request, session_id: str) -> Response:
+async def end_session(caller: SomebodySignedIn, plane: Plane, request: Request, session_id: str) -> Response:
     """End a session of one's own."""
     await read_form(plane, request, ())
 
     def end() -> None:
+        if isinstance(caller, Operator):
+            with plane.database.platform() as platform:
+                operators.end_session(platform, caller.key_id, session_id)
+            return
         with plane.database.tenant(caller.organization_id) as tx:
             sessions.end_session(tx, get_live(caller).user.id, session_id, own=None)
 

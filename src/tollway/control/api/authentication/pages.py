@@ -22,10 +22,11 @@ from starlette.responses import Response
 from tollway.control.api.places import Place
 from tollway.control.api.routes import Access, ApiRoute, read_body
 from tollway.control.authentication.sign_in import Visitor
-from tollway.control.identity import access, sessions
+from tollway.control.identity import access, operators, sessions
 from tollway.control.identity.access import Tenant
 from tollway.control.identity.sessions import LiveSession
 from tollway.control.plane import ControlPlane
+from tollway.domain import keys
 from tollway.domain.faults import (
     BODY_TOO_LARGE,
     FORM_REFUSED,
@@ -35,6 +36,7 @@ from tollway.domain.faults import (
     STATE_CONFLICT,
     Fault,
 )
+from tollway.domain.keys import Operator
 from tollway.domain.sessions import LIFETIMES, SessionKind
 from tollway.wire.retry_after import retry_after
 
@@ -210,10 +212,30 @@ def _read_credential(plane: ControlPlane, request: Request) -> bytes:
     return (find_secret(plane, request) or "").encode("latin-1")
 
 
+def _check_somebody(plane: ControlPlane, request: Request) -> Tenant | Operator:
+    if request.method not in ("GET", "HEAD"):
+        _require_own_origin(plane, request)
+    operator = _find_operator(plane, request)
+    return operator or access.identify_person(plane.database, plane.peppers, find_secret(plane, request), plane.now())
+
+
+def _find_operator(plane: ControlPlane, request: Request) -> Operator | None:
+    secret = find_secret(plane, request)
+    if plane.operator_issuer is None or secret is None or not keys.is_operator_session_secret(secret):
+        return None
+    return operators.find_by_secret(plane.database, plane.peppers, plane.operator_issuer, secret, plane.now())
+
+
 session = Access("session", _check_session, read_credential=_read_credential)
 """Access of a route for a person who signed in. The caller is a `Tenant`, as of a key of theirs, with its session in `live`."""
 
 Person = Annotated[Tenant, Depends(session)]
+
+somebody = Access("session", _check_somebody, read_credential=_read_credential)
+"""Access of a route for a person who signed in, or an operator who did. The caller is a `Tenant` or an `Operator`, with the session in
+`live`."""
+
+SomebodySignedIn = Annotated[Tenant | Operator, Depends(somebody)]
 
 
 def get_live(caller: Tenant) -> LiveSession:
@@ -222,12 +244,21 @@ def get_live(caller: Tenant) -> LiveSession:
     return caller.live
 
 
+def get_email(caller: Tenant | Operator) -> str:
+    """Return the address of a caller of a page; of an operator whose provider said none, the name."""
+    if isinstance(caller, Operator):
+        assert caller.live is not None, "only `somebody` lets callers in here"
+        return caller.live.email or caller.live.name
+    return get_live(caller).user.email
+
+
 def find_visitor(plane: ControlPlane, request: Request) -> Visitor:
     """Return who sends a request, with the session that they have already. Blocks."""
     secret = find_secret(plane, request)
     before = None if secret is None else sessions.find_session(plane.database, plane.peppers, secret, plane.now())
     address = "" if request.client is None else request.client.host
-    return Visitor(address, request.headers.get("user-agent", ""), request.scope["tollway.request_id"], before)
+    operator = _find_operator(plane, request)
+    return Visitor(address, request.headers.get("user-agent", ""), request.scope["tollway.request_id"], before, operator)
 
 
 def make_form_token(plane: ControlPlane, request: Request) -> str:

@@ -147,6 +147,7 @@ class SelfOut(Out):
     object: Annotated[Literal["caller"], Field(description="Always `caller`.")] = "caller"
     organization_id: Annotated[str, Field(description="The organization acted in.", examples=["org_0198c5f2a3b47c11a0b1c2d3e4f50617"])]
     api_key_id: Annotated[str | None, Field(description="The key presented; null for a person.", examples=[None])]
+    operator_id: Annotated[str | None, Field(description="The operator who signed in; null for everybody else.", examples=[None])]
     user: Annotated[SelfUserOut | None, Field(description="The person; null for a key.", examples=[None])]
     session_id: Annotated[str | None, Field(description="The session of the person; null for a key.", examples=[_SESSION])]
     roles: Annotated[list[SelfRoleOut], Field(description="The roles held.")]
@@ -158,7 +159,8 @@ def retrieve_self(caller: Anyone) -> SelfOut:
     user = None if caller.live is None else caller.live.user
     return SelfOut(
         organization_id=caller.organization_id,
-        api_key_id=caller.key_id if user is None else None,
+        api_key_id=caller.key_id if user is None and caller.operator_session_id is None else None,
+        operator_id=None if caller.operator_session_id is None else caller.key_id,
         user=None if user is None else SelfUserOut(id=user.id, email=user.email, name=user.name),
         session_id=caller.session_id,
         roles=[SelfRoleOut(name=grant.role.name, project_id=grant.project_id) for grant in caller.grants],

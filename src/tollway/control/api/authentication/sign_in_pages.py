@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tollway.control.api.authentication import pages
-from tollway.control.api.authentication.pages import Person, choose_path, find_visitor, get_live, keep_session, read_form, redirect, render
+from tollway.control.api.authentication.pages import choose_path, find_visitor, keep_session, read_form, redirect, render
 from tollway.control.api.identity.invites import JOIN_PATH
 from tollway.control.api.routes import Plane, public
 from tollway.control.authentication import sign_in as flows
@@ -138,14 +138,6 @@ async def join_organization(plane: Plane, request: Request) -> Response:
     password_hash = await plane.passwords.hash(form["password"])
     begun = await run_in_threadpool(flows.join_by_invite, plane, invitee.invited_to, invitee.key_id, name, password_hash, visitor)
     return _continue(plane, request, begun, "/account")
-
-
-@router.post("/sign-out", include_in_schema=False)
-async def sign_out(caller: Person, plane: Plane, request: Request) -> Response:
-    """End the session."""
-    await read_form(plane, request, ())
-    await run_in_threadpool(flows.end_own_session, plane, get_live(caller))
-    return pages.forget_session(plane, request, render("message.html", title="Signed out", text="You are signed out."))
 
 
 def _continue(plane: ControlPlane, request: Request, result: Begun | CodeNeeded, path: str) -> Response:
