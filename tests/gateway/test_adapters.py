@@ -8,6 +8,7 @@ import pytest
 
 from tests.fakes import Upstream
 from tests.gateway.harness import Answer, Gateway, Served, chat, completion, gateway, post, whole
+from tests.gateway.test_open_inference import text
 from tests.simulator.running import Running, simulator
 from tollway.domain.catalog import Endpoint, Engine
 from tollway.domain.usage import Outcome, UsageSource
@@ -15,6 +16,7 @@ from tollway.engines.table import ENGINES, list_missing
 from tollway.gateway.relay import RelayBounds
 
 TOKENS = 5
+COUNTED = {"return_num_input_tokens": True, "return_num_output_tokens": True}
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +35,8 @@ async def before(engine: Engine, sim: Running) -> AsyncIterator[Gateway]:
 
 async def ask(running: Gateway, engine: Engine, model: str = "m", **more: Any) -> Answer:
     """Ask at the API that the engine has."""
+    if engine is Engine.KSERVE:
+        return await post(running.port, text("Say something.", max_tokens=TOKENS, **COUNTED), f"/v2/models/{model}/infer")
     path = "/v1/messages" if engine is Engine.ANTHROPIC else "/v1/chat/completions"
     return await post(running.port, chat(model, max_tokens=TOKENS) | more, path)
 
@@ -70,6 +74,8 @@ def test_adapter_says_which_endpoints_it_lacks(engine: Engine) -> None:
     missing = list_missing(engine, list(Endpoint), [Endpoint.MESSAGES])
     if engine is Engine.ANTHROPIC:
         assert Endpoint.MESSAGES not in missing and Endpoint.CHAT_COMPLETIONS in missing
+    elif engine is Engine.KSERVE:
+        assert set(missing) == set(Endpoint) - {Endpoint.INFER}
     elif engine is Engine.TRITON:
         assert not {Endpoint.CHAT_COMPLETIONS, Endpoint.MESSAGES, Endpoint.RESPONSES} & set(missing) and Endpoint.RERANK in missing
     else:

@@ -54,6 +54,7 @@ GOOD: dict[str, bytes] = {
     "text_2": b'["x","y"]',
     "max_tokens": b"5",
     "tokens": b"[1,2]",
+    "inputs": b'[{"name":"x","shape":[1],"datatype":"FP32","data":[1]}]',
 }
 GOOD |= {"temperature": b"0.7", "stream": b"true", "stop": b'["a"]', "stream_options": b'{"include_usage":true}', "n": b"2", "seed": b"-3"}
 

@@ -69,7 +69,7 @@ async def test_only_503_is_the_word_of_an_engine_that_takes_no_requests(answer: 
 async def test_engine_may_refuse_by_another_status() -> None:
     async with answering(b"HTTP/1.1 400 Bad Request\r\n\r\n") as (request, _):
         assert await ask(request) is True
-        assert await ask(request._replace(refusal=b"400")) is False
+        assert await ask(request._replace(refusals=(b"400",))) is False
 
 
 async def test_engine_that_cannot_be_connected_to_is_not_ready() -> None:

@@ -50,6 +50,7 @@ class Engine(StrEnum):
     VLLM = "vllm"
     SGLANG = "sglang"
     DYNAMO = "dynamo"
+    KSERVE = "kserve"
     TRTLLM = "trtllm"
     TRITON = "triton"
     LLAMACPP = "llamacpp"
@@ -59,7 +60,7 @@ class Engine(StrEnum):
 
 
 class Endpoint(StrEnum):
-    """Kind of inference request that a model serves; the value is the path below /v1."""
+    """Kind of inference request that a model serves; the value is the path below /v1, that of INFER the end of its path below /v2."""
 
     __hash__ = str.__hash__  # the text's own: Enum's is a call into Python, and members are keys on the request path
 
@@ -73,6 +74,7 @@ class Endpoint(StrEnum):
     IMAGE_EDITS = "images/edits"
     IMAGE_GENERATIONS = "images/generations"
     IMAGE_VARIATIONS = "images/variations"
+    INFER = "infer"
     MESSAGES = "messages"
     MODERATIONS = "moderations"
     REALTIME = "realtime"
@@ -210,6 +212,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     and only these.
     `priorities`: the engine schedules by priority, so it is told that of the service tier. `relative_cost`: of the same work at the
     deployments of its model, in the operator's own unit; None if it is not stated, which is the highest.
+    `grpc_port`: at which an engine of the Open Inference Protocol serves gRPC; None for the one after that of `base_url`.
     `region`: where it is; None if that is not stated. `base_url`: http(s)://host[:port][/path], without the /v1. `credential`: sealed by
     the vault, None if the upstream asks for none.
     """
@@ -231,6 +234,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     test: bool = False
     priorities: bool = False
     relative_cost: int | None = None
+    grpc_port: int | None = None
 
 
 def is_resident(deployment: Deployment, residency: frozenset[str] | None) -> bool:

@@ -86,6 +86,9 @@ TARGET_TOO_LONG = _client("uri_too_long", 414, "The request target is too long."
 BODY_TOO_LARGE = _client("body_too_large", 413, "The request body is too large.", close=True)
 REQUEST_TIMEOUT = _client("request_timeout", 408, "The request did not arrive in time.", close=True)
 MEDIA_TYPE_UNSUPPORTED = _client("unsupported_media_type", 415, "The body must be JSON in UTF-8 (`content-type: application/json`).")
+BINARY_TENSORS_UNSUPPORTED = _client(
+    "unsupported_media_type", 415, "Binary tensors are taken by the gRPC port alone; send their data as JSON here (`binary_data=False`)."
+)
 FORM_EXPECTED = _client("unsupported_media_type", 415, "The body must be a form (`content-type: multipart/form-data; boundary=...`).")
 CONTENT_CODING_UNSUPPORTED = _client("unsupported_content_encoding", 415, "Compressed request bodies are not accepted.")
 WEBSOCKET_EXPECTED = _client("websocket_expected", 426, "This URL is for WebSocket connections (RFC 6455, version 13).", close=True)

@@ -55,6 +55,7 @@ class FleetSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     test: bool = False
     priorities: bool = False
     relative_cost: int | None = None
+    grpc_port: int | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError unless there is exactly one source that can be asked."""

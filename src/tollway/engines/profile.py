@@ -30,15 +30,15 @@ class CounterNames(msgspec.Struct, frozen=True):
 
 
 class ReadinessProbe(msgspec.Struct, frozen=True):
-    """The place where an engine says whether it takes requests: status 200 means that it does, `refusal_status` that it does not (it starts
-    or drains).
+    """The place where an engine says whether it takes requests: status 200 means that it does, one of `refusal_statuses` that it does
+    not (it starts or drains).
 
     `path`: below the deployment's base URL; `{model}` stands for the upstream's name of the model. `seconds`: most time for the answer.
     """
 
     path: str
     seconds: float = 1.0
-    refusal_status: int = 503
+    refusal_statuses: tuple[int, ...] = (503,)
 
 
 class LoadSource(msgspec.Struct, frozen=True):
@@ -110,6 +110,7 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
     `readiness`: where it says whether it takes requests; None if it does not. `load`: where it says how much waits there; None if it does
     not. `priorities`: the value of the request field `priority` for each service tier, where it schedules by priority; empty if it takes
     none. `cache_events`: where it says where it publishes events about its prefix cache; None if it does not, or names no session in them.
+    `serves_grpc`: it speaks the Open Inference Protocol, by gRPC on the port after that of its base URL unless its deployment names one.
     """
 
     engine: Engine
@@ -131,4 +132,5 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
     readiness: ReadinessProbe | None = None
     load: LoadSource | None = None
     cache_events: CacheEventSource | None = None
+    serves_grpc: bool = False
     priorities: Mapping[ServiceTier, int] = msgspec.field(default_factory=dict)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from tollway.domain.catalog import COUNTED_ENDPOINTS, NOT_GENERATING, CacheIsolation, Deployment, Endpoint, Engine
-from tollway.engines import anthropic, dynamo, llamacpp, openai, sglang, sim, triton, trtllm, vllm
+from tollway.engines import anthropic, dynamo, kserve, llamacpp, openai, sglang, sim, triton, trtllm, vllm
 from tollway.engines.profile import EngineProfile
 
 ENGINES: dict[Engine, EngineProfile] = {
@@ -14,6 +14,7 @@ ENGINES: dict[Engine, EngineProfile] = {
         dynamo.PROFILE,
         trtllm.PROFILE,
         triton.PROFILE,
+        kserve.PROFILE,
         llamacpp.PROFILE,
         openai.PROFILE,
         anthropic.PROFILE,

@@ -21,7 +21,7 @@ PROFILE = EngineProfile(
         "should not exceed max_seq_len",
     ),
     # openai_frontend/frontend/fastapi/routers/observability.py: 400, not 503, while it is not ready.
-    readiness=ReadinessProbe("/health/ready", refusal_status=400),
+    readiness=ReadinessProbe("/health/ready", refusal_statuses=(400,)),
     # Of the backend for TensorRT-LLM, in the requests of its batcher; the one for vLLM publishes another gauge, and is not read.
     load=LoadSource("/metrics", "nv_trt_llm_request_metrics", labels='request_type="waiting"'),
 )

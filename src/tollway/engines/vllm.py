@@ -38,7 +38,7 @@ PROFILE = EngineProfile(
     engine=Engine.VLLM,
     continuous_usage=True,
     tokenizes_messages=True,  # entrypoints/serve/tokenize/protocol.py, TokenizeChatRequest
-    salted_endpoints=frozenset(Endpoint) - {Endpoint.REALTIME},  # whose messages have no such field
+    salted_endpoints=frozenset(Endpoint) - {Endpoint.REALTIME, Endpoint.INFER},  # whose messages have no such field
     # entrypoints/serve/tokenize and entrypoints/pooling/classify have these paths alone.
     paths={Endpoint.TOKENIZE: "/tokenize", Endpoint.DETOKENIZE: "/detokenize", Endpoint.CLASSIFY: "/classify"},
     fields=SAMPLING_FIELDS

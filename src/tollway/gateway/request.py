@@ -47,6 +47,7 @@ class RequestHead:
     `digest`: of the credential, once a caller was found by it; it saves the work of making it again, 24 thousand instructions a request
     (7 %), and nothing else: each request looks its caller up.
     `answer_store`: of the answer to the line of a batch, where the line has an idempotency key; None for the gateway's own.
+    `body_beginning`: what bodies begin with in place of their first brace, where the path names the model; empty where the body does.
     `certificate`: of the client (DER), which proves who sends the request if no secret does; empty without one.
     `address`: the client's, behind trusted proxies; empty if it is not known. `admitted`: the caller whose ranges the address was found in.
     """
@@ -55,6 +56,7 @@ class RequestHead:
         "address",
         "admitted",
         "answer_store",
+        "body_beginning",
         "bounds_whole_answer",
         "certificate",
         "client_request_id",
@@ -94,6 +96,7 @@ class RequestHead:
         self.address = address
         self.admitted: Caller | None = None
         self.answer_store: AnswerStore | None = None
+        self.body_beginning = b""
 
 
 _BARE_HEADS = {endpoint: RequestHead(endpoint, NO_HEADERS) for endpoint in Endpoint}

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 
 import httptools
 
-from tollway.simulator import realtime
+from tollway.simulator import open_inference, realtime
 from tollway.simulator.answering import Exchange
 from tollway.simulator.dialects import JSON, anthropic_error, nested_error
 from tollway.simulator.endpoints import ENDPOINTS, Request, Simulator
@@ -145,6 +145,10 @@ class Connection(asyncio.Protocol):
             self._authorize(request)
             if request.path == realtime.PATH and request.method == b"GET":
                 self._open_session(request)
+                return
+            if request.method == b"POST" and open_inference.is_inference(request.path):
+                asked = open_inference.read_request(request.path, request.body)
+                self._converse(simulator.exchange(open_inference.TensorLine(self, asked), "completions", asked.as_completion(request)))
                 return
             endpoint = ENDPOINTS.get(request.path)
             if request.method == b"POST" and endpoint is not None:
@@ -285,6 +289,8 @@ def _check_content_type(request: Request) -> None:
 
 
 def _refusal(path: bytes, refused: Refused) -> bytes:
+    if path.startswith(open_inference.BASE):
+        return open_inference.render_error(refused.message)
     if refused.status == 401:
         return b'{"error":"Unauthorized"}'
     if path.startswith(b"/v1/messages"):

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import msgspec
 
-from tollway.simulator import faults, media, metrics
+from tollway.simulator import faults, media, metrics, open_inference
 from tollway.simulator.answering import Exchange
 from tollway.simulator.dialects import JSON, POOLING, Script
 from tollway.simulator.engine import Engine, Wheel
@@ -212,6 +212,10 @@ class Simulator:
                 for model in settings.models
             ]
             return 200, JSON, msgspec.json.encode({"object": "list", "data": cards})
+        if path.startswith(open_inference.BASE):
+            found = open_inference.describe(path, settings.models, is_draining=self.draining)
+            if found is not None:
+                return found
         if path == b"/version":
             return 200, JSON, msgspec.json.encode({"version": _VERSION})
         if path == b"/load":

@@ -200,6 +200,7 @@ def read_deployment(row: Any) -> Deployment:
         test=row.test,
         priorities=row.priorities,
         relative_cost=row.relative_cost,
+        grpc_port=row.grpc_port,
     )
 
 
@@ -218,4 +219,5 @@ def _deployment_columns(deployment: Deployment) -> dict[str, Any]:
         "test": deployment.test,
         "priorities": deployment.priorities,
         "relative_cost": deployment.relative_cost,
+        "grpc_port": deployment.grpc_port,
     }

@@ -257,6 +257,7 @@ deployments = sa.Table(
     sa.Column("test", sa.Boolean, nullable=False, server_default=sa.false()),  # serves test keys, and only these
     sa.Column("priorities", sa.Boolean, nullable=False, server_default=sa.false()),  # the engine schedules by priority
     sa.Column("relative_cost", sa.Integer),
+    sa.Column("grpc_port", sa.Integer),
     one_of("engine", Engine),
     one_of("cache_isolation", CacheIsolation),
     one_of("status", Status),

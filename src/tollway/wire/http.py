@@ -49,6 +49,7 @@ WANTED = frozenset(
         b"x-stainless-timeout",
         b"x-session-id",
         b"idempotency-key",
+        b"inference-header-content-length",
         b"cache-control",
         b"x-forwarded-for",
         b"anthropic-version",

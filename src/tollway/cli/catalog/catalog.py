@@ -262,6 +262,9 @@ def deploy(
     relative_cost: Annotated[
         int | None, typer.Option(min=1, max=RELATIVE_COST_MAX, help="Cost of the same work beside that at other deployments.")
     ] = None,
+    grpc_port: Annotated[
+        int | None, typer.Option(min=1, max=65_535, help="Port of gRPC, if it is not the one after that of the URL (engine kserve).")
+    ] = None,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
@@ -283,6 +286,7 @@ def deploy(
         "test": test,
         "priorities": priorities,
         "relative_cost": relative_cost,
+        "grpc_port": grpc_port,
     }
     with connect(control_url, key, data_dir) as control:
         made = control.post("/platform/deployments", body)

@@ -31,7 +31,7 @@ ONCE_SECONDS = 15.0
 
 
 DEPLOYMENT_FIELDS = (
-    "engine", "upstream_model", "tier", "weight", "region", "cache_isolation", "test", "priorities", "relative_cost",
+    "engine", "upstream_model", "tier", "weight", "region", "cache_isolation", "test", "priorities", "relative_cost", "grpc_port",
 )  # fmt: skip
 """Fields that a source gives each deployment that it reports."""
 

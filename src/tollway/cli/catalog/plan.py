@@ -60,7 +60,7 @@ class PlannedChange:
 
 DEPLOYMENT_FIELDS: tuple[str, ...] = (
     "engine", "upstream_model", "tier", "weight", "region", "cache_isolation", "pooling", "translated_endpoints", "test",
-    "priorities", "relative_cost",
+    "priorities", "relative_cost", "grpc_port",
 )  # fmt: skip
 """Fields of a deployment that are read, compared and changed; a credential is only changed."""
 

@@ -156,6 +156,7 @@ class DeploymentFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     test: bool | UnsetType = UNSET
     priorities: bool | UnsetType = UNSET
     relative_cost: int | UnsetType | None = UNSET
+    grpc_port: int | UnsetType | None = UNSET
 
 
 class ModelFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -426,6 +427,9 @@ def _check_ranges(parsed: msgspec.Struct) -> None:
             cost = deployment.relative_cost
             if cost is not UNSET and cost is not None and not 1 <= cost <= RELATIVE_COST_MAX:
                 raise ValueError(f"deployment {base_url}: relative_cost must be between 1 and {RELATIVE_COST_MAX}")
+            port = deployment.grpc_port
+            if port is not UNSET and port is not None and not 1 <= port <= 65_535:
+                raise ValueError(f"deployment {base_url}: grpc_port must be between 1 and 65535")
             if deployment.priorities is True and not ENGINES[deployment.engine].priorities:
                 raise ValueError(f"deployment {base_url}: no priorities are known that the engine {deployment.engine} takes")
         for group in () if parsed.groups is UNSET else parsed.groups:

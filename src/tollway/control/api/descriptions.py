@@ -183,6 +183,9 @@ FIELDS: Mapping[str, FieldText] = {
     ),
     "priorities": FieldText("Whether the engine schedules by priority, so that it is told that of the service tier.", False),
     "relative_cost": FieldText("Cost of the same work beside that at the model's other deployments, 1 to 1000000; null if unknown.", 3),
+    "grpc_port": FieldText(
+        "Port at which an engine of the Open Inference Protocol serves gRPC; null for the one after that of `base_url`.", 8001
+    ),
     "output_tokens_max": FieldText("Most output tokens of one request, 1 to 2147483647; null for the engine's own bound.", 4096),
     "owner": FieldText("The owner."),
     "owner_project_access": FieldText("Always `active`.", "active"),

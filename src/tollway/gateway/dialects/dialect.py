@@ -114,10 +114,11 @@ class Dialect:
     limits begin; empty if it has none but OpenAI's.
     `error_event`: how a fault in mid-stream begins. `render_error_data`: the data of such an
     event; None if it is the body of an error. `translation`: how the API is served where an engine has not got it; None if it is not.
-    `aliases`: paths beside `target` at which clients look for the API.
+    `aliases`: paths beside `target` at which clients look for the API. `base`: what all of its paths begin with, where these name the
+    model and the body does not; empty for all others. `engine_path`: its path at an engine then, `{model}` for the upstream's name.
 
-    Derived: `target` is the path; `plain` the shape of bodies that pass all checks by one conversion; `has_output` whether answers have
-    tokens of their own.
+    Derived: `target` is the path, or `base`; `plain` the shape of bodies that pass all checks by one conversion; `has_output` whether
+    answers have tokens of their own.
     """
 
     endpoint: Endpoint
@@ -143,6 +144,8 @@ class Dialect:
     forwarded_headers: tuple[bytes, ...] = ()
     model_endpoint: Endpoint | None = None
     aliases: tuple[bytes, ...] = ()
+    base: bytes = b""
+    engine_path: str = ""
     end_user_paths: tuple[tuple[str, ...], ...] = (("safety_identifier",), ("user",))
     request_id_headers: bytes = REQUEST_ID_HEADERS
     limit_prefix: bytes = b""
@@ -155,7 +158,7 @@ class Dialect:
     has_output: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "target", f"/v1/{self.endpoint}".encode())
+        object.__setattr__(self, "target", self.base or f"/v1/{self.endpoint}".encode())
         object.__setattr__(self, "plain", plain_shape(self.fields, self.required))
         object.__setattr__(self, "has_output", bool(self.output_caps))
 
@@ -177,7 +180,7 @@ class Dialect:
         injected = dict(self.constants)
         if output_cap is not None:
             injected[self.output_caps[0]] = b"%d" % output_cap
-        if model is not None:
+        if model is not None and not self.engine_path:
             injected["model"] = msgspec.json.encode(model)
         if usage is not None and self.usage_options is not None:
             injected[self.usage_options.field] = usage

@@ -21,6 +21,7 @@ from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
 from tollway.gateway import pipeline
 from tollway.gateway.buffers import LARGE_BYTES, BufferHold
+from tollway.gateway.dialects import infer
 from tollway.gateway.dialects.table import find_error_dialect
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.edge import edge_policy
@@ -285,6 +286,8 @@ class ClientConnection(asyncio.Protocol):
             head = self._head = self._dispatch(http)
             if head is None:
                 return
+        if head.body_beginning:
+            _name_model(http, head.body_beginning)
         request = self.new_request(http, head, http.body)
         if self._upload is None and http.pieces and not self._admit_upload(http, sum(map(len, http.pieces))):
             return
@@ -323,7 +326,10 @@ class ClientConnection(asyncio.Protocol):
         elif route.endpoint is not None:
             kind = find_body_fault(http.headers, route.endpoint)
             if kind is None:
-                return self.read_head(http, route.endpoint)
+                head = self.read_head(http, route.endpoint)
+                if route.names_model:
+                    head.body_beginning = infer.begin_body(path.replace(b"%2F", b"/").replace(b"%2f", b"/"))
+                return head
             self._write_fault(Fault(kind))
         return None
 
@@ -659,3 +665,11 @@ class ClientConnection(asyncio.Protocol):
         since = self.find_idle_since()
         if is_rested and since is not None and self._edge.now - since >= REST_SECONDS:
             self._end()
+
+
+def _name_model(http: HttpRequest, beginning: bytes) -> None:
+    """Let the body of a request begin with the model that its path names."""
+    if http.pieces:
+        http.pieces = (infer.name_model(http.pieces[0], beginning), *http.pieces[1:])
+    else:
+        http.body = infer.name_model(http.body, beginning)

@@ -16,8 +16,9 @@ import msgspec
 from tollway.domain import faults
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault, FaultKind
-from tollway.gateway import files, queries, response_queries
+from tollway.gateway import files, model_descriptions, queries, response_queries
 from tollway.gateway.batches import batch_requests, message_batches
+from tollway.gateway.dialects import infer
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.plane import Plane
@@ -91,7 +92,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     `pipeline.answer` answers, or a `handler`, which gets the connection, the request and its path. `any_host`: whether it is served
     under host names that are not ours, as health is, because probes know addresses and not names. `has_small_body`: its handler reads a
     body of at most LARGE_BYTES, whose length the request states. `takes_upload`: its handler reads a large body, which is admitted by its
-    head as those of endpoints are."""
+    head as those of endpoints are. `names_model`: its path names the model, and the bodies of its endpoint do not."""
 
     methods: bytes
     endpoint: Endpoint | None = None
@@ -99,6 +100,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     any_host: bool = False
     has_small_body: bool = False
     takes_upload: bool = False
+    names_model: bool = False
 
     def has_method(self, method: bytes) -> bool:
         """Return whether the route has `method`."""
@@ -115,7 +117,7 @@ QUOTED: dict[bytes, Endpoint] = {
     **{
         QUOTE_TARGET + dialect.target.removeprefix(b"/v1"): endpoint
         for endpoint, dialect in DIALECTS.items()
-        if endpoint is not Endpoint.REALTIME
+        if endpoint not in (Endpoint.REALTIME, Endpoint.INFER)
     },
 }
 """Endpoints of the requests that are quoted, by path. The path without an endpoint is for chat completions."""
@@ -254,6 +256,24 @@ def _answer_ready(connection: RoutedConnection, http: HttpRequest, path: bytes) 
     connection.answer(200 if ready else 503, _JSON, b'{"ready":%b}' % (b"true" if ready else b"false"))
 
 
+def _answer_live(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
+    connection.answer(200, _JSON, b'{"live":true}')
+
+
+def _describe_server(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
+    connection.answer(200, _JSON, model_descriptions.SERVER_METADATA)
+
+
+def _describe_tensor_model(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
+    """Answer with what a model of the Open Inference Protocol takes and gives, or whether it is ready."""
+    found = infer.PATH.fullmatch(path.replace(b"%2F", b"/").replace(b"%2f", b"/"))
+    name = b"" if found is None else unquote_to_bytes(found[1])
+    request = connection.new_request(http, connection.read_head(http, Endpoint.INFER), name)
+    is_readiness = found is not None and found[2] is not None
+    driver = CoroutineDriver(copy_context())
+    driver.start(model_descriptions.answer(request, connection, connection.plane, driver, is_readiness=is_readiness))
+
+
 _MODELS = Route(methods=_READ, handler=_list_models)
 _STORED_RESPONSE = Route(methods=b"GET, HEAD, DELETE", handler=_answer_stored_response)
 _STORED_ITEMS = Route(methods=_READ, handler=_answer_stored_response)
@@ -272,12 +292,19 @@ _OF_BATCHES = (
     (message_batches.PATH, {None: _MESSAGE_BATCH, b"/cancel": _MESSAGE_BATCH_CANCEL, b"/results": _MESSAGE_BATCH_RESULTS}),
 )
 """Patterns of the paths of one batch, and the routes by what follows its id."""
+_OF_TENSORS: dict[bytes | None, Route] = {
+    None: Route(methods=_READ, handler=_describe_tensor_model),
+    b"/infer": Route(methods=b"POST", endpoint=Endpoint.INFER, names_model=True),
+    b"/ready": Route(methods=_READ, handler=_describe_tensor_model),
+}
+"""Routes of one model of the Open Inference Protocol, by what follows its name."""
 _ALIVE = Route(methods=_READ, handler=_answer_alive, any_host=True)
 
 ROUTES: dict[bytes, Route] = {
     **{
         target: Route(methods=b"POST", endpoint=endpoint)
         for endpoint, dialect in DIALECTS.items()
+        if not dialect.base
         for target in (dialect.target, *dialect.aliases)
     },
     DIALECTS[Endpoint.REALTIME].target: Route(methods=b"GET", handler=_open_realtime),
@@ -291,9 +318,12 @@ ROUTES: dict[bytes, Route] = {
     b"/livez": _ALIVE,
     b"/health": _ALIVE,
     b"/v1/health": _ALIVE,
+    infer.BASE: Route(methods=_READ, handler=_describe_server),
+    b"/v2/health/live": Route(methods=_READ, handler=_answer_live, any_host=True),
+    b"/v2/health/ready": Route(methods=_READ, handler=_answer_ready, any_host=True),
     b"/readyz": Route(methods=_READ, handler=_answer_ready, any_host=True),
 }
-"""Routes of the public listener by path. Models have a path each below MODELS_TARGET: use `find_route`."""
+"""Routes of the public listener by path. Models have a path each below MODELS_TARGET and `infer.MODELS`: use `find_route`."""
 
 
 _OF_STORED = (_STORED_RESPONSE, _STORED_ITEMS, _STORED_CANCEL)
@@ -311,6 +341,9 @@ def find_route(path: bytes) -> Route | None:
             found = pattern.fullmatch(path)
             if found is not None:
                 return routes[found[2]]
+    if route is None and path.startswith(infer.MODELS):
+        tensors = infer.PATH.fullmatch(path)
+        return None if tensors is None else _OF_TENSORS[tensors[2]]
     if route is None:
         route = _MODELS if path.startswith(_MODELS_PREFIX) else _FILE if files.PATH.fullmatch(path) else None
     return route
@@ -320,7 +353,7 @@ def find_route_fault(path: bytes, route: Route | None) -> Fault | None:
     """Return the fault of a path: it has no route, or two parsers may read it differently."""
     if route is not None and route in _OF_STORED:
         return Fault(kind) if (kind := find_target_fault(path)) is not None else None
-    if route is _MODELS:
+    if route is _MODELS or (route is not None and route in _OF_TENSORS.values()):
         path = path.replace(b"%2F", b"/").replace(b"%2f", b"/")
     elif route is not None:
         return None
@@ -387,11 +420,16 @@ def find_body_fault(headers: dict[bytes, bytes], endpoint: Endpoint) -> FaultKin
     """Return the fault of a request whose body is not said to be what its endpoint takes, JSON in UTF-8 or a form, without a content
     coding."""
     content_type = headers.get(b"content-type", b"")
+    if endpoint is Endpoint.INFER and (not content_type or b"inference-header-content-length" in headers):
+        # Clients of the protocol send no type with JSON, and a header with binary data behind it.
+        return faults.BINARY_TENSORS_UNSUPPORTED if b"inference-header-content-length" in headers else _find_coding_fault(headers)
     if endpoint in _FORMS:
         if find_boundary(content_type) is None:
             return faults.FORM_EXPECTED
     elif content_type != b"application/json" and not is_json(content_type):
         return faults.MEDIA_TYPE_UNSUPPORTED
-    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-        return faults.CONTENT_CODING_UNSUPPORTED
-    return None
+    return _find_coding_fault(headers)
+
+
+def _find_coding_fault(headers: dict[bytes, bytes]) -> FaultKind | None:
+    return faults.CONTENT_CODING_UNSUPPORTED if headers.get(b"content-encoding", b"identity").lower() != b"identity" else None

@@ -28,15 +28,15 @@ STATUS_LINE_BYTES_MAX = 1024
 
 
 class ProbeRequest(NamedTuple):
-    """A probe: where it goes, and its bytes. `seconds`: deadline of the whole probe, its answer included. `refusal`: the status by which an
-    engine says that it takes no requests."""
+    """A probe: where it goes, and its bytes. `seconds`: deadline of the whole probe, its answer included. `refusals`: the
+    statuses by which an engine says that it takes no requests."""
 
     host: str
     port: int
     tls: ssl.SSLContext | None
     head: bytes
     seconds: float
-    refusal: bytes = b"503"
+    refusals: tuple[bytes, ...] = (b"503",)
 
 
 class Probed(Protocol):
@@ -76,7 +76,7 @@ async def ask(request: ProbeRequest) -> bool | None:
     """Return whether an engine takes requests: False if it refuses (503 for most) or cannot be connected to, True for any other answer,
     None for none in time.
 
-    Only that status is an engine's word. Another status may be that of a proxy, or of a version without the path. Raises OSError if this
+    Only such a status is an engine's word. Another status may be that of a proxy, or of a version without the path. Raises OSError if this
     process has no descriptor for a connection, which says nothing about the engine.
     """
     try:
@@ -88,7 +88,7 @@ async def ask(request: ProbeRequest) -> bool | None:
         if is_exhausted(error):
             raise
         return False
-    return line.split(b" ", 2)[1:2] != [request.refusal]
+    return not {*line.split(b" ", 2)[1:2]}.intersection(request.refusals)
 
 
 async def run(upstreams: Callable[[], Iterable[Probed]], interval_seconds: float, random: Callable[[], float]) -> None:

@@ -60,6 +60,8 @@ SHORTAGE_SECONDS = 0.01
 """Pause before a connection is tried again for which there was no descriptor: those that were closed are free after a turn of the loop."""
 OVERLOAD_KINDS = frozenset({faults.UPSTREAM_RATE_LIMITED, faults.UPSTREAM_REFUSED, faults.UPSTREAM_TIMEOUT_FIRST})
 """Faults with which an engine says that it has too much to do."""
+DESCRIPTION_SECONDS = 2.0
+"""Time for an engine's description of a model."""
 _JSON = "content-type: application/json\r\n"
 _ACCEPT = "accept: application/json, text/event-stream\r\n"
 DRAIN_SECONDS = 5.0
@@ -73,7 +75,7 @@ class Upstream:
     sent and that have not ended, changed by whoever relays. `limit`: most of them, beyond which further ones wait (`gateway.waiting`).
     `load`: of its engine in prompt tokens, kept where there are several deployments to choose from. `chosen`: how often it was, by each of
     CANDIDATE_KINDS. `first_token_times`: learned where its model has a latency goal. `explanation`: header lines of an answer that say
-    what served it.
+    what served it. `description`: asks an engine of the Open Inference Protocol what its model takes and gives; None for others.
     """
 
     def __init__(
@@ -120,9 +122,11 @@ class Upstream:
         authorization = profile.credential_header.format(credential=credential) + "\r\n" if credential else ""
         self._own_headers = dict(profile.headers)
         base, own_paths = url.path.rstrip("/"), profile.paths
+        model_path = quote(deployment.upstream_model, safe="/")
         self._heads = {
             endpoint: (
-                f"POST {base}{own_paths.get(endpoint) or dialect.target.decode()} HTTP/1.1\r\n"
+                f"POST {base}{own_paths.get(endpoint) or dialect.engine_path.replace('{model}', model_path) or dialect.target.decode()}"
+                f" HTTP/1.1\r\n"
                 f"host: {authority}:{self._port}\r\n{authorization}"
                 f"{_JSON if dialect.form_kinds is None else ''}{_ACCEPT if dialect.new_media is None else ''}accept-encoding: identity\r\n"
             ).encode()
@@ -136,7 +140,7 @@ class Upstream:
         ).encode()
 
         def ask(path: str, seconds: float) -> ProbeRequest:
-            target = base + path.replace("{model}", quote(deployment.upstream_model, safe=""))
+            target = base + path.replace("{model}", model).replace("{path}", model_path)
             head = (
                 f"GET {target} HTTP/1.1\r\nhost: {authority}:{self._port}\r\n{authorization}"
                 "accept-encoding: identity\r\nconnection: close\r\n\r\n"
@@ -146,15 +150,21 @@ class Upstream:
         readiness, source = profile.readiness, profile.load
         self.probe = None
         if readiness is not None:
-            self.probe = ask(readiness.path, readiness.seconds)._replace(refusal=b"%d" % readiness.refusal_status)
+            self.probe = ask(readiness.path, readiness.seconds)._replace(
+                refusals=tuple(b"%d" % status for status in readiness.refusal_statuses)
+            )
         self.probe_at = 0.0
+        self.description = ask("/v2/models/{path}", DESCRIPTION_SECONDS) if profile.serves_grpc else None
         self.load_query = None if source is None else LoadQuery(ask(source.path, source.seconds), source)
         self.load_at = 0.0
         events = profile.cache_events
         self.cache_event_query = None if events is None or secure else CacheEventQuery(ask(events.path, events.seconds), events)
         self._tag_header = b"" if events is None else events.tag_header
         self.explanation = f"x-tollway-model: {deployment.model}\r\nx-tollway-deployment: {deployment.id}\r\n".encode()
-        self.identity = (deployment.base_url, credential, deployment.engine, deployment.upstream_model)
+        self.credential = credential
+        grpc_port = deployment.grpc_port or self._port + 1
+        self.grpc_target = f"{authority}:{grpc_port}" if profile.serves_grpc and grpc_port < 65_536 else ""
+        self.identity = (deployment.base_url, credential, deployment.engine, deployment.upstream_model, deployment.grpc_port)
 
     def head(self, request: Request, dialect: Dialect, attempt: int, body_bytes: int) -> bytes:
         """Return the head of a request as it goes out, in the API `dialect`, before a body of so many bytes. Of the client's head only the
@@ -471,7 +481,7 @@ class Upstreams:
         before = self._by_id.get(entry.id)
         if (
             before is not None
-            and before.identity == (deployment.base_url, credential, deployment.engine, deployment.upstream_model)
+            and before.identity == (deployment.base_url, credential, deployment.engine, deployment.upstream_model, deployment.grpc_port)
             and (before.deployment.model, before.deployment.test) == (deployment.model, deployment.test)
         ):
             before.deployment = deployment

@@ -21,6 +21,7 @@ CacheIsolationName = Annotated[CacheIsolation, Field(strict=False)]
 TranslatedEndpoints = Annotated[
     list[Annotated[Endpoint, Field(strict=False), AfterValidator(_translatable)]], Field(max_length=len(TRANSLATED_ENDPOINTS))
 ]
+Port = Annotated[int, Field(ge=1, le=65_535)]
 RelativeCost = Annotated[int, Field(ge=1, le=RELATIVE_COST_MAX)]
 UpstreamText = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(printable)]
 BaseUrl = Annotated[str, StringConstraints(min_length=8, max_length=2048)]
@@ -44,6 +45,7 @@ class DeploymentCreate(In):
     test: bool = False
     priorities: bool = False
     relative_cost: RelativeCost | None = None
+    grpc_port: Port | None = None
 
 
 class DeploymentUpdate(In):
@@ -61,6 +63,7 @@ class DeploymentUpdate(In):
     test: bool | None = None
     priorities: bool | None = None
     relative_cost: RelativeCost | None = None
+    grpc_port: Port | None = None
 
 
 class DeploymentOut(Identified):
@@ -80,6 +83,7 @@ class DeploymentOut(Identified):
     test: bool
     priorities: bool
     relative_cost: int | None
+    grpc_port: int | None
     created_at: int
 
 
@@ -101,5 +105,6 @@ def deployment_out(deployment: Deployment) -> DeploymentOut:
         test=deployment.test,
         priorities=deployment.priorities,
         relative_cost=deployment.relative_cost,
+        grpc_port=deployment.grpc_port,
         created_at=seconds(deployment.created_at),
     )

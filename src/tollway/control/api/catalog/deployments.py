@@ -26,7 +26,7 @@ router = routes.router(tags=["deployments"])
 Reader = Annotated[Operator, Depends(may(Permission.PLATFORM_CATALOG_READ))]
 Writer = Annotated[Operator, Depends(may(Permission.PLATFORM_CATALOG_WRITE))]
 
-NULLABLE = frozenset({"region", "credential", "relative_cost"})
+NULLABLE = frozenset({"region", "credential", "relative_cost", "grpc_port"})
 """Fields that an update may take away."""
 
 
@@ -66,6 +66,7 @@ def create_deployment(_caller: Writer, plane: Plane, body: DeploymentCreate) -> 
         test=body.test,
         priorities=body.priorities,
         relative_cost=body.relative_cost,
+        grpc_port=body.grpc_port,
     )
     with plane.database.platform() as tx:
         return deployment_out(catalog.create_deployment(tx, deployment, now))
