@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from reliability import control_attacks
+from reliability import control_attacks, priorities
 from reliability.platforms import Platform, Tenant, supervised
 from reliability.processes import WAIT_SECONDS, list_descendants
 from reliability.records import Line, record
@@ -485,6 +485,7 @@ def endless_engine() -> Iterator[str]:
 
 
 def _answer_endlessly(listener: socket.socket) -> None:
+    priorities.lower()
     head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % ANSWER_BYTES
 
     def serve(connection: socket.socket) -> None:

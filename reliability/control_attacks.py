@@ -8,7 +8,6 @@ import http.client
 import itertools
 import json
 import multiprocessing
-import os
 import resource
 import socket
 import statistics
@@ -25,6 +24,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from reliability import priorities
 from reliability.platforms import Platform
 from reliability.processes import WAIT_SECONDS
 from reliability.records import Line, record
@@ -38,10 +38,6 @@ ATTACK_SECONDS = 8.0
 SLOW_POSTS, FOLLOWED_STREAMS, IDLE_CONNECTIONS, BUSY_CONNECTIONS = 260, 258, 1_005, 120
 UNAUTHENTICATED_BODIES = 4_200
 """More than the connections of one listener (`serve.control.CONNECTIONS_MAX`)."""
-
-
-NICENESS = 5
-"""Priority of the attackers, whose own CPU is not control's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +119,7 @@ def _measure(control: Control, name: str, attack: Attack, *, is_quiet: bool) -> 
 
 def _attack(control: Control, attack: Attack, reports: Connection) -> None:
     """Attack for ATTACK_SECONDS, in a process of its own and at low priority: report the begin, and at the end the answers."""
-    os.nice(NICENESS)
+    priorities.lower()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     answers = Counter[str]()

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reliability import attacks, load, neighbours
+from reliability import attacks, load, neighbours, priorities
 from reliability.attacks import ATTACKS, Target
 from reliability.load import Ask
 from reliability.platforms import Platform, Tenant, add_tenant, supervised, wait_until_served
@@ -35,7 +35,6 @@ DESCRIPTORS_MORE_MAX = 16
 SETTLE_SECONDS = 60.0
 IDLE_CONNECTIONS = 500
 SLOW_BODIES = 200
-NICENESS = 15
 
 MEMORY = ("60 unfinished bodies of 31 MB", "240 aborted uploads of 26 MB", "60 abandoned answers of 50 MB")
 PARSING = (
@@ -192,7 +191,7 @@ def _attacking(target: Target) -> Iterator[None]:
 
 
 def _attack(attack: Callable[[Target], None], target: Target) -> None:
-    os.nice(NICENESS)
+    priorities.lower()
     while True:
         with suppress(OSError):  # the gateway may close what it is attacked with
             attack(target)
