@@ -290,6 +290,28 @@ async def test_78_reader_that_hangs_is_ended_at_its_deadline(monkeypatch: pytest
             assert alarms[0]["what"] == "took too long"
 
 
+async def test_102_reader_that_has_read_much_is_replaced_once_it_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_reader_pool, "REST_SECONDS", 0.0)
+    with plane(MODELS) as (made, _, _):
+        async with readers() as (pool, alarms):
+
+            async def read() -> None:
+                await pool.authorize(find_caller(made), request_of(made, LARGE), made.directory, made.media_bounds)
+
+            await read()
+            await asyncio.sleep(0.05)
+            await read()
+            (first,) = pool.pids
+            await asyncio.sleep(0.05)
+            assert pool.pids == [first], "it has read little"
+            monkeypatch.setattr(body_reader_pool, "WORN_BYTES", len(LARGE))
+            await read()
+            async with asyncio.timeout(20):
+                while pool.pids in ([], [first]):
+                    await asyncio.sleep(0.01)
+            assert len(pool.pids) == 1 and not alarms
+
+
 async def test_78_body_is_read_by_the_gateway_where_no_process_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(body_reader_pool.sys, "executable", "/nonexistent")
     with plane(MODELS) as (made, _, _):

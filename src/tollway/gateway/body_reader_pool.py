@@ -4,6 +4,9 @@ engine is sent in place of a body that is translated, or whose prompt is salted,
 A gateway has a few reader processes (`body_reader_process`), started when the first large body comes. A body waits for one of them in the
 queue of its organization; the queues take turns. A reader that fails or exceeds its time is ended and replaced; the request whose body it
 read fails, and no other. Where no process can be started, the gateway reads the body itself, with an alarm.
+
+Objects of many bodies leave holes in a reader's memory that no allocator returns (15 MiB after an attack by large bodies). Once nothing
+has been read for REST_SECONDS, a reader that has read much is replaced by a fresh one.
 """
 
 import asyncio
@@ -13,7 +16,7 @@ import sys
 from asyncio import IncompleteReadError, LimitOverrunError, StreamReader, StreamWriter
 from asyncio.subprocess import DEVNULL, Process
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -57,6 +60,9 @@ PIECE_BYTES = 256 * 1024
 """Part of a body that is handed to a reader at a time: a tenth of a millisecond."""
 WAIT_SECONDS_MAX = 30.0
 """For a body to wait for a reader."""
+REST_SECONDS = 20.0
+"""Without a large body before a reader is replaced that has read more than WORN_BYTES."""
+WORN_BYTES = 32 * 1024 * 1024
 ENVIRONMENT = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "SYSTEMROOT")
 """Variables that a reader is given. Secrets of the gateway are among the others."""
 
@@ -66,14 +72,15 @@ Alarm = Callable[[str, dict[str, object]], None]
 
 
 class Reader:
-    """A reader process, and the streams to and from it."""
+    """A reader process, and the streams to and from it. `bytes_read`: what it has been sent of bodies."""
 
-    __slots__ = ("_incoming", "_outgoing", "_process")
+    __slots__ = ("_incoming", "_outgoing", "_process", "bytes_read")
 
     def __init__(self, process: Process, incoming: StreamReader, outgoing: StreamWriter) -> None:
         self._process = process
         self._incoming = incoming
         self._outgoing = outgoing
+        self.bytes_read = 0
 
     @classmethod
     async def start(cls) -> "Reader":
@@ -108,6 +115,7 @@ class Reader:
         """Send a frame and what follows it; return the answer. Raises OSError, EOFError or ValueError for a reader that failed."""
         self._outgoing.write(frame)
         for piece in pieces:
+            self.bytes_read += len(piece)
             view = memoryview(piece)  # what the socket does not take is copied, and other requests would wait for that
             for start in range(0, len(piece), PIECE_BYTES):
                 self._outgoing.write(view[start : start + PIECE_BYTES])
@@ -145,6 +153,7 @@ class BodyReaders:
         self._idle: list[Reader] = []
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         self._running: set[asyncio.Task[Any]] = set()
+        self._rest: asyncio.TimerHandle | None = None
         self.failures = 0
 
     @property
@@ -208,14 +217,19 @@ class BodyReaders:
     async def _lend(self, organization: str, use: Callable[[Reader], Awaitable[_T]], otherwise: Callable[[], _T]) -> _T:
         """Return what a body is used for: with a reader, or here where none can be started."""
         await self.take(organization)
-        task = asyncio.get_running_loop().create_task(self._use_reader(use, otherwise))
+        return await asyncio.shield(self._start(self._use_reader(use, otherwise)))
+
+    def _start(self, work: Coroutine[Any, Any, _T]) -> "asyncio.Task[_T]":
+        task = asyncio.get_running_loop().create_task(work)
         self._running.add(task)
         task.add_done_callback(self._finish)
-        return await asyncio.shield(task)
+        return task
 
     async def close(self) -> None:
         """End all readers and wait until they have ended."""
         self._count = 0
+        if self._rest is not None:
+            self._rest.cancel()
         for task in list(self._running):
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
@@ -273,6 +287,30 @@ class BodyReaders:
                 turn.set_result(None)
                 return
         self._busy -= 1
+        if self._busy == 0 and self._count > 0:
+            if self._rest is not None:
+                self._rest.cancel()
+            self._rest = asyncio.get_running_loop().call_later(REST_SECONDS, self._replace_worn)
+
+    def _replace_worn(self) -> None:
+        """Replace the readers that have read much, if none is reading."""
+        if self._busy:
+            return
+        worn = [reader for reader in self._idle if reader.bytes_read > WORN_BYTES]
+        for reader in worn:
+            self._idle.remove(reader)
+            self._busy += 1
+            self._start(self._replace(reader))
+
+    async def _replace(self, worn: Reader) -> None:
+        try:
+            async with asyncio.timeout(READ_SECONDS_MAX):
+                self._idle.append(await Reader.start())
+        except (OSError, TimeoutError) as error:
+            self._note_failure("cannot be started", error)
+        finally:
+            worn.kill()
+            self.give_back()
 
     # ---- Reading ------------------------------------------------------------------------------------------------------
 

@@ -32,6 +32,8 @@ GROWN_BYTES = 8 * 1024 * 1024
 """Growth of resident memory from which on a search for free pages is worth its time."""
 PERIOD_SECONDS = 1.0
 """Time between two looks at resident memory. Free pages are returned once it has not grown from one look to the next."""
+LOOKS_UNTIL_REPEATED = 20
+"""Looks after which free pages are returned a second time: what was in use the first time may be free by then."""
 
 
 async def return_free_pages(read_resident_bytes: Callable[[], int]) -> None:
@@ -42,11 +44,13 @@ async def return_free_pages(read_resident_bytes: Callable[[], int]) -> None:
         await asyncio.Event().wait()
         return
     settled = before = read_resident_bytes()
+    looks_left = 0
     while True:
         await asyncio.sleep(PERIOD_SECONDS)
         now = read_resident_bytes()
-        if settled + GROWN_BYTES <= now <= before:
+        has_grown = settled + GROWN_BYTES <= now <= before
+        if has_grown or looks_left == 1:
             await run_in_thread(trim, 0)
-            now = read_resident_bytes()
-            settled = now
+            now = settled = read_resident_bytes()
+        looks_left = LOOKS_UNTIL_REPEATED if has_grown else max(0, looks_left - 1)
         settled, before = min(settled, now), now
