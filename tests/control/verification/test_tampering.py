@@ -3,6 +3,9 @@ it does not matter.
 
 One contract, on SQLite and on PostgreSQL. A change is made in a transaction that is rolled back, and `verify` looks at it from inside,
 without the guards of the database: what it says of a change does not depend on them. With them is tried what they must refuse.
+
+`verify` is stopped at its first difference, which is all that is asked of it here: what it would say of the rest changes no answer. A
+change that does not matter is not looked for, because no answer would be wrong.
 """
 
 import contextlib
@@ -13,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import sqlalchemy as sa
@@ -30,6 +34,7 @@ from tollway.control.catalog import price_drafts, prices
 from tollway.control.metering import quarantine, rating
 from tollway.control.money import budgets, credits
 from tollway.control.money.credits import WantedGrant
+from tollway.control.verification import verify
 from tollway.control.verification.verify import compare
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.budgets import BudgetMode, BudgetWindow
@@ -351,6 +356,26 @@ def is_let_through(books: Books, statement: sa.Executable) -> bool:
             return False
 
 
+class DifferenceFound(Exception):
+    """Stops `verify`."""
+
+
+class FirstDifference(verify._Findings):
+    """Findings of which the first one is enough."""
+
+    def add(self, table: str, text: str) -> None:
+        raise DifferenceFound(table, text)
+
+
+def differs(tx: PlatformTx, archive: Archive) -> bool:
+    """Return whether `verify` finds a difference, as soon as it finds one."""
+    with mock.patch.object(verify, "_Findings", FirstDifference):
+        try:
+            return bool(compare(tx, archive).differences)
+        except DifferenceFound:
+            return True
+
+
 def find(books: Books, statement: sa.Executable) -> str:
     """Return the result of a change without the guards: "refused", "found", "nothing" if no row was changed, or "missed"."""
     with attempt(books, guarded=False) as tx:
@@ -359,7 +384,7 @@ def find(books: Books, statement: sa.Executable) -> str:
                 return "nothing"
         except DBAPIError:
             return "refused"
-        return "found" if compare(tx, books.archive).differences else "missed"
+        return "found" if differs(tx, books.archive) else "missed"
 
 
 def rows(tx: PlatformTx, table: sa.Table) -> list[Any]:
@@ -461,17 +486,23 @@ def test_a_changed_column_is_refused_or_found(books: Books, table: sa.Table) -> 
         picked = rows(tx, table)
     assert picked or table.name in ("removed_months", "quarantine_resolutions"), "the sample has no row of this table"
     missed = []
-    for row in picked:
-        for column in table.c:
-            for number, value in enumerate(mutations(column, getattr(row, column.name))):
-                change = table.update().where(is_row(table, row)).values({column.name: value})
-                reason = find_reason(f"{table.name}.{column.name}")
-                shown = f"{column.name}: {getattr(row, column.name)!r} -> {value!r}"[:150]
-                if REFUSED in (reason or "") and is_let_through(books, change):
-                    missed.append(f"let through {shown}")
-                # What finds a change is the same code on both engines, reading other types: on PostgreSQL one change of a column shows it.
-                if (books.database.is_sqlite or number == 0) and (found := find(books, change)) not in ("refused", "found") and not reason:
-                    missed.append(f"{found} {shown}")
+    for column in table.c:
+        reason = find_reason(f"{table.name}.{column.name}")
+        if reason and REFUSED not in reason:
+            continue
+        changes = [
+            (table.update().where(is_row(table, row)).values({column.name: value}), f"{column.name}: {was!r} -> {value!r}"[:150])
+            for row in sorted(picked, key=lambda row: getattr(row, column.name) is not None)
+            for was in [getattr(row, column.name)]
+            for value in mutations(column, was)
+        ]
+        if reason:
+            missed += [f"let through {shown}" for change, shown in changes if is_let_through(books, change)]
+            continue
+        # What finds a change is the same code on both engines, reading other types: on PostgreSQL one change of a column shows it, the
+        # last, of a value to another one.
+        looked_for = changes if books.database.is_sqlite else changes[-1:]
+        missed += [f"{found} {shown}" for change, shown in looked_for if (found := find(books, change)) not in ("refused", "found")]
     assert "\n".join(missed) == ""
 
 
@@ -536,20 +567,22 @@ def test_a_deleted_row_is_refused_or_found(books: Books, table: sa.Table) -> Non
     changes = [table.delete().where(is_row(table, row)) for row in picked]
     if table in APPEND_ONLY:
         assert not [change for change in changes if is_let_through(books, change)]
-    missed = [row for row, change in zip(picked, changes, strict=True) if find(books, change) == "missed"]
-    assert missed == [] or table.name in ROWS_HARMLESS
+    if table.name not in ROWS_HARMLESS:
+        # On PostgreSQL one row shows it, as of the columns.
+        changes = changes if books.database.is_sqlite else changes[:1]
+        assert [row for row, change in zip(picked, changes, strict=False) if find(books, change) == "missed"] == []
 
 
-@pytest.mark.parametrize("table", MONEY_TABLES, ids=lambda table: table.name)
+@pytest.mark.parametrize("table", [table for table in MONEY_TABLES if table.name not in ROWS_HARMLESS], ids=lambda table: table.name)
 def test_a_row_that_is_added_is_refused_or_found(books: Books, table: sa.Table) -> None:
     """Each row is repeated with another key, near to its own."""
     with books.database.platform(write=False) as tx:
         picked = rows(tx, table)
     missed = []
-    for row in picked:
+    for row in picked if books.database.is_sqlite else picked[:1]:  # on PostgreSQL one row shows it, as of the columns
         for key in table.primary_key:
             for value in mutations(key, getattr(row, key.name)):
                 twin = row._asdict() | {key.name: value}
                 if find(books, table.insert().values(twin)) == "missed":
                     missed.append(twin)
-    assert missed == [] or table.name in ROWS_HARMLESS
+    assert missed == []
