@@ -22,8 +22,9 @@ from tests.gateway.harness import (
     streamed,
     whole,
 )
+from tollway.gateway.edge.cors import parse_origins
 from tollway.gateway.edge.edge import EdgeBounds
-from tollway.gateway.edge.edge_policy import EdgePolicy, find_client, parse_hosts, parse_networks, parse_origins
+from tollway.gateway.edge.edge_policy import EdgePolicy, find_client, parse_hosts, parse_networks
 
 PAGE = "https://app.example.com"
 TRUSTED = parse_networks(["10.0.0.0/8", "2001:db8::/32"])

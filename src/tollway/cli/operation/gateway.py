@@ -22,8 +22,9 @@ from tollway.cli.processes import (
 )
 from tollway.gateway.batches.worker import BatchBounds
 from tollway.gateway.buffers import BufferBounds
+from tollway.gateway.edge.cors import parse_origins
 from tollway.gateway.edge.edge import EdgeBounds
-from tollway.gateway.edge.edge_policy import EdgePolicy, parse_hosts, parse_networks, parse_origins
+from tollway.gateway.edge.edge_policy import EdgePolicy, parse_hosts, parse_networks
 from tollway.gateway.edge.server import DrainBounds
 from tollway.gateway.guardrails import GuardrailBounds
 from tollway.gateway.media.bounds import MediaBounds

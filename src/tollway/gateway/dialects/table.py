@@ -1,62 +1,29 @@
-"""The dialects, one row each. A new API is a file here, a member of `domain.catalog.Endpoint` (and
-of NOT_GENERATING there, if it generates nothing), and a row in this table.
+"""The dialects, by endpoint. A new API is a file here that defines a `Dialect`, and a member of `domain.catalog.Endpoint` (and of
+NOT_GENERATING there, if it generates nothing).
 
-Everything else follows from the row: the gateway's routes, the heads of requests to engines, and the shape of errors.
+Everything else follows from these: the gateway's routes, the heads of requests to engines, and the shape of errors.
 """
 
+import importlib
+import pkgutil
 import re
 
 from tollway.domain.catalog import Endpoint
-from tollway.gateway.dialects import (
-    chat_completions,
-    classify,
-    compact,
-    completions,
-    count_tokens,
-    embeddings,
-    image_edits,
-    image_generations,
-    infer,
-    input_tokens,
-    messages,
-    moderations,
-    realtime,
-    rerank,
-    responses,
-    score,
-    speech,
-    tokenize,
-    transcripts,
-)
+from tollway.gateway import dialects
 from tollway.gateway.dialects.dialect import Dialect
 
-DIALECTS: dict[Endpoint, Dialect] = {
-    dialect.endpoint: dialect
-    for dialect in (
-        chat_completions.DIALECT,
-        completions.DIALECT,
-        embeddings.DIALECT,
-        image_generations.DIALECT,
-        image_edits.EDITS,
-        image_edits.VARIATIONS,
-        speech.DIALECT,
-        transcripts.TRANSCRIPTIONS,
-        transcripts.TRANSLATIONS,
-        messages.DIALECT,
-        count_tokens.DIALECT,
-        responses.DIALECT,
-        input_tokens.DIALECT,
-        compact.DIALECT,
-        infer.DIALECT,
-        rerank.DIALECT,
-        score.DIALECT,
-        classify.DIALECT,
-        moderations.DIALECT,
-        realtime.DIALECT,
-        tokenize.TOKENIZE,
-        tokenize.DETOKENIZE,
-    )
-}
+
+def _find_dialects() -> dict[Endpoint, Dialect]:
+    """Return the dialects that the files of this package define. Raises KeyError if an endpoint has none."""
+    found: dict[Endpoint, Dialect] = {}
+    for file in pkgutil.iter_modules(dialects.__path__, f"{dialects.__name__}."):
+        if file.name != __name__:
+            module = importlib.import_module(file.name)
+            found.update({value.endpoint: value for value in vars(module).values() if isinstance(value, Dialect)})
+    return {endpoint: found[endpoint] for endpoint in Endpoint}
+
+
+DIALECTS: dict[Endpoint, Dialect] = _find_dialects()
 
 _ORIGIN = re.compile(rb"\Ahttps?://[^/]*", re.IGNORECASE)
 """Scheme and authority of a target in absolute form. A request for another host is refused in the shape of its path as well."""

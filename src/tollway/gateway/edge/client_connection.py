@@ -24,7 +24,7 @@ from tollway.gateway.buffers import LARGE_BYTES, BufferHold
 from tollway.gateway.dialects import infer
 from tollway.gateway.dialects.table import find_error_dialect
 from tollway.gateway.driver import CoroutineDriver
-from tollway.gateway.edge import edge_policy
+from tollway.gateway.edge import cors, edge_policy
 from tollway.gateway.edge.edge import REST_SECONDS, Edge, TimedConnection
 from tollway.gateway.edge.paths import ROUTES, Route, find_body_fault, find_path, find_route, find_route_fault
 from tollway.gateway.plane import Plane
@@ -353,7 +353,7 @@ class ClientConnection(asyncio.Protocol):
     def allows_origin(self, origin: bytes) -> bool:
         """Return whether scripts of this origin may connect."""
         rules = self._edge.rules
-        return rules is not None and (b"*" in rules.origins or origin in rules.origins)
+        return rules is not None and cors.allows_origin(rules, origin)
 
     def upgrade(self, headers: bytes, session: TimedConnection, end: End) -> Callable[[], None]:
         """Answer 101 with these header lines, and let `end` go on with the connection. Return what to call once that is gone."""
@@ -378,7 +378,7 @@ class ClientConnection(asyncio.Protocol):
         rules = self._edge.rules
         if rules is None or not rules.origins:
             return False
-        self.answer(200, b"allow: %b, OPTIONS\r\n%b" % (route.methods, edge_policy.preflight_headers(rules, route.methods)), b"")
+        self.answer(200, b"allow: %b, OPTIONS\r\n%b" % (route.methods, cors.preflight_headers(rules, route.methods)), b"")
         return True
 
     def _is_addressed(self, http: HttpRequest) -> bool:
@@ -410,7 +410,7 @@ class ClientConnection(asyncio.Protocol):
     def _cors(self, request: HttpRequest | None) -> bytes:
         """Return what the browser of the script that asked is told."""
         rules = self._edge.rules
-        return b"" if rules is None or request is None else edge_policy.cors_headers(rules, request.headers.get(b"origin"))
+        return b"" if rules is None or request is None else cors.cors_headers(rules, request.headers.get(b"origin"))
 
     def _finished(self) -> None:
         """The answer was written whole: the next request, or the end of the connection. Both wait until the client has read it, so that

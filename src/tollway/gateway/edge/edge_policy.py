@@ -1,4 +1,4 @@
-"""Access rules of the public listener: trusted proxies, origins of browsers, host names that are served.
+"""Access rules of the public listener: trusted proxies, host names that are served; `cors` reads its origins.
 
 All of it is off unless told, and costs one look per request then. Nothing here authenticates: a key does that. What a proxy says of
 a client's address is used for the bound of connections per address and for the log.
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from tollway.domain import networks
 from tollway.domain.networks import Network, contains
 
-_ORIGIN = re.compile(rb"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 _HOST = re.compile(rb"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 _PORT = re.compile(rb":[0-9]+$")
 
@@ -42,18 +41,6 @@ def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
     return tuple(ipaddress.ip_network(text) for text in texts)
 
 
-def parse_origins(texts: Iterable[str]) -> frozenset[bytes]:
-    """Origins as browsers serialise them (RFC 6454 section 6.2), or `*` alone. Raises ValueError. `null` is none: sandboxed
-    documents of everybody share it."""
-    origins = frozenset(text.encode() for text in texts)
-    if origins == {b"*"}:
-        return origins
-    for origin in origins:
-        if _ORIGIN.fullmatch(origin) is None:
-            raise ValueError(f"{origin.decode()} is no origin; it has to look like https://app.example.com, in lower case")
-    return origins
-
-
 def parse_hosts(texts: Iterable[str]) -> frozenset[bytes]:
     """Names as they stand in Host. Raises ValueError."""
     hosts = frozenset(text.lower().encode() for text in texts)
@@ -79,23 +66,3 @@ def find_client(rules: EdgePolicy, peer: str, forwarded: bytes | None) -> str:
     if not rules.forwarded_for or forwarded is None:
         return peer
     return networks.find_client(rules.trusted, peer, forwarded)
-
-
-def cors_headers(rules: EdgePolicy, origin: bytes | None) -> bytes:
-    """Return what an answer says to the browser of a script from `origin` (Fetch standard, section 3.2). Never that credentials are
-    welcome: keys travel in headers that the script sets, and no cookie means anything here, so `*` stands for all headers."""
-    if not rules.origins:
-        return b""
-    if b"*" in rules.origins:
-        return b"access-control-allow-origin: *\r\naccess-control-expose-headers: *\r\n"
-    if origin not in rules.origins:
-        return b"vary: origin\r\n"
-    return b"access-control-allow-origin: %b\r\naccess-control-expose-headers: *\r\nvary: origin\r\n" % origin
-
-
-def preflight_headers(rules: EdgePolicy, methods: bytes) -> bytes:
-    """Return what a preflight is told beside `cors_headers`. `authorization` must be named: `*` does not stand for it."""
-    return b"access-control-allow-methods: %b\r\naccess-control-allow-headers: authorization, *\r\naccess-control-max-age: %d\r\n" % (
-        methods,
-        rules.preflight_seconds,
-    )
