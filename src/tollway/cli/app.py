@@ -136,8 +136,8 @@ def _build(chosen: str | None) -> typer.Typer:
 
 
 def _import_command(module: str) -> ModuleType:
-    """Import the module of a command. Garbage is not collected meanwhile: an import makes many objects and hardly any garbage, and to search
-    them again and again takes a sixth of the CPU time of a start."""
+    """Import the module of a command. Garbage is not collected meanwhile: an import makes many objects and hardly any garbage, and to
+    search them again and again takes a sixth of the CPU time of a start."""
     gc.disable()
     try:
         return importlib.import_module(f"tollway.cli.{module}")
