@@ -1,11 +1,12 @@
 """The counters that the limits of calls are kept in: the port of the phase `limit`, and the values that both of its implementations share.
 
 `memory_counters` decides at once, for one gateway; `shared_counters` asks a store that several gateways share, and decides later. The
-assembly chooses (`Plane.limits`); the phase knows only these classes. They are classes and not protocols because compiled code calls a
-method of a class through a table, and one of a protocol by its name.
+assembly chooses (`Plane.limits`), and the phase asks it through these classes. They are abstract classes and not protocols because compiled
+code calls a method of a class through a table, and one of a protocol by its name.
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
@@ -103,7 +104,8 @@ def _weight(refusal: Refusal) -> tuple[bool, bool, int]:
 class Bound:
     """The counters that bind one caller's requests to one model, innermost level first.
 
-    `is_empty`: nothing limits them. `is_held`: requests hold units while they run (`Counters.reserve`); else they only `enter` and `leave`.
+    `is_empty`: nothing limits them. `is_held`: requests hold units while they run (`Counters.reserve`). Counters of which neither is true
+    are of this process and need no hold: `MemoryBound.enter` and `leave` count their requests.
     `output_size_min`, `tokens_size_min`: the smallest limit on output tokens, and on input and output together.
     """
 
@@ -115,21 +117,8 @@ class Bound:
         self.output_size_min = output_size_min
         self.tokens_size_min = tokens_size_min
 
-    def enter(self, now_ns: int) -> tuple[int, int] | None:
-        """Charge one request and count it as running; or None, and nothing is changed, if a level refuses. Return what the level with the
-        least left says: its limit per minute, and what is left of it (UNLIMITED: there is none)."""
-        raise NotImplementedError
 
-    def leave(self) -> None:
-        """Count the request of a successful `enter` as running no more."""
-        raise NotImplementedError
-
-    def find_tightest(self, now_ns: int) -> list[Remainder | None]:
-        """Return for each of HEADER_KINDS what is left of the limit that has the least left; None where there is none."""
-        raise NotImplementedError
-
-
-class Hold:
+class Hold(ABC):
     """The decision on one request since `started_ns`, and the `units` that the request holds if it was admitted.
 
     `is_decided`: False until `wait` has returned. `is_charged`: the rates per minute were charged in full, because it is a minute old.
@@ -163,28 +152,29 @@ class Hold:
         self.tokens_size = self.tokens_left = UNLIMITED
         self.tokens_reset_ms = 0
 
+    @abstractmethod
     async def wait(self) -> None:
         """Return once it is decided. Where the wait is interrupted, nothing is held."""
 
+    @abstractmethod
     def find_tightest(self, now_ns: int) -> list[Remainder | None]:
         """Return for each of HEADER_KINDS what is left of the limit that has the least left; None where there is none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def find_refusal(self) -> Refusal:
         """Return the limit that keeps a request waiting longest that was not admitted."""
-        raise NotImplementedError
 
+    @abstractmethod
     def reduce(self, units: Units) -> None:
         """Hold no more than `units`, none of which is more than this holds. What was charged already stays charged."""
-        raise NotImplementedError
 
+    @abstractmethod
     def settle(self, used: Units, now_ns: int) -> None:
         """End it: nothing of it is held or runs any more, and what was `used` is charged, however much that is. Call it exactly once for
         each that was admitted."""
-        raise NotImplementedError
 
 
-class Counters:
+class Counters(ABC):
     """All counters of the limits that one gateway applies. `now_ns`: monotonic nanoseconds. `end_users_together`: requests that were
     counted together with those of other end users."""
 
@@ -193,10 +183,11 @@ class Counters:
     def __init__(self) -> None:
         self.end_users_together = 0
 
+    @abstractmethod
     def bind(self, organization_id: str, limits: Sequence[LevelLimits], now_ns: int) -> Bound:
         """Return the counters of these limits of one organization, innermost level first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def bind_end_user(self, bound: Bound, of: EndUserLimits, end_user: str, now_ns: int) -> Bound:
         """Return the counters of `bound` with those of an end user, `end_user` as the request names it, before them.
 
@@ -204,19 +195,18 @@ class Counters:
         were not seen for the longest window of their limits; if there are none, the end users that are not known yet are counted together,
         as one.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def reserve(self, bound: Bound, units: Units, now_ns: int) -> Hold:
         """Admit a request for `units` at all levels and hold them there, or change nothing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read_standings(
         self, organization_id: str, limits: Sequence[LevelLimits], now_ns: int, done: Callable[[list[Standing]], None]
     ) -> None:
         """Call `done`, at once or later, with how each of these limits stands."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forget_idle(self, now_ns: int) -> None:
         """Drop counters of this process that stand as new ones would. Call it only when no caller is held: it would go on to count in
         counters that others no longer share."""
-        raise NotImplementedError

@@ -30,7 +30,7 @@ from tollway.gateway.counters import (
     Units,
 )
 from tollway.gateway.dialects.answers import Measure
-from tollway.gateway.memory_counters import MemoryCounters, MemoryHold
+from tollway.gateway.memory_counters import MemoryBound, MemoryCounters, MemoryHold
 from tollway.gateway.request import Call, Caller, Permit
 from tollway.telemetry import Metrics, timestamp
 
@@ -83,6 +83,7 @@ def limit(call: Call, counters: Counters, clock: Callable[[], int], metrics: Met
         return Undecided(call, hold, clock, metrics)
     if bound.is_empty:
         return Permit(call, b"", None)
+    assert isinstance(bound, MemoryBound)  # shared counters hold whatever they bind
     left = bound.enter(now_ns)
     if left is None:
         raise _refuse_hold(call, counters.reserve(bound, ONE_REQUEST, now_ns), now_ns, metrics)

@@ -150,13 +150,17 @@ class MemoryBound(Bound):
         self.counts_other_than_tokens = any(rate.quantity not in (TOKENS, INPUT_TOKENS, OUTPUT_TOKENS) for rate in rates)
 
     def enter(self, now_ns: int) -> tuple[int, int] | None:
+        """Charge one request and count it as running; or None, and nothing is changed, if a level refuses. Return what the level with the
+        least left says: its limit per minute, and what is left of it (UNLIMITED: there is none)."""
         return enter(self.buckets, now_ns)
 
     def leave(self) -> None:
+        """Count the request of a successful `enter` as running no more."""
         for bucket in self.buckets:
             bucket.running -= 1
 
     def find_tightest(self, now_ns: int) -> list[Remainder | None]:
+        """Return for each of HEADER_KINDS what is left of the limit that has the least left; None where there is none."""
         return find_tightest(self, now_ns)
 
 
@@ -172,6 +176,9 @@ class MemoryHold(Hold):
         super().__init__(units, started_ns)
         self._counters = counters
         self.bound = bound
+
+    async def wait(self) -> None:
+        """Return at once: it is decided when it is made."""
 
     def find_tightest(self, now_ns: int) -> list[Remainder | None]:
         return find_tightest(self.bound, now_ns)

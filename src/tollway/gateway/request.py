@@ -22,6 +22,7 @@ from tollway.gateway.counters import Bound, EndUserLimits
 from tollway.gateway.dialects.answers import AnswerContext, Measure
 from tollway.gateway.dialects.conversation import Conversation
 from tollway.gateway.dialects.dialect import Dialect, Translation
+from tollway.gateway.memory_counters import MemoryBound
 from tollway.gateway.ports import AnswerStore, ChecksAnswer, KeepsResponse, OutputHold
 from tollway.gateway.prefix_routing import Charge
 from tollway.gateway.principal import Principal
@@ -673,7 +674,7 @@ class Permit:
         self,
         call: Call,
         headers: bytes,
-        bound: Bound | None,
+        bound: MemoryBound | None,
     ) -> None:
         self.call = call
         self.headers = headers
