@@ -18,8 +18,10 @@ What is computed again, from the records that the gateways wrote ("payload", byt
      record that costs something is booked exactly once.
   5. Every correction: at the price of the record that it corrects, never more back than was billed, approved by another key.
   6. That each unit price is the published one at the discount of the organization's price list.
-  7. The period's totals, what it moved on each account, and the digests of its corrections, of the prices, terms and outcome policies
-     that apply in it, and of the gateways' watermarks.
+  7. Which grants of credit the period's usage burns, in the order of burning, and what the close of the period booked on each: that, and
+     what was left of those that had ended.
+  8. The period's totals, what it moved on each account, and the digests of its corrections, of the prices, terms and outcome policies
+     that apply in it, of credit, and of the gateways' watermarks.
 
 What this cannot see is a request that was never recorded: keep your own list of request ids (the header x-request-id).
 """
@@ -32,7 +34,7 @@ import json
 import sys
 from bisect import bisect_right
 
-FORMAT = "tollway-audit-2"
+FORMAT = "tollway-audit-3"
 FIRST_CLASSES = ("input", "cached_input", "output", "reasoning", "request")
 
 # Classes that a price may leave out, and the class whose price each has then; None: it costs nothing.
@@ -51,6 +53,11 @@ CLASSES = (*FIRST_CLASSES[:-1], *LATER_CLASSES, "request")
 # How long after a price or terms ended a gateway may still admit by them: its snapshot may be 24 hours old, clocks 10 minutes apart.
 CLOCKS_APART_US = 600_000_000
 PRICE_LAG_US = 24 * 3600 * 1_000_000 + CLOCKS_APART_US
+
+# Credit: usage burns it by the minute of its admission. The platform's account that bears a grant, and an instant after all others.
+MINUTE_US = 60_000_000
+FUNDING = {"paid": "prepayments", "promotional": "promotional_expense", "goodwill": "goodwill_expense"}
+NEVER = 2**53 - 1
 
 
 class Difference(Exception):
@@ -228,6 +235,7 @@ class Event:
         self.lines = rate(bill(record, policy), self.price)
         self.amounts = amounts_of(self.lines)
         self.total = sum(self.amounts.values())
+        self.burns = (admit["admitted_at"] // MINUTE_US * MINUTE_US, admit["project_id"], self.model)
         stated = {**dict.fromkeys(LATER_CLASSES, "0"), **row["amounts_pico"]}
         same(f"{where}: its amounts", stated, {name: str(pico) for name, pico in self.amounts.items()})
         self.leaf = write(
@@ -305,15 +313,51 @@ def entries_of(row):
     return entries
 
 
+# ---- Credit ------------------------------------------------------------------------------------------------------------
+
+
+class Grant:
+    """Credit of which something was left before the period."""
+
+    def __init__(self, row):
+        self.id, self.category, self.created_at, self.models = row["id"], row["category"], row["created_at"], row["models"]
+        self.project, self.effective_at, self.voided_at = row["project_id"], row["effective_at"], row["voided_at"]
+        self.left = int(row["amount_pico"]) - int(row["used_before_pico"])
+        require(self.category in FUNDING and 0 < self.left <= int(row["amount_pico"]), f"grant {self.id} has nothing left, or too much")
+        expires_at = NEVER if row["expires_at"] is None else row["expires_at"]
+        self.ends_at = expires_at if self.voided_at is None else min(expires_at, self.voided_at)
+        is_scoped = self.project is not None or self.models is not None
+        self.order = (not is_scoped, row["priority"], expires_at, row["cost_basis_bp"], self.created_at, self.id)
+
+    def covers(self, minute_at, project, model):
+        """Whether usage of a minute can burn it."""
+        is_in_time = self.effective_at <= minute_at < self.ends_at
+        return is_in_time and self.project in (None, project) and (self.models is None or model in self.models)
+
+
+def burn(grants, usage):
+    """What usage, by (minute, project, model), burns of grants in their order: by the id of each. Takes it from what is left of them."""
+    burned = {}
+    for place in sorted(usage):
+        pico = usage[place]
+        for grant in sorted(grants, key=lambda each: each.order):
+            part = min(pico, grant.left)
+            if part > 0 and grant.covers(*place):
+                grant.left, pico = grant.left - part, pico - part
+                burned[grant.id] = burned.get(grant.id, 0) + part
+    return burned
+
+
 # ---- An export ---------------------------------------------------------------------------------------------------------
 
 # Order of lines. Those of CONDITIONS are what events were admitted under: the hash of the period covers them by a digest.
 CONDITIONS = ("outcome_policy", "price", "terms")
-ORDER = ("export", "organization", "period", *CONDITIONS, "transaction", "adjustment", "event", "account", "end")
+ORDER = ("export", "organization", "period", *CONDITIONS, "transaction", "grant", "credit", "adjustment", "event", "account", "end")
 
 
 class Export:
-    """An export as it is read, line by line. Memory grows with the transactions, not with the events."""
+    """An export as it is read, line by line. Memory grows with the transactions, not with the events; where the organization has credit,
+    also with the minutes, projects and models in which it used something."""
 
     def __init__(self):
         self.lines = 0
@@ -335,6 +379,7 @@ class Export:
         self.totals = dict.fromkeys(CLASSES, 0)
         self.moved, self.accounts = {}, {}
         self.adjustments, self.adjusted, self.adjustments_digest = 0, 0, hashlib.sha256()
+        self.grants, self.credits, self.usage, self.credits_digest = {}, {}, {}, hashlib.sha256()  # usage: what each place costs
         self.given, self.targets = {}, {}  # event id: what corrections booked here add to it; its leaf, until it is met
         self.ended = False
 
@@ -351,6 +396,8 @@ class Export:
         self.rank = rank
         if kind in CONDITIONS:
             self.conditions_digest.update(write({"type": kind, **row}) + b"\n")
+        if kind in ("grant", "credit"):
+            self.credits_digest.update(write({"type": kind, **row}) + b"\n")
         try:
             getattr(self, f"take_{kind}")(row)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -430,6 +477,35 @@ class Export:
         for account, amount in entries_of(row).items():
             self.moved[account] = self.moved.get(account, 0) + amount
 
+    def take_grant(self, row):
+        require(row["id"] > max(self.grants, default=""), f"grant {row['id']} stands twice, or out of order")
+        require(row["effective_at"] < self.period["end_at"], f"grant {row['id']} begins after the period")
+        self.grants[row["id"]] = Grant(row)
+
+    def take_credit(self, row):
+        require(row["id"] not in self.credits, f"transaction {row['id']} stands twice")
+        self.credits[row["id"]] = (row["amount_pico"], entries_of(row))
+
+    def check_credits(self):
+        """Compare what was booked on grants with what the period's usage burns, and with what is left of those that ended before it."""
+        start_at, right = self.period["start_at"], {}
+
+        def book(grant, move, pico, kind, owner="platform"):
+            cause = f"credit/{self.organization}/{grant.id}/{move}/{start_at}"
+            accounts = {f"{self.organization}/credit:{grant.id}/{self.currency}": pico, f"{owner}/{kind}/{self.currency}": -pico}
+            right[transaction_id(start_at, cause)] = (str(pico), accounts)
+
+        for id, pico in burn(self.grants.values(), self.usage).items():
+            book(self.grants[id], "burn", pico, "unbilled", self.organization)
+        for grant in self.grants.values():
+            if grant.ends_at <= start_at and grant.left:
+                is_voided = grant.ends_at == grant.voided_at
+                book(grant, "void" if is_voided else "expire", grant.left, FUNDING[grant.category] if is_voided else "breakage")
+        for id in {**self.credits, **right}:
+            same(f"transaction {id}: what it books on credit", self.credits.get(id), right.get(id))
+        digest = self.credits_digest.hexdigest() if self.grants else None
+        same("the digest of credit", self.period.get("credits_digest"), digest)
+
     def take_event(self, row):
         event = Event(row, self)
         require(event.id > self.last_event, f"event {event.id} stands twice, or out of order")
@@ -440,6 +516,8 @@ class Export:
         self.tree.add(event.leaf)
         for name, amount in event.amounts.items():
             self.totals[name] += amount
+        if self.grants and event.total:
+            self.usage[event.burns] = self.usage.get(event.burns, 0) + event.total
         booking = self.find_booking(*event.place)
         if booking is not None:
             booking.add(event)
@@ -522,6 +600,7 @@ class Export:
         same("what the period comes to by class", period["amounts_pico"], {name: str(pico) for name, pico in self.totals.items() if pico})
         same("the number of corrections", period["adjustments"], self.adjustments)
         same("the digest of the prices and terms", period["conditions_digest"], self.conditions_digest.hexdigest())
+        self.check_credits()
         same("the digest of the corrections", period["adjustments_digest"], self.adjustments_digest.hexdigest())
         same("what the corrections come to", period["adjustments_pico"], str(self.adjusted))
         same("what the period moved by account", self.accounts, self.moved)
@@ -535,7 +614,8 @@ class Export:
         written_off = sum(each["records"] for each in self.period["report"].get("written_off", ()))
         return (
             f"everything agrees: {self.tree.size} events ({self.late} of them late), {self.adjustments} corrections, "
-            f"{len(self.transactions)} transactions, {len(covers)} gateway runs ({covers.count('lost')} declared lost), "
+            f"{len(self.transactions)} transactions, {len(self.credits)} on credit, "
+            f"{len(covers)} gateway runs ({covers.count('lost')} declared lost), "
             f"{written_off} records written off\n"
             f"total {amount}\nMerkle root {self.tree.root().hex()}\nhash {self.period['period_hash']}"
         )

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from tollway.domain.money import AMOUNT_PICO_MAX
-from tollway.domain.periods import INSTANT_MAX
+from tollway.domain.periods import INSTANT_MAX, STUB_US_MAX, Bounds, days_of, month_of
 
 MINUTE_US = 60_000_000
 
@@ -323,30 +323,46 @@ COOLOFF_SECONDS_MIN, COOLOFF_SECONDS_MAX = 60, 31 * 86_400
 """Shortest and longest time between two top-ups of an organization."""
 
 
+class TopupInterval(StrEnum):
+    """The calendar period of the organization at whose start a rule asks for credit. Weeks begin on Monday."""
+
+    WEEK = "week"
+    MONTH = "month"
+
+
 class TopupRule(NamedTuple):
-    """The rule by which more credit is asked for: once less than the threshold is usable, and again after the cool-off at the earliest."""
+    """The rule by which more credit is asked for: once less than the threshold is usable, and again after the cool-off at the earliest;
+    and, if there is an interval, once in each period of it. `threshold_pico`: 0 for none. `next_at`: the start of the next period for which
+    credit is asked for, which the operation sets; None without an interval."""
 
     threshold_pico: int
     amount_pico: int
     cooloff_seconds: int
+    every: TopupInterval | None = None
+    next_at: int | None = None
 
 
 class Topup(msgspec.Struct, frozen=True, kw_only=True):
-    """Credit that a rule asks for. `usable_pico`: what was usable then. `grant_id`: of the grant that answered it; None while none has."""
+    """Credit that a rule asks for. `usable_pico`: what was usable then. `period_at`: the start of the period for which it was asked; None
+    if too little was usable. `grant_id`: of the grant that answered it; None while none has."""
 
     id: str
     organization_id: str
     amount_pico: int
     usable_pico: int
     requested_at: int
+    period_at: int | None = None
     grant_id: str | None = None
 
 
 def find_rule_problem(rule: TopupRule) -> GrantProblem | None:
     """Return what is wrong with a rule; None if nothing is."""
-    for field, pico in (("threshold", rule.threshold_pico), ("amount", rule.amount_pico)):
-        if not 0 < pico <= AMOUNT_PICO_MAX:
-            return GrantProblem(field, "it must be more than zero and at most 9,223,372 currency units")
+    if rule.threshold_pico == 0 and rule.every is None:
+        return GrantProblem("threshold", "a rule has a threshold, an interval or both")
+    if not 0 <= rule.threshold_pico <= AMOUNT_PICO_MAX:
+        return GrantProblem("threshold", "it must be at most 9,223,372 currency units")
+    if not 0 < rule.amount_pico <= AMOUNT_PICO_MAX:
+        return GrantProblem("amount", "it must be more than zero and at most 9,223,372 currency units")
     if not COOLOFF_SECONDS_MIN <= rule.cooloff_seconds <= COOLOFF_SECONDS_MAX:
         return GrantProblem("cooloff_seconds", f"it must be from {COOLOFF_SECONDS_MIN} to {COOLOFF_SECONDS_MAX:,}")
     return None
@@ -356,3 +372,14 @@ def is_topup_due(rule: TopupRule, usable_pico: int, latest: Topup | None, now: i
     """Return whether more credit is to be asked for at instant `now`. `latest`: the latest top-up."""
     is_cool = latest is None or now - latest.requested_at >= rule.cooloff_seconds * 1_000_000
     return usable_pico < rule.threshold_pico and is_cool
+
+
+def find_next_topup(every: TopupInterval, at: int, time_zone: str) -> int:
+    """Return the start of the period of an interval that follows instant `at` in a time zone. A period that would begin within a day and
+    three hours of it is left out: `at` is then the start of the same one in the zone that the organization had before."""
+    found = _find_period(every, at, time_zone).end_at
+    return found if found - at > STUB_US_MAX else _find_period(every, found, time_zone).end_at
+
+
+def _find_period(every: TopupInterval, at: int, time_zone: str) -> Bounds:
+    return month_of(at, time_zone) if every is TopupInterval.MONTH else days_of(at, time_zone, 7, 0)

@@ -62,7 +62,9 @@ class PeriodClosure:
     """The record of closing a period. `amounts`: pico by billing class, as billed; `adjustments`: how many are booked in it.
 
     `conditions_digest`: of the prices, terms and outcome policies of what is booked in it (`control.money.conditions`); None if it was
-    closed before there was one. `period_hash`: of its whole statement (`domain.proofs.hash_statement`); None before it is computed.
+    closed before there was one. `credits_digest`: of the grants that its usage could burn and of what was booked on them
+    (`control.money.closed_credits`); None if there are none. `period_hash`: of its whole statement (`domain.proofs.hash_statement`); None
+    before it is computed.
     """
 
     closed_at: int
@@ -73,6 +75,7 @@ class PeriodClosure:
     adjustments_pico: int
     amounts: Mapping[str, int]
     conditions_digest: bytes | None
+    credits_digest: bytes | None = None
     period_hash: bytes | None = None
 
 

@@ -38,6 +38,7 @@ from tollway.control.identity.scheduled_rotation import Scheduled
 from tollway.control.jobs import Job, JobRunner, Turn, in_thread
 from tollway.control.metering import retention
 from tollway.control.metering.quarantine import WaitingRecords
+from tollway.control.money import credits
 from tollway.control.money.automatic_closing import close_due
 from tollway.control.plane import ControlPlane
 from tollway.control.publish import Publications
@@ -104,6 +105,9 @@ SIGNING_KEYS_SECONDS = 3_600.0
 
 OVERRIDES_SECONDS = 10.0
 """Interval of the job that removes overrides of limits that have ended: that long they may hold beyond their end."""
+
+TOPUPS_SECONDS = 60.0
+"""Interval of the job that asks for the credit of a new week or month. It reads one row of an index while none has begun."""
 
 WAITING_SECONDS = 60.0
 """Interval of the job that rates records which waited for a price or an organization. It reads one number while nothing was published."""
@@ -471,6 +475,10 @@ def _list_jobs(
     def keep_signing_keys(_turn: Turn) -> None:
         token_exchange.maintain_signing_keys(replace(plane, database=signing_database))
 
+    def ask_for_topups(turn: Turn) -> None:
+        while credits.ask_for_due_topup(plane.database, turn.at) and not turn.is_over():
+            pass
+
     scheduled = Scheduled(
         database=plane.database,
         recorded=lambda event: _audit_job(plane, event, "scheduled_rotations"),
@@ -556,6 +564,12 @@ def _list_jobs(
             name="event_months",
             work=in_thread(keep_months),
             interval_seconds=MONTHS_SECONDS,
+            deadline_seconds=MONTHS_SECONDS,
+        ),
+        Job(
+            name="credit_topups",
+            work=in_thread(ask_for_topups),
+            interval_seconds=TOPUPS_SECONDS,
             deadline_seconds=MONTHS_SECONDS,
         ),
         Job(

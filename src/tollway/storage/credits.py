@@ -15,7 +15,7 @@ from tollway.domain.ledger import Entry
 from tollway.domain.pages import Page, PageWindow
 from tollway.storage import ledger
 from tollway.storage.database import PlatformTx, Transaction
-from tollway.storage.pages import fetch_page
+from tollway.storage.pages import fetch_page, split_ids
 from tollway.storage.schema_credits import credit_draws, credit_grants, credit_transactions
 from tollway.storage.schema_money import usage_events
 
@@ -104,6 +104,17 @@ def lock_open(tx: PlatformTx, organization_id: str) -> list[CreditGrant]:
 def _select_open(organization_id: str) -> sa.Select[Any]:
     own = sa.select(credit_grants).where(credit_grants.c.organization_id == organization_id, credit_grants.c.closed_at.is_(None))
     return own.order_by(credit_grants.c.id)
+
+
+def list_open_at(tx: Transaction, organization_id: str, before: int, closed_at: int) -> list[CreditGrant]:
+    """Return the grants of an organization that begin before an instant, and were open until another one at least, by id."""
+    column = credit_grants.c
+    query = sa.select(credit_grants).where(
+        column.organization_id == organization_id,
+        column.effective_at < before,
+        sa.or_(column.closed_at.is_(None), column.closed_at >= closed_at),
+    )
+    return [_grant(row) for row in tx.connection.execute(query.order_by(column.id))]
 
 
 def iterate_grants(tx: PlatformTx) -> Iterator[CreditGrant]:
@@ -216,6 +227,22 @@ def list_transactions(tx: Transaction, organization_id: str, window: PageWindow)
     that caused them. The close of a period books later than that."""
     query = sa.select(credit_transactions).where(credit_transactions.c.organization_id == organization_id)
     return fetch_page(tx, query, credit_transactions.c.id, window, _transaction)
+
+
+def list_booked(
+    tx: Transaction, organization_id: str, grant_ids: Iterable[str], until_at: int
+) -> list[tuple[CreditTransaction, tuple[Entry, ...]]]:
+    """Return what closed periods that begin at an instant or before it booked on grants of an organization, with its entries, by id."""
+    column = credit_transactions.c
+    found: list[tuple[CreditTransaction, tuple[Entry, ...]]] = []
+    for part in split_ids(grant_ids):
+        query = sa.select(credit_transactions).where(
+            column.organization_id == organization_id, column.grant_id.in_(part), column.period_at <= until_at
+        )
+        rows = tx.connection.execute(query).all()
+        entries = ledger.list_entries(tx, [row.id for row in rows])
+        found += [(_transaction(row), entries.get(row.id, ())) for row in rows]
+    return sorted(found, key=lambda each: each[0].id)
 
 
 def iterate_transactions(tx: PlatformTx) -> Iterator[tuple[CreditTransaction, tuple[Entry, ...]]]:

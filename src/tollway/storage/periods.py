@@ -129,6 +129,7 @@ def close(tx: PlatformTx, period: Period, closed: PeriodClosure) -> None:
             adjustments_digest=closed.adjustments_digest,
             amounts=json.dumps(amounts, sort_keys=True),
             conditions_digest=closed.conditions_digest,
+            credits_digest=closed.credits_digest,
             period_hash=closed.period_hash,
         )
     )
@@ -264,8 +265,9 @@ def list_starts_after(tx: PlatformTx, period: Period) -> list[int]:
 
 
 def count_early_hashes(tx: PlatformTx) -> int:
-    """Return the number of periods that have a hash or a digest of conditions and are not closed: for verification."""
-    has_any = billing_periods.c.period_hash.is_not(None) | billing_periods.c.conditions_digest.is_not(None)
+    """Return the number of periods that have a hash or a digest of conditions or credits and are not closed: for verification."""
+    column = billing_periods.c
+    has_any = sa.or_(*(each.is_not(None) for each in (column.period_hash, column.conditions_digest, column.credits_digest)))
     query = sa.select(sa.func.count()).where(billing_periods.c.state != PeriodState.CLOSED, has_any)
     return tx.connection.execute(query).scalar_one()
 
@@ -292,6 +294,7 @@ def _period(row: Any) -> Period:
             adjustments_pico=int(amounts.get("corrections", 0)),
             amounts=_from_text(amounts.get("usage", {})),
             conditions_digest=row.conditions_digest,
+            credits_digest=row.credits_digest,
             period_hash=row.period_hash,
         )
     return Period(

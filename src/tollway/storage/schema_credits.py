@@ -60,11 +60,14 @@ credit_topup_rules = sa.Table(  # when more credit is asked for
     "credit_topup_rules",
     metadata,
     sa.Column("organization_id", sa.String(64), sa.ForeignKey("organizations.id"), primary_key=True),
-    sa.Column("threshold_pico", Amount, nullable=False),
+    sa.Column("threshold_pico", Amount, nullable=False),  # 0 for none
     sa.Column("amount_pico", Amount, nullable=False),
     sa.Column("cooloff_seconds", sa.Integer, nullable=False),
     sa.Column("changed_at", sa.BigInteger, nullable=False),
+    sa.Column("every", sa.String(8)),  # the interval at which it is asked for too; null for none
+    sa.Column("next_at", sa.BigInteger),  # the start of the next period of that interval for which nothing was asked for
 )
+sa.Index(None, credit_topup_rules.c.next_at)
 
 credit_topups = sa.Table(  # top-ups that a rule asked for, and the grant that answered each
     "credit_topups",
@@ -75,5 +78,7 @@ credit_topups = sa.Table(  # top-ups that a rule asked for, and the grant that a
     sa.Column("usable_pico", Amount, nullable=False),  # what was usable then
     sa.Column("requested_at", sa.BigInteger, nullable=False),
     sa.Column("grant_id", sa.String(64), sa.ForeignKey("credit_grants.id")),
+    sa.Column("period_at", sa.BigInteger),  # of the period for which it was asked; null if too little was usable
 )
 sa.Index(None, credit_topups.c.organization_id, credit_topups.c.requested_at)
+sa.Index(None, credit_topups.c.organization_id, credit_topups.c.period_at, unique=True)

@@ -5,22 +5,27 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from tollway.domain.credits import Topup, TopupRule
+from tollway.domain.credits import Topup, TopupInterval, TopupRule
 from tollway.domain.pages import Page, PageWindow
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.pages import fetch_page
+from tollway.storage.schema import organizations
 from tollway.storage.schema_credits import credit_topup_rules, credit_topups
 
 
-def put_rule(tx: PlatformTx, organization_id: str, rule: TopupRule | None, now: int) -> None:
-    """Store the rule of an organization in place of the one before; None for no rule."""
-    if rule is None:
-        tx.connection.execute(credit_topup_rules.delete().where(credit_topup_rules.c.organization_id == organization_id))
-        return
+def delete_rule(tx: PlatformTx, organization_id: str) -> None:
+    """Remove the rule of an organization, if it has one."""
+    tx.connection.execute(credit_topup_rules.delete().where(credit_topup_rules.c.organization_id == organization_id))
+
+
+def put_rule(tx: PlatformTx, organization_id: str, rule: TopupRule, now: int) -> None:
+    """Store the rule of an organization in place of the one before."""
     values = {
         "threshold_pico": rule.threshold_pico,
         "amount_pico": rule.amount_pico,
         "cooloff_seconds": rule.cooloff_seconds,
+        "every": rule.every,
+        "next_at": rule.next_at,
         "changed_at": now,
     }
     insert = tx.insert(credit_topup_rules).values(organization_id=organization_id, **values)
@@ -43,21 +48,44 @@ def _select_rules(organization_ids: Iterable[str]) -> sa.Select[Any]:
 
 def _read_rules(tx: Transaction, query: sa.Select[Any]) -> dict[str, TopupRule]:
     return {
-        row.organization_id: TopupRule(row.threshold_pico, row.amount_pico, row.cooloff_seconds) for row in tx.connection.execute(query)
+        row.organization_id: TopupRule(
+            row.threshold_pico,
+            row.amount_pico,
+            row.cooloff_seconds,
+            None if row.every is None else TopupInterval(row.every),
+            row.next_at,
+        )
+        for row in tx.connection.execute(query)
     }
 
 
+def find_due(tx: Transaction, now: int) -> str | None:
+    """Return the organization that has waited longest for a top-up that its rule asks for at an interval; None if there is none. Archived
+    organizations ask for nothing."""
+    rule = credit_topup_rules.c
+    due = sa.select(rule.organization_id).join(organizations, organizations.c.id == rule.organization_id)
+    due = due.where(rule.next_at <= now, organizations.c.archived_at.is_(None)).order_by(rule.next_at, rule.organization_id)
+    found: str | None = tx.connection.execute(due.limit(1)).scalar_one_or_none()
+    return found
+
+
+def put_next(tx: PlatformTx, organization_id: str, next_at: int) -> None:
+    """Store the start of the next period for which the rule of an organization asks for credit."""
+    own = credit_topup_rules.update().where(credit_topup_rules.c.organization_id == organization_id)
+    tx.connection.execute(own.values(next_at=next_at))
+
+
 def insert_topup(tx: PlatformTx, topup: Topup) -> None:
-    """Store that a top-up is asked for."""
-    tx.connection.execute(
-        credit_topups.insert().values(
-            id=topup.id,
-            organization_id=topup.organization_id,
-            amount_pico=topup.amount_pico,
-            usable_pico=topup.usable_pico,
-            requested_at=topup.requested_at,
-        )
+    """Store that a top-up is asked for; one that was asked for already, or for the same period, is left as it is."""
+    insert = tx.insert(credit_topups).values(
+        id=topup.id,
+        organization_id=topup.organization_id,
+        amount_pico=topup.amount_pico,
+        usable_pico=topup.usable_pico,
+        requested_at=topup.requested_at,
+        period_at=topup.period_at,
     )
+    tx.connection.execute(insert.on_conflict_do_nothing())
 
 
 def find_latest(tx: Transaction, organization_id: str) -> Topup | None:
@@ -90,5 +118,6 @@ def _topup(row: Any) -> Topup:
         amount_pico=row.amount_pico,
         usable_pico=row.usable_pico,
         requested_at=row.requested_at,
+        period_at=row.period_at,
         grant_id=row.grant_id,
     )

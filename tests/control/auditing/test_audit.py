@@ -15,15 +15,18 @@ import pytest
 
 from tests.control.metering.test_collect import take
 from tests.control.money.test_corrections import APPROVER, ask, decide
+from tests.control.money.test_credits import COST, add_grant
 from tests.control.money.test_periods import NOW, OCTOBER, SEPTEMBER, close, ended
 from tests.link import samples
 from tests.link.samples import EPOCH, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATION, PRICE, admit, final, frames
 from tests.storage.databases import fill
 from tollway.control.catalog import prices
-from tollway.control.money import exports, periods
+from tollway.control.money import credits, exports, periods
 from tollway.control.money.corrections import WantedAdjustment
+from tollway.domain import ids
 from tollway.domain.billing_classes import OtherClasses, Quantities
 from tollway.domain.corrections import AdjustmentKind, ApprovalDecision
+from tollway.domain.credits import MINUTE_US, GrantCategory
 from tollway.domain.faults import Fault
 from tollway.domain.periods import period_id
 from tollway.domain.price_books import BookPrice, compile_price
@@ -56,7 +59,14 @@ def books(database: Database, archive: Archive) -> tuple[Database, Archive]:
 
 def close_books(database: Database, archive: Archive) -> None:
     """Close September with all there can be: two gateways, other tenants, failures, a void, a replace and a credit. Close October with a
-    late event and a correction of September's."""
+    late event and a correction of September's. Grants are burned in part, expire and are voided in September, and end in October."""
+    begin = EPOCH // MINUTE_US * MINUTE_US
+    add_grant(database, COST // 2, 11, category=GrantCategory.PROMOTIONAL, priority=1)
+    add_grant(database, 10 * COST, 12, expires_at=begin + MINUTE_US)
+    add_grant(database, 10**9, 13, category=GrantCategory.GOODWILL, priority=9)
+    add_grant(database, 10**15, 14, priority=5, effective_at=OCTOBER.start_at)
+    with database.platform() as tx:
+        credits.void_grant(tx, ORGANIZATION, ids.new_id(ids.CREDIT_GRANT, EPOCH, 13), EPOCH)
     other = {"organization_id": OTHER_ORGANIZATION, "price_version": samples.OTHER_PRICE.id}
     failed = final(admit(6), outcome=Outcome.UPSTREAM_ERROR, used=Quantities(100), first_token_at=None, error="upstream_cut")
     records: list[Record] = [*ended(1, EPOCH), *ended(2, EPOCH + 9, **other), *ended(3, EPOCH + 5), *ended(4, SEPTEMBER.end_at - 1)]
@@ -122,15 +132,17 @@ def book_price_of(database: Database) -> BookPrice:
 
 
 def restate(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the lines with the digest of conditions, the number of lines and the hash of the period that follow from them."""
-    digest = hashlib.sha256()
+    """Return the lines with the digests of conditions and credit, the number of lines and the hash of the period that follow from them."""
+    digest, of_credit = hashlib.sha256(), hashlib.sha256()
     for line in lines:
-        if line["type"] in ("outcome_policy", "price", "terms"):
-            digest.update(json.dumps(line, separators=(",", ":"), ensure_ascii=False).encode() + b"\n")
+        if line["type"] in ("outcome_policy", "price", "terms", "grant", "credit"):
+            covering = of_credit if line["type"] in ("grant", "credit") else digest
+            covering.update(json.dumps(line, separators=(",", ":"), ensure_ascii=False).encode() + b"\n")
     found = []
     for line in lines:
         if line["type"] == "period":
             line = line | {"conditions_digest": digest.hexdigest()}
+            line |= {"credits_digest": of_credit.hexdigest()} if "credits_digest" in line else {}
             statement = {name: value for name, value in line.items() if name not in ("type", "period_hash")}
             line["period_hash"] = hash_statement(statement).hex()
         found.append(line | {"lines": len(lines) - 1} if line["type"] == "end" else line)
@@ -141,7 +153,7 @@ class TestTheVerifier:
     def test_is_one_file_that_anybody_can_run_and_read(self) -> None:
         source = VERIFIER.read_text()
         tree = ast.parse(source, feature_version=(3, 9))
-        assert source.count("\n") <= 600
+        assert source.count("\n") <= 700
         imported = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
         imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
         assert {name.partition(".")[0] for name in imported} <= sys.stdlib_module_names
@@ -158,6 +170,24 @@ class TestTheVerifier:
         assert (code, said[:17]) == (0, "everything agrees")
         assert f"{closed.events} events ({int(start_at == OCTOBER.start_at)} of them late), {closed.adjustments} corrections" in said
         assert run(str(file), "--root", "00" * 32)[0] == 1
+
+    def test_burns_credit_again_and_finds_burning_that_its_order_would_not_do(
+        self, books: tuple[Database, Archive], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Somebody who lets a month burn other grants, with entries, digest and hash that follow from it, is found by the computation."""
+        file = tmp_path / "export"
+        for start_at, moves in ((SEPTEMBER.start_at, {"burn"}), (OCTOBER.start_at, {"burn", "expire", "void"})):
+            lines = [json.loads(line) for line in export(books, start_at)]
+            assert {line["move"] for line in lines if line["type"] == "credit"} == moves
+            for at, line in enumerate(lines):
+                if line["type"] == "credit":
+                    less = int(line["amount_pico"]) - 1
+                    entries = [{**each, "amount_pico": each["amount_pico"][:1].strip("0123456789") + str(less)} for each in line["entries"]]
+                    planted = line | {"amount_pico": str(less), "entries": entries}
+                    for forged in ([*lines[:at], planted, *lines[at + 1 :]], [*lines[:at], *lines[at + 1 :]]):
+                        file.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in restate(forged)), "utf-8")
+                        assert verify_in_process([str(file)]) == 1
+                        assert "what it books on credit" in capsys.readouterr().out
 
     def test_event_states_no_later_class_that_costs_nothing(self, books: tuple[Database, Archive], tmp_path: Path) -> None:
         lines = [json.loads(line) for line in export(books)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from contextlib import suppress
+from datetime import UTC, datetime
 from random import Random
 from typing import Any
 
@@ -19,7 +20,18 @@ from tollway.control.money.credits import WantedGrant
 from tollway.control.verification.verify import compare, verify
 from tollway.domain import ids
 from tollway.domain.budgets import LeaseGrant, LeaseRequest, name_place_budget
-from tollway.domain.credits import MINUTE_US, CreditGrant, CreditMove, CreditPlace, CreditScope, GrantCategory, Topup, TopupRule
+from tollway.domain.credits import (
+    MINUTE_US,
+    CreditGrant,
+    CreditMove,
+    CreditPlace,
+    CreditScope,
+    GrantCategory,
+    Topup,
+    TopupInterval,
+    TopupRule,
+    find_next_topup,
+)
 from tollway.domain.faults import Fault
 from tollway.domain.pages import PageWindow
 from tollway.domain.periods import period_id
@@ -27,6 +39,7 @@ from tollway.domain.snapshot import BudgetEntry
 from tollway.domain.usage import Final, Record, Tick, billed, encode
 from tollway.storage import credits as stored_credits
 from tollway.storage import platform_queries
+from tollway.storage import topups as stored_topups
 from tollway.storage.database import Database
 from tollway.storage.record_archive import Archive
 from tollway.wire.segments import extend, first_chain
@@ -316,6 +329,45 @@ class TestTopups:
         assert balance(database, "prepayments") == 8 * COST
         assert verify(database, archive).differences == []
 
+    def test_more_is_asked_for_once_in_each_month_of_the_organization_and_for_those_that_passed_without_control(
+        self, database: Database, archive: Archive
+    ) -> None:
+        with database.platform() as tx:
+            made = credits.put_topup_rule(tx, ORGANIZATION, TopupRule(COST, 5 * COST, 3600, TopupInterval.MONTH), EPOCH)
+        assert made.next_at == OCTOBER.start_at
+        assert not credits.ask_for_due_topup(database, OCTOBER.start_at - 1)
+        late = NOVEMBER.start_at + 5 * MINUTE_US  # no control process ran in October
+        while credits.ask_for_due_topup(database, late):
+            pass
+        first, second = topups(database)
+        assert (first.period_at, second.period_at) == (OCTOBER.start_at, NOVEMBER.start_at)
+        assert (first.requested_at, first.amount_pico) == (late, 5 * COST)
+        with database.platform() as tx:  # as another process that read the rule before, or one that a restore put back
+            stored_topups.put_next(tx, ORGANIZATION, OCTOBER.start_at)
+        while credits.ask_for_due_topup(database, late):
+            pass
+        assert len(topups(database)) == 2, "a period is asked for once"
+        granted = add_grant(database, 5 * COST, 1, late, topup_id=first.id)
+        assert {each.id: each.grant_id for each in topups(database)}[first.id] == granted.id
+        take(database, archive, frames(ended(1, EPOCH + 10**6)), now=late + MINUTE_US)
+        assert len(topups(database)) == 2, "the cool-off of the threshold counts from any top-up"
+        with database.platform() as tx:
+            changed = credits.put_topup_rule(tx, ORGANIZATION, TopupRule(0, COST, 3600, TopupInterval.MONTH), late)
+        assert changed.next_at == NOVEMBER.end_at, "another amount changes no period"
+        with database.platform() as tx:
+            tx.connection.exec_driver_sql("UPDATE organizations SET archived_at = 1")
+        assert not credits.ask_for_due_topup(database, NOVEMBER.end_at)
+        assert verify(database, archive).differences == []
+
+    def test_next_period_of_another_time_zone_begins_no_second_time(self) -> None:
+        def at(*parts: int) -> int:
+            return int(datetime(*parts, tzinfo=UTC).timestamp()) * 10**6  # type: ignore[arg-type,misc]
+
+        of_berlin = at(2026, 10, 31, 23)
+        assert find_next_topup(TopupInterval.MONTH, of_berlin, "UTC") == at(2026, 12, 1), "November has begun in Berlin"
+        assert find_next_topup(TopupInterval.MONTH, at(2026, 10, 1), "Europe/Berlin") == of_berlin
+        assert find_next_topup(TopupInterval.WEEK, at(2026, 11, 4), "UTC") == at(2026, 11, 9)
+
 
 def topups(database: Database) -> list[Topup]:
     with database.platform(write=False) as tx:
@@ -327,11 +379,23 @@ class TestRoutes:
         operator, admin = control.client(control.platform_key), control.client(alice.admin_key)
         path = f"/v1/platform/organizations/{alice.organization_id}/credit_topup_rule"
         good = {"threshold": "10", "amount": "100", "cooloff_seconds": 3600}
-        for wrong in ({"threshold": "0"}, {"amount": "-1"}, {"cooloff_seconds": 59}, {"amount": "9300000"}):
+        for wrong in (
+            {"threshold": "0"},
+            {"threshold": "-1"},
+            {"threshold": None},
+            {"amount": "-1"},
+            {"amount": "0"},
+            {"cooloff_seconds": 59},
+            {"amount": "9300000"},
+            {"every": "day"},
+        ):
             assert operator.put(path, json=good | wrong).status_code == 400
         assert answered(admin.get("/v1/organization/credits"))["topup_rule"] is None
         assert answered(operator.put(path, json=good))["threshold"] == "10"
         assert answered(admin.get("/v1/organization/credits"))["topup_rule"]["cooloff_seconds"] == 3600
+        monthly = answered(operator.put(path, json={"amount": "50", "every": "month"}))
+        assert (monthly["threshold"], monthly["every"]) == (None, "month") and monthly["next_at"] > control.plane.now() // 10**6
+        assert answered(admin.get("/v1/organization/credits"))["topup_rule"] == monthly
         assert admin.put(path, json=good).status_code == 403
         assert answered(operator.get("/v1/platform/credit_topups", params={"only_open": True}))["data"] == []
         answered(operator.delete(path))

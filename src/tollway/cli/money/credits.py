@@ -10,7 +10,7 @@ from tollway.cli.output import Output, OutputOption, print_fields, print_json, p
 from tollway.cli.tenancy.organizations import OrganizationName, with_organizations
 from tollway.cli.times import Zone, read_instant, show_instant
 from tollway.domain import ids
-from tollway.domain.credits import GrantCategory
+from tollway.domain.credits import GrantCategory, TopupInterval
 from tollway.settings import OperatorError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -131,24 +131,38 @@ def void(
 def topup(
     organization: OrganizationName,
     below: Annotated[str | None, typer.Option("--below", metavar="AMOUNT", help="Ask once less than this is usable.")] = None,
+    every: Annotated[
+        TopupInterval | None, typer.Option("--every", help="Ask once in each calendar week or month, from the next one on.")
+    ] = None,
     amount: Annotated[str | None, typer.Option("--amount", help="How much to ask for.")] = None,
-    cooloff_hours: Annotated[int, typer.Option("--cooloff-hours", help="Least time between two top-ups.")] = 24,
+    cooloff_hours: Annotated[int, typer.Option("--cooloff-hours", help="Least time from any top-up to one by --below.")] = 24,
     off: Annotated[bool, typer.Option("--off", help="Ask for no more credit.")] = False,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Ask for more credit of an organization once less than a threshold is usable; `tollway credits topups` lists what was asked for."""
-    if off is (below is not None or amount is not None) or (not off and None in (below, amount)):
-        raise OperatorError("name --below and --amount, or --off", exit_code=2)
+    """Ask for more credit of an organization once less than a threshold is usable, or once in each week or month, or both.
+
+    `tollway credits topups` lists what was asked for."""
+    is_rule = amount is not None and not (below is None and every is None)
+    if off is is_rule or (off and not (amount is below is every is None)):
+        raise OperatorError("name --amount with --below, --every or both; or --off", exit_code=2)
     with connect(control_url, key, data_dir) as control:
         path = f"/platform/organizations/{control.get_organization(organization)['id']}/credit_topup_rule"
         if off:
             answer = control.delete(path)
         else:
-            answer = control.put(path, {"threshold": below, "amount": amount, "cooloff_seconds": 3600 * cooloff_hours})
-    _print_changed(answer, output, "no top-ups" if off else f"asks for {answer['amount']} once less than {answer['threshold']} is usable")
+            body = {"threshold": below, "every": every, "amount": amount, "cooloff_seconds": 3600 * cooloff_hours}
+            answer = control.put(path, body)
+    _print_changed(answer, output, "no top-ups" if off else _describe_rule(answer))
+
+
+def _describe_rule(rule: dict[str, Any]) -> str:
+    occasions = [] if rule["threshold"] is None else [f"once less than {rule['threshold']} is usable"]
+    if rule["every"] is not None:
+        occasions.append(f"once in each {rule['every']}")
+    return f"asks for {rule['amount']} {' and '.join(occasions)}"
 
 
 @app.command()
@@ -164,8 +178,8 @@ def topups(
     with connect(control_url, key, data_dir) as control:
         rows = list(control.list_all("/platform/credit_topups", only_open=open_only or None))
         if output is Output.TABLE:
-            rows = with_organizations(control, rows, zone, asked="requested_at")
-    print_rows(output, ["id", "asked", "organization", "amount", "usable", "grant_id"], rows, none="nothing was asked for")
+            rows = with_organizations(control, rows, zone, asked="requested_at", period="period_start_time")
+    print_rows(output, ["id", "asked", "organization", "amount", "usable", "period", "grant_id"], rows, none="nothing was asked for")
 
 
 @app.command()

@@ -39,6 +39,7 @@ from tollway.domain.credits import (
     burn,
     burn_order,
     find_leasable,
+    find_next_topup,
     find_problem,
     find_rule_problem,
     find_usable,
@@ -48,13 +49,14 @@ from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CON
 from tollway.domain.ledger import Account, Entry
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.periods import Period
+from tollway.storage import budgets as stored_budgets
 from tollway.storage import catalog as stored_catalog
 from tollway.storage import credits as stored
 from tollway.storage import periods as stored_periods
 from tollway.storage import prices as stored_prices
 from tollway.storage import tenants as stored_tenants
 from tollway.storage import topups as stored_topups
-from tollway.storage.database import PlatformTx, Transaction
+from tollway.storage.database import Database, PlatformTx, Transaction
 from tollway.storage.usage_events import EventRow
 
 CREDIT = "credit"
@@ -266,26 +268,73 @@ def draw(tx: PlatformTx, sums: UsageSums, now: int) -> None:
     for organization_id, rule in stored_topups.lock_rules(tx, {each for each, _ in sums.list_periods()}).items():
         usable, latest = find_usable_credit(tx, organization_id, now), stored_topups.find_latest(tx, organization_id)
         if is_topup_due(rule, usable.pico, latest, now):
-            stored_topups.insert_topup(tx, _make_topup(organization_id, rule, usable.pico, latest, now))
+            cause = f"topup/{organization_id}/{None if latest is None else latest.id}"  # the one after the latest
+            stored_topups.insert_topup(tx, _make_topup(organization_id, rule, usable.pico, cause, now))
 
 
-def _make_topup(organization_id: str, rule: TopupRule, usable_pico: int, latest: Topup | None, now: int) -> Topup:
-    """Return the top-up that follows `latest`. Its id derives from that one and the instant."""
-    text = f"topup/{organization_id}/{None if latest is None else latest.id}"
-    id = f"{ids.CREDIT_TOPUP}_{now // 1000 & 0xFFFF_FFFF_FFFF:012x}{hashlib.sha256(text.encode()).hexdigest()[:20]}"
-    return Topup(id=id, organization_id=organization_id, amount_pico=rule.amount_pico, usable_pico=usable_pico, requested_at=now)
+def _make_topup(organization_id: str, rule: TopupRule, usable_pico: int, cause: str, now: int, period_at: int | None = None) -> Topup:
+    """Return a top-up. Its id derives from its cause and the instant: the start of its period if it has one, or else now."""
+    at = now if period_at is None else period_at
+    id = f"{ids.CREDIT_TOPUP}_{at // 1000 & 0xFFFF_FFFF_FFFF:012x}{hashlib.sha256(cause.encode()).hexdigest()[:20]}"
+    return Topup(
+        id=id,
+        organization_id=organization_id,
+        amount_pico=rule.amount_pico,
+        usable_pico=usable_pico,
+        requested_at=now,
+        period_at=period_at,
+    )
 
 
 # ---- Top-ups ------------------------------------------------------------------------------------------------------------
 
 
-def put_topup_rule(tx: PlatformTx, organization_id: str, rule: TopupRule | None, now: int) -> None:
-    """Let an organization's credit be topped up by a rule; None for no rule. Raises RESOURCE_UNKNOWN, PARAMETER_INVALID."""
+def put_topup_rule(tx: PlatformTx, organization_id: str, rule: TopupRule, now: int) -> TopupRule:
+    """Let an organization's credit be topped up by a rule. Returns it with the start of its next period, if it has an interval: of the next
+    one from now, or, if it takes the place of another with the same interval, of the one that is due.
+
+    Raises RESOURCE_UNKNOWN, PARAMETER_INVALID.
+    """
     _get_currency(tx, organization_id)
-    problem = None if rule is None else find_rule_problem(rule)
+    problem = find_rule_problem(rule)
     if problem is not None:
         raise Fault(PARAMETER_INVALID, param=problem.field, message=f"'{problem.field}' cannot be used: {problem.reason}.")
+    before = stored_topups.lock_rules(tx, [organization_id]).get(organization_id)
+    if rule.every is not None:
+        is_same = before is not None and before.every is rule.every
+        next_at = before.next_at if is_same and before else find_next_topup(rule.every, now, _get_time_zone(tx, organization_id))
+        rule = rule._replace(next_at=next_at)
     stored_topups.put_rule(tx, organization_id, rule, now)
+    return rule
+
+
+def delete_topup_rule(tx: PlatformTx, organization_id: str) -> None:
+    """Ask for no more credit of an organization. Raises RESOURCE_UNKNOWN."""
+    _get_currency(tx, organization_id)
+    stored_topups.delete_rule(tx, organization_id)
+
+
+def _get_time_zone(tx: PlatformTx, organization_id: str) -> str:
+    return stored_budgets.find_time_zones(tx, [organization_id])[organization_id]
+
+
+def ask_for_due_topup(database: Database, now: int) -> bool:
+    """Ask for credit for one period of one rule whose period has begun; False if none is due. What was not asked for in time, because no
+    control process ran, is asked for then, once for each period. Two processes that do it at once ask once."""
+    with database.platform(write=False) as tx:
+        organization_id = stored_topups.find_due(tx, now)
+    if organization_id is None:
+        return False
+    with database.platform() as tx:
+        rule = stored_topups.lock_rules(tx, [organization_id]).get(organization_id)
+        if rule is None or rule.every is None or rule.next_at is None or rule.next_at > now:
+            return True  # it was changed or asked for meanwhile
+        usable = find_usable_credit(tx, organization_id, now)
+        cause = f"topup/{organization_id}/period/{rule.next_at}"
+        stored_topups.insert_topup(tx, _make_topup(organization_id, rule, usable.pico, cause, now, rule.next_at))
+        next_at = find_next_topup(rule.every, rule.next_at, _get_time_zone(tx, organization_id))
+        stored_topups.put_next(tx, organization_id, next_at)
+    return True
 
 
 def find_topup_rule(tx: Transaction, organization_id: str) -> TopupRule | None:

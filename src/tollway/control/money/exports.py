@@ -7,6 +7,8 @@ Lines of JSON, one object each, in this order; docs/money.md says what stands in
     price ...               by id, those of the same
     terms ...               by their beginning, those of the same
     transaction ...         by id
+    grant ...               by id, the credit that usage of the period could burn
+    credit ...              by id, what the close of the period booked on it
     adjustment ...          corrections booked in the period, by id, each with the event that it corrects
     event ...               by id
     account ...             what the period moved, by account
@@ -23,7 +25,7 @@ from typing import Any
 
 import msgspec
 
-from tollway.control.money import periods
+from tollway.control.money import closed_credits, periods
 from tollway.control.money.conditions import list_conditions
 from tollway.domain.billing_classes import stated_quantities
 from tollway.domain.corrections import fields_of
@@ -41,7 +43,7 @@ from tollway.storage.database import TenantTx
 from tollway.storage.record_archive import Archive
 from tollway.wire.segments import Reader, first_chain
 
-FORMAT = "tollway-audit-2"
+FORMAT = "tollway-audit-3"
 """Name of the export format. A verifier refuses any other."""
 
 PAGE_ROWS = 1000
@@ -90,6 +92,10 @@ class _Lines:
             for entry in posting.entries:
                 self.moved[entry.account.id] = self.moved.get(entry.account.id, 0) + entry.amount_pico
             yield "transaction", _transaction_row(posting)
+        if period.closed is not None and period.closed.credits_digest is not None:
+            with self.open_tx() as tx:
+                lines = closed_credits.list_lines(tx, period, period.closed.closed_at)
+            yield from lines
         yield from self._adjustments()
         for events in self._events():
             yield from self._event_rows("event", events)

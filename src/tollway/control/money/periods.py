@@ -17,7 +17,7 @@ import msgspec
 
 from tollway.control.gateways import epochs
 from tollway.control.gateways.epochs import Blocker, BlockerKind
-from tollway.control.money import credits
+from tollway.control.money import closed_credits, credits
 from tollway.control.money.conditions import digest_conditions, list_conditions
 from tollway.control.money.ledger import UNBILLED
 from tollway.domain.corrections import fields_of
@@ -233,8 +233,10 @@ def _finish(tx: PlatformTx, period: Period, conditions_digest: bytes, usage: Map
         amounts=amounts,
         conditions_digest=conditions_digest,
     )
-    statement = make_statement(replace(period, closed=closed))
     credits.settle_period(tx, period, usage, now)
+    digest_of_credits = closed_credits.digest_lines(closed_credits.list_lines(tx, period, now))
+    closed = replace(closed, credits_digest=digest_of_credits)
+    statement = make_statement(replace(period, closed=closed))
     stored.close(tx, period, replace(closed, period_hash=hash_statement(statement)))
     return get_period(tx, period.id)
 
@@ -260,6 +262,7 @@ def make_statement(period: Period) -> Mapping[str, Any]:
         "adjustments_digest": closed.adjustments_digest.hex(),
         "adjustments_pico": str(closed.adjustments_pico),
         "conditions_digest": None if closed.conditions_digest is None else closed.conditions_digest.hex(),
+        **({} if closed.credits_digest is None else {"credits_digest": closed.credits_digest.hex()}),
         "watermark_digest": closing.watermark_digest.hex(),
         "report": closing.report,
     }

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from tollway.control.gateways.epochs import Cover, describe_lost, digest_watermarks, find_cover
-from tollway.control.money import corrections, periods
+from tollway.control.money import closed_credits, corrections, periods
 from tollway.control.money.conditions import digest_conditions, list_conditions
 from tollway.domain.corrections import Adjustment, AdjustmentKind, AdjustmentState, ApprovalDecision, find_objection, sum_lines
 from tollway.domain.epochs import CLOCKS_APART_US, Epoch
@@ -274,6 +274,8 @@ def _compare_blocks(tx: PlatformTx, period: Period, add: Add) -> None:
         digest = digest_conditions(list_conditions(tx, period))
         if closed.conditions_digest != digest:
             add("billing_periods", f"{period.id}: its digest of conditions is not that of the prices and terms of its events")
+    if closed.credits_digest != closed_credits.digest_lines(closed_credits.list_lines(tx, period, closed.closed_at)):
+        add("billing_periods", f"{period.id}: its digest of credits is not that of grants and of what was booked on them")
     if closed.period_hash != hash_statement(periods.make_statement(period)):
         add("billing_periods", f"{period.id}: its hash is not that of what it says")
 

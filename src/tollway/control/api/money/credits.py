@@ -36,8 +36,10 @@ from tollway.domain.credits import (
     CreditTransaction,
     GrantCategory,
     Topup,
+    TopupInterval,
     TopupRule,
 )
+from tollway.domain.faults import PARAMETER_INVALID, Fault
 from tollway.domain.keys import Operator
 from tollway.domain.roles import Permission
 
@@ -136,26 +138,57 @@ class CreditGrantOut(Identified):
 class TopupRuleWrite(In):
     """The rule by which more credit is asked for."""
 
-    threshold: Annotated[Sum, Field(description="Ask once less than this is usable, above zero, as a decimal string.", examples=["10"])]
+    threshold: Annotated[
+        Sum | None,
+        Field(description="Ask once less than this is usable, above zero, as a decimal string; null for no threshold.", examples=["10"]),
+    ] = None
+    every: Annotated[
+        TopupInterval | None,
+        Field(
+            strict=False,
+            description="Ask once in each calendar `week` or `month` of the organization, from the next one on; null for neither.",
+            examples=["month"],
+        ),
+    ] = None
     amount: Annotated[Sum, Field(description="How much to ask for, above zero, as a decimal string.", examples=["100"])]
     cooloff_seconds: Annotated[
         int,
         Field(
             ge=COOLOFF_SECONDS_MIN,
             le=COOLOFF_SECONDS_MAX,
-            description="Least time between two top-ups, in seconds.",
+            description="Least time from any top-up to one that is asked for by the threshold, in seconds.",
             examples=[86_400],
         ),
     ] = 86_400
+
+    def rule(self) -> TopupRule:
+        """Return what is asked for, for the operation."""
+        if self.threshold is not None and money.parse_sum(self.threshold) <= 0:
+            raise Fault(PARAMETER_INVALID, param="threshold", message="'threshold' must be more than zero; null is for no threshold.")
+        threshold_pico = 0 if self.threshold is None else money.parse_sum(self.threshold)
+        return TopupRule(threshold_pico, money.parse_sum(self.amount), self.cooloff_seconds, self.every)
 
 
 class TopupRuleOut(Out):
     """The rule by which more credit is asked for."""
 
     object: Literal["organization.credit_topup_rule"] = "organization.credit_topup_rule"
-    threshold: Annotated[str, Field(description="More is asked for once less than this is usable, as a decimal string.", examples=["10"])]
+    threshold: Annotated[
+        str | None,
+        Field(description="More is asked for once less than this is usable, as a decimal string; null for no threshold.", examples=["10"]),
+    ]
+    every: Annotated[
+        TopupInterval | None,
+        Field(description="The calendar period in each of which it is asked for; null if none.", examples=["month"]),
+    ]
+    next_at: Annotated[
+        int | None,
+        Field(description="The start of the next period for which more is asked for, in Unix seconds (UTC).", examples=[1790812800]),
+    ]
     amount: Annotated[str, Field(description="How much is asked for, as a decimal string.", examples=["100"])]
-    cooloff_seconds: Annotated[int, Field(description="Least time between two top-ups, 60 to 2678400 seconds.", examples=[86_400])]
+    cooloff_seconds: Annotated[
+        int, Field(description="Least time from any top-up to one by the threshold, 60 to 2678400 seconds.", examples=[86_400])
+    ]
 
 
 class TopupOut(Identified):
@@ -166,6 +199,13 @@ class TopupOut(Identified):
     amount: Annotated[str, Field(description="How much is asked for, as a decimal string.", examples=["100"])]
     usable: Annotated[str, Field(description="What was usable then, as a decimal string.", examples=["9.5"])]
     requested_at: Annotated[int, Field(description="When it was asked for, in Unix seconds (UTC).", examples=[1790000000])]
+    period_start_time: Annotated[
+        int | None,
+        Field(
+            description="The start of the week or month for which it was asked, in Unix seconds (UTC); null if by the threshold.",
+            examples=[None],
+        ),
+    ]
     grant_id: Annotated[str | None, Field(description="The grant that answered it; null while none has.", examples=[None])]
 
 
@@ -256,7 +296,9 @@ def transaction_out(transaction: CreditTransaction) -> CreditTransactionOut:
 def rule_out(rule: TopupRule) -> TopupRuleOut:
     """Return a rule as the API shows it."""
     return TopupRuleOut(
-        threshold=money.format_amount(rule.threshold_pico),
+        threshold=money.format_amount(rule.threshold_pico) if rule.threshold_pico else None,
+        every=rule.every,
+        next_at=find_seconds(rule.next_at),
         amount=money.format_amount(rule.amount_pico),
         cooloff_seconds=rule.cooloff_seconds,
     )
@@ -270,6 +312,7 @@ def topup_out(topup: Topup) -> TopupOut:
         amount=money.format_amount(topup.amount_pico),
         usable=money.format_amount(topup.usable_pico),
         requested_at=seconds(topup.requested_at),
+        period_start_time=find_seconds(topup.period_at),
         grant_id=topup.grant_id,
     )
 
@@ -329,18 +372,19 @@ def void_credit_grant(_caller: OperatorWriter, plane: Plane, organization_id: st
 
 @router.put("/v1/platform/organizations/{organization_id}/credit_topup_rule")
 def put_topup_rule(_caller: OperatorWriter, plane: Plane, organization_id: str, body: TopupRuleWrite) -> TopupRuleOut:
-    """Ask for more credit of an organization whenever less than a threshold is usable, but not before the cool-off has passed."""
-    rule = TopupRule(money.parse_sum(body.threshold), money.parse_sum(body.amount), body.cooloff_seconds)
+    """Ask for more credit of an organization whenever less than a threshold is usable, but not before the cool-off has passed; or once in
+    each week or month; or both."""
+    rule = body.rule()
     with plane.database.platform() as tx:
-        credits.put_topup_rule(tx, routes.organization(organization_id), rule, plane.now())
-    return rule_out(rule)
+        made = credits.put_topup_rule(tx, routes.organization(organization_id), rule, plane.now())
+    return rule_out(made)
 
 
 @router.delete("/v1/platform/organizations/{organization_id}/credit_topup_rule")
 def delete_topup_rule(_caller: OperatorWriter, plane: Plane, organization_id: str) -> Deleted:
     """Ask for no more credit of an organization."""
     with plane.database.platform() as tx:
-        credits.put_topup_rule(tx, routes.organization(organization_id), None, plane.now())
+        credits.delete_topup_rule(tx, routes.organization(organization_id))
     return Deleted(object="organization.credit_topup_rule.deleted", id=organization_id, pending_nodes=[])
 
 
