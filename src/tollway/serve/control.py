@@ -106,6 +106,10 @@ SIGNING_KEYS_SECONDS = 3_600.0
 OVERRIDES_SECONDS = 10.0
 """Interval of the job that removes overrides of limits that have ended: that long they may hold beyond their end."""
 
+REDRAWS_SECONDS = 10.0
+"""Interval of the job that draws on credit anew after a close: that long less of it is usable than there is. It reads one row while there
+is nothing to do."""
+
 TOPUPS_SECONDS = 60.0
 """Interval of the job that asks for the credit of a new week or month. It reads one row of an index while none has begun."""
 
@@ -479,6 +483,10 @@ def _list_jobs(
         while credits.ask_for_due_topup(plane.database, turn.at) and not turn.is_over():
             pass
 
+    def redraw_credit(turn: Turn) -> None:
+        while credits.redraw_one(plane.database, turn.is_over) and not turn.is_over():
+            pass
+
     scheduled = Scheduled(
         database=plane.database,
         recorded=lambda event: _audit_job(plane, event, "scheduled_rotations"),
@@ -565,6 +573,12 @@ def _list_jobs(
             work=in_thread(keep_months),
             interval_seconds=MONTHS_SECONDS,
             deadline_seconds=MONTHS_SECONDS,
+        ),
+        Job(
+            name="credit_redraws",
+            work=in_thread(redraw_credit),
+            interval_seconds=REDRAWS_SECONDS,
+            deadline_seconds=CLOSING_DEADLINE_SECONDS,
         ),
         Job(
             name="credit_topups",

@@ -4,6 +4,7 @@
 organization the second sees what the first did.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from tollway.domain.pages import Page, PageWindow
 from tollway.storage import ledger
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.pages import fetch_page, split_ids
-from tollway.storage.schema_credits import credit_draws, credit_grants, credit_transactions
+from tollway.storage.schema_credits import credit_draws, credit_grants, credit_redraw_usage, credit_redraws, credit_transactions
 from tollway.storage.schema_money import usage_events
 
 ROWS_FETCHED = 1000
@@ -178,25 +179,105 @@ def iterate_draws(tx: PlatformTx) -> Iterator[DrawRow]:
         yield DrawRow(*row)
 
 
+def list_provisional(tx: Transaction, organization_id: str, after: int) -> dict[tuple[str, int], int]:
+    """Return what was drawn by the usage of periods that begin after an instant and are not closed, by grant and period: also of grants
+    that are closed."""
+    column = credit_draws.c
+    query = sa.select(credit_draws).where(column.organization_id == organization_id, column.period_at > after, column.is_final.is_(False))
+    return {(row.grant_id, row.period_at): row.drawn_pico for row in tx.connection.execute(query) if row.drawn_pico}
+
+
 def sum_usage(tx: Transaction, organization_id: str, period_at: int) -> dict[CreditUsage, int]:
-    """Return what the events of an organization that are booked in a period cost, by minute of admission, project and model. A statement
-    sums EVENTS_SUMMED of them, so that none reaches its deadline however many there are."""
+    """Return what the events of an organization that are booked in a period cost, by minute of admission, project and model."""
+    usage: dict[CreditUsage, int] = {}
+    for part in iterate_usage(tx, organization_id, period_at):
+        add_usage(usage, part)
+    return usage
+
+
+def add_usage(usage: dict[CreditUsage, int], more: Mapping[CreditUsage, int]) -> None:
+    """Add what other events cost."""
+    for place, pico in more.items():
+        usage[place] = usage.get(place, 0) + pico
+
+
+def iterate_usage(tx: Transaction, organization_id: str, period_at: int) -> Iterator[dict[CreditUsage, int]]:
+    """Yield what `sum_usage` returns in parts. A statement sums EVENTS_SUMMED events, so that none reaches its deadline however many there
+    are."""
     event = usage_events.c
     cost = sum((sa.func.coalesce(event[f"{each}_pico"], 0) for each in BillingClass), start=sa.literal(0))
     columns = (event.event_id, (event.admitted_at // MINUTE_US).label("minute"), event.project_id, event.model, cost.label("cost"))
     own = sa.select(*columns).where(event.organization_id == organization_id, event.period_at == period_at).order_by(event.event_id)
-    usage: dict[CreditUsage, int] = {}
     after, events = "", EVENTS_SUMMED
     while events == EVENTS_SUMMED:
         part = own.where(event.event_id > after).limit(EVENTS_SUMMED).subquery().c
         sums = (sa.func.sum(part.cost).label("pico"), sa.func.count().label("events"), sa.func.max(part.event_id).label("last"))
         query = sa.select(part.minute, part.project_id, part.model, *sums).group_by(part.minute, part.project_id, part.model)
         rows = tx.connection.execute(query).all()
-        for row in rows:
-            place = CreditUsage(int(row.minute) * MINUTE_US, row.project_id, row.model)
-            usage[place] = usage.get(place, 0) + int(row.pico)
+        yield {CreditUsage(int(row.minute) * MINUTE_US, row.project_id, row.model): int(row.pico) for row in rows if row.pico}
         events, after = sum(row.events for row in rows), max((row.last for row in rows), default="")
-    return {place: pico for place, pico in usage.items() if pico}
+
+
+# ---- Draws that are made anew -------------------------------------------------------------------------------------------
+
+
+class Redraw(NamedTuple):
+    """A period whose draws are to be made anew. `closed_at`: the start of the period whose close is the cause."""
+
+    closed_at: int
+    uncovered_pico: int
+
+
+def put_redraw(tx: PlatformTx, organization_id: str, period_at: int, redraw: Redraw) -> None:
+    """Store that the draws of a period are to be made anew."""
+    key = {"organization_id": organization_id, "period_at": period_at}
+    insert = tx.insert(credit_redraws).values(**key, **redraw._asdict())
+    tx.connection.execute(insert.on_conflict_do_update(index_elements=list(key), set_=redraw._asdict()))
+
+
+def delete_redraw(tx: PlatformTx, organization_id: str, period_at: int) -> None:
+    """Store that the draws of a period are right, and forget what was booked in it meanwhile."""
+    for table in (credit_redraw_usage, credit_redraws):
+        tx.connection.execute(table.delete().where(table.c.organization_id == organization_id, table.c.period_at == period_at))
+
+
+def find_redraw(tx: Transaction) -> str | None:
+    """Return an organization of which draws are to be made anew; None if there is none."""
+    query = sa.select(credit_redraws.c.organization_id).order_by(credit_redraws.c.organization_id).limit(1)
+    found: str | None = tx.connection.execute(query).scalar_one_or_none()
+    return found
+
+
+def list_redraws(tx: Transaction, organization_id: str) -> dict[int, Redraw]:
+    """Return the periods of an organization whose draws are to be made anew, by their start and in order."""
+    query = sa.select(credit_redraws).where(credit_redraws.c.organization_id == organization_id).order_by(credit_redraws.c.period_at)
+    return {row.period_at: Redraw(row.closed_at, row.uncovered_pico) for row in tx.connection.execute(query)}
+
+
+def insert_redraw_usage(tx: PlatformTx, organization_id: str, period_at: int, usage: Mapping[CreditUsage, int]) -> None:
+    """Store what a batch costs that is booked in a period whose draws are to be made anew. The open grants must be locked, so that numbers
+    grow in the order of commits."""
+    number = 1 + find_last_number(tx, organization_id)
+    rows = [[*place, str(pico)] for place, pico in usage.items()]
+    values = {"organization_id": organization_id, "number": number, "period_at": period_at, "usage": json.dumps(rows)}
+    tx.connection.execute(credit_redraw_usage.insert().values(values))
+
+
+def list_redraw_usage(tx: Transaction, organization_id: str, after: int) -> dict[int, dict[CreditUsage, int]]:
+    """Return what batches cost after the one with a number, by the period that they are booked in."""
+    column = credit_redraw_usage.c
+    found: dict[int, dict[CreditUsage, int]] = {}
+    query = sa.select(column.period_at, column.usage).where(column.organization_id == organization_id, column.number > after)
+    for row in tx.connection.execute(query):
+        more = {CreditUsage(minute_at, project_id, model): int(pico) for minute_at, project_id, model, pico in json.loads(row.usage)}
+        add_usage(found.setdefault(row.period_at, {}), more)
+    return found
+
+
+def find_last_number(tx: Transaction, organization_id: str) -> int:
+    """Return the number of the latest batch that `insert_redraw_usage` stored; 0 if there is none."""
+    query = sa.select(sa.func.max(credit_redraw_usage.c.number)).where(credit_redraw_usage.c.organization_id == organization_id)
+    return tx.connection.execute(query).scalar_one() or 0
 
 
 # ---- Transactions -------------------------------------------------------------------------------------------------------

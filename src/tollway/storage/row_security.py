@@ -63,6 +63,7 @@ READ_ONLY = frozenset(
         *("ledger_accounts", "ledger_transactions", "ledger_entries", "balances"),
         *("price_books", "book_prices"),
         *("credit_grants", "credit_draws", "credit_transactions", "credit_topup_rules", "credit_topups"),
+        *("credit_redraws", "credit_redraw_usage"),
     }
 )
 """Tables of which an organization sees its own rows (and general ones), and writes none."""

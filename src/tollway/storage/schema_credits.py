@@ -41,6 +41,27 @@ credit_draws = sa.Table(  # what the usage of a period has burned of a grant
     sa.ForeignKeyConstraint(["organization_id", "grant_id"], ["credit_grants.organization_id", "credit_grants.id"]),
 )
 
+credit_redraws = (
+    sa.Table(  # open periods whose draws are to be made anew, because the close of one before them burned otherwise than was drawn
+        "credit_redraws",
+        metadata,
+        sa.Column("organization_id", sa.String(64), sa.ForeignKey("organizations.id"), primary_key=True),
+        sa.Column("period_at", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("closed_at", sa.BigInteger, nullable=False),  # the start of the period whose close is the cause
+        sa.Column("uncovered_pico", Amount, nullable=False),  # what it has drawn beyond what is left of grants
+    )
+)
+
+credit_redraw_usage = sa.Table(  # what was booked in such a period meanwhile, one row for each batch
+    "credit_redraw_usage",
+    metadata,
+    sa.Column("organization_id", sa.String(64), primary_key=True),
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("period_at", sa.BigInteger, nullable=False),
+    sa.Column("usage", sa.Text, nullable=False),  # JSON array of [minute, project, model, pico as a string]
+    sa.ForeignKeyConstraint(["organization_id", "period_at"], ["credit_redraws.organization_id", "credit_redraws.period_at"]),
+)
+
 credit_transactions = sa.Table(  # append-only; each with two entries in ledger_entries
     "credit_transactions",
     metadata,

@@ -27,6 +27,7 @@ TABLES_WITHOUT_RESOURCES = {
     "changes", "publish_head",  # what gateways are told
     "compiled_prices", "price_lists",  # follow from prices and terms
     "credit_draws", "credit_topups", "credit_transactions",  # what is used of grants, and what rules asked for
+    "credit_redraws", "credit_redraw_usage",  # which draws are made anew
     "engine_hours", "engine_members", "engine_readings", "engine_usage",  # what engines counted
     "epochs", "event_conflicts", "limit_reports", "quarantined_records", "usage_events", "usage_rollups",  # what gateways send
     "content_logs", "content_log_totals", "content_deletions",  # what requests said, where a project logs it

@@ -84,6 +84,16 @@ def moves(database: Database) -> list[tuple[str, CreditMove, int]]:
     return [(each.grant_id, each.move, each.amount_pico) for each in page.items]
 
 
+def usable(database: Database) -> int:
+    with database.tenant(ORGANIZATION, write=False) as tx:
+        return credits.find_usable_credit(tx, ORGANIZATION, EPOCH + 10**6).pico
+
+
+def redraw(database: Database) -> None:
+    while credits.redraw_one(database, lambda: False):
+        pass
+
+
 def balance(database: Database, kind: str, owner: str = "platform") -> int:
     return balances(database).get(f"{owner}/{kind}/EUR", 0)
 
@@ -159,10 +169,51 @@ class TestGrants:
             take(database, archive, sent[part], first_seq=part.start + 1)
         assert left(database) == {first.id: 0, second.id: 8 * COST}
         close(database, SEPTEMBER.start_at)
-        with database.tenant(ORGANIZATION, write=False) as tx:
-            usable = credits.find_usable_credit(tx, ORGANIZATION, EPOCH + 10**6)
-        assert usable.pico == 8 * COST, "the usage of October burns the second grant, because that of September has burned the first"
-        assert left(database) == {second.id: 8 * COST}
+        assert usable(database) == 8 * COST, (
+            "the usage of October has to burn the second grant, because that of September has burned the first"
+        )
+        redraw(database)
+        assert left(database) == {second.id: 8 * COST} and usable(database) == 8 * COST
+        assert not credits.redraw_one(database, lambda: False)
+        assert verify(database, archive).differences == []
+
+    def test_usage_that_arrives_while_draws_are_made_anew_is_drawn_once(
+        self, database: Database, archive: Archive, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first, second = add_grant(database, 2 * COST, 1), add_grant(database, 10 * COST, 2)
+        october = [record for number in (1, 2) for record in ended(number, OCTOBER.start_at + number * 10**6)]
+        late = ended(3, EPOCH + 10**6)
+        meanwhile = [
+            [*ended(4, OCTOBER.start_at + 4 * 10**6), Tick(at=OCTOBER.start_at + 5 * 10**6)],
+            [*ended(5, NOVEMBER.start_at + 5 * 10**6), Tick(at=NOVEMBER.end_at)],
+        ]
+        sent = frames([*october, *late, Tick(at=OCTOBER.start_at + 10**6), *meanwhile[0], *meanwhile[1]])
+        take(database, archive, sent[:4])
+        take(database, archive, sent[4:7], first_seq=5)
+        assert left(database) == {first.id: 0, second.id: 9 * COST}
+        close(database, SEPTEMBER.start_at)
+        take(database, archive, sent[7:10], first_seq=8)
+        assert usable(database) <= 8 * COST, "what October drew of the first grant is not usable twice"
+        read = stored_credits.iterate_usage
+
+        def read_and_take(*arguments: Any) -> Any:
+            yield from read(*arguments)
+            monkeypatch.setattr(stored_credits, "iterate_usage", read)
+            take(database, archive, sent[10:], first_seq=11)
+
+        monkeypatch.setattr(stored_credits, "iterate_usage", read_and_take)
+        redraw(database)
+        assert left(database) == {first.id: 0, second.id: 7 * COST} and usable(database) == 7 * COST
+        with database.platform(write=False) as tx:
+            drawn = {(each.grant_id, each.period_at): each.drawn_pico for each in stored_credits.iterate_draws(tx) if each.drawn_pico}
+        assert drawn == {
+            (first.id, SEPTEMBER.start_at): COST,
+            (first.id, OCTOBER.start_at): COST,
+            (second.id, OCTOBER.start_at): 2 * COST,
+            (second.id, NOVEMBER.start_at): COST,
+        }
+        close(database, OCTOBER.start_at)
+        close(database, NOVEMBER.start_at)
         assert verify(database, archive).differences == []
 
     def test_two_that_close_a_period_at_once_settle_it_once_however_many_statements_sum_it(
@@ -516,6 +567,8 @@ class TestHistories:
                         with suppress(Fault):
                             close(database, months[0].start_at, now=now)
                         months.pop(0)
+                        if chance.random() < 0.5:
+                            redraw(database)
             assert all(pico >= 0 for pico in left(database).values())
             assert sum(balances(database).values()) == 0
         assert verify(database, archive).differences == []

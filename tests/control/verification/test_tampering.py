@@ -65,6 +65,7 @@ OTHER_TABLES = {
     "plans", "plan_limits", "limit_overrides",  # how much of it
     "publish_head", "changes", "nodes", "join_tokens", "limit_reports", "job_leases",  # what gateways are told and tell, and who runs a job
     "credit_topup_rules", "credit_topups",  # what to ask a customer for; what was granted counts
+    "credit_redraws", "credit_redraw_usage",  # which draws of open months are made anew
     "refused_epochs",  # which runs wait for a clock or an operator
     "content_logs", "content_log_totals", "content_deletions", "leaked_keys",  # what requests said, and what was found in public
     "idempotency_keys", "stored_responses", "stored_response_totals",  # what was answered

@@ -13,7 +13,15 @@ import yaml
 from msgspec import UNSET, UnsetType
 
 from tollway.cli.catalog.plan import DEPLOYMENT_FIELDS, KEY_FIELDS, PlannedChange, list_warnings, make_plan
-from tollway.cli.catalog.platform_file import ApiKeyFile, BudgetFile, PlatformFile, ProjectFile, read, resolve_credential
+from tollway.cli.catalog.platform_file import (
+    ApiKeyFile,
+    BudgetFile,
+    PlatformFile,
+    ProjectFile,
+    ServiceAccountFile,
+    read,
+    resolve_credential,
+)
 from tollway.cli.client import Control, ControlUrl, DataDir, Key, connect, segment
 from tollway.cli.output import Output, OutputOption, ProgressPrinter, print_json
 from tollway.domain import ids
@@ -119,6 +127,7 @@ class Platform:
         self._budget_counts: Counter[tuple[tuple[str, ...], bool]] = Counter()
         """Budgets by the organization or project, and whether they only alert."""
         self._keys: dict[tuple[str, ...], str] = {}
+        self._accounts: dict[tuple[str, ...], str] = {}
         self._plans: dict[str, str] = {}
         self._plan_budgets: dict[str, dict[str, str]] = {}
         self._books: dict[str, str] = {}
@@ -270,11 +279,13 @@ class Platform:
             if "model_limits" in of_each:
                 found[name]["end_user_model_limits"] = of_each["model_limits"]
             found[name] |= self._read_budgets((organization, name), each["id"], budgets, None if wanted is None else wanted[name].budgets)
-            found[name] |= self._read_keys((organization, name), each["id"], None if wanted is None else wanted[name].api_keys)
+            place, named = (organization, name), None if wanted is None else wanted[name]
+            found[name] |= self._read_keys(place, each["id"], None if named is None else named.api_keys)
+            found[name] |= self._read_accounts(place, each["id"], None if named is None else named.service_accounts)
         return found
 
     def _read_keys(self, place: tuple[str, ...], project_id: str, wanted: Mapping[str, ApiKeyFile] | UnsetType | None) -> dict[str, Any]:
-        """Return the bounds of the keys of a project that the file names; in an export those of every key that has any."""
+        """Return bounds and limits of the keys of a project that the file names; in an export those of every key that has any."""
         if wanted is UNSET or (wanted is not None and not wanted):
             return {}
         there = list(self._control.list_all(f"/organization/projects/{project_id}/api_keys"))
@@ -286,12 +297,34 @@ class Platform:
             key = {**each, "tags": each["tags"] or None}
             for field in ("models", "endpoints", "addresses"):
                 key[field] = None if each[field] is None else sorted(each[field])
+            name = names[each["id"]]
             stated = _list_stated(key, KEY_FIELDS, is_export=wanted is None)
+            if wanted is None or _has_limits(wanted[name]):
+                limits = self._read_limits("api_key", {"project_id": project_id, "api_key_id": each["id"]})
+                stated |= _leave_out_unlimited(limits) if wanted is None else limits
             if stated:
-                name = names[each["id"]]
                 self._keys[*place, name] = f"/organization/projects/{project_id}/api_keys/{each['id']}"
                 found[name] = stated
         return {"api_keys": found} if found else {}
+
+    def _read_accounts(
+        self, place: tuple[str, ...], project_id: str, wanted: Mapping[str, ServiceAccountFile] | UnsetType | None
+    ) -> dict[str, Any]:
+        """Return the limits of the service accounts of a project that the file names; in an export those of every one that has any."""
+        if wanted is UNSET or (wanted is not None and not wanted):
+            return {}
+        there = list(self._control.list_all(f"/organization/projects/{project_id}/service_accounts"))
+        names = _file_keys(there, wanted, f"service account of {' / '.join(place)}", ids.SERVICE_ACCOUNT)
+        found: dict[str, Any] = {}
+        for each in there:
+            if each["id"] in names:
+                name = names[each["id"]]
+                limits = self._read_limits("service_account", {"project_id": project_id, "service_account_id": each["id"]})
+                stated = _leave_out_unlimited(limits) if wanted is None else limits
+                if stated:
+                    self._accounts[*place, name] = f"/organization/projects/{project_id}/service_accounts/{each['id']}"
+                    found[name] = stated
+        return {"service_accounts": found} if found else {}
 
     def _read_budgets(
         self,
@@ -474,6 +507,18 @@ class Platform:
                 control.put(self._limits_path(place[:-1]).removesuffix("limits") + "end_user_limits", body, model=place[-1])
             case "model limits":
                 control.put(self._limits_path(place[:-1]), body, model=place[-1])
+            case "API key limits":
+                control.act_for_id(self._organizations[place[0]])
+                control.put(f"{self._keys[place]}/limits", body)
+            case "API key model limits":
+                control.act_for_id(self._organizations[place[0]])
+                control.put(f"{self._keys[place[:-1]]}/limits", body, model=place[-1])
+            case "service account limits":
+                control.act_for_id(self._organizations[place[0]])
+                control.put(f"{self._accounts[place]}/limits", body)
+            case "service account model limits":
+                control.act_for_id(self._organizations[place[0]])
+                control.put(f"{self._accounts[place[:-1]]}/limits", body, model=place[-1])
             case "API key":
                 control.act_for_id(self._organizations[place[0]])
                 control.post(self._keys[place], body)
@@ -557,6 +602,15 @@ def _file_keys(there: Sequence[Mapping[str, Any]], wanted: Collection[str] | Non
 def _list_stated(row: Mapping[str, Any], fields: Iterable[str], *, is_export: bool) -> dict[str, Any]:
     """Return fields of what is there; in an export without those that are null."""
     return {name: row[name] for name in fields if not is_export or row[name] is not None}
+
+
+def _has_limits(key: ApiKeyFile) -> bool:
+    return key.limits is not UNSET or key.model_limits is not UNSET
+
+
+def _leave_out_unlimited(limits: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the limits of a level as an export writes them: nothing where nothing is limited."""
+    return {name: of for name, of in limits.items() if name != "limits" or any(size is not None for size in of.values())}
 
 
 def _list_sizes(limits: Mapping[str, Any]) -> dict[str, int | None]:

@@ -15,6 +15,7 @@ from tollway.cli.catalog.platform_file import (
     BookFile,
     BudgetFile,
     DeploymentFile,
+    LevelFile,
     LimitsFile,
     ModelFile,
     OrganizationFile,
@@ -288,15 +289,20 @@ def _plan_project(place: tuple[str, str], currency: str, current: ProjectFile | 
                 exit_code=2,
             )
         yield from _difference("API key", (*place, name), keys[name], key, KEY_FIELDS)
+        yield from _plan_all_limits((*place, name), keys[name], key, of="API key ")
+    accounts = {} if current is None or current.service_accounts is UNSET else current.service_accounts
+    for name, account in _items(wanted.service_accounts):
+        if name not in accounts:
+            raise OperatorError(
+                f"there is no service account {' / '.join((*place, name))}, and a file makes none: the secret of its key would be lost",
+                hint="tollway service-accounts create",
+                exit_code=2,
+            )
+        yield from _plan_all_limits((*place, name), accounts[name], account, of="service account ")
 
 
-def _plan_all_limits(
-    place: tuple[str, ...],
-    current: OrganizationFile | ProjectFile | PlanFile | None,
-    wanted: OrganizationFile | ProjectFile | PlanFile,
-    of: str = "",
-) -> Iterator[PlannedChange]:
-    """Plan the limits of a level, or of a plan (`of`: "plan "), on all models together and on single ones."""
+def _plan_all_limits(place: tuple[str, ...], current: LevelFile | None, wanted: LevelFile, of: str = "") -> Iterator[PlannedChange]:
+    """Plan the limits of a level, or of a plan, a key or an account (`of`: "plan "), on all models together and on single ones."""
     yield from _plan_limits(f"{of}limits", place, UNSET if current is None else current.limits, wanted.limits)
     there = {} if current is None or current.model_limits is UNSET else current.model_limits
     for model, limits in _items(wanted.model_limits):

@@ -26,7 +26,9 @@
           chat:
             limits: {concurrent_requests: 20}
             api_keys:
-              search: {endpoints: [embeddings], rotation_schedule: {interval_seconds: 7776000}}
+              search: {endpoints: [embeddings], limits: {requests_per_minute: 60}, rotation_schedule: {interval_seconds: 7776000}}
+            service_accounts:
+              nightly: {limits: {tokens_per_day: 1000000}}
     plans:
       starter:
         limits: {requests_per_minute: 60, concurrent_requests: 5}
@@ -208,7 +210,7 @@ def find_limit_problem(sizes: Mapping[str, int | None]) -> str | None:
     return None if problem is None else problem.message
 
 
-def _find_model_problem(level: "PlanFile | OrganizationFile | ProjectFile") -> str | None:
+def _find_model_problem(level: "LevelFile") -> str | None:
     """Return what is wrong between the limits of a level on all models and those on single ones, as far as the file states both."""
     pairs = [("model_limits", level.limits, level.model_limits)]
     if isinstance(level, ProjectFile):
@@ -263,7 +265,8 @@ class ScheduleFile(msgspec.Struct, frozen=True, kw_only=True):
 
 class ApiKeyFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The bounds of one API key of a project, by its name or id. The key must exist: its secret is shown to whoever makes it, never to a
-    pipeline. null takes a bound away. `tags` are replaced as a whole."""
+    pipeline. null takes a bound away. `tags` are replaced as a whole. `limits`: how much it may be used, and `model_limits` that of single
+    models or groups of models."""
 
     models: list[str] | UnsetType | None = UNSET
     endpoints: list[Endpoint] | UnsetType | None = UNSET
@@ -271,13 +274,22 @@ class ApiKeyFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     output_tokens_max: int | UnsetType | None = UNSET
     tags: dict[str, str] | UnsetType | None = UNSET
     rotation_schedule: ScheduleFile | UnsetType | None = UNSET
+    limits: LimitsFile | UnsetType = UNSET
+    model_limits: dict[str, LimitsFile] | UnsetType = UNSET
+
+
+class ServiceAccountFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The limits of one service account of a project, by its name or id, which all of its keys share. It must exist, as keys must."""
+
+    limits: LimitsFile | UnsetType = UNSET
+    model_limits: dict[str, LimitsFile] | UnsetType = UNSET
 
 
 class ProjectFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One project of an organization. `model_limits`: its limits on single models, beside those on all. `end_user_limits`: those of each
     end user, as requests name them in `user` or `safety_identifier`, and `end_user_model_limits` those on single models. `residency`: the
-    regions of deployments that may serve it; null for any. `budgets`: what it may spend, by name. `api_keys`: bounds of keys that exist, by
-    name."""
+    regions of deployments that may serve it; null for any. `budgets`: what it may spend, by name. `api_keys`: bounds and limits of keys
+    that exist, by name. `service_accounts`: limits of service accounts that exist, by name."""
 
     residency: list[str] | UnsetType | None = UNSET
     limits: LimitsFile | UnsetType = UNSET
@@ -286,6 +298,7 @@ class ProjectFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     model_limits: dict[str, LimitsFile] | UnsetType = UNSET
     budgets: dict[str, BudgetFile] | UnsetType = UNSET
     api_keys: dict[str, ApiKeyFile] | UnsetType = UNSET
+    service_accounts: dict[str, ServiceAccountFile] | UnsetType = UNSET
 
 
 class OrganizationFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -306,6 +319,10 @@ class OrganizationFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     rotation_schedule: ScheduleFile | UnsetType | None = UNSET
     budgets: dict[str, BudgetFile] | UnsetType = UNSET
     projects: dict[str, ProjectFile] | UnsetType = UNSET
+
+
+LevelFile = PlanFile | OrganizationFile | ProjectFile | ApiKeyFile | ServiceAccountFile
+"""Anything in the file that has limits, on all models together and on single ones."""
 
 
 class PlatformFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -513,6 +530,9 @@ _NESTED: dict[tuple[type[msgspec.Struct], str], type[msgspec.Struct]] = {
     (OrganizationFile, "budgets"): BudgetFile,
     (ProjectFile, "budgets"): BudgetFile,
     (ProjectFile, "api_keys"): ApiKeyFile,
+    (ProjectFile, "service_accounts"): ServiceAccountFile,
+    (ApiKeyFile, "model_limits"): LimitsFile,
+    (ServiceAccountFile, "model_limits"): LimitsFile,
 }
 """Fields that are mappings by name, and what each value is."""
 
@@ -562,7 +582,7 @@ def _parse(tree: object, type: type[T], place: str, source: str) -> T:
             given = msgspec.to_builtins(parsed)
             if problem := find_limit_problem(given):
                 raise ValueError(problem)
-        if isinstance(parsed, PlanFile | OrganizationFile | ProjectFile) and (problem := _find_model_problem(parsed)):
+        if isinstance(parsed, LevelFile) and (problem := _find_model_problem(parsed)):
             raise ValueError(problem)
         if isinstance(parsed, TermsFile):
             parse_discount(parsed.discount)

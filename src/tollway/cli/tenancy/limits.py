@@ -43,6 +43,7 @@ Model = Annotated[
 def show(
     project: Annotated[str | None, typer.Option("--project", metavar="NAME|ID", help="Limits that bind this project.")] = None,
     api_key: ApiKey = None,
+    service_account: Account = None,
     end_user: Annotated[
         str | None, typer.Option("--end-user", metavar="NAME", help="Budgets that bind this end user, as requests name it.")
     ] = None,
@@ -52,7 +53,8 @@ def show(
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Show every limit and budget that binds the organization, a project or a key, innermost level first, with what is used and left of it.
+    """Show every limit and budget that binds the organization, a project, a service account or a key, innermost level first, with what is
+    used and left of it.
 
     A limit is set at its level (`own`), or for an organization in its plan or by an override that ends (`until`).
 
@@ -61,10 +63,12 @@ def show(
     """
     with connect_tenant(control_url, key, data_dir, organization) as control:
         query: dict[str, str] = {}
-        if project is not None or api_key is not None:
+        if project is not None or api_key is not None or service_account is not None:
             query["project_id"] = control.get_project(project)["id"]
         if api_key is not None:
             query["api_key_id"] = control.get_key_id(query["project_id"], api_key)
+        if service_account is not None:
+            query["service_account_id"] = control.get_account_id(query["project_id"], service_account)
         if end_user is not None:
             query["end_user"] = end_user
         answer = control.get("/organization/limits", **query)

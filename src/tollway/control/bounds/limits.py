@@ -99,9 +99,9 @@ def _list_by_model(tx: TenantTx, subject: LimitSubject) -> dict[str, Limits]:
     return storage.list_model_limits(tx, subject.level, [subject.id]).get(subject.id, {})
 
 
-def list_binding_limits(tx: TenantTx, project_id: str | None, key_id: str | None) -> list[LevelLimits]:
-    """Return every limit that binds a key of a project, or a project, or the whole organization: innermost level first, those on all models
-    before those on one. Raises RESOURCE_UNKNOWN."""
+def list_binding_limits(tx: TenantTx, project_id: str | None, key_id: str | None, account_id: str | None = None) -> list[LevelLimits]:
+    """Return every limit that binds a key or a service account of a project, or a project, or the whole organization: innermost level
+    first, those on all models before those on one. Raises RESOURCE_UNKNOWN."""
     subjects = [organization(tx)]
     if project_id is not None:
         subjects.insert(0, project(project_id))
@@ -112,6 +112,8 @@ def list_binding_limits(tx: TenantTx, project_id: str | None, key_id: str | None
             if key.service_account is not None:
                 subjects.insert(0, service_account(project_id, key.service_account.id))
             subjects.insert(0, api_key(project_id, key_id))
+        elif account_id is not None:
+            subjects.insert(0, service_account(project_id, account_id))
         subjects.insert(0, end_users(project_id))
     found: list[LevelLimits] = []
     for subject in subjects:

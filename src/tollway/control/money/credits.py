@@ -4,7 +4,8 @@ Theory of operation. While a period is open, the collector draws the cost of eac
 organization's open grants: that is provisional, because what arrives first burns first. It is what balances show, and what a prepaid budget
 goes by. When the period closes, no usage can be added to it: what it burns is computed again from its events in the canonical order
 (`domain.credits.burn`), takes the place of the provisional draws, and is booked: the grant's account pays what the organization would owe.
-If that is not what was drawn, the draws of later periods are made anew from their events, so that no credit is usable twice.
+If that is not what was drawn, the draws of later periods are made anew from their events, by a job and in steps that hold no lock while
+they read. Until then what those periods drew beyond what is left counts against every grant, so that no credit is usable twice.
 A grant that ended before a period began can get no more usage once that period is closed; what is left of it is booked then, to the
 platform's account of breakage, or back to where it came from if it was voided. A transaction's id derives from what it books.
 
@@ -13,7 +14,7 @@ what the payment of it will settle.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -42,6 +43,7 @@ from tollway.domain.credits import (
     find_next_topup,
     find_problem,
     find_rule_problem,
+    find_uncovered,
     find_usable,
     is_topup_due,
 )
@@ -56,6 +58,7 @@ from tollway.storage import periods as stored_periods
 from tollway.storage import prices as stored_prices
 from tollway.storage import tenants as stored_tenants
 from tollway.storage import topups as stored_topups
+from tollway.storage.credits import Redraw
 from tollway.storage.database import Database, PlatformTx, Transaction
 from tollway.storage.usage_events import EventRow
 
@@ -188,23 +191,22 @@ def list_standings(tx: Transaction, organization_id: str) -> list[GrantStanding]
 
 def find_usable_credit(tx: Transaction, organization_id: str, at: int) -> UsableCredit:
     """Return what any request of an organization can burn at an instant, and until when that is certain."""
-    standings = list_standings(tx, organization_id)
-    return find_usable([each.grant for each in standings], {each.grant.id: each.left_pico for each in standings}, at)
+    grants, left = _list_usable(tx, organization_id)
+    return find_usable(grants, left, at)
 
 
 def find_leasable_credit(
     tx: Transaction, organization_id: str, leased: Mapping[CreditPlace, int], place: CreditPlace, at: int
 ) -> UsableCredit:
     """Return by how much what is leased at one place can grow at an instant, and until when that is certain (`find_leasable`)."""
-    standings = list_standings(tx, organization_id)
-    return find_leasable([each.grant for each in standings], {each.grant.id: each.left_pico for each in standings}, leased, place, at)
+    grants, left = _list_usable(tx, organization_id)
+    return find_leasable(grants, left, leased, place, at)
 
 
 def find_credit_in_force(tx: Transaction, organization_id: str, at: int) -> UsableCredit:
     """Return what some request of an organization can burn at an instant, that of grants with a scope included."""
-    standings = list_standings(tx, organization_id)
-    everywhere = [msgspec.structs.replace(each.grant, project_id=None, model="") for each in standings]
-    return find_usable(everywhere, {each.grant.id: each.left_pico for each in standings}, at)
+    grants, left = _list_usable(tx, organization_id)
+    return find_usable([msgspec.structs.replace(each, project_id=None, model="") for each in grants], left, at)
 
 
 def list_transactions(tx: Transaction, organization_id: str, window: PageWindow) -> Page[CreditTransaction]:
@@ -213,10 +215,18 @@ def list_transactions(tx: Transaction, organization_id: str, window: PageWindow)
 
 
 def _find_left(grants: Iterable[CreditGrant], draws: Mapping[tuple[str, int], int]) -> dict[str, int]:
+    """Return what is left of grants: nothing of one of which more is drawn than there is, until those draws are made anew."""
     left = {each.id: each.amount_pico for each in grants}
     for (grant_id, _), pico in draws.items():
         left[grant_id] -= pico
-    return left
+    return {grant_id: max(pico, 0) for grant_id, pico in left.items()}
+
+
+def _list_usable(tx: Transaction, organization_id: str) -> tuple[list[CreditGrant], dict[str, int]]:
+    """Return the open grants, and what can be used of each: what later draws have to find elsewhere may be any of it."""
+    standings = list_standings(tx, organization_id)
+    uncovered_pico = sum(each.uncovered_pico for each in stored.list_redraws(tx, organization_id).values())
+    return [each.grant for each in standings], {each.grant.id: max(each.left_pico - uncovered_pico, 0) for each in standings}
 
 
 # ---- Usage of open periods ----------------------------------------------------------------------------------------------
@@ -262,7 +272,10 @@ def draw(tx: PlatformTx, sums: UsageSums, now: int) -> None:
     for organization_id, period_at in sums.list_periods():
         grants = stored.lock_open(tx, organization_id)
         draws = stored.list_draws(tx, [each.id for each in grants])
-        burned = burn(grants, _find_left(grants, draws), sums.get_usage(organization_id, period_at))
+        usage = sums.get_usage(organization_id, period_at)
+        if period_at in stored.list_redraws(tx, organization_id):
+            stored.insert_redraw_usage(tx, organization_id, period_at, usage)
+        burned = burn(grants, _find_left(grants, draws), usage)
         drawn = {grant_id: draws.get((grant_id, period_at), 0) + pico for grant_id, pico in burned.items()}
         stored.put_draws(tx, organization_id, period_at, drawn, is_final=False)
     for organization_id, rule in stored_topups.lock_rules(tx, {each for each, _ in sums.list_periods()}).items():
@@ -374,6 +387,7 @@ def settle_period(tx: PlatformTx, period: Period, usage: Mapping[CreditUsage, in
     """Burn the usage of a period that takes no more bookings, in the canonical order, and book it with what has ended before the period.
     The periods before it are settled, and the organization is locked, so nothing is booked meanwhile. `usage`: by `sum_usage`."""
     grants = stored.lock_open(tx, period.organization_id)
+    stored.delete_redraw(tx, period.organization_id, period.start_at)
     if not grants:
         return
     draws = stored.list_draws(tx, [each.id for each in grants])
@@ -391,23 +405,72 @@ def settle_period(tx: PlatformTx, period: Period, usage: Mapping[CreditUsage, in
     over = {each.id for each in grants if each.ends_at <= period.start_at or left[each.id] == 0}
     if over:
         stored.close_grants(tx, sorted(over), now)
-    later = {place: pico for place, pico in draws.items() if place[1] > period.start_at}
+    later = stored.list_provisional(tx, period.organization_id, period.start_at)
     is_as_drawn = settlement.burned == {grant_id: pico for grant_id, pico in provisional.items() if pico}
-    if not is_as_drawn or any(pico and grant_id in over for (grant_id, _), pico in later.items()):
-        _redraw_later(tx, period, [each for each in grants if each.id not in over], left, later)
+    there = {grant_id: pico for grant_id, pico in left.items() if grant_id not in over}
+    if not is_as_drawn or any(grant_id not in there for grant_id, _ in later):
+        uncovered = find_uncovered(there, later)
+        for start_at in stored_periods.list_starts_after(tx, period):
+            redraw = Redraw(period.start_at, uncovered.get(start_at, 0))
+            stored.put_redraw(tx, period.organization_id, start_at, redraw)
 
 
-def _redraw_later(
-    tx: PlatformTx, period: Period, grants: Sequence[CreditGrant], left: dict[str, int], later: Mapping[tuple[str, int], int]
+# ---- Draws that are made anew -------------------------------------------------------------------------------------------
+
+
+def redraw_one(database: Database, is_stopping: Callable[[], bool]) -> bool:
+    """Draw anew, from their events, what the usage of the open periods of one organization burns so far; False if nothing is to be drawn
+    anew. Two processes that do it at once do it once.
+
+    The events are read as they were at one instant, in statements that lock nothing. What arrives meanwhile, the collector keeps with the
+    draws that it makes of it (`draw`); it is added under the lock of the grants, which is held for as long as those few batches take.
+    """
+    with database.platform(write=False) as tx:
+        organization_id = stored.find_redraw(tx)
+        if organization_id is None:
+            return False
+        pending = stored.list_redraws(tx, organization_id)
+        last_number = stored.find_last_number(tx, organization_id)
+        usage: dict[int, dict[CreditUsage, int]] = {period_at: {} for period_at in pending}
+        for period_at, summed in usage.items():
+            for part in stored.iterate_usage(tx, organization_id, period_at):
+                if is_stopping():
+                    return False
+                stored.add_usage(summed, part)
+    with database.platform() as tx:
+        _redraw(tx, organization_id, pending, usage, last_number)
+    return True
+
+
+def _redraw(
+    tx: PlatformTx,
+    organization_id: str,
+    pending: Mapping[int, Redraw],
+    usage: Mapping[int, dict[CreditUsage, int]],
+    last_number: int,
 ) -> None:
-    """Draw anew, from its events, what the usage of the periods after `period` burns so far: what it had drawn, this period may have burned
-    at its close, and what this period gave back, it can burn. `grants`: the open ones. `left`: of each, before that usage. `later`: what
-    it has drawn, of grants that are closed now too."""
-    for start_at in stored_periods.list_starts_after(tx, period):
-        burned = burn(grants, left, stored.sum_usage(tx, period.organization_id, start_at))
-        drawn = {grant_id: 0 for grant_id, at in later if at == start_at} | burned
-        stored.put_draws(tx, period.organization_id, start_at, drawn, is_final=False)
-        left = {each.id: left[each.id] - burned.get(each.id, 0) for each in grants}
+    """Put draws that follow from `usage`, by the period, in place of those that there are. `last_number`: of the latest batch in it."""
+    grants = stored.lock_open(tx, organization_id)
+    now_pending = stored.list_redraws(tx, organization_id)
+    chosen = [at for at, redraw in pending.items() if at in now_pending and now_pending[at].closed_at == redraw.closed_at]
+    if not chosen:
+        return  # their periods were closed meanwhile, or somebody else has drawn anew
+    more = stored.list_redraw_usage(tx, organization_id, last_number)
+    draws = stored.list_draws(tx, [each.id for each in grants])
+    later = stored.list_provisional(tx, organization_id, min(chosen) - 1)
+    left = _find_left(grants, {place: pico for place, pico in draws.items() if place[1] < min(chosen)})
+    for at in sorted({*chosen, *(period_at for _, period_at in later)}):
+        drawn = {grant_id: pico for (grant_id, period_at), pico in later.items() if period_at == at}
+        if at in chosen:
+            stored.add_usage(usage[at], more.get(at, {}))
+            burned = burn(grants, left, usage[at])
+            stored.put_draws(tx, organization_id, at, dict.fromkeys(drawn, 0) | burned, is_final=False)
+            stored.delete_redraw(tx, organization_id, at)
+        else:  # a period that began meanwhile: it has drawn on what was left before this
+            uncovered = find_uncovered(left, {(grant_id, at): pico for grant_id, pico in drawn.items()})
+            stored.put_redraw(tx, organization_id, at, Redraw(pending[chosen[0]].closed_at, uncovered.get(at, 0)))
+            burned = drawn
+        left = {grant_id: pico - burned.get(grant_id, 0) for grant_id, pico in left.items()}
 
 
 def find_end(grant: CreditGrant) -> CreditMove:

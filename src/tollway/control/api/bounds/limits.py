@@ -52,16 +52,19 @@ def list_binding_limits(
     plane: Plane,
     project_id: Annotated[str | None, Query(description="Limits that bind this project.")] = None,
     api_key_id: Annotated[str | None, Query(description="Limits that bind this key of the project.")] = None,
+    service_account_id: Annotated[str | None, Query(description="Limits that bind this service account of the project.")] = None,
     end_user: OfEndUser = None,
 ) -> BindingLimitsList:
-    """Every limit that binds the organization, a project or a key, innermost level first, with what is used and left of it, and of which
-    level the limit binds. `counted_by` says where the use comes from: the store that gateways share (`store`), or the latest reports of the
-    live gateways (`gateways`), which are added up and at most a few seconds old. Null: neither could be read, and use is null.
-    `quotas`: how many projects, keys, budgets and so on the organization has, and may have."""
-    if api_key_id is not None and project_id is None:
-        raise Fault(PARAMETER_INVALID, param="project_id", message="Name the project of the key.")
+    """Every limit that binds the organization, a project, a service account or a key, innermost level first, with what is used and left
+    of it, and of which level the limit binds. `counted_by` says where the use comes from: the store that gateways share (`store`), or the
+    latest reports of the live gateways (`gateways`), which are added up and at most a few seconds old. Null: neither could be read, and
+    use is null. `quotas`: how many projects, keys, budgets and so on the organization has, and may have."""
+    if project_id is None and (api_key_id is not None or service_account_id is not None):
+        raise Fault(PARAMETER_INVALID, param="project_id", message="Name the project of the key or the service account.")
+    if api_key_id is not None and service_account_id is not None:
+        raise Fault(PARAMETER_INVALID, param="service_account_id", message="Name a key or a service account, not both.")
     with plane.database.tenant(caller.organization_id, write=False) as tx:
-        binding = limits.list_binding_limits(tx, project_id, api_key_id)
+        binding = limits.list_binding_limits(tx, project_id, api_key_id, service_account_id)
         binding_budgets = budgets.list_binding(tx, project_id, api_key_id, plane.now(), find_bound_end_user(plane, end_user))
         standings = quotas.list_standings(tx, plane.quotas, plane.now())
         of_organization = plans.get_organization_limits(tx)
