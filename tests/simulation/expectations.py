@@ -196,7 +196,7 @@ def _check_budget(history: Any, owed: dict[str, int]) -> None:
         rows = tx.connection.execute(sa.select(budget_windows.c.spent_pico).where(budget_windows.c.budget_id == budget.id)).scalars()
         spent_pico = sum(rows)
     owed_pico = owed.get(f"{budget.organization_id}/unbilled/{budget.currency}", 0)
-    if spent_pico != owed_pico or owed_pico > budget.amount_pico:
+    if spent_pico != owed_pico or (owed_pico > budget.amount_pico and not budget.is_prepaid):
         fail(f"of the budget of {budget.amount_pico}, {spent_pico} are spent, owed are {owed_pico}")
 
 

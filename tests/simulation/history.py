@@ -18,11 +18,14 @@ from tests.simulation.expectations import DAMAGE, check_history
 from tests.simulation.limits import draw_limits
 from tests.simulation.machine import Killed, NoRest, Process, World
 from tests.simulation.planes import SPOOL, Control, Gateway, Ledger, Network, shipper_options, spool_options
-from tests.simulation.traffic import Traffic, budget_of
+from tests.simulation.traffic import Traffic, budget_of, draw_credit
 from tollway.gateway import budgets
 from tollway.link import recovery, shipper, spool
 from tollway.link.epochs import EpochFiles, list_epochs
 from tollway.link.recovery import Recovered
+
+PREPAID = 0
+"""Seeds of histories with credit in place of a budget, modulo 5: none that was written down before there was any."""
 
 REST_SECONDS = 90.0
 """Virtual; control's longest silence towards a request is 15 s."""
@@ -63,7 +66,9 @@ class History:
         self.network = Network(world)
         self.control = Control(world, ledger)
         limit_pico = Random(seed).choice((0, 0, 4 * 10**8, 10**9, 4 * 10**9))  # of its own, so that it changes no other draw
-        if limit_pico:
+        if limit_pico and seed % 5 == PREPAID:
+            self.control.add_credit(samples.ORGANIZATION, draw_credit(Random(seed), limit_pico), world.true_clock())
+        elif limit_pico:
             self.control.add_budget(budget_of(limit_pico))
         self.limits = draw_limits(seed, world, samples.ORGANIZATION, samples.PROJECT)
         self.options = spool_options(chance)

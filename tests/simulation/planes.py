@@ -8,7 +8,7 @@ import asyncio
 import errno
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,19 +21,23 @@ from tests.link.samples import NODE
 from tests.simulation.disks import Directory, Files, SimulatedDisk
 from tests.simulation.limits import Limiter
 from tests.simulation.machine import Killed, Process, World
-from tests.simulation.traffic import limited_caller
+from tests.simulation.traffic import BUDGET_ID, FIRST_US, CreditTerms, limited_caller
 from tests.storage.databases import SqliteTemplate, fill
 from tollway.control.metering.batches import BatchRefused
 from tollway.control.metering.collect import Gap, collect, find_next_seq
-from tollway.control.money.budgets import renew_leases
+from tollway.control.money.budgets import renew_leases, set_prepaid
+from tollway.control.money.credits import WantedGrant, create_grant
 from tollway.domain.budgets import Budget, LeaseRequest
+from tollway.domain.credits import MINUTE_US, GrantCategory
 from tollway.domain.faults import Fault
+from tollway.domain.ids import CREDIT_GRANT, new_id
 from tollway.domain.usage import Ended, encode
 from tollway.gateway.budgets import Budgets
 from tollway.link.leases import LeaseClient
 from tollway.link.shipper import Shipper, ShipperOptions
 from tollway.link.spool import Spool, SpoolOptions
 from tollway.storage import budgets as stored_budgets
+from tollway.storage import credits as stored_credits
 from tollway.storage.database import Database
 from tollway.storage.record_archive import Archive
 from tollway.storage.usage_events import EventRace
@@ -199,12 +203,34 @@ class Control:
         self.watermarks: dict[int, int] = {}
         self.taken = 0
         self.budget: Budget | None = None
-        """The hard budget of one organization, if the history has one."""
+        """The hard budget of one organization, or the one that holds it to its credit, if the history has one."""
 
     def add_budget(self, budget: Budget) -> None:
         """Bound what an organization may spend, from the first request on."""
         with self.ledger.database.tenant(budget.organization_id) as tx:
             stored_budgets.insert_budget(tx, budget)
+        self.budget = budget
+
+    def add_credit(self, organization_id: str, terms: Sequence[CreditTerms], now: int) -> None:
+        """Hold an organization to credit, from the first request on. Each grant is told in microseconds from `now`."""
+        begin = now // MINUTE_US * MINUTE_US
+        with self.ledger.database.tenant(organization_id) as tenant:
+            budget = set_prepaid(tenant, is_prepaid=True, id=BUDGET_ID, now=begin - FIRST_US)
+        with self.ledger.database.platform() as tx:
+            for number, each in enumerate(terms):
+                wanted = WantedGrant(
+                    category=GrantCategory.PAID,
+                    amount_pico=each.amount_pico,
+                    currency=None,
+                    cost_basis_bp=None,
+                    priority=0,
+                    effective_at=begin + each.begins_after_us,
+                    expires_at=None if each.ends_after_us is None else begin + each.ends_after_us,
+                    reference="",
+                    project_id=None,
+                    model="",
+                )
+                create_grant(tx, organization_id, wanted, id=new_id(CREDIT_GRANT, begin, number), now=begin - FIRST_US)
         self.budget = budget
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, bytes] | None:
@@ -259,15 +285,30 @@ class Control:
         return 200, msgspec.json.encode({"leases": grants})
 
     def check_budget(self) -> None:
-        """Check that what was spent, and what leases of open epochs still allow, are together at most the budget."""
+        """Check that what was spent, and what leases of open epochs still allow, are together at most the budget; of credit, that no grant
+        is drawn on beyond its amount, and that all that was spent is drawn."""
         budget = self.budget
         if budget is None:
+            return
+        if budget.is_prepaid:
+            self._check_credit(budget)
             return
         with self.ledger.database.platform(write=False) as tx:
             spent_pico = stored_budgets.find_spent(tx, budget.id, 0)
             leased_pico = sum(each.outstanding_pico for each in stored_budgets.list_leases(tx, budget.id, 0))
         if spent_pico + leased_pico > budget.amount_pico:
             self.world.fail(f"of the budget of {budget.amount_pico}, {spent_pico} are spent and {leased_pico} leased")
+
+    def _check_credit(self, budget: Budget) -> None:
+        with self.ledger.database.platform(write=False) as tx:
+            spent_pico = stored_budgets.find_spent(tx, budget.id, 0)
+            grants = stored_credits.list_open(tx, budget.organization_id)
+            draws = stored_credits.list_draws(tx, [each.id for each in grants])
+        drawn = {each.id: sum(pico for (grant_id, _), pico in draws.items() if grant_id == each.id) for each in grants}
+        if any(not 0 <= drawn[each.id] <= each.amount_pico for each in grants):
+            self.world.fail(f"of grants of {[each.amount_pico for each in grants]}, {list(drawn.values())} are drawn")
+        if sum(drawn.values()) != spent_pico:
+            self.world.fail(f"{spent_pico} were spent, and {sum(drawn.values())} drawn on credit")
 
     def _collect(self, node_id: str, epoch: int, first_seq: int, body: bytes) -> int:
         chance, database = self.world.chance, self.ledger.database

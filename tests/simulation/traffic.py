@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.link import samples
 from tests.simulation.limits import PROMPT_BYTES
@@ -16,6 +16,7 @@ from tollway.domain import faults
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.budgets import Budget, BudgetLevel, BudgetMode, BudgetWindow
 from tollway.domain.catalog import Endpoint
+from tollway.domain.credits import MINUTE_US
 from tollway.domain.faults import Fault
 from tollway.domain.keys import KeyType
 from tollway.domain.limits import UNLIMITED, LevelLimits, LimitLevel, Limits
@@ -107,6 +108,32 @@ def budget_of(limit_pico: int) -> Budget:
         is_operators=False,
         created_at=0,
         counts_from=0,
+    )
+
+
+BUDGET_ID = _BUDGET.id
+"""The budget that gateways know, whatever control holds it to."""
+
+
+FIRST_US = 180 * MINUTE_US
+"""How long before a history credit begins: longer than a clock is wrong."""
+
+
+class CreditTerms(NamedTuple):
+    """A grant of credit. `begins_after_us`, `ends_after_us`: from the beginning of a history, whole minutes; None: it does not expire."""
+
+    amount_pico: int
+    begins_after_us: int
+    ends_after_us: int | None
+
+
+def draw_credit(chance: Random, limit_pico: int) -> tuple[CreditTerms, ...]:
+    """Return grants that come to `limit_pico`: one from the beginning on, one that begins later, and one that expires meanwhile."""
+    part = limit_pico // 4
+    return (
+        CreditTerms(limit_pico - 2 * part, -FIRST_US, None),
+        CreditTerms(part, chance.choice((1, 2)) * MINUTE_US, None),
+        CreditTerms(part, -FIRST_US, chance.choice((1, 1, 2)) * MINUTE_US),
     )
 
 
