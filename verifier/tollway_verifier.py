@@ -330,13 +330,13 @@ class Grant:
         self.order = (not is_scoped, row["priority"], expires_at, row["cost_basis_bp"], self.created_at, self.id)
 
     def covers(self, minute_at, project, model):
-        """Whether usage of a minute can burn it."""
+        """Return whether usage of a minute can burn it."""
         is_in_time = self.effective_at <= minute_at < self.ends_at
         return is_in_time and self.project in (None, project) and (self.models is None or model in self.models)
 
 
 def burn(grants, usage):
-    """What usage, by (minute, project, model), burns of grants in their order: by the id of each. Takes it from what is left of them."""
+    """Return what usage, by (minute, project, model), burns of grants in their order, by the id of each; take it from what is left of them."""
     burned = {}
     for place in sorted(usage):
         pico = usage[place]

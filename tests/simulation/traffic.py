@@ -116,7 +116,7 @@ BUDGET_ID = _BUDGET.id
 
 
 FIRST_US = 180 * MINUTE_US
-"""How long before a history credit begins: longer than a clock is wrong."""
+"""Time by which credit begins before a history: longer than a clock is wrong."""
 
 
 class CreditTerms(NamedTuple):

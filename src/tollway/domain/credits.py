@@ -114,10 +114,10 @@ def burn(grants: Iterable[CreditGrant], left: Mapping[str, int], usage: Mapping[
 def find_uncovered(left: Mapping[str, int], later: Mapping[tuple[str, int], int]) -> dict[int, int]:
     """Return what the usage of later periods has drawn of grants beyond what is left of them, by the start of the period: that usage has to
     burn other credit, or is owed. `left`: of each open grant, without what later periods drew. `later`: that, by grant and period."""
-    room, uncovered = dict(left), dict[int, int]()
+    unused, uncovered = dict(left), dict[int, int]()
     for (grant_id, period_at), pico in sorted(later.items(), key=lambda each: (each[0][1], each[0][0])):
-        covered = min(pico, max(room.get(grant_id, 0), 0))
-        room[grant_id] = room.get(grant_id, 0) - covered
+        covered = min(pico, max(unused.get(grant_id, 0), 0))
+        unused[grant_id] = unused.get(grant_id, 0) - covered
         uncovered[period_at] = uncovered.get(period_at, 0) + pico - covered
     return uncovered
 

@@ -59,6 +59,9 @@ CONCERNS_GATEWAYS = sa.and_(
 )
 """Selects the budgets of which gateways are told (`Budget.concerns_gateways`)."""
 
+_IS_OPEN = (epochs.c.closed_at.is_(None), lost_declarations.c.declared_at.is_(None))
+"""Selects leases of epochs that are neither closed nor declared lost."""
+
 # ---- What may be spent --------------------------------------------------------------------------------------------------
 
 
@@ -204,19 +207,21 @@ def find_spent_of_each(tx: Transaction, budget_id: str, start_at: int) -> int:
 
 def list_outstanding(tx: Transaction, budget_id: str, start_at: int) -> dict[CreditPlace, int]:
     """Return what leases of a prepaid budget and its parts still allow in a window, by place."""
-    query = (
-        _select_open_leases()
-        .add_columns(budgets.c.place_project_id, budgets.c.model)
-        .join(budgets, budgets.c.id == budget_leases.c.budget_id)
-        .where(
-            sa.or_(budgets.c.id == budget_id, budgets.c.parent_id == budget_id),
-            budget_leases.c.start_at == start_at,
-        )
+    lease = budget_leases.c
+    own = sa.select(budgets.c.place_project_id, budgets.c.model, lease.granted_pico, lease.drawn_pico).select_from(
+        _join_epochs(budget_leases.join(budgets, budgets.c.id == lease.budget_id))
+    )
+    query = own.where(
+        sa.or_(budgets.c.id == budget_id, budgets.c.parent_id == budget_id),
+        lease.start_at == start_at,
+        lease.granted_pico != lease.drawn_pico,  # most of those that there have been are used up or were returned
+        *_IS_OPEN,
     )
     found: dict[CreditPlace, int] = {}
-    for row in tx.connection.execute(query):
-        place = CreditPlace(row.place_project_id, row.model) if row.place_project_id else EVERYWHERE
-        found[place] = found.get(place, 0) + _lease(row, is_open=True).outstanding_pico
+    for project_id, model, granted_pico, drawn_pico in tx.connection.execute(query):
+        if granted_pico > drawn_pico:
+            place = CreditPlace(project_id, model) if project_id else EVERYWHERE
+            found[place] = found.get(place, 0) + granted_pico - drawn_pico
     return found
 
 
@@ -343,18 +348,18 @@ class LeaseRow:
 
 def list_leases(tx: Transaction, budget_id: str, start_at: int) -> list[LeaseRow]:
     """Return the leases of a window that may count, by node and epoch: those of open epochs."""
-    query = _select_open_leases().where(_of_window(budget_leases, budget_id, start_at))
+    query = (
+        sa.select(budget_leases).select_from(_join_epochs(budget_leases)).where(_of_window(budget_leases, budget_id, start_at), *_IS_OPEN)
+    )
     ordered = query.order_by(budget_leases.c.node_id, budget_leases.c.epoch)
     return [_lease(row, is_open=True) for row in tx.connection.execute(ordered)]
 
 
-def _select_open_leases() -> sa.Select[Any]:
+def _join_epochs(leases: sa.FromClause) -> sa.FromClause:
+    """Return leases with the epochs that they are of, of which _IS_OPEN asks."""
     lease, epoch, lost = budget_leases.c, epochs.c, lost_declarations.c
-    return (
-        sa.select(budget_leases)
-        .outerjoin(epochs, sa.and_(epoch.node_id == lease.node_id, epoch.epoch == lease.epoch))
-        .outerjoin(lost_declarations, sa.and_(lost.node_id == lease.node_id, lost.epoch == lease.epoch))
-        .where(epoch.closed_at.is_(None), lost.declared_at.is_(None))
+    return leases.outerjoin(epochs, sa.and_(epoch.node_id == lease.node_id, epoch.epoch == lease.epoch)).outerjoin(
+        lost_declarations, sa.and_(lost.node_id == lease.node_id, lost.epoch == lease.epoch)
     )
 
 

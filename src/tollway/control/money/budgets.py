@@ -28,7 +28,7 @@ import msgspec
 from tollway.control import publish
 from tollway.control.bounds import limits, quotas
 from tollway.control.money import credits
-from tollway.control.money.credits import GrantStanding, WantedGrant
+from tollway.control.money.credits import GrantStanding, OpenCredit, WantedGrant
 from tollway.domain import ids
 from tollway.domain.budgets import (
     END_USERS_MAX,
@@ -55,7 +55,7 @@ from tollway.domain.budgets import (
     find_reached,
     name_end_user_budget,
 )
-from tollway.domain.credits import CreditGrant, CreditPlace
+from tollway.domain.credits import CreditGrant, CreditPlace, find_leasable
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, SCOPE_INSUFFICIENT, STATE_CONFLICT, Fault
 from tollway.domain.limits import LimitSubject
 from tollway.domain.pages import Page, PageWindow
@@ -401,13 +401,23 @@ def create_credit(tx: PlatformTx, organization_id: str, wanted: WantedGrant, *, 
     return grant
 
 
-def _find_prepaid_limit(tx: Transaction, budget: Budget, window: Bounds, at: int, spent_pico: int, leased_pico: int) -> Limit:
-    """Return the limit of a prepaid budget, or of a part of one, in which so much is spent and leased: what may still be leased comes on
-    top."""
-    budget_id = find_budget_of_each(budget.id) or budget.id
-    leased = {**storage.list_outstanding(tx, budget_id, window.start_at), budget.place: leased_pico}
-    usable = credits.find_leasable_credit(tx, budget.organization_id, leased, budget.place, at)
-    return Limit(spent_pico + leased_pico + usable.pico, min(window.end_at, usable.until_at))
+class _Covered(NamedTuple):
+    """Leases of a prepaid budget and its parts, as what each place may still use, and the credit that covers them. The lock of the window of the
+    whole budget holds both as they are, so one reading serves all requests of a call."""
+
+    leased: dict[CreditPlace, int]
+    credit: OpenCredit
+
+    def find_limit(self, budget: Budget, window: Bounds, at: int, spent_pico: int, leased_pico: int) -> Limit:
+        """Return the limit of the budget, or of a part of it, where so much is spent and leased: what may still be leased comes on top."""
+        self.leased[budget.place] = leased_pico
+        usable = find_leasable(self.credit.grants, self.credit.left, self.leased, budget.place, at)
+        return Limit(spent_pico + leased_pico + usable.pico, min(window.end_at, usable.until_at))
+
+
+def _read_covered(tx: PlatformTx, budget: Budget, window: Bounds) -> _Covered:
+    leased = storage.list_outstanding(tx, find_budget_of_each(budget.id) or budget.id, window.start_at)
+    return _Covered(leased, credits.read_open_credit(tx, budget.organization_id))
 
 
 # ---- How budgets stand --------------------------------------------------------------------------------------------------
@@ -516,6 +526,7 @@ def renew_leases(
     zones = storage.find_time_zones(tx, sorted({each.organization_id for each in known.values()}))
     raises = _list_raises(tx, known, now)
     grants = [_refuse_unknown(each) for each in requests if each.budget_id not in known]
+    covered: dict[str, _Covered] = {}
     for request in sorted((each for each in requests if each.budget_id in known), key=lambda each: (each.budget_id, each.at)):
         budget = known[request.budget_id]
         existing = _list_windows(tx, [budget.id], request.at).get(budget.id, [])
@@ -526,14 +537,15 @@ def renew_leases(
             if budget.id != request.budget_id:
                 grants.append(_refuse_unknown(request))
                 continue
-            storage.lock_window(tx, parent_id, window)
+            if parent_id not in covered:
+                storage.lock_window(tx, parent_id, window)
         if parent_id is not None and not storage.has_end_user(tx, budget.id):
             if storage.count_end_users(tx, parent_id) >= END_USERS_MAX:
                 grants.append(_grant_nothing(request, window))
                 continue
             storage.put_end_user(tx, budget)
         own = raises.get(parent_id or budget.id, [])
-        grant = _renew(tx, budget, window, own, LeaseRow(node_id, epoch, 0, 0, sequence, True), request, now)
+        grant = _renew(tx, budget, window, own, LeaseRow(node_id, epoch, 0, 0, sequence, True), request, covered, now)
         if grant is not None:
             grants.append(grant)
     return grants
@@ -546,8 +558,10 @@ def _renew(
     raises: Sequence[BudgetRaise],
     run: LeaseRow,
     request: LeaseRequest,
+    covered: dict[str, _Covered],
     now: int,
 ) -> LeaseGrant | None:
+    """`covered`: by prepaid budget, what was read for the requests before."""
     spent_pico = storage.lock_window(tx, budget.id, window)
     leases = storage.list_leases(tx, budget.id, window.start_at)
     own = next((each for each in leases if (each.node_id, each.epoch) == (run.node_id, run.epoch)), None)
@@ -561,13 +575,18 @@ def _renew(
     at = max(min(now, window.end_at - 1), window.start_at)
     leased_pico = stated.outstanding_pico + sum(each.outstanding_pico for each in others)
     if budget.is_prepaid:
-        limit = _find_prepaid_limit(tx, budget, window, at, spent_pico, leased_pico)
+        whole_id = find_budget_of_each(budget.id) or budget.id
+        if whole_id not in covered:
+            covered[whole_id] = _read_covered(tx, budget, window)
+        limit = covered[whole_id].find_limit(budget, window, at, spent_pico, leased_pico)
     else:
         limit = find_limit(budget, raises, window, at)
     free_pico = limit.pico - spent_pico - leased_pico
     holders = 1 + sum(1 for each in others if each.outstanding_pico)
     grown = 0 if is_recalled else extend_lease(free_pico, request.need_pico, request.target_pico, holders)
     granted = replace(stated, granted_pico=stated.granted_pico + grown)
+    if budget.is_prepaid:
+        covered[whole_id].leased[budget.place] += grown
     storage.put_lease(tx, budget.id, window.start_at, granted, now)
     return LeaseGrant(
         budget_id=budget.id,

@@ -30,7 +30,6 @@ from tollway.domain.credits import (
     MINUTE_US,
     CreditGrant,
     CreditMove,
-    CreditPlace,
     CreditTransaction,
     CreditUsage,
     GrantCategory,
@@ -39,7 +38,6 @@ from tollway.domain.credits import (
     UsableCredit,
     burn,
     burn_order,
-    find_leasable,
     find_next_topup,
     find_problem,
     find_rule_problem,
@@ -191,21 +189,12 @@ def list_standings(tx: Transaction, organization_id: str) -> list[GrantStanding]
 
 def find_usable_credit(tx: Transaction, organization_id: str, at: int) -> UsableCredit:
     """Return what any request of an organization can burn at an instant, and until when that is certain."""
-    grants, left = _list_usable(tx, organization_id)
-    return find_usable(grants, left, at)
-
-
-def find_leasable_credit(
-    tx: Transaction, organization_id: str, leased: Mapping[CreditPlace, int], place: CreditPlace, at: int
-) -> UsableCredit:
-    """Return by how much what is leased at one place can grow at an instant, and until when that is certain (`find_leasable`)."""
-    grants, left = _list_usable(tx, organization_id)
-    return find_leasable(grants, left, leased, place, at)
+    return find_usable(*read_open_credit(tx, organization_id), at)
 
 
 def find_credit_in_force(tx: Transaction, organization_id: str, at: int) -> UsableCredit:
     """Return what some request of an organization can burn at an instant, that of grants with a scope included."""
-    grants, left = _list_usable(tx, organization_id)
+    grants, left = read_open_credit(tx, organization_id)
     return find_usable([msgspec.structs.replace(each, project_id=None, model="") for each in grants], left, at)
 
 
@@ -222,11 +211,20 @@ def _find_left(grants: Iterable[CreditGrant], draws: Mapping[tuple[str, int], in
     return {grant_id: max(pico, 0) for grant_id, pico in left.items()}
 
 
-def _list_usable(tx: Transaction, organization_id: str) -> tuple[list[CreditGrant], dict[str, int]]:
-    """Return the open grants, and what can be used of each: what later draws have to find elsewhere may be any of it."""
+class OpenCredit(NamedTuple):
+    """The open grants of an organization, and what can be used of each."""
+
+    grants: Sequence[CreditGrant]
+    left: Mapping[str, int]
+
+
+def read_open_credit(tx: Transaction, organization_id: str) -> OpenCredit:
+    """Return the open grants of an organization. While draws are to be made anew, what they have to find elsewhere may be any of what is
+    left."""
     standings = list_standings(tx, organization_id)
     uncovered_pico = sum(each.uncovered_pico for each in stored.list_redraws(tx, organization_id).values())
-    return [each.grant for each in standings], {each.grant.id: max(each.left_pico - uncovered_pico, 0) for each in standings}
+    left = {each.grant.id: max(each.left_pico - uncovered_pico, 0) for each in standings}
+    return OpenCredit([each.grant for each in standings], left)
 
 
 # ---- Usage of open periods ----------------------------------------------------------------------------------------------
