@@ -336,7 +336,7 @@ class Grant:
 
 
 def burn(grants, usage):
-    """Return what usage, by (minute, project, model), burns of grants in their order, by the id of each; take it from what is left of them."""
+    """Return what usage, by (minute, project, model), burns of grants in their order, by id; take it from what is left of each."""
     burned = {}
     for place in sorted(usage):
         pico = usage[place]

@@ -402,8 +402,8 @@ def create_credit(tx: PlatformTx, organization_id: str, wanted: WantedGrant, *, 
 
 
 class _Covered(NamedTuple):
-    """Leases of a prepaid budget and its parts, as what each place may still use, and the credit that covers them. The lock of the window of the
-    whole budget holds both as they are, so one reading serves all requests of a call."""
+    """Leases of a prepaid budget and its parts, as what each place may still use, and the credit that covers them. The lock of the window
+    of the whole budget holds both as they are, so one reading serves all requests of a call."""
 
     leased: dict[CreditPlace, int]
     credit: OpenCredit
