@@ -88,7 +88,7 @@ FIGURES: Mapping[str, Figure] = {
         "gateways get SIGKILL and start again. At the end each gateway is stopped, so that it hands in everything and its leases end.",
         "Nothing is spent beyond the budget by the events that control rated, and at least 99 % of it is spent.",
         "Control or the database killed in the middle, gateways on other hosts.",
-        "python -m reliability R7 --races 3",
+        "python -m reliability R7 --races 10 (in a bounded time: --clients 100 --seconds 300)",
     ),
     "R8": Figure(
         "Faults survived",

@@ -92,6 +92,13 @@ def _choose_attacks(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _choose_races(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how many races, of how many clients, and when no more of them begin."""
+    _option("--races", 1, "how often gateways race for a budget and for credit with each server, about 30 s each")(parser)
+    _option("--clients", budgets.CLIENTS, "how many clients ask at once")(parser)
+    _option("--seconds", 86_400.0, "how long races of a kind may begin with one server")(parser)
+
+
 def _choose_part(parser: argparse.ArgumentParser) -> None:
     """Add the option that says which part of R9 is taken."""
     parser.add_argument("--part", choices=("tests", "amplification"), help="only the tests of bad input, or only what inputs cost")
@@ -133,8 +140,8 @@ FIGURES: dict[str, tuple[Add, Take]] = {
         lambda told: limit_races.measure(told.limit, told.seed),
     ),
     "R7": (
-        _option("--races", 1, "how often gateways race for a budget with each server, about 30 s each"),
-        lambda told: budgets.measure(told.races),
+        _choose_races,
+        lambda told: budgets.measure(told.races, told.clients, told.seconds),
     ),
     "R8": (_nothing, lambda told: faults.measure_faults()),
     "R9": (_choose_part, lambda told: _try_bad_input(told.part)),
