@@ -574,19 +574,19 @@ def _renew(
     stated = replace(own, granted_pico=own.granted_pico if request.current_pico is None else request.current_pico, sequence=run.sequence)
     at = max(min(now, window.end_at - 1), window.start_at)
     leased_pico = stated.outstanding_pico + sum(each.outstanding_pico for each in others)
+    own_credit: _Covered | None = None
     if budget.is_prepaid:
         whole_id = find_budget_of_each(budget.id) or budget.id
-        if whole_id not in covered:
-            covered[whole_id] = _read_covered(tx, budget, window)
-        limit = covered[whole_id].find_limit(budget, window, at, spent_pico, leased_pico)
+        own_credit = covered[whole_id] = covered.get(whole_id) or _read_covered(tx, budget, window)
+        limit = own_credit.find_limit(budget, window, at, spent_pico, leased_pico)
     else:
         limit = find_limit(budget, raises, window, at)
     free_pico = limit.pico - spent_pico - leased_pico
     holders = 1 + sum(1 for each in others if each.outstanding_pico)
     grown = 0 if is_recalled else extend_lease(free_pico, request.need_pico, request.target_pico, holders)
     granted = replace(stated, granted_pico=stated.granted_pico + grown)
-    if budget.is_prepaid:
-        covered[whole_id].leased[budget.place] += grown
+    if own_credit is not None:
+        own_credit.leased[budget.place] += grown
     storage.put_lease(tx, budget.id, window.start_at, granted, now)
     return LeaseGrant(
         budget_id=budget.id,
