@@ -334,6 +334,10 @@ ROWS = {
         "an operator's key that may change deployments and does not know their credentials, and gives one another address",
         "400 unless the credential of the new host is named with it, or none",
     ),
+    134: (
+        "many large answers or bodies at once, each as fast as it goes, so that each turn of the event loop is long",
+        "read in turns: in each turn of the loop a part of one of them",
+    ),
     133: (
         "an engine that claims images that are not there, or shows more output of a realtime response than one can have, and reports none",
         "an image is billed that the answer has; output up to what the response may have",

@@ -5,9 +5,11 @@ import ctypes
 import socket
 import subprocess
 import sys
+from collections import Counter
 from contextlib import AsyncExitStack
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from tests.fakes import Do, Upstream, until
@@ -23,6 +25,7 @@ from tests.gateway.harness import (
     gateway,
     message,
     plane,
+    post,
     split_answers,
     whole,
 )
@@ -140,6 +143,7 @@ def stop_reading(client: Client) -> None:
 
 async def test_74_client_that_does_not_read_holds_one_answer() -> None:
     upstream = Upstream([whole(completion("a" * 16_000_000))])
+    upstream = Upstream([whole(completion("a" * 12_000_000))])
     async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
         stop_reading(client)
         for _ in range(5):
@@ -269,3 +273,30 @@ async def test_102_free_pages_are_returned_once_memory_has_grown_and_grows_no_mo
     task.cancel()
     flood, repeated = [100, 150, 140, "trimmed", 104], [104, 110, 111, "trimmed", 105]
     assert seen[:-1] == [*flood, *repeated, 119, 118, "trimmed", 104, 104, 104, 104, "trimmed", 103, 103]
+    assert seen[:-1] == [100, 150, 140, "trimmed", 104, 104, 110, 111, 119, 118, "trimmed", 118, 118, 100, 100]
+
+
+async def test_134_large_messages_are_read_in_turns_one_in_each_turn_of_the_loop() -> None:
+    upstream = Upstream([whole(completion("a" * 2_000_000))])
+    body = msgspec.json.encode(chat() | {"messages": [{"role": "user", "content": "a" * 2_000_000}]})
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running:
+        turns, waited, in_this_turn = running.plane.buffers.turns, Counter[str](), 0
+        original = turns._read_next
+
+        def read_next() -> None:
+            nonlocal in_this_turn
+            waited[type(turns._waiting[0]).__name__] += 1
+            waited["at once"] = max(waited["at once"], len(turns._waiting))
+            assert not in_this_turn
+            in_this_turn += 1
+            asyncio.get_running_loop().call_soon(end_turn)
+            original()
+
+        def end_turn() -> None:
+            nonlocal in_this_turn
+            in_this_turn = 0
+
+        turns._read_next = read_next  # type: ignore[method-assign]
+        answers = await asyncio.gather(*(post(running.port, body) for _ in range(4)))
+        assert {(each.status, len(each.body) > 2_000_000) for each in answers} == {(200, True)}
+        assert waited["Exchange"] and waited["ClientConnection"] and waited["at once"] > 1 and not turns._waiting

@@ -257,6 +257,7 @@ async def test_12_body_that_arrives_at_the_slowest_rate_ends_at_its_deadline() -
             assert connection.written == b""
             memory.tick(connection, 1.0)
             connection.feed(data[start : start + 3_000])
+            await asyncio.sleep(0)  # a large body is read in turns
         memory.tick(connection, 1.0)
         (answer,) = split_answers(connection.written)
         assert (answer.status, answer.error["code"]) == (408, "request_timeout")

@@ -4,8 +4,13 @@ A message is counted from LARGE_BYTES on. Smaller ones cost nothing here and are
 for its API key from its head until its request ends, and once more for the upstream that it is sent to, because a translated one lies in
 memory beside it until the engine has read it. A stream that is recorded counts for its API key. An answer that is held until it is whole
 counts for its upstream, and one that its client has not read yet for the process.
+
+Large messages are read in turns, so that many of them at once take no more of each turn of the event loop than one.
 """
 
+import asyncio
+from collections import deque
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -27,12 +32,40 @@ class BufferBounds(msgspec.Struct, frozen=True, kw_only=True):
     readers: int = 1
 
 
+class Paused(Protocol):
+    """The receiver of a large message that reads nothing for the moment."""
+
+    def read_on(self) -> None:
+        """Read again, unless there is another reason not to, or the end has come."""
+        ...
+
+
+class ReadTurns:
+    """Receivers of large messages that have read a part and wait to read the next. In each turn of the event loop one reads."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Paused] = deque()
+
+    def wait(self, receiver: Paused) -> None:
+        """Call `receiver.read_on` in a turn of its own, soon: after those who wait already."""
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._read_next)
+        self._waiting.append(receiver)
+
+    def _read_next(self) -> None:
+        receiver = self._waiting.popleft()
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._read_next)
+        receiver.read_on()
+
+
 class Buffers:
-    """The bytes that are held now. `total`: in all."""
+    """The bytes that are held now. `total`: in all. `turns`: in which large messages are read."""
 
     def __init__(self, bounds: BufferBounds) -> None:
         self.total = 0
         self.bounds = bounds
+        self.turns = ReadTurns()
         self._keys: WeakValueDictionary[str, BufferAccount] = WeakValueDictionary()
 
     def find_key(self, key_id: str) -> "BufferAccount":

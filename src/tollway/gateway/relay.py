@@ -348,6 +348,9 @@ class Exchange:
                         self.fail(self.read_fault())
                     else:
                         self._resume()
+                elif answer.body_bytes > LARGE_BYTES and not self.connection.paused:
+                    self.connection.pause()
+                    self.connection.upstream.account.buffers.turns.wait(self)
                 return
             self.stream = self._new_stream(answer.content_type)
             if self._output_hold is not None:
@@ -542,6 +545,11 @@ class Exchange:
     def resume(self) -> None:
         self._is_client_slow = False
         if self._withheld is None:
+            self.connection.resume()
+
+    def read_on(self) -> None:
+        """Read the next part of a large answer (`buffers.Paused`)."""
+        if not self._is_client_slow and self.fault is None and not self.finished:
             self.connection.resume()
 
     # What the server's clock tells.

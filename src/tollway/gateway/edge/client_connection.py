@@ -142,6 +142,15 @@ class ClientConnection(asyncio.Protocol):
                 self._count_upload(self._upload)
             if not self._ending:
                 self._look_at_reader()
+            if self._upload is not None and reader.body_bytes > LARGE_BYTES and self._transport is not None:
+                self._transport.pause_reading()
+                self._edge.plane.buffers.turns.wait(self)
+
+    def read_on(self) -> None:
+        """Read the next part of a large body (`buffers.Paused`)."""
+        transport = self._transport
+        if self._reading and transport is not None and not transport.is_closing():
+            transport.resume_reading()
 
     def _read_ahead(self, requests: list[HttpRequest], size: int) -> None:
         """Requests, or parts of them, that came before the one being answered was done."""
