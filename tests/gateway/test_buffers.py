@@ -143,7 +143,6 @@ def stop_reading(client: Client) -> None:
 
 async def test_74_client_that_does_not_read_holds_one_answer() -> None:
     upstream = Upstream([whole(completion("a" * 16_000_000))])
-    upstream = Upstream([whole(completion("a" * 12_000_000))])
     async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
         stop_reading(client)
         for _ in range(5):
@@ -273,7 +272,6 @@ async def test_102_free_pages_are_returned_once_memory_has_grown_and_grows_no_mo
     task.cancel()
     flood, repeated = [100, 150, 140, "trimmed", 104], [104, 110, 111, "trimmed", 105]
     assert seen[:-1] == [*flood, *repeated, 119, 118, "trimmed", 104, 104, 104, 104, "trimmed", 103, 103]
-    assert seen[:-1] == [100, 150, 140, "trimmed", 104, 104, 110, 111, 119, 118, "trimmed", 118, 118, 100, 100]
 
 
 async def test_134_large_messages_are_read_in_turns_one_in_each_turn_of_the_loop() -> None:
