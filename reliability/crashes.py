@@ -30,7 +30,7 @@ from reliability import books, load
 from reliability.bill_checks import Heard, find_wrong, lines_of_log, read_bills, read_truth, wait_until_idle
 from reliability.load import Sent
 from reliability.platforms import PRICES, Part, Platform, kill_child, list_models, reserved_ports, supervised
-from reliability.processes import WAIT_SECONDS, tollway
+from reliability.processes import NO_TLS, WAIT_SECONDS, tollway
 from reliability.records import Line, record
 from scripts import postgres
 
@@ -332,7 +332,7 @@ def _revive(rig: Rig, victim: str, dice: random.Random, start: Any) -> None:
 
 def _is_up(platform: Platform) -> bool:
     try:
-        control = httpx2.get(f"{platform.control_url}/readyz", timeout=WAIT_SECONDS, trust_env=False).status_code
+        control = httpx2.get(f"{platform.control_url}/readyz", timeout=WAIT_SECONDS, trust_env=False, verify=NO_TLS).status_code
     except httpx2.HTTPError:
         return False
     return control == 200 and list_models(platform.gateway_url, platform.tenant.api_key) == 200

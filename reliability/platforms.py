@@ -24,7 +24,7 @@ import httpx2
 import sqlalchemy as sa
 
 from reliability.bill_checks import lines_of_log
-from reliability.processes import ENVIRONMENT, WAIT_SECONDS, Running, Start, end_all, list_descendants
+from reliability.processes import ENVIRONMENT, NO_TLS, WAIT_SECONDS, Running, Start, end_all, list_descendants
 
 MODELS = {
     "echo": ("sim-echo",),
@@ -156,7 +156,11 @@ class Platform:
     def admin(self) -> httpx2.Client:
         """The REST API as the tenant's administrator. To be closed."""
         return httpx2.Client(
-            base_url=self.control_url, headers={"authorization": f"Bearer {self.tenant.admin_key}"}, timeout=WAIT_SECONDS, trust_env=False
+            base_url=self.control_url,
+            headers={"authorization": f"Bearer {self.tenant.admin_key}"},
+            timeout=WAIT_SECONDS,
+            trust_env=False,
+            verify=NO_TLS,
         )
 
     def count_billed_requests(self) -> int | None:
@@ -311,7 +315,7 @@ def start_gateways(platform: Platform, gateways: Sequence[tuple[Part, str]]) -> 
 def make_join_token(platform: Platform) -> str:
     """Return a token with which one gateway registers itself."""
     headers = {"authorization": f"Bearer {platform.platform_key}"}
-    with httpx2.Client(base_url=platform.control_url, headers=headers, trust_env=False) as http:
+    with httpx2.Client(base_url=platform.control_url, headers=headers, trust_env=False, verify=NO_TLS) as http:
         answer = http.post("/v1/platform/node_join_tokens", json={"name": "gateway"})
     assert answer.status_code == 200, answer.text
     return str(answer.json()["value"])
@@ -338,7 +342,7 @@ def _seeded(gateway_url: str, control_url: str, scratch: Path, engine: Part, eng
 def seed(control_url: str, platform_key: str, engine_url: str) -> Tenant:
     """Models, prices, deployments and a tenant, through the REST API."""
     headers = {"authorization": f"Bearer {platform_key}"}
-    with httpx2.Client(base_url=f"{control_url}/v1", headers=headers, timeout=WAIT_SECONDS, trust_env=False) as http:
+    with httpx2.Client(base_url=f"{control_url}/v1", headers=headers, timeout=WAIT_SECONDS, trust_env=False, verify=NO_TLS) as http:
 
         def post(path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
             answer = http.post(path, json=body)
@@ -358,7 +362,7 @@ def seed(control_url: str, platform_key: str, engine_url: str) -> Tenant:
 def add_tenant(control_url: str, platform_key: str, name: str) -> Tenant:
     """Add an organization with one project and keys, through the REST API."""
     headers = {"authorization": f"Bearer {platform_key}"}
-    with httpx2.Client(base_url=f"{control_url}/v1", headers=headers, timeout=WAIT_SECONDS, trust_env=False) as http:
+    with httpx2.Client(base_url=f"{control_url}/v1", headers=headers, timeout=WAIT_SECONDS, trust_env=False, verify=NO_TLS) as http:
 
         def post(path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
             answer = http.post(path, json=body)
@@ -382,7 +386,7 @@ def list_models(gateway_url: str, api_key: str) -> int:
     """The status of GET /v1/models with this key; 0 if nobody answers."""
     try:
         headers = {"authorization": f"Bearer {api_key}", "connection": "close"}
-        return httpx2.get(f"{gateway_url}/v1/models", headers=headers, timeout=WAIT_SECONDS, trust_env=False).status_code
+        return httpx2.get(f"{gateway_url}/v1/models", headers=headers, timeout=WAIT_SECONDS, trust_env=False, verify=NO_TLS).status_code
     except httpx2.HTTPError:
         return 0
 
@@ -393,7 +397,7 @@ def wait_until_served(gateway_url: str, api_key: str) -> None:
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
         try:
-            answer = httpx2.get(f"{gateway_url}/v1/models", headers=headers, timeout=WAIT_SECONDS, trust_env=False)
+            answer = httpx2.get(f"{gateway_url}/v1/models", headers=headers, timeout=WAIT_SECONDS, trust_env=False, verify=NO_TLS)
             if answer.status_code == 200 and {each["id"] for each in answer.json()["data"]} >= set(MODELS):
                 return
         except httpx2.HTTPError:

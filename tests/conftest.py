@@ -1,10 +1,12 @@
 """Fixtures and options of all tests: how properties are searched, which tests need a PostgreSQL, and how much was tried."""
 
+import functools
 import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
 
+import httpcore2
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -13,6 +15,10 @@ pytest_plugins = ("tests.storage.fixtures",)
 # No timed assertion, not even Hypothesis' own: a busy machine must not fail a test. A failure prints what replays it.
 settings.register_profile("tollway", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tollway")
+
+
+# Each HTTP client, those in the SDKs too, would read some 140 authorities that no test needs: 20 to 40 ms of CPU, more than most requests.
+httpcore2.default_ssl_context = functools.cache(httpcore2.default_ssl_context)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,6 +14,7 @@ import httpx2
 import msgspec
 
 from tollway.domain.content_logs import Content, ContentRecord, name_content
+from tollway.link.authorities import trusted_authorities
 from tollway.link.response_store import Sealer
 
 PATH: Final = "/v1/link/content"
@@ -67,6 +68,7 @@ class ContentSender:
             timeout=httpx2.Timeout(REQUEST_SECONDS_MAX),
             limits=httpx2.Limits(max_connections=1),
             trust_env=False,
+            verify=trusted_authorities(),
             transport=transport,
         )
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 import httpx2
 
 from tollway.domain.addresses import is_metadata_peer
+from tollway.link.authorities import trusted_authorities
 
 ANSWER_BYTES_MAX: Final = 16 * 1024
 """Longest answer that is read: an action and a reason have a few hundred bytes."""
@@ -59,6 +60,7 @@ class GuardrailRequests:
             limits=httpx2.Limits(max_connections=CONNECTIONS_MAX, keepalive_expiry=IDLE_SECONDS),
             follow_redirects=False,
             trust_env=False,
+            verify=trusted_authorities(),
         )
 
     async def ask(self, document: bytes) -> bytes | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import httpx2
 
+from tollway.link.authorities import trusted_authorities
 from tollway.link.recovery import Alarm
 
 BACKOFF_SECONDS_MIN, BACKOFF_SECONDS_MAX = 0.1, 5.0
@@ -39,6 +40,7 @@ async def join(
         headers={"authorization": f"Bearer {token}"},
         timeout=REQUEST_SECONDS_MAX,
         trust_env=False,
+        verify=trusted_authorities(),
         transport=transport,
     ) as client:
         while True:

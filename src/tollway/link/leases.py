@@ -14,6 +14,7 @@ import httpx2
 import msgspec
 
 from tollway.domain.budgets import LeaseGrant, LeaseRequest
+from tollway.link.authorities import trusted_authorities
 from tollway.link.recovery import Alarm
 
 LEASE_SECONDS = 0.5
@@ -85,6 +86,7 @@ class LeaseClient:
             timeout=httpx2.Timeout(REQUEST_SECONDS_MAX),
             limits=httpx2.Limits(max_connections=1),
             trust_env=False,
+            verify=trusted_authorities(),
             transport=transport,
         )
         holder.wake = self._asked.set

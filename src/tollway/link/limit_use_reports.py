@@ -15,6 +15,7 @@ import httpx2
 import msgspec
 
 from tollway.domain.limits import USES_REPORTED_MAX, LimitUse
+from tollway.link.authorities import trusted_authorities
 
 REPORT_SECONDS = 2.0
 """Interval of reports, and so the age of what tenants are shown."""
@@ -48,6 +49,7 @@ class LimitReporter:
             timeout=httpx2.Timeout(REQUEST_SECONDS_MAX),
             limits=httpx2.Limits(max_connections=1),
             trust_env=False,
+            verify=trusted_authorities(),
         )
 
     async def run(self) -> None:

@@ -13,6 +13,7 @@ import httpx2
 
 from tollway.domain.content_logs import name_response
 from tollway.domain.faults import RESPONSES_UNAVAILABLE, Fault
+from tollway.link.authorities import trusted_authorities
 
 PATH: Final = "/v1/link/stored_responses"
 
@@ -65,6 +66,7 @@ class ResponseStorage:
             timeout=httpx2.Timeout(REQUEST_SECONDS_MAX),
             limits=httpx2.Limits(max_connections=CONNECTIONS_MAX),
             trust_env=False,
+            verify=trusted_authorities(),
             transport=transport,
         )
 

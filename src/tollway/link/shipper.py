@@ -22,6 +22,7 @@ from pathlib import Path
 import httpx2
 import msgspec
 
+from tollway.link.authorities import trusted_authorities
 from tollway.link.epochs import (
     ClosedFile,
     EpochFiles,
@@ -160,6 +161,7 @@ class Shipper:
             timeout=httpx2.Timeout(REQUEST_SECONDS_MAX, connect=5.0),
             limits=httpx2.Limits(max_connections=1),
             trust_env=False,
+            verify=trusted_authorities(),
             transport=transport,
         )
         self._cursors: dict[int, _Cursor] = {}

@@ -33,6 +33,7 @@ import msgspec
 
 from tollway.domain.keys import SecretUse
 from tollway.domain.snapshot import FORMAT, Change, Entry, SnapshotHead
+from tollway.link.authorities import trusted_authorities
 from tollway.link.recovery import Alarm
 from tollway.link.snapshot_copies import (
     YIELD_ENTRIES,
@@ -170,6 +171,7 @@ class Follower:
             timeout=httpx2.Timeout(5.0, read=SILENCE_SECONDS_MAX),
             limits=httpx2.Limits(max_connections=3),  # stream, acknowledgement, and a poll or snapshot
             trust_env=False,
+            verify=trusted_authorities(),
         )
         self._log: ChangeLog | None = None
         self._disk = asyncio.Lock()  # the log is used by one worker thread at a time

@@ -8,6 +8,8 @@ from typing import Final
 import httpx2
 import msgspec
 
+from tollway.link.authorities import trusted_authorities
+
 REQUEST_SECONDS_MAX: Final = 10.0
 """Deadline for one request; clients of well-known SDKs wait for 30 seconds."""
 
@@ -43,6 +45,7 @@ class TokenRequests:
             timeout=httpx2.Timeout(REQUEST_SECONDS_MAX),
             limits=httpx2.Limits(max_connections=CONNECTIONS_MAX),
             trust_env=False,
+            verify=trusted_authorities(),
             transport=transport,
         )
 
