@@ -47,6 +47,8 @@ COUNTED = {
 
 # Requests under callgrind, and the units that they stand for: a stream of `inside.CHUNKS` counts once for its request.
 INSTRUCTED = {"request": (1000, 1000), "chunk": (20, 20 * 100)}
+TRACED = {"request, not sampled": "unsampled", "request, sampled": "sampled"}
+"""Scenarios of instructions with traces, and how `inside` is asked for them."""
 FORMS = {"pure": TOLLWAY, "native": "tollway native", "compiled": COMPILED}
 """Targets by the form of the package (`tollway.native.FORM`)."""
 
@@ -227,6 +229,10 @@ def instructions(rig: Rig) -> None:
         source = build_form(form, rig.directory)
         for scenario, (count, units) in INSTRUCTED.items():
             counted = count_instructions(scenario, count, rig.directory, source)
+            rig.record(Sample(figure="instructions", scenario=scenario, target=name, round=0, values={"instructions": counted / units}))
+        count, units = INSTRUCTED["request"]
+        for scenario, way in TRACED.items():
+            counted = count_instructions("request", count, rig.directory, source, "--traces", way)
             rig.record(Sample(figure="instructions", scenario=scenario, target=name, round=0, values={"instructions": counted / units}))
 
 

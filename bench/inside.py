@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 
@@ -262,6 +263,8 @@ async def _main(options: argparse.Namespace, directory: Path) -> None:
         for entry in snapshot_entries(digest(_PEPPER, API_KEY.encode()), "http://127.0.0.1:9", options.limits, options.deployments):
             plane.add(entry)
         plane.finish_reset(1)
+        if options.traces is not Traces.OFF:
+            _trace(plane, options.traces)
         edge = Edge(plane, EdgeBounds(), HttpBounds())
         edge.tell_date(b"Sun, 22 Nov 2026 00:00:00 GMT")
         chunks = CHUNKS if scenario == "chunk" else 0
@@ -297,6 +300,33 @@ async def _main(options: argparse.Namespace, directory: Path) -> None:
     await spool.close()
 
 
+class Traces(StrEnum):
+    """Tracing of requests: none, with traces that are not kept, or with traces that are."""
+
+    OFF = "off"
+    UNSAMPLED = "unsampled"
+    SAMPLED = "sampled"
+
+
+def _trace(plane: Plane, traces: Traces) -> None:
+    """Trace requests as a process with a collector does, up to the frames that its exporter is written."""
+    from tollway.gateway.tracing import Tracer  # here, so that states of the code without it can be measured too
+    from tollway.serve.telemetry_export import BATCH_SPANS_MAX
+    from tollway.serve.telemetry_messages import Spans, encode_frame
+    from tollway.spans import Sampler, Span, TraceBounds
+
+    pending: list[Span] = []
+
+    def take(spans: list[Span]) -> None:
+        pending.extend(spans)
+        if len(pending) >= BATCH_SPANS_MAX:
+            encode_frame(Spans(pending[:]))
+            pending.clear()
+
+    bounds = TraceBounds(sample_ratio=float(traces is Traces.SAMPLED), slow_seconds=86_400, traces_per_second_max=10**9)
+    plane.tracer = Tracer(Sampler(bounds), take)
+
+
 class _Loop(uvloop.Loop):
     """A loop whose methods can be replaced."""
 
@@ -317,6 +347,7 @@ def main() -> None:
     parser.add_argument("--limits", type=Limited, choices=list(Limited), default=Limited.REQUESTS, help="limits of the caller")
     parser.add_argument("--store", help="URL of a Redis or Valkey server that counts the limits")
     parser.add_argument("--deployments", type=int, default=1, help="equal deployments of the model")
+    parser.add_argument("--traces", type=Traces, choices=list(Traces), default=Traces.OFF, help="whether requests are traced")
     parser.add_argument("--body-bytes", type=int, default=BODY_BYTES, help="length of a request's body")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tollway-bench-") as directory:

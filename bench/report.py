@@ -224,6 +224,8 @@ SECTIONS = (
         (
             Table("request", "Per request", (INSTRUCTIONS,)),
             Table("chunk", "Per chunk, with its share of the request", (INSTRUCTIONS,)),
+            Table("request, not sampled", "Per request, where traces are exported, one that is not sampled", (INSTRUCTIONS,)),
+            Table("request, sampled", "Per request, where traces are exported, one that is sampled, up to the exporter", (INSTRUCTIONS,)),
         ),
     ),
     Section(

@@ -10,8 +10,10 @@ _BEGIN = """# Metrics
 
 Prometheus metrics of every process, in the text format. Rendered by `make docs` from `src/tollway/metric_table.py`.
 
-- A gateway shows its own at `GET /metrics` of `gateway.internal` (default `127.0.0.1:9090`).
+- A gateway shows its own at `GET /metrics` of `gateway.internal` (default `127.0.0.1:9090`), in
+  OpenMetrics with exemplars where that is accepted.
 - Control shows its own at `GET /metrics` of the listener for gateways (`control.link`).
+- Both can also send them to a collector ([observability.md](observability.md)).
 
 Labels are bounded: endpoints, statuses, error codes, background tasks, published models and deployments; never tenants, keys or anything
 that a client chooses. `gen_ai_*` names follow the OpenTelemetry semantic conventions for generative AI, version 1.41.0. Counters begin at

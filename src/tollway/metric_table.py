@@ -130,6 +130,10 @@ GATEWAY_METRICS = (
     _gauge("tollway_batch_lines_running", "requests", "Lines of batches that this gateway has sent and that have not ended."),
     _counter("tollway_batch_lines", "requests", (), "Lines of batches that were answered."),
     _counter("tollway_log_lines_dropped", "lines", (), "Log lines that were dropped because writing was too slow."),
+    _counter("tollway_telemetry_spans_sent", "spans", (), "Spans that the collector of telemetry took."),
+    _counter("tollway_telemetry_spans_dropped", "spans", (), "Spans that were dropped because the collector was away or too slow."),
+    _counter("tollway_telemetry_traces_suppressed", "traces", (), "Traces that were not sent because there were too many in a second."),
+    _counter("tollway_telemetry_pages_failed", "pages", (), "Pages of metrics that the collector did not take."),
     # Limits
     _gauge("tollway_limits_end_users_together", "end users", "End users that share one counter because there are too many to keep apart."),
     _gauge("tollway_limits_store_available", "0 or 1", "Whether the store of shared limit counters answers."),
@@ -179,6 +183,10 @@ CONTROL_METRICS = (
     _counter("tollway_control_job_failures", "runs", ("job",), "Failed runs of a periodic job in this process."),
     _gauge("tollway_control_job_duration_seconds", "seconds", "Duration of the latest run of a periodic job in this process.", ("job",)),
     _counter("tollway_control_sign_ins", "sign-ins", ("method", "result"), "Sign-ins of people: succeeded, refused or throttled."),
+    _counter("tollway_control_telemetry_spans_sent", "spans", (), "Spans that the collector of telemetry took."),
+    _counter("tollway_control_telemetry_spans_dropped", "spans", (), "Spans that were dropped because the collector was away or too slow."),
+    _counter("tollway_control_telemetry_traces_suppressed", "traces", (), "Traces that were not sent: too many in a second."),
+    _counter("tollway_control_telemetry_pages_failed", "pages", (), "Pages of metrics that the collector did not take."),
     _gauge("tollway_reconciliation_models", "models", "Models by the result of the latest compared hour.", ("state",)),
     _gauge(
         "tollway_reconciliation_drift_tokens",

@@ -400,6 +400,28 @@ class RealtimeSection(msgspec.Struct, frozen=True, kw_only=True):
     """Time after which a client that does not read what it is sent is disconnected."""
 
 
+class TelemetrySection(msgspec.Struct, frozen=True, kw_only=True):
+    """Traces and metrics that gateways and control send to an OpenTelemetry collector (docs/observability.md). Headers, as for
+    authentication, and certificates are named by OpenTelemetry's own variables, such as OTEL_EXPORTER_OTLP_HEADERS."""
+
+    endpoint: str | None = None
+    """Base URL of the collector, such as http://collector:4318, or :4317 for gRPC. Without one nothing is sent."""
+    protocol: Literal["http/protobuf", "grpc"] = "http/protobuf"
+    """Protocol of OTLP that the collector takes at this address."""
+    traces: bool = True
+    """Send traces."""
+    sample_ratio: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.01
+    """Share of requests whose traces are sent, of those whose client sends no `traceparent`; with one, its sampled flag decides."""
+    slow_seconds: Seconds = 30.0
+    """Requests that take longer are sent in any case, as those are that end with a status of 500 or more."""
+    traces_per_second_max: Count = 100
+    """Most traces that one process sends each second; further ones are counted and left out."""
+    metrics_seconds: SecondsOrZero = 0.0
+    """Interval at which metrics are sent, besides being shown at `/metrics`. 0: never."""
+    timeout_seconds: Seconds = 5.0
+    """Deadline of one attempt to send, with its retries. What is not taken by then is dropped and counted."""
+
+
 class GatewaySection(msgspec.Struct, frozen=True, kw_only=True):
     """`tollway gateway`, the data plane."""
 
@@ -637,6 +659,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Data directory: secrets, spool, snapshots, logs, the SQLite file."""
     gateway: GatewaySection = GatewaySection()
     control: ControlSection = ControlSection()
+    telemetry: TelemetrySection = TelemetrySection()
 
 
 def _list_names(section: type[msgspec.Struct], prefix: str = "") -> dict[str, Any]:

@@ -16,7 +16,9 @@ from typing import ClassVar, Final, NamedTuple, TypeVar
 import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.openmetrics import exposition as open_metrics
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar, Timestamp
 
 from tollway.domain.billing_classes import OTHER_CLASSES, QUANTITY_CLASSES, TEXT_CLASSES, OtherClasses
 from tollway.log_lines import RequestLine
@@ -33,13 +35,22 @@ OPERATIONS = {"chat/completions": "chat", "completions": "text_completion", "emb
 """Values of gen_ai.operation.name by endpoint."""
 
 
+class Example(NamedTuple):
+    """A value whose trace is kept. `at_us`: UTC microseconds."""
+
+    trace_id: str
+    value: float
+    at_us: int
+
+
 class Histogram:
     """Counts by bucket, without locks: one event loop writes, a scrape in the same loop reads."""
 
-    __slots__ = ("bounds", "counts", "sum")
+    __slots__ = ("bounds", "counts", "examples", "sum")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
+        self.examples: dict[int, Example] = {}
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
@@ -48,13 +59,25 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
-    def buckets(self) -> list[tuple[str, float]]:
-        """Cumulative counts as Prometheus wants them."""
-        total, pairs = 0, []
-        for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
+    def name_example(self, value: float, trace_id: str, at_us: int) -> None:
+        """Take the trace of a value that was observed as the example of its bucket."""
+        self.examples[bisect_left(self.bounds, value)] = Example(trace_id, value, at_us)
+
+    def buckets(self) -> list[tuple[str, float] | tuple[str, float, Exemplar]]:
+        """Cumulative counts as Prometheus wants them, with the examples of buckets (exemplars of OpenMetrics)."""
+        total = 0
+        buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
+        for index, (bound, count) in enumerate(zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True)):
             total += count
-            pairs.append((bound, float(total)))
-        return pairs
+            example = self.examples.get(index)
+            if example is None:
+                buckets.append((bound, float(total)))
+            else:
+                exemplar = Exemplar(
+                    {"trace_id": example.trace_id}, example.value, Timestamp(example.at_us // 10**6, example.at_us % 10**6 * 1000)
+                )
+                buckets.append((bound, float(total), exemplar))
+        return buckets
 
 
 _MILLISECONDS: Final = tuple(f".{millisecond:03d}Z" for millisecond in range(1000))
@@ -179,6 +202,12 @@ class ModelMetrics:
         self.first_token = Histogram(FIRST_TOKEN_SECONDS)
         self.output_token = Histogram(OUTPUT_TOKEN_SECONDS)
 
+    def name_example(self, seconds: float, first_token_seconds: float | None, trace_id: str, at_us: int) -> None:
+        """Take a request whose trace is kept, and which was counted, as an example of its duration and time to the first token."""
+        self.duration.name_example(seconds, trace_id, at_us)
+        if first_token_seconds is not None:
+            self.first_token.name_example(first_token_seconds, trace_id, at_us)
+
     def add_other(self, used: OtherClasses) -> None:
         """Count the classes that few requests use."""
         for index, quantity in enumerate(msgspec.structs.astuple(used), len(TEXT_CLASSES)):
@@ -267,13 +296,20 @@ class Metrics:
         key = (model, result)
         self.hedges[key] = self.hedges.get(key, 0) + 1
 
-    def render(self) -> bytes:
-        """The Prometheus text exposition of everything counted. Resets the lag maximum: each scrape sees its own interval."""
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Families(self))
-        text = generate_latest(registry)
+    def render(self, *, is_open_metrics: bool = False) -> bytes:
+        """Return everything counted in the text format of Prometheus, or in that of OpenMetrics, which has the examples of histograms as
+        well. Resets the lag maximum: each scrape sees its own interval."""
+        text = self.read_page(is_open_metrics=is_open_metrics)
         self.loop_lag_seconds_max = 0.0
         return text
+
+    def read_page(self, *, is_open_metrics: bool = False) -> bytes:
+        """As `render`, and reset nothing: for a reader beside those that scrape."""
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Families(self))
+        if is_open_metrics:
+            return bytes(open_metrics.generate_latest(registry))  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
 
 
 class _Families(Collector):

@@ -20,6 +20,7 @@ from tollway.link.limit_use_reports import LimitReporter
 from tollway.link.shipper import Shipper
 from tollway.link.snapshot_follower import Follower
 from tollway.serve import gateway
+from tollway.serve.telemetry_export import TelemetryExport
 from tollway.storage.answer_files import AnswerFiles
 from tollway.telemetry import LogWriter
 
@@ -51,6 +52,7 @@ DEFECTS: dict[str, tuple[Any, str]] = {
     "cache events": (cache_events, "run"),
     "free memory": (gateway, "return_free_pages"),
     "content log": (ContentSender, "run"),
+    "telemetry": (TelemetryExport, "run"),
     "snapshot age": (gateway.AgeWatch, "run"),
     "leases": (Budgets, "next_request"),
     "limit_reports": (LimitReporter, "_collect"),

@@ -4,11 +4,16 @@ import os
 import socket
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
+import msgspec
 import typer
 
 from tollway.serve.sockets import open_listener
-from tollway.settings import LimitsSection, OperatorError, Settings, load
+from tollway.serve.telemetry_export import TelemetryOptions
+from tollway.serve.telemetry_messages import OtlpOptions
+from tollway.settings import LimitsSection, OperatorError, Settings, TelemetrySection, load
+from tollway.spans import TraceBounds
 from tollway.storage.shared_counters import StoreOptions, parse_url
 
 Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Settings as YAML.")]
@@ -43,6 +48,22 @@ def inherit_or_open(descriptor: int | None, address: str, *, option: str) -> soc
 def read_settings(config: Path | None, **options: Any) -> Settings:
     """The settings of this process. `options` as given on the command line, by dotted name with `__` for the point."""
     return load({name.replace("__", "."): value for name, value in options.items()}, os.environ, config)
+
+
+def find_telemetry(section: TelemetrySection) -> TelemetryOptions | None:
+    """Return where telemetry is sent; None if nowhere. Raises OperatorError for an address that cannot be used."""
+    if section.endpoint is None:
+        return None
+    url = urlsplit(section.endpoint)
+    if url.scheme not in ("http", "https") or not url.hostname or url.username is not None or url.query or url.fragment:
+        hint = "http://collector:4318, or http://collector:4317 with telemetry.protocol grpc; headers are in OTEL_EXPORTER_OTLP_HEADERS"
+        raise OperatorError("telemetry.endpoint is not valid: it must be http(s)://host[:port][/path]", hint=hint, exit_code=2)
+    if not section.traces and not section.metrics_seconds:
+        hint = "set telemetry.traces or telemetry.metrics_seconds, or leave out the endpoint"
+        raise OperatorError("telemetry.endpoint is set, and nothing is to be sent there", hint=hint, exit_code=2)
+    return TelemetryOptions(
+        msgspec.convert(section, OtlpOptions, from_attributes=True), msgspec.convert(section, TraceBounds, from_attributes=True)
+    )
 
 
 def find_limits_store(section: LimitsSection, password: str | None) -> StoreOptions | None:

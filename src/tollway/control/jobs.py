@@ -20,7 +20,9 @@ from dataclasses import dataclass, field
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from tollway.control.tracing import ControlTracer
 from tollway.domain.faults import Fault
+from tollway.spans import SpanKind
 from tollway.storage import jobs as storage
 from tollway.storage.database import Database
 from tollway.telemetry import new_family
@@ -134,6 +136,7 @@ class JobRunner:
     stop: asyncio.Event
     now: Callable[[], int]
     log: Log
+    tracer: ControlTracer | None = None
 
     async def run(self, jobs: Sequence[Job]) -> None:
         """Run all jobs until `stop` is set. Failures of jobs are logged and retried; only a defect of the runner itself is raised."""
@@ -192,7 +195,7 @@ class JobRunner:
         started = loop.time()
         deadline, lease_until = started + job.deadline_seconds, started + LEASE_SECONDS
         renewal_seconds = LEASE_SECONDS / RENEWALS_PER_LEASE if job.is_leased else job.deadline_seconds
-        work = asyncio.ensure_future(job.work(Turn(at, over.is_set)))
+        work = asyncio.ensure_future(self._work(job, Turn(at, over.is_set)))
         stopping = asyncio.ensure_future(self.stop.wait())
         state.is_running = True
         try:
@@ -217,6 +220,16 @@ class JobRunner:
             return False
         work.result()
         return True
+
+    async def _work(self, job: Job, turn: Turn) -> None:
+        """Do the work, with a trace of its own where traces are exported. Raises what it raises."""
+        if self.tracer is None:
+            await job.work(turn)
+            return
+        with self.tracer.operation(f"job {job.name}", SpanKind.INTERNAL) as operation:
+            operation.attributes = {"tollway.job": job.name}
+            operation.is_long = True
+            await job.work(turn)
 
     async def _renew(self, job: Job, lease_until: float) -> float:
         """Renew the lease. Returns until when it holds, in seconds of the loop's clock. Raises _LeaseLost."""

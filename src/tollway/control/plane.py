@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from prometheus_client.registry import Collector
+
 from tollway.control.identity.github_reports import GithubReports
 from tollway.control.identity.keys import Ingredients, Pepper
 from tollway.control.identity.mail import Mail
@@ -18,6 +20,7 @@ from tollway.control.jobs import JobStates
 from tollway.control.publish import Publications
 from tollway.control.reconciliation.reconcile import Reconciliation
 from tollway.control.secrets.data_keys import DataKeys
+from tollway.control.tracing import ControlTracer
 from tollway.domain import ids
 from tollway.domain.keys import RANDOM_BYTES
 from tollway.domain.money import PICO
@@ -44,6 +47,7 @@ class ControlPlane:
     `trusted_proxies`: proxies before the REST API whose `x-forwarded-for` says where a request came from. `data_keys`: those with which
     secrets of organizations are sealed; `vault` seals those of the platform. `github_reports`: verifies reports of leaked secrets; None
     takes none. `operator_sign_in`: the identity provider with which operators sign in; None without one.
+    `tracer`: traces operations and jobs; `telemetry`: counts what was exported; None where telemetry is not exported.
     """
 
     database: Database
@@ -72,6 +76,8 @@ class ControlPlane:
     trusted_proxies: tuple[Network, ...] = ()
     github_reports: GithubReports | None = None
     operator_sign_in: OperatorSignIn | None = None
+    tracer: ControlTracer | None = None
+    telemetry: Collector | None = None
 
     @property
     def pepper(self) -> Pepper:

@@ -19,6 +19,7 @@ from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.plane import Plane
 from tollway.gateway.ports import Client
 from tollway.gateway.request import AskedFor, Call, Request
+from tollway.gateway.request_traces import RequestTrace
 from tollway.wire import bodies
 
 _UNSERVED = frozenset({MODEL_OVERLOADED, REGION_UNSERVED, UPSTREAM_NONE})
@@ -59,6 +60,9 @@ def fall_back(request: Request, call: Call | None, fault: Fault, client: Client,
         request.peer,
     )
     following.conversation = request.conversation
+    is_sampled = request.trace is not None and request.trace.is_sampled
+    following.trace = RequestTrace(request.id[-16:], is_sampled, following.started, following.received_at)
+    following.trace = request.trace
     following.asked_for = AskedFor(before.pieces, before.fault, before.left[1:])
     if upload is not None:
         pieces, spans = upload.pieces, upload.spans

@@ -25,6 +25,7 @@ from tollway.gateway.buffers import LARGE_BYTES, BufferHold
 from tollway.gateway.driver import CoroutineDriver, Waiter
 from tollway.gateway.ports import AskGuardrail, Client, Flow
 from tollway.gateway.request import Call
+from tollway.gateway.request_traces import GUARDRAIL_SPAN
 from tollway.telemetry import FIRST_TOKEN_SECONDS, Histogram
 from tollway.wire import sse
 from tollway.wire.media_types import is_json
@@ -127,6 +128,12 @@ class Guard:
         """Return whether all of the answer was held back so far."""
         return self.client is not None and not self.client.has_begun
 
+    def note_check(self, began: float) -> None:
+        """Note that a verdict came, which was asked for at the instant `began` of the monotonic clock."""
+        now = time.monotonic()
+        self.checked_ms += (now - began) * 1000
+        self._call.request.note_trace().add_interval(GUARDRAIL_SPAN, began, now)
+
     def describe(self, stage: str, members: Mapping[str, Sequence[bytes]]) -> bytes:
         """Return a document. `members`: what is to be checked by name, the pieces of its JSON."""
         call = self._call
@@ -181,7 +188,7 @@ class Guard:
             verdict = await self._driver.in_task(self.guardrails.check(stage, document, size))
         finally:
             self._buffer.release()
-        self.checked_ms += (time.monotonic() - began) * 1000
+        self.note_check(began)
         fault = self.guardrails.find_fault(verdict, self.mode, is_too_long=is_too_long and is_request)
         if fault is not None:
             raise fault
@@ -330,7 +337,7 @@ class GuardedClient:
             return
         self._checking = None
         guard = self._guard
-        guard.checked_ms += (time.monotonic() - self._began) * 1000
+        guard.note_check(self._began)
         error = None if task.cancelled() else task.exception()
         if error is not None:
             asyncio.get_running_loop().call_exception_handler({"message": "a check of a window failed", "exception": error})

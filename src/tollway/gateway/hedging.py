@@ -114,6 +114,8 @@ class _Race:
         """Begin an attempt. `is_fresh`: on a new connection."""
         call, now = self.call, time.monotonic()
         self._record.attempt(upstream.deployment.id)
+        if call.request.trace is not None:
+            call.request.trace.begin_attempt(self._record.attempts, upstream.deployment, now)
         charge = call.charge
         if charge is not None:
             charge = Charge(charge.chosen, charge.tokens, charge.uncached_tokens, charge.gateways)
@@ -210,6 +212,8 @@ class _Race:
             made.connecting.add_done_callback(_close_connection)
         if made.exchange is not None:
             made.exchange.abandon(self._active)
+        error = "" if made.fault is None else made.fault.kind.code
+        self.call.request.note_trace().end_attempt(made.number, made.upstream.deployment, time.monotonic(), error)
         self.release(made, is_answered=is_answered)
 
     def release(self, made: _Try, *, is_answered: bool) -> None:
@@ -357,6 +361,8 @@ async def _deliver(
             race.release(made, is_answered=is_answered)
     if is_answered:
         metrics.attempted(upstream.deployment.id, "ok")
+        if call.request.trace is not None:
+            call.request.trace.end_attempt(made.number, upstream.deployment, time.monotonic(), "")
         upstream.health.succeed(endpoint, time.monotonic())
     return failed
 

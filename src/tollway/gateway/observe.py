@@ -33,6 +33,9 @@ def observe(request: Request, call: Call | None, record: UsageRecord | None, fau
         _observe_final(request, call, final, fault, duration, plane)
         return
     is_replayed = call is not None and call.answer_recorder is not None and call.answer_recorder.is_replayed
+    status = 200 if is_replayed else fault.kind.status if fault is not None else CLIENT_GONE_STATUS
+    if plane.tracer is not None and (request.trace is not None or status >= 500 or duration >= plane.tracer.slow_seconds):
+        plane.tracer.end(request, call, None, fault, status, duration)
     if fault is not None:
         plane.metrics.count(plane.metrics.refusals, fault.kind.code)
     elif is_replayed:
@@ -47,7 +50,7 @@ def observe(request: Request, call: Call | None, record: UsageRecord | None, fau
         "request",
         request.id,
         request.trace_id,
-        200 if is_replayed else fault.kind.status if fault is not None else CLIENT_GONE_STATUS,
+        status,
         int(duration * 1e6) / 1000,
         request.endpoint,
         caller.organization.id if caller is not None else "",
@@ -83,6 +86,13 @@ def _observe_final(request: Request, call: Call, final: Ended, fault: Fault | No
         found.first_token.observe(ttft_ms / 1000)
         if call.stream and (output_tokens := final.used.output_tokens) > 1:
             found.output_token.observe((duration - ttft_ms / 1000) / (output_tokens - 1))
+    tracer = plane.tracer
+    if (
+        tracer is not None
+        and (request.trace is not None or status >= 500 or duration >= tracer.slow_seconds)
+        and tracer.end(request, call, final, fault, status, duration)
+    ):
+        found.name_example(duration, None if final.first_token_at is None else ttft_ms / 1000, request.trace_id, request.received_at)
     caller = call.caller
     line = new_request_line(  # by position: names cost 11 thousand instructions more
         timestamp(request.received_at),

@@ -42,9 +42,9 @@ from tollway.gateway.response_cache import MISS, open_cached
 from tollway.gateway.route import route
 from tollway.gateway.shedding import RETRY_SECONDS, Shedder
 from tollway.gateway.uploads import Upload
+from tollway.spans import TRACEPARENT
 from tollway.telemetry import describe_error
 
-_TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
 _TRACE_FLAGS = 0x03
 """Flags of a trace that are passed on: sampled, and that its id is random (W3C Trace Context level 2, section 3.2.2.5)."""
 _TRACESTATE = re.compile(rb"[\t\x20-\x7e]{1,512}")
@@ -67,6 +67,8 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
     receiver = client
     limit_headers = b""
     plane.metrics.running += 1
+    if plane.tracer is not None:
+        plane.tracer.begin(request)
     try:
         if plane.directory.obstacle is not None:
             raise Fault(plane.directory.obstacle, retry_after_seconds=1)
@@ -210,14 +212,16 @@ def read_head(headers: dict[bytes, bytes], endpoint: Endpoint, address: str) -> 
     that cannot spoil it."""
     id = _CLIENT_REQUEST_ID.fullmatch(headers.get(b"x-client-request-id", b""))
     client_request_id = id.group().decode() if id else ""
-    trace = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
+    trace = TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
     if trace is None:
         head = RequestHead(endpoint, headers, "", client_request_id, address=address)
     else:
         state = headers.get(b"tracestate", b"")
         tracestate = state if _TRACESTATE.fullmatch(state) else b""
-        flags = f"{int(trace.group(2), 16) & _TRACE_FLAGS:02x}"
-        head = RequestHead(endpoint, headers, trace.group(1).decode(), client_request_id, flags, tracestate, address)
+        flags = f"{int(trace.group(3), 16) & _TRACE_FLAGS:02x}"
+        head = RequestHead(
+            endpoint, headers, trace.group(1).decode(), client_request_id, flags, tracestate, address, trace.group(2).decode()
+        )
     read_timeout(head)
     return head
 

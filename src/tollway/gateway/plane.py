@@ -23,6 +23,7 @@ from tollway.gateway.realtime_sessions import RealtimeBounds, RealtimeSessions
 from tollway.gateway.relay import Active, RelayBounds
 from tollway.gateway.response_cache import ResponseCache
 from tollway.gateway.shedding import STEPS, Shedder, SheddingBounds, read_resident_bytes
+from tollway.gateway.tracing import Tracer
 from tollway.gateway.upstreams.concurrency import ConcurrencyBounds
 from tollway.gateway.upstreams.upstream import Upstreams
 from tollway.gateway.waiting import QueueBounds, Queues
@@ -60,6 +61,7 @@ class Plane:
         self.answer_store: AnswerStore | None = None
         self.response_store: ResponseStore | None = None
         self.content_log: ContentLog | None = None
+        self.tracer: Tracer | None = None
         self.file_store: FileStore | None = None
         self.batch_store: BatchStore | None = None
         self.batch_lines_max = 0

@@ -637,6 +637,7 @@ async def relay(
     held_faults: HeldFaults | None = None
     endpoint = permit.call.request.endpoint
     charge = permit.call.charge
+    trace = permit.call.request.trace
     budget.earn()
     for upstream in candidates:
         if fault is not None:
@@ -675,6 +676,7 @@ async def relay(
                 caught.forget_frames()
                 failed = fault = caught
                 metrics.attempted(upstream.deployment.id, caught.kind.code)
+                permit.call.request.note_trace().end_attempt(record.attempts, upstream.deployment, _monotonic(), caught.kind.code)
                 if held_faults is None:
                     held_faults = HeldFaults(permit.call)
                 held_faults.add(upstream, caught, has_begun=client.committed)
@@ -686,6 +688,8 @@ async def relay(
                     upstream.leave_full(_monotonic(), is_answered=is_answered)
             if failed is None:
                 metrics.attempted(upstream.deployment.id, "ok")
+                if trace is not None and trace.is_sampled:
+                    trace.end_attempt(record.attempts, upstream.deployment, _monotonic(), "")
                 upstream.health.succeed(endpoint, _monotonic())
                 if held_faults is not None:
                     held_faults.decide(is_answered=True)
@@ -724,6 +728,8 @@ async def _attempt(
     now = _monotonic()
     record.attempt(upstream.deployment.id)
     deployment = upstream.deployment
+    if call.request.trace is not None:
+        call.request.trace.begin_attempt(record.attempts, deployment, now)
     translation = call.find_translation(deployment)
     pieces: Sequence[bytes] = ()
     if call.request.upload is not None:

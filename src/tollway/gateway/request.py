@@ -26,6 +26,7 @@ from tollway.gateway.memory_counters import MemoryBound
 from tollway.gateway.ports import AnswerStore, ChecksAnswer, KeepsResponse, OutputHold
 from tollway.gateway.prefix_routing import Charge
 from tollway.gateway.principal import Principal
+from tollway.gateway.request_traces import RequestTrace
 from tollway.gateway.uploads import Upload
 from tollway.wire import bodies, forms
 from tollway.wire.http import NO_HEADERS
@@ -40,8 +41,9 @@ INFINITE: Final = inf
 class RequestHead:
     """The parsed head of a request, read once for all requests of a connection that have the same.
 
-    `trace_id`, `client_request_id`: the client's own; empty if it sent none that can be used. `trace_flags`: two hexadecimal digits, the
-    parent's decision on sampling; `tracestate`: its list of vendors, empty without a trace (W3C Trace Context, sections 3.2 and 3.3).
+    `trace_id`, `client_request_id`: the client's own; empty if it sent none that can be used. `parent_id`: its span in that trace.
+    `trace_flags`: two hexadecimal digits, the parent's decision on sampling; `tracestate`: its list of vendors, empty without a trace (W3C
+    Trace Context, sections 3.2 and 3.3).
     `max_cost`, `idempotency_key`: as the client wrote them, None without.
     `timeout_seconds`: from the receipt of a request until the client stops waiting (`deadlines`), infinite if it said nothing;
     `bounds_whole_answer`: that is the time of the whole answer, otherwise of its begin.
@@ -66,6 +68,7 @@ class RequestHead:
         "headers",
         "idempotency_key",
         "max_cost",
+        "parent_id",
         "timeout_seconds",
         "trace_flags",
         "trace_id",
@@ -81,10 +84,12 @@ class RequestHead:
         trace_flags: str = "00",
         tracestate: bytes = b"",
         address: str = "",
+        parent_id: str = "",
     ) -> None:
         self.endpoint = endpoint
         self.headers = headers
         self.trace_id = trace_id
+        self.parent_id = parent_id
         self.trace_flags = trace_flags
         self.tracestate = tracestate
         self.client_request_id = client_request_id
@@ -111,7 +116,8 @@ class Request:
     (`forms.list_spans`). `sends_media`: what is being sent is no stream of events, so that no fault can be told in it. `waited_ms`: time
     in the queue of its model. `asked_for`: the request that it serves with a fallback;
     None for one of a client's own. `conversation`: that of a response that is stored or continues a stored one; None for all others.
-    `cache_tag`: by which engines name it in the events of their caches (`held_prefixes`); empty unless these are followed."""
+    `cache_tag`: by which engines name it in the events of their caches (`held_prefixes`); empty unless these are followed. `trace`: what it
+    notes for its trace, None for nothing."""
 
     __slots__ = (
         "asked_for",
@@ -128,6 +134,7 @@ class Request:
         "sends_media",
         "spans",
         "started",
+        "trace",
         "trace_id",
         "traceparent",
         "upload",
@@ -166,6 +173,14 @@ class Request:
         self.sends_media = False
         self.conversation: Conversation | None = None
         self.cache_tag = b""
+        self.trace: RequestTrace | None = None
+
+    def note_trace(self) -> RequestTrace:
+        """Return what the request notes for its trace, from now on if it did not before."""
+        trace = self.trace
+        if trace is None:
+            trace = self.trace = RequestTrace(self.head.parent_id, False, self.started, self.received_at)
+        return trace
 
     def replace_body(self, body: bytes) -> None:
         """Go on with another body, which is not large, than the one that was sent. An upload stays accounted for by its connection."""

@@ -32,6 +32,7 @@ from tollway.gateway.driver import CoroutineDriver, Waiter
 from tollway.gateway.limit import estimate_tokens
 from tollway.gateway.relay import Active
 from tollway.gateway.request import Call
+from tollway.gateway.request_traces import QUEUE_SPAN
 from tollway.gateway.route import route
 from tollway.gateway.upstreams.upstream import Upstream, Upstreams
 from tollway.telemetry import Metrics
@@ -283,9 +284,11 @@ class Queues:
             raise
         finally:
             metrics.count(metrics.queue_results, result)
-            waited_seconds = time.monotonic() - place.began
+            now = time.monotonic()
+            waited_seconds = now - place.began
             metrics.queue_seconds.observe(waited_seconds)
             call.request.waited_ms += int(waited_seconds * 1e6) / 1000
+            call.request.note_trace().add_interval(QUEUE_SPAN, place.began, now)
             self._active.exchanges.discard(place)
             if result != "served" and queue.leave(place, ticket):
                 self.dispatch(call.model.id, test=call.caller.is_test)  # in whatever queue of the model the next one waits

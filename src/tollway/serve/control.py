@@ -23,6 +23,7 @@ from pathlib import Path
 import httpx2
 import uvicorn
 import uvloop
+from prometheus_client import CollectorRegistry
 
 from tollway.control import idempotency, publish
 from tollway.control.api.app import create_apps
@@ -59,10 +60,12 @@ from tollway.domain.networks import Network
 from tollway.domain.quotas import DEFAULT_SIZES, QuotaSizes
 from tollway.domain.reconciliation import Tolerance
 from tollway.serve import garbage
+from tollway.serve.control_telemetry import ControlTelemetry
 from tollway.serve.data_directory import NodeIdentity
 from tollway.serve.descriptors import RESERVE, describe_shortage, raise_limit, share_out
 from tollway.serve.http_protocol import StrictProtocol
 from tollway.serve.sockets import url_of
+from tollway.serve.telemetry_export import TelemetryOptions
 from tollway.storage.database import Database
 from tollway.storage.shared_counters import StoreOptions
 from tollway.storage.vault import LocalVault
@@ -156,6 +159,8 @@ LEVELS = {
     "records_quarantined": "error",
     "reconciliation_drift": "warning",
     "reporter_keys_failed": "warning",
+    "telemetry_not_sent": "warning",
+    "telemetry_restarted": "error",
 }
 """Log levels by event; any other event has the level `info`."""
 
@@ -184,7 +189,7 @@ class ControlSettings:
     providers at addresses that are not public. `trusted_proxies`: proxies before the REST API, whose word on a client's address is taken.
     `key_ring`: what wraps the data keys of organizations; None for a key that is derived from `vault_key`. `github_keys_url`: where the
     keys are published with which GitHub signs reports of leaked secrets; None takes no reports.
-    `operator_sign_in`: the identity provider with which operators sign in; None without one."""
+    `operator_sign_in`: the identity provider with which operators sign in; None without one. `telemetry`: None sends none."""
 
     database_url: str = field(repr=False)
     archive_directory: Path
@@ -213,6 +218,7 @@ class ControlSettings:
     trusted_proxies: tuple[Network, ...] = ()
     github_keys_url: str | None = None
     operator_sign_in: OperatorSignIn | None = None
+    telemetry: TelemetryOptions | None = None
 
 
 NO_AUDIT = AuditOptions()
@@ -311,6 +317,9 @@ def run_control(settings: ControlSettings) -> int:
         database = await_database(settings, log, seconds=DATABASE_WAIT_SECONDS)
         try:
             seed_keys(database, settings, log)
+            telemetry = None if settings.telemetry is None else ControlTelemetry.of(settings.telemetry, log)
+            if telemetry is not None and telemetry.tracer is not None:
+                database.trace_statements()
             plane = ControlPlane(
                 database=database,
                 peppers=settings.peppers,
@@ -333,12 +342,14 @@ def run_control(settings: ControlSettings) -> int:
                 trusted_proxies=settings.trusted_proxies,
                 github_reports=None if settings.github_keys_url is None else GithubReports(settings.github_keys_url, log),
                 operator_sign_in=settings.operator_sign_in,
+                tracer=None if telemetry is None else telemetry.tracer,
+                telemetry=telemetry,
                 mail=settings.mail or MailDirectory(settings.archive_directory.parent / "mail", lambda: new_id("mail")),
             )
             database.on_publish(plane.publications.advance)
             sys.setswitchinterval(SWITCH_SECONDS)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_serve_until_signal(plane, settings))
+                runner.run(_serve_until_signal(plane, settings, telemetry))
         finally:
             database.close()
     finally:
@@ -360,7 +371,7 @@ def _log_to(writer: LogWriter) -> Callable[[Mapping[str, object]], None]:
     return log
 
 
-async def _serve_until_signal(plane: ControlPlane, settings: ControlSettings) -> None:
+async def _serve_until_signal(plane: ControlPlane, settings: ControlSettings, telemetry: ControlTelemetry | None) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -372,6 +383,7 @@ async def _serve_until_signal(plane: ControlPlane, settings: ControlSettings) ->
         settings.reconcile,
         retention_months=settings.retention_months,
         audit_options=settings.audit,
+        telemetry=telemetry,
     )
 
 
@@ -384,6 +396,7 @@ async def serve(
     *,
     retention_months: int = 0,
     audit_options: AuditOptions = NO_AUDIT,
+    telemetry: ControlTelemetry | None = None,
 ) -> None:
     """Serve both applications on their listening sockets until `stop` is set; then finish what runs, within
     STOP_SECONDS_MAX. `options`: how engines' counters are read meanwhile; None reads none. `audit_options`: of the audit trail."""
@@ -393,11 +406,15 @@ async def serve(
         warning = describe_shortage(limit, share, f"{CONNECTIONS_MAX} connections at each listener of control")
         plane.log({"event": "descriptors_low", "connections_max": share.connections, "detail": warning})
     protocol = StrictProtocol.bounded(share.connections)
-    public_app, link_app = create_apps(plane)
+    registry = CollectorRegistry()
+    public_app, link_app = create_apps(plane, registry)
+    if telemetry is not None:
+        telemetry.registry = registry
+    exporting = None if telemetry is None else asyncio.create_task(telemetry.run(), name="telemetry")
     servers = {_Server(_configure(public_app, protocol)): public, _Server(_configure(link_app, protocol)): link}
     urls = {"url": url_of(public), "link_url": url_of(link)}
     holder = plane.new_id("control")
-    runner = JobRunner(plane.database, holder, plane.jobs, stop, plane.now, plane.log)
+    runner = JobRunner(plane.database, holder, plane.jobs, stop, plane.now, plane.log, plane.tracer)
     async with open_client() as client, asyncio.TaskGroup() as tasks:
         tasks.create_task(runner.run(_list_jobs(plane, holder, client, options, retention_months, audit_options)))
         for server, listener in servers.items():
@@ -410,6 +427,9 @@ async def serve(
         plane.publications.stop()
         for server in servers:
             server.should_exit = True
+    if exporting is not None:
+        exporting.cancel()
+        await asyncio.gather(exporting, return_exceptions=True)
     plane.log({"event": "stopped"})
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
+from tollway import __version__
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import SNAPSHOT_OUTDATED
 from tollway.domain.files import FileOwner
@@ -48,6 +49,7 @@ from tollway.gateway.realtime_sessions import RealtimeBounds, RealtimeSessions
 from tollway.gateway.relay import RelayBounds
 from tollway.gateway.response_cache import CacheBounds, ResponseCache
 from tollway.gateway.shedding import SheddingBounds, find_memory_bound, read_resident_bytes
+from tollway.gateway.tracing import Tracer
 from tollway.gateway.upstreams import cache_events, load_reports, probes
 from tollway.gateway.waiting import QueueBounds
 from tollway.link.content_log import ContentSender
@@ -69,8 +71,10 @@ from tollway.serve.data_directory import NodeIdentity
 from tollway.serve.descriptors import RESERVE, describe_shortage, raise_limit, share_out
 from tollway.serve.limit_counters import GatewayCount, LimitsOptions, start_counters
 from tollway.serve.sockets import url_of
+from tollway.serve.telemetry_export import TelemetryExport, TelemetryOptions
 from tollway.serve.tls import ClientTrust
 from tollway.settings import OperatorError
+from tollway.spans import Sampler
 from tollway.storage.answer_files import AnswerBounds, AnswerFiles
 from tollway.storage.batch_directory import BatchDirectory
 from tollway.storage.tenant_files import FileBounds, FileDirectory
@@ -129,6 +133,7 @@ class GatewayOptions:
     guardrail_token: str | None = field(default=None, repr=False)
     drain: DrainBounds = field(default_factory=DrainBounds)
     limits: LimitsOptions = field(default_factory=LimitsOptions)
+    telemetry: TelemetryOptions | None = None
     rules: EdgePolicy | None = None
     tls: ssl.SSLContext | None = None
     remake_tls: Callable[[], ssl.SSLContext | None] | None = None
@@ -220,6 +225,8 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
         plane.metrics.expose("tollway_response_cache_hits", lambda: cache.hits)
         plane.metrics.expose("tollway_response_cache_misses", lambda: cache.misses)
         plane.metrics.expose("tollway_response_cache_bytes", lambda: cache.bytes)
+    if options.telemetry is not None:
+        _start_telemetry(options.telemetry, plane, options.node.node_id, alarm, background)
     background.start("free memory", partial(return_free_pages, read_resident_bytes))
     plane.realtime = RealtimeSessions(options.realtime)
     guardrail: GuardrailRequests | None = None
@@ -283,6 +290,25 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
     log.close()
     count.raise_if_refused()
     return 1 if background.has_failed else 0
+
+
+def _start_telemetry(options: TelemetryOptions, plane: Plane, node_id: str, alarm: Alarm, background: BackgroundTasks) -> None:
+    """Trace requests, and send their traces and the metrics of the process to the collector."""
+    resource = {"service.name": "tollway-gateway", "service.version": __version__, "service.instance.id": node_id}
+
+    async def read_page() -> bytes:
+        return plane.metrics.read_page()
+
+    export = TelemetryExport(options.otlp, resource, alarm, _now_us, read_page)
+    sampler = Sampler(options.traces)
+    if options.otlp.traces:
+        plane.tracer = Tracer(sampler, export.take)
+    expose = plane.metrics.expose
+    expose("tollway_telemetry_spans_sent", lambda: export.sent)
+    expose("tollway_telemetry_spans_dropped", lambda: export.dropped)
+    expose("tollway_telemetry_traces_suppressed", lambda: sampler.suppressed)
+    expose("tollway_telemetry_pages_failed", lambda: export.pages_failed)
+    background.start("telemetry", export.run)
 
 
 def _complete(bounds: SheddingBounds) -> SheddingBounds:

@@ -33,6 +33,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
 from tollway.storage import row_security
+from tollway.storage.statement_spans import trace_statements
 
 SQLITE_VERSION_MIN = (3, 51, 3)
 """Older ones can corrupt a database in WAL mode when a checkpoint races a writer that resets the log."""
@@ -156,6 +157,11 @@ class Database:
         self._writers.dispose()
         self._readers.dispose()
         self._owners.dispose()
+
+    def trace_statements(self) -> None:
+        """Let each statement be a span of the trace of its operation. Call it once."""
+        for engine in {self._writers, self._readers, self._owners}:
+            trace_statements(engine)
 
     def on_publish(self, listener: Callable[[int], None]) -> None:
         """Call `listener(version)` after each commit of this process that published one; in the committing thread, so: be quick."""

@@ -8,7 +8,7 @@ import typer
 from tollway.cli.operation.control import find_control_problems
 from tollway.cli.operation.gateway import find_gateway_problems
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
-from tollway.cli.processes import Config
+from tollway.cli.processes import Config, find_telemetry
 from tollway.settings import NAMES, OTHER_VARIABLES, LoadedSettings, OperatorError, get_setting, load_with_sources, mask_password
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -66,6 +66,10 @@ def find_problems(loaded: LoadedSettings) -> list[OperatorError]:
     problems = list(loaded.problems)
     problems += find_gateway_problems(loaded.settings.gateway)
     problems += find_control_problems(loaded.settings.control)
+    try:
+        find_telemetry(loaded.settings.telemetry)
+    except OperatorError as error:
+        problems.append(error)
     return problems
 
 

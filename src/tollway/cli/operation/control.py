@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from tollway.cli.databases import DatabaseUrl, chosen, find_owner_url, parse_database_url
-from tollway.cli.processes import Config, DataDir, Link, find_limits_store, inherit_or_open, read_settings
+from tollway.cli.processes import Config, DataDir, Link, find_limits_store, find_telemetry, inherit_or_open, read_settings
 from tollway.control.identity.mail import MailServer
 from tollway.control.identity.operators import OperatorSignIn
 from tollway.control.reconciliation.reconcile import ReconcileOptions
@@ -76,6 +76,7 @@ def control(
             requests_per_minute=settings.control.administration.requests_per_minute,
             quotas={quota: getattr(settings.control.quotas, quota) for quota in Quota},
             limits_store=find_limits_store(settings.gateway.limits, os.environ.get("TOLLWAY_LIMITS_REDIS_PASSWORD")),
+            telemetry=find_telemetry(settings.telemetry),
             public_url=_public_url(settings.control.public_url),
             private_issuers=frozenset(settings.control.private_issuers.split()),
             trusted_proxies=_trusted_proxies(settings.control.trusted_proxies),

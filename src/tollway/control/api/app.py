@@ -10,13 +10,13 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 import prometheus_client
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.routing import APIRoute
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter
 from pydantic import Field
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
@@ -39,6 +39,7 @@ from tollway.control.api.authentication import (
 )
 from tollway.control.api.bounds import limits
 from tollway.control.api.catalog import catalog, deployments, price_books, prices
+from tollway.control.api.database_figures import DatabaseFigures
 from tollway.control.api.gateways import link, losses, nodes
 from tollway.control.api.identity import (
     api_keys,
@@ -59,17 +60,16 @@ from tollway.control.api.routes import ApiRoute, Plane, public, router
 from tollway.control.api.schemas import Out, find_seconds
 from tollway.control.api.secrets import encryption, peppers
 from tollway.control.api.tenancy import data_exports, data_retention, organizations, plans, project_policies, projects, stored_responses
-from tollway.control.gateways import epochs
 from tollway.control.gateways.refused_epochs import EPOCH_REFUSED
 from tollway.control.identity.access import NODE_MISMATCH
 from tollway.control.jobs import JobState
-from tollway.control.metering import quarantine
-from tollway.control.money import automatic_closing
 from tollway.control.plane import ControlPlane
+from tollway.control.tracing import TracedOperation
 from tollway.domain import ids
 from tollway.domain.faults import BODY_TOO_LARGE, INTERNAL, REQUEST_TIMEOUT, TARGET_INVALID, Fault
 from tollway.domain.networks import Network, find_client
 from tollway.metric_table import find_metric
+from tollway.spans import SpanKind
 
 BODY_BYTES_MAX = 1024 * 1024
 """Bound on a body of the public API. The largest honest one is a list of model names."""
@@ -82,6 +82,9 @@ BODY_SECONDS_MAX = 30.0
 
 HEALTH_PATHS = frozenset({"/livez", "/readyz"})
 """Paths that are answered at capacity too: a probe that fails makes a supervisor replace a process that is only busy."""
+
+UNTRACED_PATHS = HEALTH_PATHS | {"/metrics"}
+"""Paths that are asked every few seconds, and say nothing in a trace."""
 
 ALARMED = (NODE_MISMATCH, EPOCH_REFUSED)
 """Faults that no correct gateway causes: each is an event of its own in the log, at level `error`."""
@@ -144,30 +147,30 @@ LINK_ROUTERS: Sequence[APIRouter] = (
 )
 
 
-def create_apps(plane: ControlPlane) -> tuple[FastAPI, FastAPI]:
-    """The public application and that of the link, which also shows the metrics of both.
+def create_apps(plane: ControlPlane, registry: CollectorRegistry | None = None) -> tuple[FastAPI, FastAPI]:
+    """The public application and that of the link, which also shows the metrics of both. `registry`: takes these metrics.
 
     Raises TypeError if a route does not declare its access."""
-    registry = CollectorRegistry()
+    registry = registry or CollectorRegistry()
+    registry.register(DatabaseFigures(plane))
     registry.register(plane.reconciliation)
     registry.register(plane.jobs)
     registry.register(plane.sign_ins)
+    if plane.telemetry is not None:
+        registry.register(plane.telemetry)
     counters = Counters(
-        _declare(Counter, "tollway_control_requests", registry),
-        _declare(Counter, "tollway_control_refusals", registry),
+        _declare("tollway_control_requests", registry),
+        _declare("tollway_control_refusals", registry),
     )
     return (
         _create_app("api", plane, counters, [*PUBLIC_ROUTERS, *PAGE_ROUTERS, _health(), _description()], BODY_BYTES_MAX),
-        _create_app("link", plane, counters, [*LINK_ROUTERS, _health(), _metrics(plane, registry)], LINK_BODY_BYTES_MAX),
+        _create_app("link", plane, counters, [*LINK_ROUTERS, _health(), _metrics(registry)], LINK_BODY_BYTES_MAX),
     )
 
 
-Shown = TypeVar("Shown", Counter, Gauge)
-
-
-def _declare(kind: type[Shown], name: str, registry: CollectorRegistry) -> Shown:
+def _declare(name: str, registry: CollectorRegistry) -> Counter:
     row = find_metric(name)
-    return kind(row.name, row.text, row.labels, registry=registry)
+    return Counter(row.name, row.text, row.labels, registry=registry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,27 +270,12 @@ def _write_once(app: FastAPI, name: str, write: Callable[[dict[str, Any]], bytes
     return written
 
 
-def _metrics(plane: ControlPlane, registry: CollectorRegistry) -> APIRouter:
+def _metrics(registry: CollectorRegistry) -> APIRouter:
     metrics = router(tags=["metrics"])
-    lost = _declare(Gauge, "tollway_control_epochs_lost", registry)
-    overdue = None if plane.close_after_days is None else _declare(Gauge, "tollway_control_periods_overdue", registry)
-    quarantined = _declare(Gauge, "tollway_control_records_quarantined", registry)
-    conflicts = _declare(Gauge, "tollway_control_records_in_conflict", registry)
 
     @metrics.get("/metrics", dependencies=[Depends(public)])
     def render() -> Response:
         """Prometheus metrics of this process."""
-        try:
-            with plane.database.platform(write=False) as tx:
-                lost.set(epochs.count_lost(tx))
-                if overdue is not None and plane.close_after_days is not None:
-                    overdue.set(automatic_closing.count_overdue(tx, plane.close_after_days, plane.now()))
-                conflicts.set(quarantine.count_conflicts(tx))
-                waiting = quarantine.count_open(tx)
-            for reason in quarantine.OBSTACLES:
-                quarantined.labels(reason).set(waiting.get(reason, 0))
-        except Fault:
-            pass  # a database that is away must not take the other figures with it
         return Response(prometheus_client.generate_latest(registry), media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
     return metrics
@@ -317,6 +305,16 @@ class Envelope:
         """Answer one request, whatever happens inside."""
         if scope["type"] != "http":  # no lifespan; a WebSocket is refused by the server when nothing accepts it
             return
+        tracer = self.plane.tracer
+        if tracer is None or scope["path"] in UNTRACED_PATHS:
+            await self._answer(scope, receive, send, None)
+            return
+        traceparent = next((value for name, value in scope["headers"] if name == b"traceparent"), b"")
+        with tracer.operation("", SpanKind.SERVER, traceparent) as operation:
+            await self._answer(scope, receive, send, operation)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, operation: TracedOperation | None) -> None:
+        """Answer one HTTP request. `operation`: its trace, which is told what it was; None for none."""
         request_id = self.plane.new_id(ids.REQUEST)
         started = time.monotonic()
         status = 0
@@ -371,6 +369,30 @@ class Envelope:
         finally:
             place.release()
             self._log(inner, scope["method"], request_id, status, time.monotonic() - started)
+            if operation is not None:
+                self._describe(operation, inner, scope["method"], request_id, status)
+
+    def _describe(self, operation: TracedOperation, scope: Scope, sent_method: str, request_id: str, status: int) -> None:
+        """Name the span of a request by its route, and give it what a log line says."""
+        route = scope.get("route")
+        template = route.path if isinstance(route, APIRoute) else "none"
+        method = sent_method if isinstance(route, APIRoute) else "none"
+        fault: Fault | None = scope.get("tollway.fault")
+        caller = scope.get("state", {}).get("caller")
+        operation.name = f"{method} {template}"
+        operation.is_long = self.name == "link" and method == "GET"  # changes are waited for
+        operation.error = (fault.kind.code if fault is not None else "internal_error") if status >= 500 else ""
+        known = {
+            "http.request.method": method,
+            "http.route": template,
+            "http.response.status_code": status,
+            "tollway.app": self.name,
+            "tollway.request.id": request_id,
+            "tollway.key.id": getattr(caller, "key_id", None),
+            "tollway.organization.id": getattr(caller, "organization_id", None),
+            "tollway.error_code": None if fault is None or status >= 500 else fault.kind.code,
+        }
+        operation.attributes = {name: value for name, value in known.items() if value is not None}
 
     def _bounded(self, scope: Scope, receive: Receive) -> Receive:
         declared = Headers(scope=scope).get("content-length", "")

@@ -87,7 +87,7 @@ class AdminConnection(asyncio.Protocol):
             return SmallAnswer(404, _TEXT, b"not found\n")
         if request.method not in (b"GET", b"HEAD") or _has_body(request) or request.body:
             return SmallAnswer(405, b"allow: GET, HEAD\r\n" + _TEXT, b"method not allowed, or a body\n")
-        return render(self._edge.plane, request.target.partition(b"?")[2])
+        return render(self._edge.plane, request)
 
     def _answer(self, answer: SmallAnswer, *, with_body: bool = True) -> None:
         """Write the answer and close. A client that is still sending is listened to for a moment (RFC 9112 section 9.6)."""

@@ -36,6 +36,7 @@ from tollway.wire.media_types import is_json
 _JSON = b"content-type: application/json\r\n"
 _TEXT = b"content-type: text/plain\r\n"
 _EXPOSITION = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
+_OPEN_METRICS = b"content-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n"
 
 
 _FORMS = frozenset(endpoint for endpoint, dialect in DIALECTS.items() if dialect.form_kinds is not None)
@@ -361,10 +362,10 @@ def find_route_fault(path: bytes, route: Route | None) -> Fault | None:
     return None if kind is None else Fault(kind)
 
 
-def _explain_route(plane: Plane, query: bytes) -> SmallAnswer:
+def _explain_route(plane: Plane, request: HttpRequest) -> SmallAnswer:
     """Answer what decides between the deployments of a model: `gateway.route.explain`."""
     try:
-        fields = dict(parse_qsl(query.decode("latin-1"), max_num_fields=5))
+        fields = dict(parse_qsl(request.target.partition(b"?")[2].decode("latin-1"), max_num_fields=5))
     except ValueError:
         return SmallAnswer(400, _TEXT, b"too many parameters\n")
     endpoint, tokens = fields.get("endpoint", Endpoint.CHAT_COMPLETIONS.value), fields.get("prompt_tokens", "1000")
@@ -384,13 +385,20 @@ def _explain_route(plane: Plane, query: bytes) -> SmallAnswer:
     return SmallAnswer(200, _JSON, msgspec.json.encode(answer))
 
 
-INTERNAL_ROUTES: dict[bytes, Callable[[Plane, bytes], SmallAnswer]] = {
-    b"/metrics": lambda plane, query: SmallAnswer(200, _EXPOSITION, plane.metrics.render()),
-    b"/livez": lambda plane, query: SmallAnswer(200, _TEXT, b"ok\n"),
-    b"/readyz": lambda plane, query: SmallAnswer(200, _TEXT, b"ok\n") if plane.is_ready() else SmallAnswer(503, _TEXT, b"not ready\n"),
+def _show_metrics(plane: Plane, request: HttpRequest) -> SmallAnswer:
+    """Answer the metrics in the format of OpenMetrics to whoever accepts it, as Prometheus does, else in its older text format."""
+    is_open_metrics = b"application/openmetrics-text" in request.headers.get(b"accept", b"")
+    headers = _OPEN_METRICS if is_open_metrics else _EXPOSITION
+    return SmallAnswer(200, headers, plane.metrics.render(is_open_metrics=is_open_metrics))
+
+
+INTERNAL_ROUTES: dict[bytes, Callable[[Plane, HttpRequest], SmallAnswer]] = {
+    b"/metrics": _show_metrics,
+    b"/livez": lambda plane, request: SmallAnswer(200, _TEXT, b"ok\n"),
+    b"/readyz": lambda plane, request: SmallAnswer(200, _TEXT, b"ok\n") if plane.is_ready() else SmallAnswer(503, _TEXT, b"not ready\n"),
     b"/route": _explain_route,
 }
-"""Routes of the internal listener by path, for GET and HEAD; each is given the query as well."""
+"""Routes of the internal listener by path, for GET and HEAD."""
 
 
 def find_path(http: HttpRequest) -> bytes:

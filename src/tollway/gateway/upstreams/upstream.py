@@ -31,6 +31,7 @@ from tollway.gateway.latency_goals import FirstTokenTimes
 from tollway.gateway.ports import Vault
 from tollway.gateway.prefix_routing import CANDIDATE_KINDS, HeldPrefixes, Load, Selector
 from tollway.gateway.request import INFINITE, Request
+from tollway.gateway.request_traces import find_attempt_span
 from tollway.gateway.upstreams.cache_events import CacheEventQuery
 from tollway.gateway.upstreams.concurrency import ConcurrencyBounds, ConcurrencyLimit
 from tollway.gateway.upstreams.connection import UpstreamConnection
@@ -187,7 +188,10 @@ class Upstream:
         if dialect.form_kinds is not None:
             passed_on += b"content-type: multipart/form-data; boundary=%b\r\n" % request.find_form_boundary()
         id = find_attempt_id(request, attempt)
-        ours = f"x-request-id: {id}\r\ntraceparent: {request.traceparent}\r\ncontent-length: {body_bytes}\r\n\r\n"
+        parent = request.traceparent
+        if request.trace is not None and request.trace.is_sampled:
+            parent = f"00-{request.trace_id}-{find_attempt_span(request.id, attempt)}-01"
+        ours = f"x-request-id: {id}\r\ntraceparent: {parent}\r\ncontent-length: {body_bytes}\r\n\r\n"
         return b"%b%b%b" % (self._heads[dialect.endpoint], passed_on, ours.encode())
 
     def take_idle(self, now: float) -> UpstreamConnection | None:

@@ -1,0 +1,99 @@
+"""Traces of requests: a span of the request, with one for each wait, attempt and check below it, and nothing of its content."""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+
+from tests.fakes import Upstream
+from tests.gateway.harness import KEY, ORGANIZATION, PROJECT, Served, chat, completion, gateway, healthy, post, streamed, whole
+from tollway.gateway.tracing import Tracer
+from tollway.spans import Sampler, Span, SpanKind, TraceBounds
+
+TRACE, PARENT = "0123456789abcdef0123456789abcdef", "00f067aa0ba902b7"
+
+
+@asynccontextmanager
+async def traced(served: dict[str, Served], **bounds: Any) -> AsyncIterator[tuple[Any, list[Span]]]:
+    """A gateway that keeps the traces of `bounds`, by default none but failed ones."""
+    spans: list[Span] = []
+    async with gateway(served) as running:
+        sampler = Sampler(TraceBounds(**{"sample_ratio": 0.0, **bounds}))
+        running.plane.tracer = Tracer(sampler, spans.extend)
+        yield running, spans
+
+
+async def test_a_sampled_request_is_one_span_with_its_attempts_below_and_the_engine_below_these() -> None:
+    failing, answering = Upstream([whole({"error": "broken"}, status=500)]), Upstream(healthy("Hello", " there", prompt=7))
+    async with failing.listening(), answering.listening(), traced({"m": Served([failing.url, answering.url])}) as (running, spans):
+        answer = await post(running.port, streamed(), traceparent=f"00-{TRACE}-{PARENT}-01")
+        assert answer.status == 200
+        final = await running.sink.settled()
+    request, first, second = spans
+    assert {span.trace_id for span in spans} == {TRACE}
+    assert (request.parent_id, request.kind, request.name, request.error) == (PARENT, SpanKind.SERVER, "chat m", "")
+    assert [(span.parent_id, span.kind, span.name) for span in (first, second)] == [(request.span_id, SpanKind.CLIENT, "chat m")] * 2
+    assert (first.error, second.error) == ("upstream_error", "")
+    assert request.attributes == {
+        "http.request.method": "POST", "http.route": "/v1/chat/completions", "http.response.status_code": 200,
+        "gen_ai.operation.name": "chat", "gen_ai.request.model": "m", "gen_ai.request.stream": True,
+        "gen_ai.usage.input_tokens": 7, "gen_ai.usage.output_tokens": 2, "gen_ai.usage.cache_read.input_tokens": 0,
+        "gen_ai.usage.reasoning.output_tokens": 0,
+        "gen_ai.response.time_to_first_chunk": request.attributes["gen_ai.response.time_to_first_chunk"],
+        "tollway.request.id": final.admit.request_id, "tollway.outcome": "completed", "tollway.organization.id": ORGANIZATION,
+        "tollway.project.id": PROJECT, "tollway.key.id": final.admit.key_id,
+    }  # fmt: skip
+    assert second.attributes == {
+        "gen_ai.operation.name": "chat", "gen_ai.provider.name": "sim", "gen_ai.request.model": "m",
+        "tollway.deployment.id": "dep-m-1", "tollway.attempt": 2,
+    }  # fmt: skip
+    assert [name for name, _ in second.events] == ["first token"] and not first.events
+    assert request.start_us <= first.start_us <= first.end_us <= second.start_us <= second.end_us <= request.end_us
+    for upstream, span in ((failing, first), (answering, second)):
+        assert f"traceparent: 00-{TRACE}-{span.span_id}-01\r\n".encode() in upstream.asked[0].head
+
+
+async def test_only_failed_and_slow_requests_are_kept_of_those_that_were_not_sampled() -> None:
+    upstream = Upstream([whole(completion())], [whole({"error": "broken"}, status=500)])
+    async with upstream.listening(), traced({"m": Served([upstream.url])}) as (running, spans):
+        assert (await post(running.port, chat(), traceparent=f"00-{TRACE}-{PARENT}-00")).status == 200
+        assert (await post(running.port, chat("unknown"))).status == 404
+        assert spans == []
+        assert (await post(running.port, chat())).status == 502
+        assert [(span.error, span.name) for span in spans] == [("upstream_error", "chat m")] * 2
+        assert b"-00\r\n" in upstream.asked[0].head and re.search(
+            rb"traceparent: 00-[0-9a-f]{32}-[0-9a-f]{16}-00\r\n", upstream.asked[1].head
+        )
+
+
+async def test_a_refusal_has_a_span_without_a_caller_and_no_trace_holds_a_secret_or_content() -> None:
+    upstream = Upstream([whole(completion("the answer"))])
+    async with upstream.listening(), traced({"m": Served([upstream.url])}, sample_ratio=1.0) as (running, spans):
+        await post(running.port, chat(), key="tw_live_nobody")
+        await post(running.port, chat())
+    refused, answered = spans[0], spans[1]
+    assert (refused.attributes["tollway.error_code"], refused.error, refused.parent_id) == ("invalid_api_key", "", "")
+    assert refused.trace_id != answered.trace_id
+    text = msgspec.msgpack.encode(spans)
+    assert not any(secret in text for secret in (KEY.encode(), b"nobody", b"Say something", b"the answer"))
+
+
+async def test_a_client_cannot_have_more_traces_kept_than_the_bound() -> None:
+    upstream = Upstream([whole(completion())])
+    async with upstream.listening(), traced({"m": Served([upstream.url])}, traces_per_second_max=0) as (running, spans):
+        await post(running.port, chat(), traceparent=f"00-{TRACE}-{PARENT}-01")
+        assert spans == [] and running.plane.tracer.sampler.suppressed == 1
+    assert f"00-{TRACE}-".encode() in upstream.asked[0].head and b"-01\r\n" not in upstream.asked[0].head
+
+
+async def test_kept_traces_are_the_examples_of_histograms_for_readers_of_open_metrics() -> None:
+    upstream = Upstream([whole(completion())])
+    async with upstream.listening(), traced({"m": Served([upstream.url])}, sample_ratio=1.0) as (running, spans):
+        await post(running.port, chat())
+        page = running.plane.metrics.render(is_open_metrics=True).decode()
+        plain = running.plane.metrics.render().decode()
+    line = next(line for line in page.splitlines() if "gen_ai_server_request_duration_seconds_bucket" in line and "#" in line)
+    assert f'# {{trace_id="{spans[0].trace_id}"}} ' in line and page.endswith("# EOF\n")
+    assert spans[0].trace_id not in plain
