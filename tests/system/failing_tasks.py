@@ -20,7 +20,9 @@ from tollway.link.limit_use_reports import LimitReporter
 from tollway.link.shipper import Shipper
 from tollway.link.snapshot_follower import Follower
 from tollway.serve import gateway
-from tollway.serve.telemetry_export import TelemetryExport
+from tollway.serve.telemetry_export import TelemetryExport, TelemetryOptions
+from tollway.serve.telemetry_messages import OtlpOptions
+from tollway.spans import TraceBounds
 from tollway.storage.answer_files import AnswerFiles
 from tollway.telemetry import LogWriter
 
@@ -67,4 +69,4 @@ if __name__ == "__main__":
     for defect in sys.argv.pop(1).split(","):
         if defect != "none":
             fail_once(*DEFECTS[defect])
-    sys.exit(main())
+    sys.exit(main(TelemetryOptions(OtlpOptions(endpoint="http://127.0.0.1:9"), TraceBounds())))

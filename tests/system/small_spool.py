@@ -10,11 +10,12 @@ from tollway.link.spool import SpoolOptions
 from tollway.serve.data_directory import make_gateway_node, read_secrets
 from tollway.serve.gateway import GatewayOptions, run_gateway
 from tollway.serve.sockets import open_listener
+from tollway.serve.telemetry_export import TelemetryOptions
 
 SEGMENT_BYTES, SLOTS = 64 * 1024, 64
 
 
-def main() -> int:
+def main(telemetry: TelemetryOptions | None = None) -> int:
     """Run until SIGTERM; returns the exit code."""
     parser = argparse.ArgumentParser()
     for name in ("--data-dir", "--listen", "--internal", "--control-link-url"):
@@ -31,6 +32,7 @@ def main() -> int:
             vault_key=secrets.vault_key,
             node=make_gateway_node(Path(options.data_dir), os.environ),
             relay=RelayBounds(cache_events=True),
+            telemetry=telemetry,
             spool=SpoolOptions(segment_bytes=SEGMENT_BYTES, slots_max=SLOTS),
         )
     )

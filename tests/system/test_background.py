@@ -42,8 +42,7 @@ def ask(platform: Platform, key: str) -> Heard:
 def failing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Platform, Apart, str]]:
     """A platform whose gateway has every defect that a restart cures, and the URL of its internal listener."""
     arguments = (SCRIPT, ",".join(RESTARTED))
-    telemetry = {"TOLLWAY__TELEMETRY__ENDPOINT": "http://127.0.0.1:9"}
-    with apart(tmp_path_factory.mktemp("failing"), gateway_arguments=arguments, gateway_environment=telemetry) as (platform, parts):
+    with apart(tmp_path_factory.mktemp("failing"), gateway_arguments=arguments) as (platform, parts):
         (ready,) = [line for line in lines_of_log(parts.gateway.out) if line.get("event") == "ready"]
         yield platform, parts, str(ready["internal_url"])
 
