@@ -346,6 +346,10 @@ ROWS = {
         "an operator who signs in, as a member of groups of both origins, to approve what they asked for",
         "one origin, the first, also for the keys that they make",
     ),
+    143: (
+        "a record of the audit trail that is changed as if something had been erased in it",
+        "refused by the database; found by `tollway audit verify`",
+    ),
 }  # fmt: skip
 """Attacks that are tried, and what they get. The rows between are the control plane's, or need what is not served yet."""
 

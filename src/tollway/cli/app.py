@@ -32,6 +32,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "service-accounts": ("identity.service_accounts:app", "Service accounts of a project: list, create, delete."),
     "admin-keys": ("identity.admin_keys:app", "Keys that administer an organization: list, create, revoke."),
     "operator-keys": ("identity.operator_keys:app", "Keys of operators, one for each person: list, create, revoke."),
+    "erasures": ("tenancy.erasures:app", "Erase a person or an organization, with a second person: request, list, show, approve, reject."),
     "operators": ("identity.operators:app", "Operators who sign in with an identity provider: list, remove, sessions, end-session."),
     "encryption": ("operation.encryption:app", "Keys that wrap the data keys of organizations: list, rewrap."),
     "peppers": ("operation.peppers:app", "Peppers of the digests of keys: list, add, use, retire."),

@@ -6,6 +6,7 @@ signed with a key that is not in the database: it shows that records were not re
 """
 
 import hashlib
+from collections.abc import Callable, Collection
 from enum import StrEnum
 
 import msgspec
@@ -61,10 +62,22 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     project_id: str = ""
 
 
+class RowChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Change of one resource: the fields that changed, before and after. `before` is empty for a resource that was created. A secret
+    that changed is shown as HIDDEN."""
+
+    kind: str
+    id: str
+    before: dict[str, object] = {}
+    after: dict[str, object] = {}
+
+
 class AuditRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One record. `sequence`: its place in the chain, 1 or more, without gaps. `recorded_at`: UTC microseconds. `event`: the kind of event,
     such as `api_key.created`. `operation`: the operation of the REST API, the job or the command. `changes`: JSON of `RowChange`
-    objects. `omitted`: rows that changed and are not in it, because it would be too long. `hash`: 32 bytes."""
+    objects. `omitted`: rows that changed and are not in it, because it would be too long. `hash`: 32 bytes, of the record as it was
+    written. `salt`: random bytes under the hash; empty in records before they were introduced, and in those of which something was erased.
+    `erasure_id`: the record of the erasure that states the hash of what is left of this one; None for a whole record."""
 
     chain: str
     sequence: int
@@ -77,25 +90,44 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True):
     changes: str
     omitted: int
     hash: bytes
+    salt: bytes = b""
+    erasure_id: str | None = None
 
     def compute_hash(self, previous: bytes) -> bytes:
-        """Return the hash that the record must have after one with the hash `previous`."""
+        """Return the hash that the record must have after one with the hash `previous`; of one of which something was erased the hash that
+        the erasure states."""
         covered = (
             self.chain, self.sequence, self.id, self.recorded_at, self.event, self.operation, self.actor, self.target, self.changes,
             self.omitted,
         )  # fmt: skip
-        return hashlib.sha256(RECORD_PREFIX + previous + msgspec.json.encode(covered)).digest()
+        return hashlib.sha256(RECORD_PREFIX + previous + msgspec.json.encode(covered) + self.salt).digest()
+
+    def erase(self, wanted: Callable[[RowChange], Collection[str]], erasure_id: str, *, hides_address: bool) -> "AuditRecord":
+        """Return the record without the values of the fields that `wanted` names of each change, and without its salt. `hides_address`:
+        without the address of its actor too. `erasure_id`: the record that will state its hash."""
+        changes = msgspec.json.decode(self.changes, type=list[RowChange])
+        kept = [_erase_fields(change, wanted(change)) for change in changes]
+        return msgspec.structs.replace(
+            self,
+            actor=msgspec.structs.replace(self.actor, address="") if hides_address else self.actor,
+            changes=msgspec.json.encode(kept).decode(),
+            salt=b"",
+            erasure_id=erasure_id,
+        )
 
 
-class RowChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Change of one resource: the fields that changed, before and after. `before` is empty for a resource that was created. A secret
-    that changed is shown as HIDDEN."""
+def _erase_fields(change: RowChange, names: Collection[str]) -> RowChange:
+    before, after = (
+        {name: ERASED if name in names else value for name, value in values.items()} for values in (change.before, change.after)
+    )
+    return RowChange(kind=change.kind, id=change.id, before=before, after=after)
 
-    kind: str
-    id: str
-    before: dict[str, object] = {}
-    after: dict[str, object] = {}
 
+SALT_BYTES = 16
+"""Length of a salt."""
+
+ERASED = "[erased]"
+"""Text in place of a value that was erased."""
 
 HIDDEN = "[hidden]"
 """Text in place of a secret, a digest or another value of raw bytes."""

@@ -46,6 +46,7 @@ SIGN_IN_CONNECTION = "conn"
 LEAKED_KEY = "leak"
 CERTIFICATE = "cert"
 CERTIFICATE_RULE = "certrule"
+ERASURE = "erase"
 OPERATOR = "operator"
 OPERATOR_SESSION = "opsess"
 

@@ -56,6 +56,8 @@ class Permission(StrEnum):
     PLATFORM_KEYS_READ = "platform.keys.read"
     PLATFORM_KEYS_WRITE = "platform.keys.write"
     PLATFORM_AUDIT_READ = "platform.audit.read"
+    PLATFORM_ERASURES_READ = "platform.erasures.read"
+    PLATFORM_ERASURES_WRITE = "platform.erasures.write"
 
     @property
     def is_of_platform(self) -> bool:

@@ -49,7 +49,7 @@ from tollway.control.reconciliation.reconcile import ReconcileOptions, Reconcili
 from tollway.control.secrets import peppers
 from tollway.control.secrets.data_keys import DataKeys
 from tollway.control.secrets.key_encryption import KeyRing, derive_key
-from tollway.control.tenancy import content_logs, plans, stored_responses
+from tollway.control.tenancy import content_logs, erasures, plans, stored_responses
 from tollway.domain import ids
 from tollway.domain.audit import Actor, ActorKind
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
@@ -90,6 +90,9 @@ STORED_RESPONSES_SECONDS = 60.0
 
 CONTENT_SECONDS = 60.0
 """Interval of the job that removes logged content whose time is over. Nobody can read it meanwhile."""
+
+ERASURES_SECONDS = 60.0
+"""Interval of the job that carries out erasures that a second person approved."""
 
 SESSIONS_SECONDS = 3_600.0
 """Interval of the job that removes sessions and links that have ended, which nobody can use any more."""
@@ -481,6 +484,13 @@ def _list_jobs(
             if turn.is_over():
                 break
 
+    def carry_out_erasures(turn: Turn) -> None:
+        while (erasure := erasures.carry_out_next(plane.database, plane.new_id, plane.now())) is not None:
+            if erasure.finished_at is not None:
+                plane.log({"event": "erasure_done", "erasure_id": erasure.id, "organization_id": erasure.organization_id})
+            if turn.is_over():
+                break
+
     def remove_ended_sessions(turn: Turn) -> None:
         while sessions.remove_ended(plane.database, turn.at) and not turn.is_over():
             pass
@@ -573,6 +583,12 @@ def _list_jobs(
             name="content_logs",
             work=in_thread(remove_content),
             interval_seconds=CONTENT_SECONDS,
+            deadline_seconds=THREAD_SECONDS_MAX,
+        ),
+        Job(
+            name="erasures",
+            work=in_thread(carry_out_erasures),
+            interval_seconds=ERASURES_SECONDS,
             deadline_seconds=THREAD_SECONDS_MAX,
         ),
         Job(

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from tollway.domain.audit import GENESIS, Actor, AuditRecord, Checkpoint, Target
 from tollway.domain.pages import Page
-from tollway.storage.database import PlatformTx, Transaction
+from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.schema_audit import audit_checkpoints, audit_cuts, audit_heads, audit_records
 
 RECORDS_PER_READ = 1_000
@@ -72,6 +72,7 @@ def append_record(tx: Transaction, record: AuditRecord) -> None:
             changes=record.changes,
             omitted=record.omitted,
             hash=record.hash,
+            salt=record.salt,
         )
     )
     head = audit_heads.update().where(audit_heads.c.chain == record.chain)
@@ -148,6 +149,35 @@ def _conditions(wanted: AuditFilter) -> Iterator[sa.ColumnElement[bool]]:
     yield from (each.in_(values) for each, values in named if values)
 
 
+def find_hash(tx: Transaction, chain: str, sequence: int) -> bytes:
+    """Return the hash of a record as it was written, or that with which the chain begins after a cut, or from the beginning (0)."""
+    for table in (audit_records, audit_checkpoints):
+        query = sa.select(table.c.hash).where(table.c.chain == chain, table.c.sequence == sequence)
+        found = tx.connection.execute(query).scalar_one_or_none()
+        if found is not None:
+            return bytes(found)
+    return GENESIS
+
+
+def list_naming(tx: TenantTx, texts: Sequence[str], after: int, count_max: int) -> list[AuditRecord]:
+    """Return the next records of the organization after the sequence number `after` that have one of `texts` as their actor or target, or
+    in their changes; with no texts, all records."""
+    column = audit_records.c
+    query = sa.select(audit_records).where(column.chain == tx.organization_id, column.sequence > after)
+    if texts:
+        named = (column.changes.contains(text, autoescape=True) for text in texts)
+        query = query.where(sa.or_(column.actor_id.in_(texts), column.target_id.in_(texts), *named))
+    return [_record(row) for row in tx.connection.execute(query.order_by(column.sequence).limit(count_max))]
+
+
+def put_erased(tx: TenantTx, record: AuditRecord) -> None:
+    """Store what is left of a record after an erasure."""
+    column = audit_records.c
+    own = audit_records.update().where(column.chain == tx.organization_id, column.sequence == record.sequence)
+    values = {"changes": record.changes, "address": record.actor.address, "salt": None, "erasure_id": record.erasure_id}
+    tx.connection.execute(own.values(values))
+
+
 def put_checkpoint(tx: PlatformTx, signed: SignedCheckpoint) -> None:
     """Store a signed checkpoint, unless there is one of the same record."""
     said = signed.checkpoint
@@ -207,6 +237,8 @@ def _record(row: Any) -> AuditRecord:
         changes=row.changes,
         omitted=row.omitted,
         hash=bytes(row.hash),
+        salt=bytes(row.salt or b""),
+        erasure_id=row.erasure_id,
     )
 
 

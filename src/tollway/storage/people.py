@@ -246,12 +246,13 @@ def delete_invite(tx: TenantTx, invite_id: str, now: int) -> None:
 
 def find_invite_owner(tx: PlatformTx, digests: Sequence[bytes], now: int) -> tuple[str, str, str] | None:
     """Return organization, id and address of the pending invitation with one of `digests`, of an organization that is not archived, whose
-    sender may still act: a key, or a person with a session."""
+    sender may still act: a key, a person with a session, or an operator who signed in."""
     query = (
         sa.select(invites.c.organization_id, invites.c.id, invites.c.email)
         .join(organizations, organizations.c.id == invites.c.organization_id)
         .outerjoin(api_keys, api_keys.c.id == invites.c.invited_by)
         .outerjoin(users, sa.and_(users.c.organization_id == invites.c.organization_id, users.c.id == invites.c.invited_by))
+        .outerjoin(operators, operators.c.id == invites.c.invited_by)
         .where(
             invites.c.digest.in_(digests),
             sa.or_(
@@ -261,6 +262,7 @@ def find_invite_owner(tx: PlatformTx, digests: Sequence[bytes], now: int) -> tup
                     sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > now),
                 ),
                 sa.and_(users.c.id.is_not(None), users.c.removed_at.is_(None)),
+                operators.c.role_id.is_not(None),
             ),
             invites.c.accepted_at.is_(None),
             invites.c.deleted_at.is_(None),

@@ -65,6 +65,7 @@ AUDITED: Mapping[sa.Table, str] = {
     schema_credits.credit_grants: "credit_grant",
     schema_credits.credit_topup_rules: "credit_topup_rule",
     schema_data_protection.leaked_keys: "leaked_key",
+    schema_data_protection.erasures: "erasure",
     schema_prices.price_books: "price_book",
     schema_prices.price_drafts: "price_draft",
     schema_prices.book_prices: "price",

@@ -62,6 +62,7 @@ READ_ONLY = frozenset(
         *("quarantined_records", "quarantine_resolutions", "write_off_requests", "usage_events", "usage_rollups"),
         *("ledger_accounts", "ledger_transactions", "ledger_entries", "balances"),
         *("price_books", "book_prices"),
+        "erasures",
         *("credit_grants", "credit_draws", "credit_transactions", "credit_topup_rules", "credit_topups"),
         *("credit_redraws", "credit_redraw_usage"),
     }

@@ -1,5 +1,6 @@
-"""The tables of the audit trail, on the MetaData of `schema`. Rows of `audit_records` are never changed, and removed only up to a signed
-checkpoint that retention has stored in `audit_cuts`; triggers see to both (see the migrations)."""
+"""The tables of the audit trail, on the MetaData of `schema`. Rows of `audit_records` lose what an erasure erases, are not
+changed otherwise, and are removed only up to a signed checkpoint that retention has stored in `audit_cuts`; triggers see to it (see the
+migrations)."""
 
 import sqlalchemy as sa
 
@@ -32,6 +33,8 @@ audit_records = sa.Table(
     sa.Column("changes", sa.Text, nullable=False),  # JSON array of domain.audit.RowChange
     sa.Column("omitted", sa.Integer, nullable=False),
     sa.Column("hash", sa.LargeBinary(32), nullable=False),
+    sa.Column("salt", sa.LargeBinary(16)),  # under the hash, so that nobody confirms what was erased by guessing; null in older records
+    sa.Column("erasure_id", sa.String(64)),  # of the record of the erasure that states the hash of what is left; null for a whole record
 )
 
 # What a list of the trail is filtered by. Records that match a filter may be rare, and the chain is long.

@@ -1,4 +1,4 @@
-"""The tables of data protection, on the MetaData of `schema`: secrets that leaked, logged content."""
+"""The tables of data protection, on the MetaData of `schema`: secrets that leaked, logged content, erasures."""
 
 import sqlalchemy as sa
 
@@ -48,4 +48,27 @@ content_log_totals = sa.Table(  # bytes of the content of an organization above
     metadata,
     sa.Column("organization_id", sa.String(64), sa.ForeignKey("organizations.id"), primary_key=True),
     sa.Column("bytes", sa.BigInteger, nullable=False),
+)
+
+erasures = sa.Table(  # of people and of organizations, which two operators agree on
+    "erasures",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("organization_id", sa.String(64), sa.ForeignKey("organizations.id"), nullable=False),
+    sa.Column("user_id", sa.String(64)),  # null for the whole organization
+    sa.Column("reason", sa.String(1024), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),  # domain.erasures.ErasureState
+    sa.Column("actor", sa.String(64), nullable=False),
+    sa.Column("actor_origin", sa.String(16), nullable=False),
+    sa.Column("requested_at", sa.BigInteger, nullable=False),
+    sa.Column("approver", sa.String(64)),
+    sa.Column("approver_origin", sa.String(16)),
+    sa.Column("decided_at", sa.BigInteger),
+    sa.Column("are_rows_erased", sa.Boolean, nullable=False),
+    sa.Column("records_erased", sa.Integer, nullable=False),
+    sa.Column("finished_at", sa.BigInteger),
+    sa.Column("addresses", sa.Text, nullable=False),  # JSON array: that the person had; empty again when it is done
+    sa.Column("erased_until", sa.BigInteger, nullable=False),  # number of the latest record of the audit trail that was looked at
+    sa.CheckConstraint("state IN ('pending', 'rejected') OR approver_origin <> actor_origin", name="two_persons"),
+    sa.Index(None, "organization_id", "state"),
 )

@@ -13,7 +13,7 @@ from tollway.control.auditing import audit, audit_chains
 from tollway.control.auditing.audit import AuditedOperation
 from tollway.control.auditing.audit_chains import DAY_US, find_public_key, remove_old, sign_checkpoints, verify
 from tollway.domain import ids
-from tollway.domain.audit import GENESIS, PLATFORM_CHAIN, Actor, RowChange, Target
+from tollway.domain.audit import GENESIS, PLATFORM_CHAIN, SALT_BYTES, Actor, RowChange, Target
 from tollway.storage.database import Database, PlatformTx
 from tollway.storage.schema_audit import audit_checkpoints, audit_cuts, audit_heads, audit_records
 
@@ -31,7 +31,8 @@ def append(database: Database, number: int, at: int) -> None:
     change = RowChange(kind="project", id=f"proj_{number}", before={"name": "a"}, after={"name": "b"})
     for place in (database.platform, lambda: database.tenant(ORGANIZATION)):
         with place() as tx:
-            audit.append(tx, operation, [change], 0, id=ids.new_id(ids.AUDIT_RECORD, at, secrets.randbits(74)), now=at)
+            id = ids.new_id(ids.AUDIT_RECORD, at, secrets.randbits(74))
+            audit.append(tx, operation, [change], 0, id=id, salt=secrets.token_bytes(SALT_BYTES), now=at)
 
 
 @pytest.fixture

@@ -68,6 +68,7 @@ OTHER_TABLES = {
     "credit_redraws", "credit_redraw_usage",  # which draws of open months are made anew
     "refused_epochs",  # which runs wait for a clock or an operator
     "content_logs", "content_log_totals", "content_deletions", "leaked_keys",  # what requests said, and what was found in public
+    "erasures",  # what was destroyed, and by whom
     "idempotency_keys", "stored_responses", "stored_response_totals",  # what was answered
     "data_keys",  # with which secrets are sealed
     "audit_heads", "audit_records", "audit_checkpoints", "audit_cuts",  # who changed what

@@ -118,6 +118,8 @@ def verify(
         print_json({**asdict(report), "keys": sorted(report.keys), "is_right": not report.findings})
     else:
         print(f"verified: {report.chains} chains, {report.records} records, {report.checkpoints} checkpoints")
+        if report.erased:
+            print(f"erased in part: {report.erased} records, as their erasures state")
         print(f"removed by retention: {report.removed} records; after the latest checkpoints: {report.unsigned} records")
         for finding in report.findings:
             print(f"{finding.chain} {finding.sequence}: {finding.text}")

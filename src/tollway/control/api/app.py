@@ -59,7 +59,16 @@ from tollway.control.api.places import CALLER_REQUESTS_MAX, NODE_REQUESTS_MAX, P
 from tollway.control.api.routes import ApiRoute, Plane, public, router
 from tollway.control.api.schemas import Out, find_seconds
 from tollway.control.api.secrets import encryption, peppers
-from tollway.control.api.tenancy import data_exports, data_retention, organizations, plans, project_policies, projects, stored_responses
+from tollway.control.api.tenancy import (
+    data_exports,
+    data_retention,
+    erasures,
+    organizations,
+    plans,
+    project_policies,
+    projects,
+    stored_responses,
+)
 from tollway.control.gateways.refused_epochs import EPOCH_REFUSED
 from tollway.control.identity.access import NODE_MISMATCH
 from tollway.control.jobs import JobState
@@ -99,6 +108,7 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     leaked_keys.router,
     data_retention.router,
     data_exports.router,
+    erasures.router,
     service_accounts.router,
     limits.router,
     plans.router,

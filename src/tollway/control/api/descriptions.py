@@ -503,6 +503,7 @@ PARAMETERS: Mapping[str, FieldText] = {
     "certificate_id": FieldText("The certificate.", "cert_0198c5f2a3b47c11a0b1c2d3e4f50617"),
     "certificate_rule_id": FieldText("The rule of the certificate.", "certrule_0198c5f2a3b47c11a0b1c2d3e4f50617"),
     "include": FieldText("`content`: show the certificate itself.", ["content"]),
+    "erasure_id": FieldText("The erasure.", "erase_0198c5f2a3b47c11a0b1c2d3e4f50617"),
     "operator_id": FieldText("The operator.", "operator_0198c5f2a3b47c11a0b1c2d3e4f50617"),
     "session_id": FieldText("The session.", "sess_0198c5f2a3b47c11a0b1c2d3e4f50617"),
     "user_id": FieldText("The person.", _USER),

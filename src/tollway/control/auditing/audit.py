@@ -7,13 +7,14 @@ changed. The lock of the chain is taken last and held until the commit, so that 
 in a circle.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
 from tollway.domain import ids
-from tollway.domain.audit import PLATFORM_CHAIN, Actor, AuditRecord, RowChange, Target
+from tollway.domain.audit import PLATFORM_CHAIN, SALT_BYTES, Actor, AuditRecord, RowChange, Target
 from tollway.domain.pages import Page
 from tollway.storage import audit as storage
 from tollway.storage.audit import AuditFilter as AuditFilter  # of `list_records`, for the API
@@ -53,11 +54,14 @@ def record_read(database: Database, organization_id: str | None, operation: Audi
     """Record a read before it is answered, in the chain of the organization, or of the platform (None). Raises Fault
     DATABASE_UNAVAILABLE, and then nothing may be read."""
     with database.platform() if organization_id is None else database.tenant(organization_id) as tx:
-        append(tx, operation, [], 0, id=new_id(ids.AUDIT_RECORD), now=now)
+        append(tx, operation, [], 0, id=new_id(ids.AUDIT_RECORD), salt=new_salt(new_id), now=now)
 
 
-def append(tx: Transaction, operation: AuditedOperation, changes: Sequence[RowChange], omitted: int, *, id: str, now: int) -> AuditRecord:
-    """Append a record to the chain of a transaction. The chain stays locked until the transaction ends: do nothing after it."""
+def append(
+    tx: Transaction, operation: AuditedOperation, changes: Sequence[RowChange], omitted: int, *, id: str, salt: bytes, now: int
+) -> AuditRecord:
+    """Append a record to the chain of a transaction. The chain stays locked until the transaction ends: do nothing after it. `salt`: of
+    `new_salt`."""
     chain = tx.organization_id if isinstance(tx, TenantTx) else PLATFORM_CHAIN
     kept, left_out = _bound(changes)
     end = storage.lock_chain(tx, chain)
@@ -73,10 +77,16 @@ def append(tx: Transaction, operation: AuditedOperation, changes: Sequence[RowCh
         changes=kept,
         omitted=omitted + left_out,
         hash=b"",
+        salt=salt,
     )
     record = msgspec.structs.replace(unhashed, hash=unhashed.compute_hash(end.hash))
     storage.append_record(tx, record)
     return record
+
+
+def new_salt(new_id: NewId) -> bytes:
+    """Return a salt from the random bits of an id that nobody sees: 74 of them, too many to guess."""
+    return hashlib.sha256(new_id(ids.AUDIT_RECORD).encode()).digest()[:SALT_BYTES]
 
 
 def list_records(
@@ -111,7 +121,8 @@ class _Recording:
         found = changes.list_changes()
         if self._needs_change and not found:
             return
-        append(tx, self._operation, found, changes.omitted, id=self._new_id(ids.AUDIT_RECORD), now=self._now())
+        id, salt = self._new_id(ids.AUDIT_RECORD), new_salt(self._new_id)
+        append(tx, self._operation, found, changes.omitted, id=id, salt=salt, now=self._now())
         self._needs_change = True
 
 

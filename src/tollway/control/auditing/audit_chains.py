@@ -4,15 +4,19 @@ Theory of operation. A chain alone shows that no record was changed, removed fro
 could still remove records from its end, or write the whole chain anew. A checkpoint prevents both: it is signed with an Ed25519 key (RFC
 8032) that is not in the database, and is written to the log, which leaves the machine. Retention removes records only up to a checkpoint,
 whose hash is then where the rest of the chain begins.
+
+An erasure erases values in records and leaves their hashes, which the records after them cover. It appends a record with the hash of what
+is left of each, so that this cannot be changed either.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from tollway.domain.audit import GENESIS, Checkpoint
+from tollway.domain.audit import GENESIS, AuditRecord, Checkpoint, RowChange
 from tollway.storage import audit as storage
 from tollway.storage.audit import ChainEnd, SignedCheckpoint
 from tollway.storage.database import Database, PlatformTx
@@ -21,6 +25,12 @@ KEY_BYTES = 32
 """Length of the private and of the public key."""
 
 DAY_US = 86_400 * 1_000_000
+
+ERASURE_EVENT = "erasure.carried_out"
+"""Event of the records that state what erasures left of others."""
+
+ERASED_RECORDS = "records"
+"""Field of such a record: by sequence number the hash, in hexadecimal, of what is left."""
 
 
 def find_public_key(key: bytes) -> bytes:
@@ -70,13 +80,14 @@ class Finding:
 
 @dataclass(slots=True)
 class ChainsReport:
-    """The result of a verification. `removed`: records that retention removed. `unsigned`: records after the latest checkpoint of their
-    chain. `keys`: public keys of the checkpoints, in hexadecimal."""
+    """The result of a verification. `removed`: records that retention removed. `erased`: records of which an erasure erased something.
+    `unsigned`: records after the latest checkpoint of their chain. `keys`: public keys of the checkpoints, in hexadecimal."""
 
     chains: int = 0
     records: int = 0
     checkpoints: int = 0
     removed: int = 0
+    erased: int = 0
     unsigned: int = 0
     keys: set[str] = field(default_factory=set)
     findings: list[Finding] = field(default_factory=list)
@@ -113,22 +124,43 @@ def _verify_chain(
         yield Finding(chain, cut, "the chain was cut where there is no checkpoint")
     elif storage.count_records(tx, chain, until=cut):
         yield Finding(chain, cut, "records are there that retention removed")
+    left: dict[int, tuple[str, str]] = {}  # by number: the erasure that must state the hash of what is left of a record, and that hash
     for record in storage.iterate_records(tx, chain, cut):
         report.records += 1
         if record.sequence != end.sequence + 1:
             yield Finding(chain, end.sequence + 1, f"records {end.sequence + 1} to {record.sequence - 1} are missing")
+        elif record.erasure_id is not None:
+            report.erased += 1
+            left[record.sequence] = (record.erasure_id, record.compute_hash(end.hash).hex())
         elif record.compute_hash(end.hash) != record.hash:
             yield Finding(chain, record.sequence, "the record was changed, or moved")
+        elif record.event == ERASURE_EVENT:
+            for sequence, said in read_erased(record).items():
+                if left.get(sequence) == (record.id, said):
+                    del left[sequence]
         known = signed.get(record.sequence)
         if known is not None and known.checkpoint.hash != record.hash:
             yield Finding(chain, record.sequence, "the record is not the one that was signed")
         end = ChainEnd(record.sequence, record.hash)
+    for sequence in left:
+        yield Finding(chain, sequence, "the record was changed, and no erasure says so")
     if head is None or head != end:
         yield Finding(chain, end.sequence, "the chain does not end where its head says")
     latest = max(signed, default=0)
     if latest > end.sequence:
         yield Finding(chain, end.sequence + 1, f"records {end.sequence + 1} to {latest} are missing, which were signed")
     report.unsigned += max(end.sequence - latest, 0)
+
+
+def read_erased(record: AuditRecord) -> dict[int, str]:
+    """Return the hash, in hexadecimal, of what an erasure left of each record, by the sequence numbers that its own record states."""
+    try:
+        changes = msgspec.json.decode(record.changes, type=list[RowChange])
+        return {
+            int(number): str(said) for change in changes for number, said in msgspec.convert(change.after[ERASED_RECORDS], dict).items()
+        }
+    except (ValueError, KeyError):
+        return {}
 
 
 def _is_signed(signed: SignedCheckpoint) -> bool:
