@@ -56,14 +56,46 @@ ROWS = {
     38: ("SQL, JSON, LDAP, spaces, other schemes in the credential", "401"),
     40: ("a key by another header; two credentials", "no difference; 400 if they differ"),
     41: ("a revoked key", "401 from the change on; what runs ends within a second"),
+    42: (
+        "two rotations of a key at once, a rotation of an expired key, a grace beyond the old expiry",
+        "one 200, the others 409; 409; the grace ends with the old expiry",
+    ),
     44: ("a key of the other plane", "403"),
+    45: ("a test key at deployments that are not for tests", "404, as for a model that does not exist"),
+    46: (
+        "access tokens that are forged: no algorithm, another one, the public key as a secret, a key of the client's own, demands in the"
+        " header, changed or duplicated claims",
+        "401 `invalid_token`",
+    ),
+    48: (
+        "access tokens that are not for here: expired, not valid yet, without an end, too long-lived, of another issuer, audience, type or"
+        " organization, with claims that no rule matches",
+        "401 `invalid_token`",
+    ),
+    49: (
+        "tokens in exchange for a secret, an assertion or a provider that is somebody else's, unknown, revoked or used before",
+        "401 `invalid_client` or 400 `invalid_grant`, alike for foreign and unknown ones",
+    ),
     50: (
         "codes of devices that are guessed, sent as a link or redeemed twice; refresh tokens that were copied;"
         " returns from identity providers that are used twice, changed, of another browser, flow, issuer or connection",
         "five tries; a link approves nothing; the whole login ends; nobody is signed in",
     ),
+    52: (
+        "ids of another organization in paths, bodies and the header, for every operation that takes one",
+        "404, byte for byte as for ids that never were; nothing is changed",
+    ),
+    53: (
+        "fields in bodies that say who one is, what one owns or may do, beside those of the operation",
+        "400 `unknown_parameter` with the field; nothing is changed",
+    ),
+    54: (
+        "keys, service accounts, roles and people with more than their maker has, over any chain of them",
+        "403 `grant_exceeds_grantor`",
+    ),
     56: ("a neighbour's prefix cache; keys of an engine's media cache", "a salt for each organization; 400"),
     57: ("labels of metrics by model, path and user", "names of the catalog only"),
+    58: ("the last of a budget, asked for by several gateways at once", "together at most the limit"),
     60: ("leaving at any moment; usage omitted, negated, inflated, taken back", "its engine aborted; billed within what can be true"),
     83: (
         "invented names of end users, one for each request, to fill memory or to escape the limit of each end user",
@@ -183,20 +215,6 @@ ROWS = {
         "more requests than one gateway process has CPU time or memory for, with valid keys or without",
         "503 `overloaded` with `retry-after` for an eighth of new requests more each half second, up to seven eighths, before a key is"
         " checked; requests under way and health are served",
-    ),
-    96: (
-        "access tokens that are forged: no algorithm, another one, the public key as a secret, a key of the client's own, demands in the"
-        " header, changed or duplicated claims",
-        "401 `invalid_token`",
-    ),
-    97: (
-        "access tokens that are not for here: expired, not valid yet, without an end, too long-lived, of another issuer, audience, type or"
-        " organization, with claims that no rule matches",
-        "401 `invalid_token`",
-    ),
-    98: (
-        "tokens in exchange for a secret, an assertion or a provider that is somebody else's, unknown, revoked or used before",
-        "401 `invalid_client` or 400 `invalid_grant`, alike for foreign and unknown ones",
     ),
     99: (
         "issuers whose keys are at private, loopback or metadata addresses, by name, number or redirect; key sets of any size or kind",

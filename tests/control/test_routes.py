@@ -9,6 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import APIRouter
+from pydantic import BaseModel
 
 from tests.control.harness import WAIT_SECONDS_MAX, Running, TenantSetup, answered, mint, wait_until
 from tollway.control.api import app, places
@@ -35,6 +36,31 @@ def refused(response: httpx2.Response, status: int, code: str, param: str | None
     assert set(error) == {"message", "type", "param", "code"}
     assert (error["code"], error["param"]) == (code, param)
     return error
+
+
+OWN_FIELDS = {"organization_id": {"create_erasure", "create_book"}, "id": {"create_node"}}
+"""Fields that name whose something is, or which it is, and the operations of operators alone that take them."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("organization_id", "organization", "tenant_id", "id", "key_id", "created_by", "origin", "is_admin", "is_operator"),
+        *("user_role", "allowed_routes", "spend", "spent", "credits", "balance", "prepaid", "digest", "value", "secret"),
+    ],
+)
+def test_53_no_body_takes_a_field_that_says_who_one_is_or_what_one_owns(name: str) -> None:
+    """Bodies of SCIM are read by `domain.scim`, which keeps what it knows; all others refuse a field that they do not declare."""
+    taking = set()
+    for routes in app.PUBLIC_ROUTERS:
+        for route in routes.routes:
+            if not isinstance(route, ApiRoute) or route.body_field is None or route.path.startswith("/scim/"):
+                continue
+            model = route.body_field.field_info.annotation
+            assert isinstance(model, type) and issubclass(model, BaseModel) and model.model_config.get("extra") == "forbid", route.name
+            if name in {field.alias or declared for declared, field in model.model_fields.items()}:
+                taking.add(route.name)
+    assert taking == OWN_FIELDS.get(name, set())
 
 
 OAUTH_PATHS = {

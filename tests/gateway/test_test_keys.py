@@ -25,7 +25,7 @@ def mark(running: Gateway, number: int, *, test: bool) -> DeploymentEntry:
 TEST_KEY = KeyEntry(id="key_test", digest=keys.digest(PEPPER, OTHER_KEY.encode()), type=KeyType.TEST, project_id=PROJECT)
 
 
-async def test_a_test_key_reaches_only_deployments_for_tests_and_a_live_key_only_the_others() -> None:
+async def test_45_a_test_key_reaches_only_deployments_for_tests_and_a_live_key_only_the_others() -> None:
     async with (
         Upstream([whole(completion("live"))]).listening() as live,
         Upstream([whole(completion("test"))]).listening() as test,

@@ -72,7 +72,7 @@ class TestBodies:
             _error(refused, 400)
             assert [each["name"] for each in http.get("/v1/organization/projects").json()["data"]] == ["bridge"]
 
-    def test_unknown_fields_are_named_and_nothing_is_created(self, platform: Platform) -> None:
+    def test_53_unknown_fields_are_named_and_nothing_is_created(self, platform: Platform) -> None:
         organization = {"openai-organization": platform.tenant.organization_id}
         calls: list[tuple[str, dict[str, Any], str]] = [
             ("/v1/organization/projects", {"name": "x", "nmae": "y"}, "nmae"),

@@ -168,7 +168,7 @@ def test_token_lives_as_long_as_its_assertion_at_most(ci: Federation) -> None:
     assert answered(ci.bear(signer.token(ci.claims(exp=now + 7200))))["expires_in"] == LIFETIME_SECONDS
 
 
-def test_98_assertion_is_refused_alike_until_it_is_verified(ci: Federation, bob: TenantSetup) -> None:
+def test_49_assertion_is_refused_alike_until_it_is_verified(ci: Federation, bob: TenantSetup) -> None:
     other = make_federation(ci.control, bob)
     good = signer.token(ci.claims())
     refusals = [
@@ -205,13 +205,13 @@ def test_98_assertion_is_refused_alike_until_it_is_verified(ci: Federation, bob:
         ({"sub": None}, "subject"),
     ],
 )
-def test_98_verified_assertion_with_other_claims_is_refused_with_the_reason(ci: Federation, changes: dict[str, Any], reason: str) -> None:
+def test_49_verified_assertion_with_other_claims_is_refused_with_the_reason(ci: Federation, changes: dict[str, Any], reason: str) -> None:
     answer = ci.bear(signer.token(ci.claims(**changes)))
     assert (answer.status_code, answer.json()["error"]) == (400, "invalid_grant")
     assert reason in answer.json()["error_description"]
 
 
-def test_98_assertion_with_an_id_is_exchanged_once(ci: Federation, alice: TenantSetup) -> None:
+def test_49_assertion_with_an_id_is_exchanged_once(ci: Federation, alice: TenantSetup) -> None:
     assertion = signer.token(ci.claims(jti="once"))
     answered(ci.exchange(assertion))
     for again in (ci.exchange(assertion), ci.bear(assertion)):

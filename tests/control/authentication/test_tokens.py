@@ -79,7 +79,7 @@ def test_token_ends_with_its_key(control: Running, alice: TenantSetup) -> None:
     assert 0 < answered(by_form(control, account["id"], account["api_key"]["value"]))["expires_in"] <= 100
 
 
-def test_98_client_that_is_not_the_owner_of_a_live_key_gets_no_token(control: Running, alice: TenantSetup, bob: TenantSetup) -> None:
+def test_49_client_that_is_not_the_owner_of_a_live_key_gets_no_token(control: Running, alice: TenantSetup, bob: TenantSetup) -> None:
     account, other = make_account(control, alice), make_account(control, bob)
     secret = account["api_key"]["value"]
     key_path = f"/v1/organization/projects/{alice.project_id}/api_keys/{account['api_key']['id']}"

@@ -79,7 +79,7 @@ def test_longest_lifetime_of_an_organization_bounds_new_keys_and_rotations(fresh
     assert answered(admin.post(keys_of(tenant), json={"name": "free"}))["expires_at"] is None
 
 
-def test_no_key_outlives_the_key_that_made_it(fresh_control: Running, tenant: TenantSetup) -> None:
+def test_54_no_key_outlives_the_key_that_made_it(fresh_control: Running, tenant: TenantSetup) -> None:
     owner, now = fresh_control.client(tenant.admin_key), fresh_control.plane.now() // 1_000_000
     short = answered(owner.post(ADMIN_KEYS, json={"name": "short", "expires_in_seconds": DAY}))
     admin = fresh_control.client(short["value"])
@@ -100,7 +100,7 @@ def test_no_key_outlives_the_key_that_made_it(fresh_control: Running, tenant: Te
 
 @settings(max_examples=200)
 @given(st.lists(st.tuples(st.none() | st.integers(1, 100), st.none() | st.integers(1, 100)), max_size=6))
-def test_chain_of_grants_never_grows(chain: list[tuple[int | None, int | None]]) -> None:
+def test_54_chain_of_grants_never_grows(chain: list[tuple[int | None, int | None]]) -> None:
     """Each step: the wish of the next key, and the longest lifetime of the organization at that moment."""
     grantor, now = Grantor("key_0"), 0
     for wanted, lifetime in chain:

@@ -81,7 +81,7 @@ def test_old_secret_of_an_admin_key_ends_with_its_grace(fresh_control: Running, 
         assert answered(fresh_control.client(rotated["value"]).get(key.path))["rotation"]["previous"] is None
 
 
-def test_grace_never_reaches_past_the_expiry_of_the_old_secret(fresh_control: Running, tenant: TenantSetup) -> None:
+def test_42_grace_never_reaches_past_the_expiry_of_the_old_secret(fresh_control: Running, tenant: TenantSetup) -> None:
     soon = fresh_control.clock() // 1_000_000 + HOUR
     key = Rotating(fresh_control, tenant, admin=False, expires_at=soon)
     rotated = key.rotate(grace_seconds=10 * HOUR, expires_at=soon + 100 * HOUR)
@@ -101,7 +101,7 @@ def test_91_grace_ends_at_an_expiry_that_the_key_gets_meanwhile(fresh_control: R
         refused(key.admin.post(key.path, json={"name": "x"}), 409, "conflict")
 
 
-def test_two_rotations_at_once_give_one_success_and_one_conflict(fresh_control: Running, tenant: TenantSetup) -> None:
+def test_42_two_rotations_at_once_give_one_success_and_one_conflict(fresh_control: Running, tenant: TenantSetup) -> None:
     for grace in (0, HOUR):
         for admin in (False, True):
             key = Rotating(fresh_control, tenant, admin=admin)
@@ -152,7 +152,7 @@ def test_revoked_key_has_no_secret_that_works(fresh_control: Running, tenant: Te
     assert not key.works(key.made["value"]) and not key.works(rotated["value"])
 
 
-def test_expired_key_is_not_rotated(fresh_control: Running, tenant: TenantSetup) -> None:
+def test_42_expired_key_is_not_rotated(fresh_control: Running, tenant: TenantSetup) -> None:
     soon = fresh_control.clock() // 1_000_000 + HOUR
     key = Rotating(fresh_control, tenant, admin=False, expires_at=soon)
     with fresh_control.clock.set_to((soon + 1) * 1_000_000):

@@ -215,7 +215,7 @@ class TestLeases:
         assert renew(database, 5, 80, 30)[0].granted_pico == 100
         assert renew(database, 1, 0, 10, node_id=OTHER_NODE)[0].granted_pico == 0
 
-    def test_concurrent_grants_and_charges_together_never_exceed_the_limit(self, database: Database, archive: Archive) -> None:
+    def test_58_concurrent_grants_and_charges_together_never_exceed_the_limit(self, database: Database, archive: Archive) -> None:
         exchange = samples.exchanges(range(1, 9))
         cost = sum(cost_of(each) for each in exchange if isinstance(each, Final))
         add_budget(database, 3 * cost)

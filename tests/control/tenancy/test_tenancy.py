@@ -62,7 +62,7 @@ BODIES: dict[str, dict[str, Any]] = {
 
 
 class TestAnotherTenantsIds:
-    def test_answer_exactly_like_ids_that_never_were(self, control: Running, alice: TenantSetup, bob: TenantSetup) -> None:
+    def test_52_answer_exactly_like_ids_that_never_were(self, control: Running, alice: TenantSetup, bob: TenantSetup) -> None:
         """The closure over the route table: every tenant route, with each id in its path taken from the other tenant."""
         client = control.client(alice.admin_key)
         theirs = {
@@ -98,7 +98,7 @@ class TestAnotherTenantsIds:
                     tried += 1
         assert tried >= 15
 
-    def test_in_bodies_answer_exactly_like_ids_that_never_were(self, control: Running, alice: TenantSetup, bob: TenantSetup) -> None:
+    def test_52_in_bodies_answer_exactly_like_ids_that_never_were(self, control: Running, alice: TenantSetup, bob: TenantSetup) -> None:
         client, hers, theirs = control.client(alice.admin_key), add_people(control, alice), add_people(control, bob)
         project = f"/v1/organization/projects/{alice.project_id}"
         tried = 0
@@ -145,7 +145,7 @@ class TestAnotherTenantsIds:
             refused(client.request(method, target, json=body), 404, "not_found")
         assert snapshot_of(control, victim.organization_id) == before
 
-    def test_in_the_header_are_not_found(self, control: Running, alice: TenantSetup, bob: TenantSetup) -> None:
+    def test_52_in_the_header_are_not_found(self, control: Running, alice: TenantSetup, bob: TenantSetup) -> None:
         acting = control.client(alice.admin_key, **{"openai-organization": bob.organization_id})
         refused(acting.get("/v1/organization/projects"), 404, "not_found")
 
