@@ -8,7 +8,8 @@ versions=src/tollway/storage/migrations/versions
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-number=$(printf '%04d' $(($(find "$versions" -name '[0-9]*.py' | wc -l) + 1)))
+last=$(find "$versions" -name '[0-9]*.py' -printf '%f\n' | sort | tail -n 1)
+number=$(printf '%04d' $((10#${last:0:4} + 1)))
 
 alembic() { .venv/bin/alembic -x "url=sqlite+pysqlite:///$scratch/scratch.db" "$@"; }
 alembic upgrade head

@@ -1,6 +1,6 @@
 """Run the tests as CI does: `python scripts/test.py [pytest arguments]`.
 
-Two passes, each on two workers: first the tests of one process, then those marked `system`, which start, kill and restart
+Two passes: first the tests of one process, on two workers, then those marked `system`, on three, which start, kill and restart
 real processes and wait for them longer than for anything else. A private PostgreSQL is there for both; without one the tests
 marked `postgres` are skipped, and the closing lines say so. Without arguments a third pass follows: the hot modules are compiled, and
 COMPILED_TESTS run on them (`make test-native` runs all of gateway and wire). The exit code is pytest's.
@@ -25,8 +25,9 @@ NO_TESTS_COLLECTED = 5
 PASSES = {
     # A worker without tests takes some of the other's: the slowest files stand together, and one worker would be left with all of them.
     "everything but system tests": ["-n", "2", "--dist", "worksteal", "-m", "not system and not engines"],
-    # The tests of a file share a running platform, so they stay with one worker.
-    "system tests": ["-n", "2", "--dist", "loadfile", "-m", "system and not engines"],
+    # The tests of a file share a running platform, so they stay with one worker. A worker waits for two fifths of its time, so that three
+    # of them use two cores.
+    "system tests": ["-n", "3", "--dist", "loadfile", "-m", "system and not engines"],
 }
 
 COMPILED_TESTS = [
