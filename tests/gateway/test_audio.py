@@ -344,6 +344,33 @@ async def test_123_transcript_that_dies_at_any_byte_ends_in_an_error_and_is_neve
     assert {final.outcome for final in finals} == {Outcome.UPSTREAM_ERROR} and len(finals) == len(cuts)
 
 
+SPOKEN: dict[str, tuple[dict[str, Any], bytes, bytes]] = {
+    "as sound": (SPEAK, SOUND, b"".join((chunk(b"sound"), chunk(b"sound"), END))),
+    "as events": (
+        SPEAK | {"stream_format": "sse"},
+        EVENTS,
+        chunk(event({"type": "speech.audio.delta", "audio": "AAAA"})) + chunk(event({"type": "speech.audio.done"})),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SPOKEN)
+async def test_123_speech_that_dies_at_any_byte_is_never_whole(kind: str) -> None:
+    asked, head, body = SPOKEN[kind]
+    cuts = range(0, len(body) - 4, 2)
+    scripts: list[Script] = [[head + body[:cut], Do.FIN] for cut in cuts]
+    async with Upstream(*scripts).listening() as upstream, gateway({"m": Served([upstream.url], retry_started=False)}) as made:
+        for _ in cuts:
+            made.plane.retries._tokens = 0.0
+            async with connect(made.port) as client:
+                client.send(message(asked, SPEECH))
+                got = await client.answer()
+            assert got.status != 200 or got.ended in ("eof", "reset") or b"upstream_" in got.body
+            assert b"speech.audio.done" not in got.body
+        finals = made.sink.finals
+    assert {final.outcome for final in finals} == {Outcome.UPSTREAM_ERROR} and len(finals) == len(cuts)
+
+
 async def test_form_is_served_by_a_fallback_that_is_named_in_it() -> None:
     async with Upstream([whole({"text": "Hello."})]).listening() as upstream:
         served = {"m": Served([NOWHERE], fallbacks=("other",)), "other": Served([upstream.url])}

@@ -391,6 +391,41 @@ async def test_engine_that_breaks_off_at_any_event_ends_the_session_as_failed(af
         assert sorted(each.used.output_tokens for each in running.sink.finals)[-1] == max(after - 1, 0)
 
 
+@dataclass
+class DyingEngine(Engine):
+    """An engine that dies once it has sent `left` bytes of its answer."""
+
+    left: int = 0
+
+    def say(self, writer: asyncio.StreamWriter, socket: WebSocket, said: dict[str, Any]) -> None:
+        socket.send(msgspec.json.encode(said))
+        data = bytes(socket.out)
+        socket.out.clear()
+        if said["type"] == "session.created":
+            writer.write(data)
+        elif self.left:
+            writer.write(data[: self.left])
+            self.left -= min(self.left, len(data))
+            if not self.left:
+                writer.close()
+
+
+async def test_engine_that_dies_at_any_byte_never_shows_the_end_of_a_response() -> None:
+    socket = WebSocket(is_client=False)
+    for said in answers(CREATE):
+        socket.send(msgspec.json.encode(said))
+    cuts = range(1, len(socket.out), 5)
+    engine = DyingEngine()
+    async with serving(engine) as running:
+        for engine.left in cuts:
+            async with call(running) as caller:
+                caller.say(CREATE)
+                assert await caller.end() == web_sockets.FAILED
+                assert "response.done" not in {message["type"] for message in caller.messages}
+        outcomes = {final.outcome for final in running.sink.finals}
+    assert Outcome.COMPLETED not in outcomes and Outcome.UPSTREAM_ERROR in outcomes
+
+
 async def test_client_that_vanishes_ends_the_engine_s_side_and_pays_for_what_was_delivered() -> None:
     engine = Engine(lambda asked: answers(asked)[:3])
     async with serving(engine) as running:

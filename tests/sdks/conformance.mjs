@@ -4,6 +4,7 @@
 import assert from 'node:assert/strict'
 import { createOpenAI } from '@ai-sdk/openai'
 import { createOpenAICompatible } from '@ai-sdk/openai-compatible'
+import Anthropic from '@anthropic-ai/sdk'
 import { embedMany, generateText, jsonSchema, streamText, tool } from 'ai'
 import OpenAI, { toFile } from 'openai'
 
@@ -13,11 +14,21 @@ const provider = createOpenAICompatible({ name: 'tollway', baseURL: `${url}/v1`,
 const responding = createOpenAI({ baseURL: `${url}/v1`, apiKey })
 const counting = createOpenAICompatible({ name: 'tollway', baseURL: `${url}/v1`, apiKey, includeUsage: true })
 const model = 'm'
+const claude = new Anthropic({ baseURL: url, apiKey, maxRetries: 0, timeout: 30_000 })
 const messages = [{ role: 'user', content: 'Say something.' }]
 const tools = [{ type: 'function', function: { name: 'toll', parameters: { type: 'object', properties: { road: {} } } } }]
 const sound = 'UklGRmQAAABXQVZFZm10IBAAAAABAAEAQB8AAIA+AAACABAAZGF0YQQAAAAAAAAA'
 const image = 'data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=='
 const toll = tool({ description: 'a toll', inputSchema: jsonSchema({ type: 'object', properties: { road: { type: 'string' } } }) })
+
+/** Return what `find` says of `thing` once it has ended. */
+async function until(thing, hasEnded, find) {
+  for (let tries = 0; tries < 300 && !hasEnded(thing); tries++) {
+    await new Promise((resolve) => setTimeout(resolve, 100))
+    thing = await find(thing.id)
+  }
+  return thing
+}
 
 const rows = {
   async plain() {
@@ -104,6 +115,80 @@ const rows = {
     const picture = await toFile(Buffer.from(image.split(',')[1], 'base64'), 'a.png')
     const answer = await client.images.edit({ model, prompt: 'x', image: [picture, picture] })
     assert.ok(answer.data[0].b64_json)
+  },
+  async images() {
+    const answer = await client.images.generate({ model, prompt: 'x', n: 2, size: '256x256' })
+    assert.ok(answer.data[1].b64_json)
+  },
+  async moderations() {
+    const answer = await client.moderations.create({ model, input: 'x' })
+    assert.equal(answer.results[0].flagged, false)
+  },
+  async batches() {
+    const line = { custom_id: 'a', method: 'POST', url: '/v1/chat/completions', body: { model, messages } }
+    const file = await client.files.create({ file: await toFile(Buffer.from(JSON.stringify(line)), 'a.jsonl'), purpose: 'batch' })
+    const asked = { input_file_id: file.id, endpoint: '/v1/chat/completions', completion_window: '24h' }
+    let batch = await client.batches.create(asked)
+    batch = await until(batch, (each) => ['completed', 'failed'].includes(each.status), (id) => client.batches.retrieve(id))
+    assert.equal(batch.status, 'completed')
+    const output = JSON.parse(await (await client.files.content(batch.output_file_id)).text())
+    assert.equal(output.response.body.choices[0].message.content, 'Hello')
+  },
+  async responsesStored() {
+    const first = await client.responses.create({ model, input: 'Say something.', store: true })
+    const second = await client.responses.create({ model, input: 'Again.', previous_response_id: first.id, store: true })
+    const roles = []
+    for await (const item of client.responses.inputItems.list(second.id, { order: 'asc' })) roles.push(item.role)
+    assert.deepEqual(roles, ['user', 'assistant', 'user'])
+    await assert.rejects(client.responses.cancel(first.id), OpenAI.BadRequestError)
+    await client.responses.delete(first.id)
+    await assert.rejects(client.responses.retrieve(first.id), OpenAI.NotFoundError)
+    assert.equal((await client.responses.inputTokens.count({ model, input: 'Say something.' })).input_tokens, 7)
+  },
+  async responsesBackground() {
+    let answer = await client.responses.create({ model, input: 'Say something.', background: true })
+    assert.equal(answer.status, 'queued')
+    answer = await until(answer, (each) => !['queued', 'in_progress'].includes(each.status), (id) => client.responses.retrieve(id))
+    assert.equal(answer.output_text, 'Hello')
+  },
+  async responsesCompact() {
+    const compacted = await client.responses.compact({ model, input: [{ role: 'user', content: 'Say something.' }] })
+    assert.equal(compacted.output[0].type, 'compaction')
+    const answer = await client.responses.create({ model, input: compacted.output })
+    assert.equal(answer.output_text, 'Hello')
+  },
+  async claudePlain() {
+    const message = await claude.messages.create({ model, max_tokens: 9, messages })
+    assert.equal(message.content[0].text, 'Hello')
+    assert.match(message._request_id, /^req_/)
+    assert.equal((await claude.messages.countTokens({ model, messages })).input_tokens, 7)
+  },
+  async claudeStream() {
+    const stream = claude.messages.stream({ model, max_tokens: 9, messages })
+    let text = ''
+    stream.on('text', (piece) => { text += piece })
+    assert.equal((await stream.finalMessage()).usage.output_tokens, 2)
+    assert.equal(text, 'Hello')
+  },
+  async claudeTools() {
+    const asked = { model, max_tokens: 9, messages, tools: [{ name: 'toll', input_schema: { type: 'object' } }] }
+    for (const message of [await claude.messages.create(asked), await claude.messages.stream(asked).finalMessage()]) {
+      assert.deepEqual(message.content[0].input, { road: 'A1' })
+      assert.equal(message.stop_reason, 'tool_use')
+    }
+  },
+  async claudeErrors() {
+    const absent = claude.messages.create({ model: 'absent', max_tokens: 9, messages })
+    await assert.rejects(absent, (error) => error instanceof Anthropic.NotFoundError && !!error.requestID)
+  },
+  async claudeBatches() {
+    const params = { model, max_tokens: 9, messages }
+    let batch = await claude.messages.batches.create({ requests: [{ custom_id: 'a', params }] })
+    batch = await until(batch, (each) => each.processing_status === 'ended', (id) => claude.messages.batches.retrieve(id))
+    const texts = []
+    for await (const each of await claude.messages.batches.results(batch.id)) texts.push(each.result.message.content[0].text)
+    assert.deepEqual(texts, ['Hello'])
+    await claude.messages.batches.delete(batch.id)
   },
   async models() {
     const found = []

@@ -151,6 +151,14 @@ def batches(client: Client) -> None:
         raise AssertionError("a batch that has ended was cancelled")
 
 
+def images(client: Client) -> None:
+    assert client.images.generate(model="m", prompt="x", n=2, size="256x256").data[1].b64_json
+
+
+def moderations(client: Client) -> None:
+    assert client.moderations.create(model="m", input="x").results[0].flagged is False
+
+
 def image_edits(client: Client) -> None:
     pictures = [(f"{number}.png", base64.b64decode(PNG)) for number in range(2)]
     assert client.images.edit(model="m", prompt="x", image=pictures, size="256x256").data[0].b64_json
@@ -215,13 +223,58 @@ def responses_tools(client: Client) -> None:
 
 
 def responses_errors(client: Client) -> None:
-    for asked in ({"previous_response_id": "resp_1"}, {"store": True}, {"tools": [{"type": "web_search"}]}):
+    for asked in ({"previous_response_id": "resp_1"}, {"tools": [{"type": "web_search"}]}):
         try:
             client.responses.create(model="m", input="Say something.", **asked)
         except openai.BadRequestError as error:
             assert error.param == next(iter(asked))
         else:
             raise AssertionError(f"{asked} was not refused")
+
+
+def responses_stored(client: Client) -> None:
+    first = client.responses.create(model="m", input="Say something.", store=True)
+    assert client.responses.retrieve(first.id).output_text == "Hello"
+    second = client.responses.create(model="m", input="Again.", previous_response_id=first.id, store=True)
+    assert [item.role for item in client.responses.input_items.list(second.id, order="asc")] == ["user", "assistant", "user"]
+    for ask, kind in (
+        (client.responses.cancel, openai.BadRequestError),
+        (client.responses.delete, None),
+        (client.responses.retrieve, openai.NotFoundError),
+    ):
+        try:
+            ask(first.id)
+        except openai.APIStatusError as error:
+            assert kind is not None and isinstance(error, kind)
+        else:
+            assert kind is None
+
+
+def responses_background(client: Client) -> None:
+    answer = client.responses.create(model="m", input="Say something.", background=True)
+    assert (answer.status, answer.output_text) == ("queued", "")
+    for _ in range(300):
+        if answer.status not in ("queued", "in_progress"):
+            break
+        time.sleep(0.1)
+        answer = client.responses.retrieve(answer.id)
+    assert (answer.status, answer.output_text) == ("completed", "Hello")
+    assert client.responses.cancel(answer.id).status == "completed"
+
+
+def responses_compact(client: Client) -> None:
+    """As every line can ask, the older ones without a function of their own."""
+    asked = {"model": "m", "input": [{"role": "user", "content": "Say something."}]}
+    answer = client.post("/responses/compact", body=asked, cast_to=object)
+    assert (answer["object"], [item["type"] for item in answer["output"]]) == ("response.compaction", ["compaction"])
+    assert client.responses.create(model="m", input=[*answer["output"], *asked["input"]]).output_text == "Hello"
+    if hasattr(client.responses, "compact"):
+        assert client.responses.compact(**asked).usage.output_tokens == 2
+
+
+def responses_count(client: Client) -> None:
+    if hasattr(client.responses, "input_tokens"):
+        assert client.responses.input_tokens.count(model="m", input="Say something.").input_tokens == 7
 
 
 def claude_plain(client: Client) -> None:
@@ -292,7 +345,8 @@ def claude_retry(client: Client) -> None:
 OPENAI: list[Callable[[Client], None]] = [
     plain, stream, stream_with_usage, tools, tools_streamed, json_schema, vision, embeddings, embeddings_of_tokens, completions, models,
     errors, retry, cancel, responses, responses_stream, responses_tools, responses_errors,
-    transcripts, speech, image_edits, files, batches,
+    responses_stored, responses_background, responses_compact, responses_count,
+    transcripts, speech, images, image_edits, moderations, files, batches,
 ]  # fmt: skip
 ANTHROPIC: list[Callable[[Client], None]] = [
     claude_plain, claude_stream, claude_tools, claude_vision, claude_count, claude_errors, claude_retry, claude_batches,

@@ -38,6 +38,11 @@ class SdkEngine:
             return [whole({"error": {"message": "full", "code": 503}}, 503)]
         if self._has_chat_only and path.endswith((b"/messages", b"/count_tokens", b"/responses")):
             return [whole({"detail": "Not Found"}, 404)]
+        if path.endswith(b"/generations"):
+            return [whole({"created": 1, "data": [{"b64_json": "aGVsbG8="}] * body.get("n", 1)})]
+        if path.endswith(b"/moderations"):
+            result = {"flagged": False, "categories": {}, "category_scores": {}, "category_applied_input_types": {}}
+            return [whole({"id": "modr-1", "model": "m", "results": [result]})]
         if path.endswith(b"/embeddings"):
             return [whole(_embeddings(body))]
         if path.endswith(b"/count_tokens"):

@@ -14,10 +14,13 @@ from typing import Any
 import pytest
 
 from tests.fakes import PATIENCE_SECONDS, Upstream
-from tests.gateway.harness import KEY, Served, gateway
+from tests.gateway.harness import KEY, ORGANIZATION, Served, gateway
+from tests.gateway.test_test_keys import change
 from tests.sdks.conformance import PNG
 from tests.sdks.engine import AgentEngine, SdkEngine
 from tollway.domain.catalog import TRANSLATED_ENDPOINTS
+from tollway.domain.prices import PriceTerms
+from tollway.domain.snapshot import OrganizationEntry
 from tollway.domain.usage import Outcome
 from tollway.gateway.batches.worker import BatchBounds, BatchWorker
 from tollway.gateway.plane import Plane
@@ -28,7 +31,7 @@ from tollway.storage.vault import LocalVault
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PYTHON = ["openai", "openai-2", "openai-1"]
-ROWS = {"openai": 31, "openai-2": 31, "openai-1": 23, "js": 24}
+ROWS = {"openai": 37, "openai-2": 37, "openai-1": 29, "js": 34}
 """Clients of each line: Anthropic's SDK is not beside the oldest of OpenAI's."""
 
 
@@ -98,7 +101,7 @@ async def ask_claude_code(program: Path, ask: str, home: Path, url: str) -> dict
         program, *arguments, env=names, cwd=home, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
     )
     try:
-        async with asyncio.timeout(5 * PATIENCE_SECONDS):
+        async with asyncio.timeout(10 * PATIENCE_SECONDS):
             out, errors = await process.communicate()
     finally:
         if process.returncode is None:
@@ -122,7 +125,7 @@ def record(client: str, rows: list[dict[str, Any]]) -> None:
 PACKAGES = {
     "agents": ("openai-agents", "openai"),
     "claude-code": ("@anthropic-ai/claude-code",),
-    "js": ("openai", "ai", "@ai-sdk/openai", "@ai-sdk/openai-compatible"),
+    "js": ("openai", "@anthropic-ai/sdk", "ai", "@ai-sdk/openai", "@ai-sdk/openai-compatible"),
     "openai": ("openai", "anthropic"),
     "openai-1": ("openai",),
     "openai-2": ("openai", "anthropic"),
@@ -158,6 +161,23 @@ def _keep_files(plane: Plane, directory: Path) -> BatchWorker:
     return BatchWorker(plane, batches, files, BatchBounds(), lambda event, fields: None)
 
 
+class StoredResponses:
+    """A store of responses in memory, as control is one."""
+
+    def __init__(self) -> None:
+        self._stored: dict[tuple[str, str, str], bytes] = {}
+
+    async def keep(self, organization_id: str, project_id: str, id: str, content: bytes) -> bool:
+        self._stored[organization_id, project_id, id] = content
+        return True
+
+    async def find(self, organization_id: str, project_id: str, id: str) -> bytes | None:
+        return self._stored.get((organization_id, project_id, id))
+
+    async def delete(self, organization_id: str, project_id: str, id: str) -> bool:
+        return self._stored.pop((organization_id, project_id, id), None) is not None
+
+
 async def conform(
     client: str, command: list[str], count: int, directory: Path, *, is_official: bool = True, is_translated: bool = False
 ) -> None:
@@ -168,12 +188,15 @@ async def conform(
         served = Served([upstream.url], translated_endpoints=tuple(TRANSLATED_ENDPOINTS) if is_translated else (), batch_price=50)
         async with gateway({"m": served, "org/name": served}) as running:
             worker = _keep_files(running.plane, directory)
+            running.plane.response_store = StoredResponses()
+            terms = (PriceTerms(0, "book_1"),)
+            change(running, OrganizationEntry(id=ORGANIZATION, currency="EUR", terms=terms, response_retention_seconds=3600))
             working = asyncio.get_running_loop().create_task(worker.run())
             process = await asyncio.create_subprocess_exec(
                 *command, running.url, KEY, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
             )
             try:
-                async with asyncio.timeout(5 * PATIENCE_SECONDS):
+                async with asyncio.timeout(10 * PATIENCE_SECONDS):
                     out, errors = await process.communicate()
             finally:
                 if process.returncode is None:
