@@ -89,21 +89,21 @@ def run(scratch: Path, lines: int, kills: int, database: str, seed: int) -> Outc
             (port,) = held.enter_context(reserved_ports(1))
             environment |= postgres.application_environment(held.enter_context(postgres.cluster(port)).url)
         platform, serving = held.enter_context(supervised(scratch, environment=environment))
-        _price_batches(platform)
+        price_batches(platform)
         over = threading.Event()
         began = time.monotonic()
-        ids = [_submit(platform, number, count) for number, count in enumerate(_share_out(lines))]
+        ids = [submit(platform, number, count) for number, count in enumerate(_share_out(lines))]
         striking = threading.Thread(target=_strike, args=(serving, outcome, kills, dice, over), daemon=True)
         striking.start()
         try:
-            batches = [_wait_until_ended(platform, serving, id, lines, outcome) for id in ids]
+            batches = [wait_until_ended(platform, serving, id, lines, outcome) for id in ids]
         finally:
             over.set()
             striking.join(WAIT_SECONDS)
         outcome.seconds = time.monotonic() - began
         answered: dict[str, str] = {}
         for number, batch in enumerate(batches):
-            _read_output(platform, number, batch, outcome, answered)
+            read_output(platform, number, batch, outcome.wrong, answered)
         wait_until_idle(platform.truth_log)
         attempts = read_truth(platform.truth_log)
         platform.wait_until_billed(len(answered))
@@ -116,15 +116,19 @@ def run(scratch: Path, lines: int, kills: int, database: str, seed: int) -> Outc
             outcome.wrong.append(f"verify: {verified.stdout}{verified.stderr}")
         bills = read_bills(platform.database_url)
         faults, outcome.bills = find_wrong(attempts, bills, [], PRICES)
-        outcome.wrong += [*faults, *_check_lines(answered, bills)]
+        outcome.wrong += [*faults, *find_unbilled(answered, bills), *find_unanswered(answered, bills)]
         outcome.repeated = len(attempts.keys() - answered.keys())
     return outcome
 
 
-def _check_lines(answered: Mapping[str, str], bills: Mapping[str, Bill]) -> list[str]:
-    """Return what is wrong with the bills of lines. `answered`: their custom ids by the ids of the requests that were answered."""
-    wrong = [f"{line}: answered, and not billed" for id, line in answered.items() if id not in bills or not bills[id].amount_pico]
-    return wrong + [f"{id}: billed, and in no output: {bill}" for id, bill in bills.items() if bill.amount_pico and id not in answered]
+def find_unbilled(answered: Mapping[str, str], bills: Mapping[str, Bill]) -> list[str]:
+    """Return which lines were answered and are not billed. `answered`: their custom ids by the ids of the requests that were answered."""
+    return [f"{line}: answered, and not billed" for id, line in answered.items() if id not in bills or not bills[id].amount_pico]
+
+
+def find_unanswered(answered: Mapping[str, str], bills: Mapping[str, Bill]) -> list[str]:
+    """Return which bills cost something and are those of no line that was answered."""
+    return [f"{id}: billed, and in no output: {bill}" for id, bill in bills.items() if bill.amount_pico and id not in answered]
 
 
 def _share_out(lines: int) -> list[int]:
@@ -132,7 +136,7 @@ def _share_out(lines: int) -> list[int]:
     return [BATCH_LINES_MAX] * (lines // BATCH_LINES_MAX) + ([rest] if (rest := lines % BATCH_LINES_MAX) else [])
 
 
-def _price_batches(platform: Platform) -> None:
+def price_batches(platform: Platform) -> None:
     """Publish a price for batches, equal to the standard one."""
     headers = {"authorization": f"Bearer {platform.platform_key}"}
     with httpx2.Client(base_url=platform.control_url, headers=headers, timeout=WAIT_SECONDS, trust_env=False) as http:
@@ -141,16 +145,17 @@ def _price_batches(platform: Platform) -> None:
     assert answer.status_code == 200, answer.text
 
 
-def _gateway(platform: Platform) -> httpx2.Client:
+def open_gateway(platform: Platform) -> httpx2.Client:
+    """Return a client of the gateway with the tenant's key."""
     headers = {"authorization": f"Bearer {platform.tenant.api_key}"}
     return httpx2.Client(base_url=platform.gateway_url, headers=headers, timeout=WAIT_SECONDS, trust_env=False)
 
 
-def _submit(platform: Platform, number: int, count: int) -> str:
+def submit(platform: Platform, number: int, count: int) -> str:
     """Submit a batch of so many lines; return its id. The price may be on its way to the gateway: a batch that came too early is submitted
     again."""
     lines = "\n".join(json.dumps(_make_line(number, line)) for line in range(count)).encode()
-    with _gateway(platform) as http:
+    with open_gateway(platform) as http:
         file = http.post("/v1/files", files={"file": ("lines.jsonl", lines)}, data={"purpose": "batch"})
         assert file.status_code == 200, file.text
         asked = {"input_file_id": file.json()["id"], "endpoint": PATH, "completion_window": "24h"}
@@ -182,14 +187,14 @@ def _strike(serving: Part, outcome: Outcome, kills: int, dice: random.Random, ov
             outcome.kills[victim] += 1
 
 
-def _wait_until_ended(platform: Platform, serving: Part, id: str, lines: int, outcome: Outcome) -> dict[str, Any]:
+def wait_until_ended(platform: Platform, serving: Part, id: str, lines: int, outcome: Outcome) -> dict[str, Any]:
     """Return a batch once it has ended."""
     deadline = time.monotonic() + WAIT_SECONDS + lines * LINE_SECONDS_MAX
     while time.monotonic() < deadline:
         if serving.process is not None:
             outcome.memory_bytes_max = max(outcome.memory_bytes_max, _read_gateway_memory(serving.process.pid))
         try:
-            with _gateway(platform) as http:
+            with open_gateway(platform) as http:
                 answer = http.get(f"/v1/batches/{id}")
             if answer.status_code == 200 and answer.json()["status"] in ENDED:
                 return dict(answer.json())
@@ -210,12 +215,12 @@ def _read_gateway_memory(supervisor: int) -> int:
     return 0
 
 
-def _read_output(platform: Platform, number: int, batch: dict[str, Any], outcome: Outcome, answered: dict[str, str]) -> None:
+def read_output(platform: Platform, number: int, batch: dict[str, Any], wrong: list[str], answered: dict[str, str]) -> None:
     """Check the output of a batch, and add the ids of its requests to `answered`."""
     counts = batch["request_counts"]
     if batch["status"] != "completed" or counts["failed"] or batch["error_file_id"]:
-        outcome.wrong.append(f"the batch ended as {batch}")
-    with _gateway(platform) as http:
+        wrong.append(f"the batch ended as {batch}")
+    with open_gateway(platform) as http:
         answer = http.get(f"/v1/files/{batch['output_file_id']}/content")
     assert answer.status_code == 200, answer.text
     seen: Counter[str] = Counter()
@@ -226,6 +231,6 @@ def _read_output(platform: Platform, number: int, batch: dict[str, Any], outcome
         own = f"Line {line['custom_id'].partition('-')[2]} of batch {number} asks for itself."
         said = line["response"]["body"]["choices"][0]["message"]["content"]
         if own not in said and said not in own:
-            outcome.wrong.append(f"{line['custom_id']} was answered {said!r}")
+            wrong.append(f"{line['custom_id']} was answered {said!r}")
     lost = [f"{number}-{each}" for each in range(counts["total"]) if not seen[f"{number}-{each}"]]
-    outcome.wrong += [f"{each}: lost" for each in lost] + [f"{each}: {count} times" for each, count in seen.items() if count > 1]
+    wrong += [f"{each}: lost" for each in lost] + [f"{each}: {count} times" for each, count in seen.items() if count > 1]

@@ -211,9 +211,10 @@ def _check_bill(bill: Bill, attempts: list[Attempt], heard: Heard | None) -> lis
         return []
     used = bill.used
     if bill.outcome == "completed" and bill.source != "estimated":
+        cached = 0 if bill.endpoint == "messages" else attempt.cached  # the engine's messages do not tell of its cache
         right = {
-            "input": attempt.prompt - attempt.cached,
-            "cached_input": attempt.cached,
+            "input": attempt.prompt - cached,
+            "cached_input": cached,
             "output": (attempt.generated or 0) - attempt.reasoning,
             "reasoning": attempt.reasoning,
         }
@@ -231,7 +232,8 @@ def _check_bill(bill: Bill, attempts: list[Attempt], heard: Heard | None) -> lis
         if used["cached_input"] or used["reasoning"]:
             wrong.append("an estimate of a class that nobody can estimate")
         return wrong
-    if prompt not in (0, attempt.prompt) or (bill.generated and not prompt):
+    tells_input_last = bill.endpoint == "responses" and bill.outcome == "gateway_crash"  # in the event that a crash cut off
+    if prompt not in (0, attempt.prompt) or (bill.generated and not prompt and not tells_input_last):
         wrong.append(f"input is not the prompt of {attempt.prompt}")
     if used["cached_input"] > attempt.cached or (attempt.generated is not None and used["reasoning"] > attempt.reasoning):
         wrong.append("more of a class than there was")

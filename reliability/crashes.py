@@ -6,6 +6,10 @@ the supervisor and the postmaster by `_keep`, which does what systemd does, noug
 Half of the kills do not wait for anything to be whole again, so that starts and recoveries are struck as well. Beside the load, an
 administrator makes and revokes keys, and notes what was acknowledged.
 
+The load is chat completions, completions, embeddings, responses and messages. Beside it a batch is run: each of its lines must be
+answered once, and billed once. Files are uploaded and responses in the background asked for all the time; whichever was acknowledged must
+be there in the end, and each response made and billed once.
+
 The engine, which knows the truth, lives through all of it and keeps its truth log on another file system than the platform's where
 there is one. The client's log and the books are held against it (`bill_checks.py`, `books.py`)."""
 
@@ -18,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +30,8 @@ from typing import Any
 
 import httpx2
 
-from reliability import books, load
-from reliability.bill_checks import Heard, find_wrong, lines_of_log, read_bills, read_truth, wait_until_idle
+from reliability import batches, books, load
+from reliability.bill_checks import Bill, Heard, find_wrong, lines_of_log, read_bills, read_truth, wait_until_idle
 from reliability.load import Sent
 from reliability.platforms import PRICES, Part, Platform, kill_child, list_models, reserved_ports, supervised
 from reliability.processes import NO_TLS, WAIT_SECONDS, tollway
@@ -47,8 +51,12 @@ VERIFY_WAIT_SECONDS = 900.0
 """`tollway verify` reads all that the run recorded: a second where nothing else runs, minutes where ten other programs do."""
 
 ADMIN_PAUSE_SECONDS = 0.3
+UPLOAD_PAUSE_SECONDS = 0.5
+FILE_BYTES = 50_000
+BATCH_LINES = 200
+BACKGROUND_PAUSE_SECONDS = 0.5
 
-ERRORS_ALLOWED = ("draining", "model_overloaded")
+ERRORS_ALLOWED = ("draining", "model_overloaded", "overloaded_error")
 """The errors that a client may be told while only our own processes die: an orphaned gateway ends what it has, and a gateway that comes
 back on a busy machine refuses what would wait too long for a place at the engine."""
 
@@ -95,6 +103,8 @@ class Rig:
     """Set when the load has ended, or was interrupted: no more kills."""
     database_down: threading.Event = field(default_factory=threading.Event)
     failures: list[str] = field(default_factory=list)
+    asked_all: threading.Event = field(default_factory=threading.Event)
+    """Set when no more responses in the background are to be asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +161,7 @@ def run(scratch: Path, kills: int, database: str, seed: int, *, per_second: floa
     with ExitStack() as held:
         truth = held.enter_context(_other_disk())
         server, over = None, threading.Event()
-        environment: dict[str, str] = {}
+        environment = {"TOLLWAY__GATEWAY__FILES__FREE_BYTES_MIN": "1024"}
         held.callback(over.set)
         if database == "postgres":
             (port,) = held.enter_context(reserved_ports(1))
@@ -161,11 +171,26 @@ def run(scratch: Path, kills: int, database: str, seed: int, *, per_second: floa
         rig = Rig(platform, serving, server, dice, over)
         administration = Administration()
         administrator = threading.Thread(target=_administrate, args=(rig, administration), daemon=True)
-        for thread in (administrator, threading.Thread(target=_keep, args=(rig,), daemon=True)):
+        uploads: dict[str, bytes] = {}
+        background: dict[str, str] = {}
+        with platform.admin() as http:
+            assert http.post("/v1/organization", json={"response_retention_seconds": 86_400}).status_code == 200
+        uploader = threading.Thread(target=_upload, args=(rig, uploads), daemon=True)
+        batches.price_batches(platform)
+        batch_id = batches.submit(platform, 0, BATCH_LINES)
+        asking = threading.Thread(target=_ask_in_background, args=(rig, background), daemon=True)
+        for thread in (administrator, uploader, asking, threading.Thread(target=_keep, args=(rig,), daemon=True)):
             thread.start()
+        answered: dict[str, str] = {}
+        wrong: list[str] = []
         try:
             sent = asyncio.run(_load(rig, kills, seed, per_second))
             quiet_from = time.monotonic()
+            batch = batches.wait_until_ended(platform, serving, batch_id, BATCH_LINES, batches.Outcome())
+            batches.read_output(platform, 0, batch, wrong, answered)
+            rig.asked_all.set()
+            asking.join(WAIT_SECONDS)
+            wrong += _find_unfinished(platform, background)
             wait_until_idle(platform.truth_log)
             attempts = read_truth(platform.truth_log)
             platform.wait_until_billed(len(attempts))
@@ -173,7 +198,9 @@ def run(scratch: Path, kills: int, database: str, seed: int, *, per_second: floa
         finally:
             rig.stopping.set()
             administrator.join(WAIT_SECONDS)
-        wrong = [*rig.failures, *sent.wrong, *_check_administration(platform, administration)]
+            uploader.join(WAIT_SECONDS)
+        wrong += _find_lost_files(platform, uploads)
+        wrong += [*rig.failures, *sent.wrong, *_check_administration(platform, administration)]
         stated = books.read_stated(platform)
         code = serving.end(signal.SIGTERM)
         if code != 0:
@@ -186,7 +213,7 @@ def run(scratch: Path, kills: int, database: str, seed: int, *, per_second: floa
             wrong.append(f"verify: {verified.stdout}{verified.stderr}")
         bills = read_bills(platform.database_url)
         faults, billed = find_wrong(attempts, bills, sent.heard, PRICES)
-        wrong += faults
+        wrong += [*faults, *batches.find_unbilled(answered, bills), *_find_misbilled(platform, background, bills)]
         differences, compared = books.find_differences(platform, stated, bills)
         if quiet_seconds > QUIET_SECONDS_MAX:
             wrong.append(f"quiet only after {quiet_seconds:.1f} s")
@@ -210,6 +237,10 @@ def run(scratch: Path, kills: int, database: str, seed: int, *, per_second: floa
             "clients": dict(ended),
             "errors": dict(errors),
             "bills": dict(billed),
+            "endpoints": dict(Counter(bill.endpoint for bill in bills.values())),
+            "lines_of_a_batch": len(answered),
+            "files": len(uploads),
+            "responses_in_the_background": len(background),
             "billed_pico": str(sum(bill.amount_pico for bill in bills.values())),
             "control_statuses": administration.statuses(),
             "quiet_s": round(quiet_seconds, 1),
@@ -386,6 +417,86 @@ def _check_administration(platform: Platform, done: Administration) -> list[str]
         if status not in ((401, 429) if is_revoked else (200,)):
             wrong.append(f"{key_id} was {'revoked' if is_revoked else 'made'}, and the gateway answers it {status}")
     return wrong
+
+
+# ---- Files ------------------------------------------------------------------------------------------------------------
+
+
+def _upload(rig: Rig, uploads: dict[str, bytes]) -> None:
+    """Upload files, and note those that were acknowledged by their ids."""
+    dice = random.Random(rig.dice.random())
+    while not rig.stopping.is_set():
+        content = dice.randbytes(dice.randint(1, 2 * FILE_BYTES))
+        try:
+            with batches.open_gateway(rig.platform) as http:
+                answer = http.post("/v1/files", files={"file": ("a.bin", content)}, data={"purpose": "user_data"})
+                if answer.status_code == 200:
+                    uploads[answer.json()["id"]] = content
+        except httpx2.HTTPError:
+            pass  # it is starting again
+        rig.stopping.wait(UPLOAD_PAUSE_SECONDS)
+
+
+def _find_lost_files(platform: Platform, uploads: Mapping[str, bytes]) -> list[str]:
+    """Return which files were acknowledged and are not there as they were sent."""
+    wrong = []
+    with batches.open_gateway(platform) as http:
+        for id, content in uploads.items():
+            answer = http.get(f"/v1/files/{id}/content")
+            if answer.status_code != 200 or answer.content != content:
+                wrong.append(f"{id}: stored, and answered {answer.status_code} with {len(answer.content)} of {len(content)} bytes")
+    return wrong
+
+
+# ---- Responses in the background --------------------------------------------------------------------------------------
+
+
+def _ask_in_background(rig: Rig, asked: dict[str, str]) -> None:
+    """Ask for responses in the background, and note those that were acknowledged: what they are to say, by their ids."""
+    while not rig.asked_all.is_set():
+        text = f"Response {len(asked)} asks for itself."
+        try:
+            with batches.open_gateway(rig.platform) as http:
+                answer = http.post("/v1/responses", json={"model": "echo", "input": text, "background": True})
+                if answer.status_code == 200:
+                    asked[answer.json()["id"]] = text
+        except httpx2.HTTPError:
+            pass  # it is starting again
+        rig.asked_all.wait(BACKGROUND_PAUSE_SECONDS)
+
+
+def _find_unfinished(platform: Platform, asked: Mapping[str, str]) -> list[str]:
+    """Return which responses in the background were acknowledged and do not end as they should."""
+    wrong = []
+    deadline = time.monotonic() + 2 * WAIT_SECONDS
+    with batches.open_gateway(platform) as http:
+        for id, text in asked.items():
+            while (answer := http.get(f"/v1/responses/{id}")).json().get("status") in ("queued", "in_progress"):
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.1)
+            found = answer.json()
+            said = found["output"][0]["content"][0]["text"] if found.get("output") else None
+            if found.get("status") != "completed" or said is None or said.strip() != text:
+                wrong.append(f"{id}: acknowledged, and ended as {found.get('status')} with {said!r}: {found.get('error')}")
+    return wrong
+
+
+def _find_misbilled(platform: Platform, asked: Mapping[str, str], bills: Mapping[str, Bill]) -> list[str]:
+    """Return which responses in the background are not billed once, by the ids of the requests that were made of them."""
+    wrong = []
+    for id in asked:
+        (place,) = (platform.directory / "files" / "batches").glob(f"org_*/proj_*/{id}")
+        answered, attempts = _read_ids(place / "answered"), _read_ids(place / "attempts")
+        billed = [each for each in attempts if each in bills and bills[each].amount_pico]
+        if len(answered) != 1 or billed != answered:
+            wrong.append(f"{id}: answered by {answered}, and billed {billed} of {attempts}")
+    return wrong
+
+
+def _read_ids(path: Path) -> list[str]:
+    ids = path.read_bytes()
+    return [f"req_{ids[start : start + 16].hex()}" for start in range(0, len(ids), 16)]
 
 
 # ---- How long it took -------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from reliability.bill_checks import Ended, Heard
@@ -22,6 +23,9 @@ PREFIX = "Tolls were paid in silver at the bridge over the river long before the
 
 THOUGHT_TOKENS = {"thinker": 6}
 """Made before the echo, by model (see `platforms.MODELS`)."""
+
+_TYPED = ("messages", "responses")
+"""Endpoints whose streams are events with names."""
 
 WORDS = ("axle", "barrier", "causeway", "drover", "engine", "ferry", "gate", "horse", "invoice", "journey")
 
@@ -45,12 +49,12 @@ class Ask:
     def body(self) -> bytes:
         """As JSON."""
         fields: dict[str, object] = {"model": self.model}
-        if self.endpoint == "chat/completions":
+        if self.endpoint in ("chat/completions", "messages"):
             fields["messages"] = [{"role": "user", "content": self.text}]
         else:
-            fields["input" if self.endpoint == "embeddings" else "prompt"] = self.text
-        if self.endpoint == "completions":
-            fields["max_tokens"] = 1024  # this API's own default is 16
+            fields["prompt" if self.endpoint == "completions" else "input"] = self.text
+        if self.endpoint in ("completions", "messages"):
+            fields["max_tokens"] = 1024  # one API's own default is 16, the other one has none
         if self.stream:
             fields["stream"] = True
         return json.dumps(fields).encode()
@@ -101,7 +105,7 @@ HANG_SECONDS = 60.0
 
 def make_endless(seed: int) -> Iterator[Ask]:
     """The mix for crashes: four of five are streams, one of ten takes a second or two, one of twenty is retried elsewhere, one of
-    twenty abandoned."""
+    twenty abandoned. Where the model does not think, two of five are responses and messages."""
     dice = random.Random(seed)
     for number in itertools.count():
         stream = dice.random() < 0.8
@@ -110,6 +114,8 @@ def make_endless(seed: int) -> Iterator[Ask]:
         endpoint = "chat/completions"
         if not stream and dice.random() < 0.2:
             model, endpoint = "echo", dice.choice(("completions", "embeddings"))
+        elif model != "thinker" and dice.random() < 0.4:
+            endpoint = dice.choice(("responses", "messages"))
         yield Ask(model, endpoint, text, stream, dice.randint(1, 20) if dice.random() < 0.05 else None)
 
 
@@ -248,9 +254,14 @@ class _Answer:
     def _take_whole(self, body: bytes) -> None:
         answer = json.loads(body)
         if self.status != 200:
-            self.code = answer["error"]["code"]
+            self.code = answer["error"].get("code") or answer["error"]["type"]
             return
-        if self._ask.endpoint != "embeddings":
+        if self._ask.endpoint in _TYPED:
+            content = answer["output"][0]["content"] if self._ask.endpoint == "responses" else answer["content"]
+            self._content.append(content[0]["text"])
+            self.tokens = answer["usage"]["output_tokens"]
+            self._check_content()
+        elif self._ask.endpoint != "embeddings":
             choice = answer["choices"][0]
             self._content.append(choice["message"]["content"] if "message" in choice else choice["text"])
             self.tokens = answer["usage"]["completion_tokens"]
@@ -262,6 +273,9 @@ class _Answer:
         if event == b"data: [DONE]":
             self.is_whole = True
             return
+        if event.startswith(b"event: "):
+            self._take_typed(json.loads(event.partition(b"\ndata: ")[2]))
+            return
         assert event.startswith(b"data: "), event
         chunk = json.loads(event[6:])
         if "error" in chunk:
@@ -270,6 +284,19 @@ class _Answer:
         for content, thought in _texts(chunk):
             self.tokens += bool(content) or bool(thought)
             self._content.append(content)
+
+    def _take_typed(self, event: dict[str, Any]) -> None:
+        """Read an event of a response or a message."""
+        kind = event["type"]
+        if kind == "error":
+            error = event["error"]
+            self.code = error.get("code") or error["type"]
+        elif kind in ("response.completed", "message_stop"):
+            self.is_whole = True
+        elif kind in ("response.output_text.delta", "content_block_delta"):
+            delta = event["delta"] if kind.startswith("response") else event["delta"]["text"]
+            self.tokens += bool(delta)
+            self._content.append(delta)
 
     def _check_content(self) -> None:
         """An answer that is whole is the echo: nothing was left out, doubled or mixed up with another's."""

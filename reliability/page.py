@@ -24,7 +24,8 @@ class Figure:
 FIGURES: Mapping[str, Figure] = {
     "R1": Figure(
         "Usage lost or doubled across crashes",
-        "An open loop of 100 requests/s, four of five of them streams, some slow, some abandoned, some retried elsewhere. Every "
+        "An open loop of 100 requests/s: chat completions, completions, embeddings, responses and messages, four of five of them "
+        "streams, some slow, some abandoned, some retried elsewhere; beside it a batch, uploads of files and responses in the background. Every "
         "1 to 5 s one process gets SIGKILL: the gateway, the control process, the supervisor above both or, on PostgreSQL, the "
         "postmaster. Each is started again 0 to 2 s later (gateway and control by the supervisor, at once). Before half of the "
         "kills everything works again; the others strike whatever there is, starts and recoveries among them. Beside it an "
@@ -32,7 +33,8 @@ FIGURES: Mapping[str, Figure] = {
         "Every request that the engine heard of has exactly one event, and no other request costs anything. What a client saw "
         "complete is billed as completed, with the tokens of the truth log, class by class; what ended otherwise is billed at "
         "least what was delivered and at most what was generated. `tollway verify` finds nothing. Every acknowledged key exists "
-        "and works, every revoked one does not. Nobody is told a 5xx but `draining` and, on a busy machine, "
+        "and works, every revoked one does not. Each line of the batch and each response in the background is answered and billed "
+        "once; each file that was acknowledged is there. Nobody is told a 5xx but `draining` and, on a busy machine, "
         "`model_overloaded`; nothing hangs; control answers 200 or 503. All is collected within 60 s.",
         "SIGKILL is not a power cut: what the kernel holds survives. One machine: no network between the parts fails. How soon "
         "things are back is shown and not checked: the machine does other things beside.",

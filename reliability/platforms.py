@@ -42,6 +42,9 @@ PRICES = {
 }
 """EUR per million tokens, and per request. No two alike, so that no class or model can pass for another."""
 
+ENDPOINTS = ["chat/completions", "completions", "embeddings", "messages", "responses"]
+"""Endpoints of every model."""
+
 FREE = ("--listen", "127.0.0.1:0", "--internal", "127.0.0.1:0", "--control-listen", "127.0.0.1:0", "--link", "127.0.0.1:0")
 
 
@@ -350,7 +353,7 @@ def seed(control_url: str, platform_key: str, engine_url: str) -> Tenant:
             return dict(answer.json())
 
         for model, upstream_models in MODELS.items():
-            post("/platform/models", {"name": model, "endpoints": ["chat/completions", "completions", "embeddings"]})
+            post("/platform/models", {"name": model, "endpoints": ENDPOINTS})
             post("/platform/prices", {"model": model, "currency": "EUR", **PRICES[model]})
             post(f"/platform/models/{model}/publish")
             for tier, upstream_model in enumerate(upstream_models):
