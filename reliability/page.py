@@ -25,7 +25,8 @@ FIGURES: Mapping[str, Figure] = {
     "R1": Figure(
         "Usage lost or doubled across crashes",
         "An open loop of 100 requests/s: chat completions, completions, embeddings, responses and messages, four of five of them "
-        "streams, some slow, some abandoned, some retried elsewhere; beside it a batch, uploads of files and responses in the background. Every "
+        "streams, some slow, some abandoned, some retried elsewhere; beside it a batch, uploads of files and responses in the "
+        "background. Every "
         "1 to 5 s one process gets SIGKILL: the gateway, the control process, the supervisor above both or, on PostgreSQL, the "
         "postmaster. Each is started again 0 to 2 s later (gateway and control by the supervisor, at once). Before half of the "
         "kills everything works again; the others strike whatever there is, starts and recoveries among them. Beside it an "
