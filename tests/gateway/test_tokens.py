@@ -1,5 +1,6 @@
 """Access tokens at a gateway: what is accepted, what is refused and why, and that a token is the key that it stands for."""
 
+import datetime
 import hashlib
 import hmac
 from collections.abc import AsyncIterator
@@ -9,6 +10,7 @@ import msgspec
 import pytest
 
 from tests.fakes import Clock
+from tests.gateway.authorities import issue
 from tests.gateway.harness import (
     KEY,
     NOWHERE,
@@ -26,9 +28,11 @@ from tests.gateway.harness import (
 )
 from tests.tokens import Signer, encode, make_ed25519, make_p256, make_rsa
 from tollway.domain import keys
+from tollway.domain.catalog import Endpoint
+from tollway.domain.certificates import CertificateMapping
 from tollway.domain.keys import KeyType
 from tollway.domain.limits import Limits
-from tollway.domain.snapshot import Change, Entry, IssuerEntry, KeyEntry, SigningKeyEntry
+from tollway.domain.snapshot import CertificateEntry, Change, Entry, IssuerEntry, KeyEntry, SigningKeyEntry
 from tollway.domain.tokens import FederationRule, Jwk, TokenInvalid, check_claims
 from tollway.gateway import directory as directories
 from tollway.gateway.edge.auth_failures import AuthFailureLimiter
@@ -192,20 +196,41 @@ async def test_forty_kilobytes_with_dots_are_no_token(gateway: Gateway) -> None:
     assert (await gateway.ask("a" * 4000 + "." + "b" * 4000 + "." + "c" * 400)).error["code"] == "invalid_api_key"
 
 
-async def test_token_and_key_are_one_principal(gateway: Gateway) -> None:
-    """A key, a token of ours that stands for it, and one of the own issuer that a rule maps to it are alike in everything but the end."""
+BOUNDED_KEYS: dict[str, dict[str, Any]] = {
+    "unbounded": {},
+    "models": {"models": ("echo",)},
+    "endpoints-and-output": {"endpoints": (Endpoint.EMBEDDINGS,), "output_tokens_max": 7},
+    "addresses": {"addresses": ("192.0.2.0/24",)},
+    "limits-of-its-account": {
+        "limits": Limits(requests_per_minute=3),
+        "service_account_id": "sa_" + "0" * 32,
+        "service_account_limits": Limits(tokens_per_minute=5),
+    },
+    "test-key": {"type": KeyType.TEST},
+}
+
+
+@pytest.mark.parametrize("bounds", BOUNDED_KEYS.values(), ids=BOUNDED_KEYS)
+async def test_40_identity_is_the_same_principal_by_key_token_assertion_and_certificate(gateway: Gateway, bounds: dict[str, Any]) -> None:
+    """A key, and what stands for it (a token of ours, a token of the organization's own issuer, a client certificate), are alike in every
+    scope, limit and field of the log, which names the key; they differ in their kind and their end."""
     directory, now = gateway.plane.directory, gateway.clock.now_us()
-    rule = FederationRule(KEY_ID, {"sub": "repo:acme/*"})
-    gateway.become("issuer", "idp_1", msgspec.structs.replace(ISSUER, rules=(rule,)))
-    by_key = directory.find_caller(keys.digest(PEPPER, KEY.encode()), now)
-    callers = [directory.find_token_caller(hashlib.sha256(token).digest(), token, now) for token in (
-        ed25519.token(gateway.ours(), typ="at+jwt").encode(), p256.token(gateway.theirs()).encode(),
-    )]  # fmt: skip
-    assert by_key is not None
-    for caller in callers:
-        assert caller is not None and caller.principal.kind is PrincipalKind.TOKEN
-        of_key = msgspec.structs.replace(by_key.principal, kind=PrincipalKind.TOKEN, expires_at=caller.expires_at)
-        assert caller.principal == of_key
+    digest = keys.digest(PEPPER, KEY.encode())
+    gateway.become("key", KEY_ID, KeyEntry(**{"id": KEY_ID, "digest": digest, "type": KeyType.LIVE, "project_id": PROJECT} | bounds))
+    gateway.become("issuer", "idp_1", msgspec.structs.replace(ISSUER, rules=(FederationRule(KEY_ID, {"sub": "repo:acme/*"}),)))
+    program = issue("worker.acme.example", now=datetime.datetime.fromtimestamp(now / 1e6, datetime.UTC))
+    mapping = CertificateMapping(KEY_ID, {"dns": "worker.acme.example"})
+    entry = CertificateEntry(id="cert_1", organization_id=ORGANIZATION, certificate=program.der, rules=(mapping,))
+    gateway.become("certificate", "cert_1", entry)
+    by_key = directory.find_caller(digest, now)
+    assert by_key is not None and by_key.principal.kind is PrincipalKind.API_KEY
+    tokens = [ed25519.token(gateway.ours(), typ="at+jwt").encode(), p256.token(gateway.theirs()).encode()]
+    others = [directory.find_token_caller(hashlib.sha256(token).digest(), token, now) for token in tokens]
+    others.append(directory.find_certificate_caller(b"c" * 32, ORGANIZATION, program.der, now))
+    kinds = [PrincipalKind.TOKEN, PrincipalKind.TOKEN, PrincipalKind.CERTIFICATE]
+    for caller, kind in zip(others, kinds, strict=True):
+        assert caller is not None
+        assert caller.principal == msgspec.structs.replace(by_key.principal, kind=kind, expires_at=caller.principal.expires_at)
         assert (caller.cache_salt, caller.budgets) == (by_key.cache_salt, by_key.budgets)
 
 
