@@ -31,7 +31,7 @@ from tollway.control.auditing import audit, audit_chains
 from tollway.control.auditing.audit import AuditedOperation
 from tollway.control.authentication import federation, token_exchange
 from tollway.control.gateways import nodes
-from tollway.control.identity import keys, operators, scheduled_rotation, sessions
+from tollway.control.identity import keys, leaked_keys, operators, scheduled_rotation, sessions
 from tollway.control.identity.github_reports import GithubReports
 from tollway.control.identity.mail import MailDirectory, MailServer
 from tollway.control.identity.operators import OperatorSignIn
@@ -90,6 +90,9 @@ STORED_RESPONSES_SECONDS = 60.0
 
 CONTENT_SECONDS = 60.0
 """Interval of the job that removes logged content whose time is over. Nobody can read it meanwhile."""
+
+LEAKED_KEY_MAILS_SECONDS = 60.0
+"""Interval of the job that writes to the owners of leaked keys who could not be told before."""
 
 ERASURES_SECONDS = 60.0
 """Interval of the job that carries out erasures that a second person approved."""
@@ -154,6 +157,7 @@ LEVELS = {
     "key_rotation_failed": "warning",
     "key_secret_uncollected": "warning",
     "mail_failed": "error",
+    "mail_given_up": "error",
     "node_clock_ahead": "error",
     "node_mismatch": "error",
     "node_of_settings_revoked": "warning",
@@ -484,6 +488,10 @@ def _list_jobs(
             if turn.is_over():
                 break
 
+    def tell_of_leaked_keys(turn: Turn) -> None:
+        while leaked_keys.tell_due(plane.database, plane.mail, plane.log, turn.at) and not turn.is_over():
+            pass
+
     def carry_out_erasures(turn: Turn) -> None:
         while (erasure := erasures.carry_out_next(plane.database, plane.new_id, plane.now())) is not None:
             if erasure.finished_at is not None:
@@ -583,6 +591,12 @@ def _list_jobs(
             name="content_logs",
             work=in_thread(remove_content),
             interval_seconds=CONTENT_SECONDS,
+            deadline_seconds=THREAD_SECONDS_MAX,
+        ),
+        Job(
+            name="leaked_key_mails",
+            work=in_thread(tell_of_leaked_keys),
+            interval_seconds=LEAKED_KEY_MAILS_SECONDS,
             deadline_seconds=THREAD_SECONDS_MAX,
         ),
         Job(

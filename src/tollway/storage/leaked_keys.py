@@ -72,6 +72,25 @@ def put_leak(tx: TenantTx, leak: LeakedKey) -> bool:
     return False
 
 
+def put_mail_due(tx: TenantTx, leak: LeakedKey, due_at: int | None, attempts: int = 0) -> None:
+    """Store when the owners of a leaked key are written to again (None: not any more), and how often that failed."""
+    same = sa.and_(_C.organization_id == tx.organization_id, _C.key_id == leak.key_id, _C.redacted == leak.redacted)
+    tx.connection.execute(leaked_keys.update().where(same).values(mail_due_at=due_at, mail_attempts=attempts))
+
+
+class DueMail(NamedTuple):
+    """A report whose owners are to be written to. `attempts`: how often that failed."""
+
+    leak: LeakedKey
+    attempts: int
+
+
+def list_due_mails(tx: PlatformTx, now: int, count_max: int) -> list[DueMail]:
+    """Return the reports whose owners are to be written to by now, the longest due first."""
+    query = sa.select(leaked_keys).where(_C.mail_due_at <= now).order_by(_C.mail_due_at).limit(count_max)
+    return [DueMail(_leak(row), row.mail_attempts) for row in tx.connection.execute(query)]
+
+
 def list_leaks(tx: TenantTx, window: PageWindow) -> Page[LeakedKey]:
     """Return the reports of the organization, by their ids."""
     return fetch_page(tx, sa.select(leaked_keys).where(_C.organization_id == tx.organization_id), _C.id, window, _leak)

@@ -15,6 +15,8 @@ leaked_keys = sa.Table(
     sa.Column("url", sa.String(2048), nullable=False),
     sa.Column("action", sa.String(16), nullable=False),  # domain.leaked_keys.LeakAction
     sa.Column("reported_at", sa.BigInteger, nullable=False),
+    sa.Column("mail_attempts", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("mail_due_at", sa.BigInteger, index=True),  # when its owners are written to again; null: they were, or need not be
     sa.ForeignKeyConstraint(["organization_id", "key_id"], ["api_keys.organization_id", "api_keys.id"]),
     sa.UniqueConstraint("organization_id", "key_id", "redacted"),
 )

@@ -23,7 +23,7 @@ from tests.storage.databases import SqliteTemplate
 from tollway.control.identity import github_reports, leaked_keys
 from tollway.control.identity.github_reports import GithubReports
 from tollway.control.identity.leaked_keys import Finding
-from tollway.control.identity.mail import MailDirectory, Message
+from tollway.control.identity.mail import MailDirectory, MailFailure, Message
 from tollway.domain.faults import Fault
 from tollway.domain.keys import KeyType
 from tollway.domain.leaked_keys import LeakAction, LeakedKey, LeakSource
@@ -275,7 +275,48 @@ class TestMail:
         answered_first.set()
         wait_until(lambda: sent == [True])
 
-    def test_messages_of_a_report_end_with_their_time(self) -> None:
+    def test_owner_who_could_not_be_told_is_written_to_later_once(
+        self, control: Running, tenant: TenantSetup, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        admin, plane, owner = control.client(tenant.admin_key), control.plane, f"later-{tenant.key_id}@example.com"
+        answered(admin.post("/v1/organization/invites", json={"email": owner, "role": "owner"}))
+        answered(control.client(find_token(control, owner)).post("/v1/invites/accept", json={"name": "Owner"}))
+        refusals = list[str]()
+
+        def refuse(_mail: MailDirectory, message: Message) -> None:
+            refusals.append(message.recipient)
+            raise MailFailure("it is away")
+
+        with monkeypatch.context() as away:
+            away.setattr(MailDirectory, "send", refuse)
+            answered(admin.post("/v1/organization/leaked_keys", json={"secrets": [tenant.secret]}))
+            wait_until(lambda: refusals == [owner])
+            later = plane.now() + leaked_keys.MAIL_PAUSE_SECONDS * 1_000_000
+            assert leaked_keys.tell_due(plane.database, plane.mail, plane.log, plane.now()) == 0, "it is not due yet"
+            assert leaked_keys.tell_due(plane.database, plane.mail, plane.log, later) == 1
+        before = count_mails(control, owner)
+        later += leaked_keys.MAIL_PAUSE_SECONDS_MAX * 1_000_000
+        assert [leaked_keys.tell_due(plane.database, plane.mail, plane.log, later) for _ in range(2)] == [1, 0]
+        assert count_mails(control, owner) == before + 1
+
+    def test_owner_who_can_never_be_told_is_given_up(self, control: Running, tenant: TenantSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+        admin, plane, owner = control.client(tenant.admin_key), control.plane, f"never-{tenant.key_id}@example.com"
+        answered(admin.post("/v1/organization/invites", json={"email": owner, "role": "owner"}))
+        answered(control.client(find_token(control, owner)).post("/v1/invites/accept", json={"name": "Owner"}))
+
+        def refuse(_mail: MailDirectory, message: Message) -> None:
+            raise MailFailure("it is away")
+
+        monkeypatch.setattr(MailDirectory, "send", refuse)
+        answered(admin.post("/v1/organization/leaked_keys", json={"secrets": [tenant.secret]}))
+        at = plane.now()
+        for _ in range(leaked_keys.MAIL_ATTEMPTS_MAX):
+            at += leaked_keys.MAIL_PAUSE_SECONDS_MAX * 1_000_000
+            assert leaked_keys.tell_due(plane.database, plane.mail, plane.log, at) == 1
+        assert leaked_keys.tell_due(plane.database, plane.mail, plane.log, at + 10**12) == 0
+        assert [line["key_id"] for line in control.lines if line["event"] == "mail_given_up"] == [tenant.key_id]
+
+    def test_messages_of_a_report_end_with_their_time(self, control: Running) -> None:
         at, lines = [0.0], list[Mapping[str, object]]()
 
         class Slow:
@@ -293,7 +334,7 @@ class TestMail:
             reported_at=0,
         )
         finding = Finding(leak, is_first=True, version=None, recipients=("a@example.com", "b@example.com", "c@example.com"))
-        leaked_keys.tell([finding, None], Slow(), lines.append, clock=lambda: at[0])
+        leaked_keys.tell(control.plane.database, [finding, None], Slow(), lines.append, clock=lambda: at[0])
         assert at == [80.0] and [line["event"] for line in lines] == ["mail_failed"]
 
 

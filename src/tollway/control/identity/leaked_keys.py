@@ -30,8 +30,14 @@ from tollway.storage.leaked_keys import FoundSecret
 RECIPIENTS_MAX = 10
 """Owners of an organization who are told of a report."""
 
-MESSAGES_MAX = 30
-"""Messages that are sent of one report; the audit trail has the rest."""
+REPORTS_TOLD_MAX = 30
+"""Reported secrets whose owners are told at a time; the others have their turn later."""
+
+MAIL_PAUSE_SECONDS, MAIL_PAUSE_SECONDS_MAX = 120, 3_600
+"""Time until owners who could not be told are written to again: it doubles with each failure, up to the second."""
+
+MAIL_ATTEMPTS_MAX = 24
+"""Failures after which owners are not written to any more: about twenty hours."""
 
 TELLING_SECONDS_MAX = 60.0
 """For the messages of one report: no further one is begun then."""
@@ -126,19 +132,60 @@ def log_found(findings: Sequence[Finding | None], log: Callable[[Mapping[str, ob
 
 
 def tell(
-    findings: Sequence[Finding | None], mail: Mail, log: Callable[[Mapping[str, object]], None], clock: Callable[[], float] = time.monotonic
+    database: Database,
+    findings: Sequence[Finding | None],
+    mail: Mail,
+    log: Callable[[Mapping[str, object]], None],
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Tell the owners what they were not told before. Blocks, for TELLING_SECONDS_MAX and the time of one message at most. Each message is
-    tried once; what cannot be sent is logged."""
+    """Tell the owners what they were not told before. Blocks, for TELLING_SECONDS_MAX and the time of one message at most. What cannot be
+    sent now is logged, and sent by `tell_due` later."""
     ends_at = clock() + TELLING_SECONDS_MAX
-    messages = [(finding.leak, recipient) for finding in findings if finding is not None for recipient in finding.recipients]
-    for leak, recipient in messages[:MESSAGES_MAX]:
+    for finding in [each for each in findings if each is not None and each.recipients][:REPORTS_TOLD_MAX]:
+        if _send(finding.leak, finding.recipients, mail, log, lambda: clock() < ends_at):
+            with database.tenant(finding.leak.organization_id) as tx:
+                storage.put_mail_due(tx, finding.leak, None)
+
+
+def tell_due(database: Database, mail: Mail, log: Callable[[Mapping[str, object]], None], now: int) -> int:
+    """Tell owners what they could not be told before, of REPORTS_TOLD_MAX reports at most. Return of how many. After MAIL_ATTEMPTS_MAX
+    failures they are not written to any more: the audit trail and the list of leaked keys have the report. Blocks for one message at a
+    time."""
+    with database.platform(write=False) as tx:
+        due = storage.list_due_mails(tx, now, REPORTS_TOLD_MAX)
+    for leak, attempts in due:
+        with database.tenant(leak.organization_id, write=False) as tenant:
+            recipients = storage.list_addresses(tenant, OWNER.id, RECIPIENTS_MAX)
+        again_at = None
+        if not _send(leak, recipients, mail, log, lambda: True):
+            attempts += 1
+            again_at = now + min(MAIL_PAUSE_SECONDS << attempts, MAIL_PAUSE_SECONDS_MAX) * 1_000_000
+            if attempts >= MAIL_ATTEMPTS_MAX:
+                again_at = None
+                log({"event": "mail_given_up", "organization_id": leak.organization_id, "key_id": leak.key_id})
+        with database.tenant(leak.organization_id) as tenant:
+            storage.put_mail_due(tenant, leak, again_at, attempts)
+    return len(due)
+
+
+def _send(
+    leak: LeakedKey,
+    recipients: Sequence[str],
+    mail: Mail,
+    log: Callable[[Mapping[str, object]], None],
+    has_time: Callable[[], bool],
+) -> bool:
+    """Write to each recipient while there is time. Return False at the first one that fails: all are written to again later, some of them
+    once too often."""
+    for recipient in recipients:
         try:
-            if clock() >= ends_at:
+            if not has_time():
                 raise MailFailure("the mail server was too slow with the messages before")
             mail.send(Message(recipient, "A secret of Tollway was found in public", _describe(leak)))
         except MailFailure as failure:
             log({"event": "mail_failed", "key_id": leak.key_id, "detail": str(failure)})
+            return False
+    return True
 
 
 def _report(tx: TenantTx, reported: Reported, policy: LeakPolicy, reporter: Reporter) -> Finding | None:
@@ -160,6 +207,8 @@ def _report(tx: TenantTx, reported: Reported, policy: LeakPolicy, reporter: Repo
     is_first = storage.put_leak(tx, leak)
     is_told = policy is not LeakPolicy.RECORD and action is not LeakAction.INACTIVE and (is_first or action is not LeakAction.NONE)
     recipients = storage.list_addresses(tx, OWNER.id, RECIPIENTS_MAX) if is_told else []
+    if recipients:
+        storage.put_mail_due(tx, leak, reporter.now + MAIL_PAUSE_SECONDS * 1_000_000)  # if they are not told before, or the process dies
     return Finding(leak, is_first, version, tuple(recipients))
 
 

@@ -206,7 +206,7 @@ async def report_leaked_keys_by_github(plane: Plane, request: Request) -> Respon
 
 async def _tell(plane: ControlPlane, findings: Sequence[Finding | None]) -> None:
     if any(finding is not None and finding.recipients for finding in findings):
-        await to_thread.run_sync(leaked_keys.tell, findings, plane.mail, plane.log, limiter=_TELLERS)
+        await to_thread.run_sync(leaked_keys.tell, plane.database, findings, plane.mail, plane.log, limiter=_TELLERS)
 
 
 def _report_matches(plane: ControlPlane, request: Request, matches: Sequence[GithubMatch]) -> tuple[list[bool], list[Finding | None]]:
