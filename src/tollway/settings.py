@@ -400,6 +400,19 @@ class RealtimeSection(msgspec.Struct, frozen=True, kw_only=True):
     """Time after which a client that does not read what it is sent is disconnected."""
 
 
+class LogSection(msgspec.Struct, frozen=True, kw_only=True):
+    """Log lines of gateways and control, and the files in which `tollway serve` and the demo keep them (docs/logs.md)."""
+
+    level: Literal["info", "warning", "error"] = "info"
+    """Least level of the lines that are written. SIGUSR1 changes it in a process that runs."""
+    files: bool = True
+    """Keep the lines in `logs` of the data directory, besides writing them to standard output."""
+    file_bytes_max: Bytes = 64 * 1024 * 1024
+    """Size of one file, beyond which it is set aside as `.1`, and the one before as `.2`."""
+    files_kept: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
+    """Files that are kept beside each one that is written."""
+
+
 class TelemetrySection(msgspec.Struct, frozen=True, kw_only=True):
     """Traces and metrics that gateways and control send to an OpenTelemetry collector (docs/observability.md). Headers, as for
     authentication, and certificates are named by OpenTelemetry's own variables, such as OTEL_EXPORTER_OTLP_HEADERS."""
@@ -660,6 +673,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     gateway: GatewaySection = GatewaySection()
     control: ControlSection = ControlSection()
     telemetry: TelemetrySection = TelemetrySection()
+    log: LogSection = LogSection()
 
 
 def _list_names(section: type[msgspec.Struct], prefix: str = "") -> dict[str, Any]:

@@ -116,6 +116,15 @@ def describe_error(error: BaseException) -> str:
     return f"{type(error).__name__} in {place}"
 
 
+LEVELS: Final = ("info", "warning", "error")
+"""Levels of log lines, the least first."""
+
+
+def new_line(at_us: int, level: str, event: str, fields: Mapping[str, object]) -> dict[str, object]:
+    """Return a log line about an event: what every line of every process begins with, and the event's own fields (docs/logs.md)."""
+    return {"ts": timestamp(at_us), "level": level, "event": event, **fields}
+
+
 class LogWriter:
     """Writes JSON lines to a descriptor from a thread of its own; bounded, and what does not fit is counted in `dropped`."""
 
@@ -123,8 +132,10 @@ class LogWriter:
     BATCH_LINES_MAX: ClassVar = 256
     """Lines are encoded together, in one call: so many hold the interpreter for a third of a millisecond."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, level: str = "info") -> None:
+        """`level`: one of LEVELS; lines below it are left out. ValueError for another one."""
         self.dropped = 0
+        self._least = LEVELS.index(level)
         self._descriptor = descriptor
         self._lines: list[RequestLine | msgspec.Raw] = []
         self._batches: queue.Queue[list[RequestLine | msgspec.Raw] | None] = queue.Queue(self.PENDING_BATCHES_MAX)
@@ -135,6 +146,8 @@ class LogWriter:
     def write(self, line: msgspec.Struct | Mapping[str, object]) -> None:
         """Take one line; it is written with the next flush. A line that JSON cannot express is dropped and counted: whoever raises an
         alarm has more to do than to handle the alarm's own failure."""
+        if self._least and isinstance(line, Mapping) and line.get("level") in LEVELS[: self._least]:
+            return
         try:
             encoded = msgspec.json.encode(line)
         except (TypeError, ValueError):
@@ -144,9 +157,18 @@ class LogWriter:
 
     def take(self, line: RequestLine | msgspec.Raw) -> None:
         """Add a line that is encoded already, or that the thread encodes with its batch."""
+        if self._least and getattr(line, "level", "") in LEVELS[: self._least]:
+            return
         self._lines.append(line)
         if len(self._lines) >= self.BATCH_LINES_MAX:
             self.flush()
+
+    def step_level(self, at_us: int) -> None:
+        """Leave out the lines of one level more, or, of the last one, none again; write a line that tells of it, whatever the level is."""
+        self._least = (self._least + 1) % len(LEVELS)
+        line = new_line(at_us, "info", "log_level_changed", {"log_level": LEVELS[self._least]})
+        self.take(msgspec.Raw(msgspec.json.encode(line)))
+        self.flush()
 
     def flush(self) -> None:
         """Hand what was taken so far to the thread."""

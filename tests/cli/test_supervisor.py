@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tollway.serve.logs import LogFiles
 from tollway.serve.supervisor import Event, Program, Supervisor
 from tollway.settings import OperatorError
 
@@ -53,7 +54,7 @@ class Events(list[Event]):
 @asynccontextmanager
 async def supervising(logs: Path, echo: Callable[[bytes], None] | None = None) -> AsyncIterator[tuple[Supervisor, Events]]:
     events = Events()
-    supervisor = Supervisor(logs, events.append, echo=echo)
+    supervisor = Supervisor(LogFiles(logs), events.append, echo=echo)
     try:
         yield supervisor, events
     finally:
@@ -188,9 +189,10 @@ async def test_children_of_a_killed_supervisor_end_by_themselves(tmp_path: Path)
     child = f"import os, time; from tollway.serve.parent import end_with_parent; end_with_parent(); {READY}; time.sleep(600)"
     script = f"""
 import asyncio, json, pathlib
+from tollway.serve.logs import LogFiles
 from tollway.serve.supervisor import Program, Supervisor
 async def main():
-    supervisor = Supervisor(pathlib.Path({str(tmp_path)!r}), print)
+    supervisor = Supervisor(LogFiles(pathlib.Path({str(tmp_path)!r})), print)
     ready = await supervisor.start([Program(name="child", arguments=("-c", {child!r}))])
     print(ready["child"]["pid"], flush=True)
     await asyncio.sleep(600)

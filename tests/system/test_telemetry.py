@@ -1,6 +1,8 @@
-"""Telemetry of a running platform: traces of gateway and control, and their metrics, at a collector; and requests without one."""
+"""Telemetry of a running platform: traces and metrics at a collector, requests without one, and the lines of all logs."""
 
+import json
 import re
+import signal
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,11 +13,13 @@ import pytest
 from reliability.platforms import serve
 from reliability.processes import WAIT_SECONDS, Start
 from tests.collectors import http_collector, read_attributes
+from tollway.telemetry import LEVELS
 
 pytestmark = pytest.mark.system
 
 TRACE, PARENT = "0123456789abcdef0123456789abcdef", "00f067aa0ba902b7"
 HEADERS = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 CONTENT = "Count the golden coins."
 
 
@@ -52,8 +56,8 @@ def test_traces_and_metrics_of_both_processes_reach_a_collector_whose_loss_no_cl
         assert {read_attributes(span.attributes)["db.system.name"] for span in statements} == {"sqlite"}
         text = str(collected.spans)
         assert CONTENT not in text and key not in text and platform.tenant.admin_key not in text
-        names = {metric.name for _, metric in collected.metrics}
-        assert {"gen_ai.server.request.duration", "tollway_control_requests", "tollway_control_epochs_lost"} <= names
+        awaited = {"gen_ai.server.request.duration", "tollway_control_requests", "tollway_control_epochs_lost"}
+        collected.wait_until(lambda: awaited <= {metric.name for _, metric in collected.metrics})
 
         of_collector.close()
         internal_url = running.wait_for_file("addresses.json")["internal_url"]
@@ -66,3 +70,13 @@ def test_traces_and_metrics_of_both_processes_reach_a_collector_whose_loss_no_cl
             return float(found[1])
 
         running.wait_until(count_dropped)
+
+        def read_lines(name: str) -> list[dict[str, object]]:
+            return [json.loads(line) for line in (running.directory / "logs" / name).read_bytes().splitlines()]
+
+        running.process.send_signal(signal.SIGUSR1)
+        for name in ("gateway.log", "control.log"):
+            running.wait_until(lambda name=name: "log_level_changed" in {line["event"] for line in read_lines(name)})  # type: ignore[misc]
+        for name in ("serve.log", "gateway.log", "control.log"):
+            for line in read_lines(name):
+                assert TIMESTAMP.fullmatch(str(line["ts"])) and line["level"] in LEVELS and line["event"], line

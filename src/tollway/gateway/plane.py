@@ -27,7 +27,7 @@ from tollway.gateway.tracing import Tracer
 from tollway.gateway.upstreams.concurrency import ConcurrencyBounds
 from tollway.gateway.upstreams.upstream import Upstreams
 from tollway.gateway.waiting import QueueBounds, Queues
-from tollway.telemetry import LogWriter, Metrics
+from tollway.telemetry import LogWriter, Metrics, new_line
 
 REFUSAL_LINES_PER_SECOND_MAX = 20
 """Log lines of refusals before admission; more are only counted."""
@@ -107,7 +107,7 @@ class Plane:
         self.metrics.guardrail_verdicts, self.metrics.guardrail_seconds = guardrails.verdicts, guardrails.seconds
 
     def _note_shedding(self, event: str, fields: dict[str, object]) -> None:
-        self.log.write({"ts": self.now_us(), "level": "warning", "event": event, **fields})
+        self.log.write(new_line(self.now_us(), "warning", event, fields))
 
     def _forget_idle_counters(self) -> None:
         """Drop idle counters. Call it only when no caller is held."""

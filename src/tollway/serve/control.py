@@ -12,12 +12,10 @@ import secrets
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx2
@@ -60,6 +58,7 @@ from tollway.domain.networks import Network
 from tollway.domain.quotas import DEFAULT_SIZES, QuotaSizes
 from tollway.domain.reconciliation import Tolerance
 from tollway.serve import garbage
+from tollway.serve.control_log import ControlLog
 from tollway.serve.control_telemetry import ControlTelemetry
 from tollway.serve.data_directory import NodeIdentity
 from tollway.serve.descriptors import RESERVE, describe_shortage, raise_limit, share_out
@@ -146,31 +145,6 @@ KEEP_ALIVE_SECONDS = 75
 CONNECTIONS_MAX = 4_096
 """Open connections at each of the two listeners; a gateway keeps a few at the link. Idle ones make way for others."""
 
-LEVELS = {
-    "defect": "error",
-    "descriptors_low": "warning",
-    "epoch_refused": "error",
-    "engine_not_observed": "warning",
-    "issuer_keys_failed": "warning",
-    "job_failed": "warning",
-    "key_leaked": "warning",
-    "key_rotation_failed": "warning",
-    "key_secret_uncollected": "warning",
-    "mail_failed": "error",
-    "mail_given_up": "error",
-    "node_clock_ahead": "error",
-    "node_mismatch": "error",
-    "node_of_settings_revoked": "warning",
-    "periods_overdue": "warning",
-    "platform_key_leaked": "error",
-    "records_quarantined": "error",
-    "reconciliation_drift": "warning",
-    "reporter_keys_failed": "warning",
-    "telemetry_not_sent": "warning",
-    "telemetry_restarted": "error",
-}
-"""Log levels by event; any other event has the level `info`."""
-
 
 @dataclass(frozen=True, slots=True)
 class AuditOptions:
@@ -226,6 +200,7 @@ class ControlSettings:
     github_keys_url: str | None = None
     operator_sign_in: OperatorSignIn | None = None
     telemetry: TelemetryOptions | None = None
+    log_level: str = "info"
 
 
 NO_AUDIT = AuditOptions()
@@ -317,10 +292,10 @@ def run_control(settings: ControlSettings) -> int:
 
     Raises DatabaseTooNew, Fault (the database cannot be had) or ValueError (a secret that cannot be one) before
     anything is served."""
-    writer = LogWriter(sys.stdout.fileno())
+    writer = LogWriter(sys.stdout.fileno(), settings.log_level)
     try:
         vault = LocalVault(settings.vault_key)
-        log = _log_to(writer)
+        log = ControlLog(writer, now)
         database = await_database(settings, log, seconds=DATABASE_WAIT_SECONDS)
         try:
             seed_keys(database, settings, log)
@@ -356,7 +331,7 @@ def run_control(settings: ControlSettings) -> int:
             database.on_publish(plane.publications.advance)
             sys.setswitchinterval(SWITCH_SECONDS)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_serve_until_signal(plane, settings, telemetry))
+                runner.run(_serve_until_signal(plane, settings, telemetry, log))
         finally:
             database.close()
     finally:
@@ -364,22 +339,9 @@ def run_control(settings: ControlSettings) -> int:
     return 0
 
 
-def _log_to(writer: LogWriter) -> Callable[[Mapping[str, object]], None]:
-    """A log of JSON lines with instant and level, for any thread (a LogWriter alone is for one)."""
-    lock = threading.Lock()
-
-    def log(line: Mapping[str, object]) -> None:
-        level = LEVELS.get(str(line["event"]), "info")
-        known = {name: value for name, value in line.items() if value is not None}
-        with lock:
-            writer.write({"ts": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": level, **known})
-            writer.flush()
-
-    return log
-
-
-async def _serve_until_signal(plane: ControlPlane, settings: ControlSettings, telemetry: ControlTelemetry | None) -> None:
+async def _serve_until_signal(plane: ControlPlane, settings: ControlSettings, telemetry: ControlTelemetry | None, log: ControlLog) -> None:
     stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, log.step_level)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await serve(

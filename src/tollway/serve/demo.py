@@ -28,7 +28,7 @@ import httpx2
 from tollway.serve import data_directory, embedded
 from tollway.serve.embedded import Installation
 from tollway.serve.engine import find_model
-from tollway.serve.logs import Log
+from tollway.serve.logs import LogFiles, encode_report
 from tollway.serve.sockets import open_listener
 from tollway.serve.supervisor import Event, Program, Supervisor, run_until_signal
 from tollway.settings import OperatorError, Settings
@@ -84,13 +84,14 @@ def run(settings: Settings, *, engine: str) -> int:
 
 
 async def _run(installation: Installation, simulator: socket.socket, real: bool, say: Say) -> int:
-    log = Log(installation.directory / "logs" / "demo.log")
+    files = LogFiles.of(installation.directory / "logs", installation.settings.log)
+    log = files.open("demo.log")
 
     def report(event: Event) -> None:
-        log.write(json.dumps(event).encode() + b"\n")
+        log.write(encode_report(event, time.time_ns() // 1000))
         say(" ".join(str(value) for value in event.values()))
 
-    supervisor = Supervisor(installation.directory / "logs", report)
+    supervisor = Supervisor(files, report)
 
     async def begin() -> None:
         urls = await _start(supervisor, installation, simulator, real, say)

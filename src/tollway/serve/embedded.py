@@ -4,10 +4,10 @@
 """
 
 import asyncio
-import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tollway.serve import data_directory
 from tollway.serve.descriptors import raise_limit
-from tollway.serve.logs import Echo, Log
+from tollway.serve.logs import Echo, LogFiles, encode_report
 from tollway.serve.sockets import open_listener, parse_address, url_of
 from tollway.serve.supervisor import Event, Program, Supervisor, run_until_signal
 from tollway.settings import Settings, to_environment
@@ -107,6 +107,7 @@ def programs(installation: Installation) -> list[Program]:
             environment=environment,
             ready_seconds=READY_SECONDS,
             stop_seconds=CONTROL_STOP_SECONDS,
+            steps_log_level=True,
         ),
         Program(
             name="gateway",
@@ -117,6 +118,7 @@ def programs(installation: Installation) -> list[Program]:
             stop_seconds=installation.settings.gateway.drain_seconds + GATEWAY_STOP_MARGIN_SECONDS,
             stop_stage=0,
             replaced_on_hangup=True,
+            steps_log_level=True,
         ),
     ]
 
@@ -133,14 +135,15 @@ def run(settings: Settings) -> int:
 
 
 async def _serve(installation: Installation, echo: Echo) -> int:
-    log = Log(installation.directory / "logs" / "serve.log")
+    files = LogFiles.of(installation.directory / "logs", installation.settings.log)
+    log = files.open("serve.log")
 
     def report(event: Event) -> None:
-        line = json.dumps(event).encode() + b"\n"
+        line = encode_report(event, time.time_ns() // 1000)
         log.write(line)
         echo.write(line)
 
-    supervisor = Supervisor(installation.directory / "logs", report, echo=echo.write)
+    supervisor = Supervisor(files, report, echo=echo.write)
 
     async def begin() -> None:
         await supervisor.start(programs(installation))

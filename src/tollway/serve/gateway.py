@@ -79,7 +79,7 @@ from tollway.storage.answer_files import AnswerBounds, AnswerFiles
 from tollway.storage.batch_directory import BatchDirectory
 from tollway.storage.tenant_files import FileBounds, FileDirectory
 from tollway.storage.vault import LocalVault, derive_end_user_key
-from tollway.telemetry import LogWriter
+from tollway.telemetry import LogWriter, new_line
 from tollway.wire.http import HttpBounds
 from tollway.worker_threads import run_in_thread
 
@@ -134,6 +134,7 @@ class GatewayOptions:
     drain: DrainBounds = field(default_factory=DrainBounds)
     limits: LimitsOptions = field(default_factory=LimitsOptions)
     telemetry: TelemetryOptions | None = None
+    log_level: str = "info"
     rules: EdgePolicy | None = None
     tls: ssl.SSLContext | None = None
     remake_tls: Callable[[], ssl.SSLContext | None] | None = None
@@ -159,14 +160,14 @@ def run_gateway(options: GatewayOptions) -> int:
 
 
 async def _run(options: GatewayOptions, warning: str | None) -> int:
-    log = LogWriter(options.log_descriptor)
+    log = LogWriter(options.log_descriptor, options.log_level)
     if warning is not None:
         bound = options.edge.connections_max
-        log.write({"ts": _now_us(), "level": "warning", "event": "descriptors_low", "connections_max": bound, "detail": warning})
+        log.write(new_line(_now_us(), "warning", "descriptors_low", {"connections_max": bound, "detail": warning}))
         log.flush()
 
     def alarm(event: str, fields: dict[str, object]) -> None:
-        log.write({"ts": _now_us(), "level": "error", "event": event, **fields})
+        log.write(new_line(_now_us(), "error", event, fields))
         log.flush()
 
     directory = options.directory / "spool"
@@ -202,6 +203,7 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGUSR1, lambda: log.step_level(_now_us()))
     background = BackgroundTasks(plane.metrics, alarm, on_failure=stop.set)
     loop.set_exception_handler(background.report_callback)
     readers = BodyReaders(options.buffers.readers, alarm)
@@ -558,7 +560,8 @@ async def _announce(plane: Plane, ready: asyncio.Event, options: GatewayOptions)
     await ready.wait()
     await _wait_until_ready(plane, options)
     url = url_of(options.listener, tls=options.tls is not None)
-    line = {"event": "ready", "url": url, "internal_url": url_of(options.internal), "pid": os.getpid(), "form": FORM}
+    fields = {"url": url, "internal_url": url_of(options.internal), "pid": os.getpid(), "form": FORM}
+    line = new_line(_now_us(), "info", "ready", fields)
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
 
@@ -572,7 +575,8 @@ async def _wait_until_ready(plane: Plane, options: GatewayOptions) -> None:
             reason, remedy = _find_obstacle(plane, options)
             if reason != told:
                 told = reason
-                sys.stdout.write(json.dumps({"event": "waiting", "reason": reason, "remedy": remedy}) + "\n")
+                line = new_line(_now_us(), "warning", "waiting", {"reason": reason, "remedy": remedy})
+                sys.stdout.write(json.dumps(line) + "\n")
                 sys.stdout.flush()
         await asyncio.sleep(0.02)
 

@@ -26,10 +26,9 @@ from asyncio import FIRST_COMPLETED
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from tollway.serve.logs import Log
+from tollway.serve.logs import Log, LogFiles
 from tollway.serve.parent import PARENT_ENV
 from tollway.settings import OperatorError
 
@@ -65,7 +64,7 @@ class Program:
     ours.
 
     `ready_seconds`: until its ready line. `stop_seconds`: from SIGTERM to SIGKILL. `stop_stage`: lower ones end first.
-    `replaced_on_hangup`: SIGHUP replaces it without a gap.
+    `replaced_on_hangup`: SIGHUP replaces it without a gap. `steps_log_level`: SIGUSR1 changes the level of its log.
     """
 
     name: str
@@ -76,6 +75,7 @@ class Program:
     stop_seconds: float = 10.0
     stop_stage: int = 1
     replaced_on_hangup: bool = False
+    steps_log_level: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -93,7 +93,7 @@ class _Child:
 class Supervisor:
     """The programs of one installation and their current children. Lives in one event loop's main thread."""
 
-    def __init__(self, logs: Path, report: Report, *, echo: Callable[[bytes], None] | None = None) -> None:
+    def __init__(self, logs: LogFiles, report: Report, *, echo: Callable[[bytes], None] | None = None) -> None:
         """`report` hears of each start, crash and stop; `echo` gets a copy of what children write to standard
         output."""
         self._logs = logs
@@ -149,6 +149,12 @@ class Supervisor:
         if self._hangup is None or self._hangup.done():
             self._hangup = self._run_aside(self._replace_marked)
 
+    def step_log_levels(self) -> None:
+        """Let the children that can leave out one level more of their log lines, as SIGUSR1 asks."""
+        for child in self._current.values():
+            if child.program.steps_log_level:
+                _signal(child.process, signal.SIGUSR1)
+
     async def _replace_marked(self) -> None:
         while self._hung_up:
             self._hung_up = False
@@ -202,7 +208,7 @@ class Supervisor:
             start_new_session=True,
             env=environment,
         )
-        errors = Log(self._logs / f"{program.name}.err")
+        errors = self._logs.open(f"{program.name}.err")
         child = _Child(program, process, time.monotonic(), asyncio.get_running_loop().create_future(), errors)
         self._children.add(child)
         child.pumps += [asyncio.create_task(self._pump_output(child)), asyncio.create_task(_pump_errors(child))]
@@ -219,9 +225,7 @@ class Supervisor:
             await self._end(child)
             why = f"was not ready after {program.ready_seconds:.0f} s" if late else f"did not start: {_describe(process)}"
             said = errors.tail.decode("utf-8", "replace").strip().splitlines()
-            raise OperatorError(
-                "\n  ".join([f"{program.name} {why}", *said[-8:]]), hint=f"see {self._logs}/{program.name}.log and .err"
-            ) from None
+            raise OperatorError("\n  ".join([f"{program.name} {why}", *said[-8:]]), hint=self._logs.tell_where(program.name)) from None
         except BaseException:
             _signal(process, signal.SIGKILL)
             await self._end(child)
@@ -237,7 +241,7 @@ class Supervisor:
         """
         output = child.process.stdout
         assert output is not None
-        log = Log(self._logs / f"{child.program.name}.log")
+        log = self._logs.open(f"{child.program.name}.log")
         pending = b""
         while chunk := await output.read(65_536):
             log.write(chunk)
@@ -265,10 +269,8 @@ class Supervisor:
     def _note_slow_start(self, child: _Child) -> None:
         """Report a child that is not ready after NOTICE_SECONDS and has not said why."""
         if not child.ready.done() and not child.has_said_why:
-            where = f"{self._logs}/{child.program.name}.log and .err"
-            self._report(
-                {"event": "waiting", "name": child.program.name, "reason": f"is not ready after {NOTICE_SECONDS:.0f} s; see {where}"}
-            )
+            where = self._logs.tell_where(child.program.name)
+            self._report({"event": "waiting", "name": child.program.name, "reason": f"is not ready after {NOTICE_SECONDS:.0f} s; {where}"})
 
     def _adopt(self, child: _Child) -> None:
         self._current[child.program.name] = child
@@ -332,6 +334,7 @@ async def run_until_signal(supervisor: Supervisor, begin: Coroutine[Any, Any, No
     for sign in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(sign, ask)
     loop.add_signal_handler(signal.SIGHUP, supervisor.hang_up)
+    loop.add_signal_handler(signal.SIGUSR1, supervisor.step_log_levels)
     beginning = asyncio.create_task(begin)
     waiting = asyncio.create_task(asked.wait())
     try:

@@ -77,6 +77,7 @@ def control(
             quotas={quota: getattr(settings.control.quotas, quota) for quota in Quota},
             limits_store=find_limits_store(settings.gateway.limits, os.environ.get("TOLLWAY_LIMITS_REDIS_PASSWORD")),
             telemetry=find_telemetry(settings.telemetry),
+            log_level=settings.log.level,
             public_url=_public_url(settings.control.public_url),
             private_issuers=frozenset(settings.control.private_issuers.split()),
             trusted_proxies=_trusted_proxies(settings.control.trusted_proxies),

@@ -110,6 +110,7 @@ def gateway(
         remake_tls=make_tls if settings.gateway.tls.client_certificates else None,
         limits=_limits(settings.gateway.limits, os.environ.get("TOLLWAY_LIMITS_REDIS_PASSWORD")),
         telemetry=find_telemetry(settings.telemetry),
+        log_level=settings.log.level,
         guardrail_token=os.environ.get("TOLLWAY_GUARDRAIL_TOKEN"),
         **{name: _as_bounds(settings.gateway, name) for name in BOUNDS},
         drain=DrainBounds(linger_seconds=settings.gateway.linger_seconds, grace_seconds=settings.gateway.drain_seconds),

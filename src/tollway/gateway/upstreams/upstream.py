@@ -39,7 +39,7 @@ from tollway.gateway.upstreams.health import Health
 from tollway.gateway.upstreams.load_reports import LoadQuery
 from tollway.gateway.upstreams.open_connections import OpenConnections, find_name_error, is_exhausted
 from tollway.gateway.upstreams.probes import ProbeRequest
-from tollway.telemetry import LogWriter, Metrics, UpstreamState, timestamp
+from tollway.telemetry import LogWriter, Metrics, UpstreamState, new_line
 
 IDLE_SECONDS: Final = 3.0
 IDLE_CONNECTIONS_MAX: Final = 1024
@@ -393,7 +393,7 @@ class Upstream:
 
     def _write(self, level: str, event: str, detail: str) -> None:
         at_us = time.time_ns() // 1000
-        self._log.write({"ts": timestamp(at_us), "level": level, "event": event, "upstream": self.deployment.id, "detail": detail})
+        self._log.write(new_line(at_us, level, event, {"upstream": self.deployment.id, "detail": detail}))
 
 
 def find_attempt_id(request: Request, attempt: int) -> str:
