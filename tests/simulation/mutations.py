@@ -373,6 +373,31 @@ MUTATIONS = (
         "requests count twice in a store that has come back",
         seed=31,
     ),
+    # ---- Credit
+    Mutation(
+        "forget what was drawn before",
+        "control/money/credits.py",
+        "        drawn = {grant_id: draws.get((grant_id, period_at), 0) + pico for grant_id, pico in burned.items()}\n",
+        "        drawn = burned\n",
+        "credit that a batch has burned is usable again after the next",
+        seed=25,
+    ),
+    Mutation(
+        "lease credit that has expired",
+        "domain/credits.py",
+        "        elif at < grant.ends_at:\n            until_at = min(until_at, grant.ends_at)\n            if grant.is_scoped:\n",
+        "        else:\n            if grant.is_scoped:\n",
+        "requests are let in by a grant that can pay none of them",
+        seed=0,
+    ),
+    Mutation(
+        "lease credit twice",
+        "control/money/budgets.py",
+        "        usable = find_leasable(self.credit.grants, self.credit.left, self.leased, budget.place, at)\n",
+        "        usable = find_leasable(self.credit.grants, self.credit.left, {}, budget.place, at)\n",
+        "what a gateway has leased is leased to the next one as well",
+        seed=0,
+    ),
 )
 
 

@@ -218,7 +218,7 @@ def list_outstanding(tx: Transaction, budget_id: str, start_at: int) -> dict[Cre
         *_IS_OPEN,
     )
     found: dict[CreditPlace, int] = {}
-    for project_id, model, granted_pico, drawn_pico in tx.connection.execute(query):
+    for project_id, model, granted_pico, drawn_pico in tx.connection.execute(query).all():
         if granted_pico > drawn_pico:
             place = CreditPlace(project_id, model) if project_id else EVERYWHERE
             found[place] = found.get(place, 0) + granted_pico - drawn_pico

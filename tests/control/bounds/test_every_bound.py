@@ -70,6 +70,9 @@ def set_by_command(control: Running, tenant: TenantSetup, _directory: Path) -> N
         for target in TARGETS:
             on = [] if target is None else ["--model", target]
             assert run(["limits", "set", *sizes, *place, *options, *on, *access]) == 0
+    shown = ["limits", "show", "--project", tenant.project_id, "--service-account", tenant.service_account_id]
+    assert run([*shown, *access]) == 0
+    assert run([*shown, "--api-key", tenant.key_id, *access]) == 1, "one of both"
 
 
 def file_of(tenant: TenantSetup, organization: dict[str, Any], project: dict[str, Any], **rest: Any) -> str:

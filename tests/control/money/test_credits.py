@@ -14,6 +14,7 @@ from tests.control.metering.test_collect import balances, take
 from tests.control.money.test_periods import NOVEMBER, NOW, OCTOBER, SEPTEMBER, close, ended, period_of
 from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, PROJECT, frames
+from tollway.cli.app import run
 from tollway.control import publish
 from tollway.control.money import budgets, credits, periods
 from tollway.control.money.credits import WantedGrant
@@ -451,6 +452,19 @@ class TestRoutes:
         assert answered(operator.get("/v1/platform/credit_topups", params={"only_open": True}))["data"] == []
         answered(operator.delete(path))
         assert answered(admin.get("/v1/organization/credits"))["topup_rule"] is None
+
+    def test_command_asks_for_credit_at_an_interval_and_takes_no_half_of_a_rule(
+        self, control: Running, alice: TenantSetup, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def topup(*options: str) -> int:
+            return run(["credits", "topup", alice.organization_id, *options, "--control-url", control.url, "--key", control.platform_key])
+
+        assert topup("--every", "week", "--amount", "5", "--below", "2") == 0
+        assert capsys.readouterr().out == "asks for 5 once less than 2 is usable and once in each week\n"
+        for wrong in (["--amount", "5"], ["--every", "week"], ["--off", "--every", "week"], ["--every", "day", "--amount", "5"]):
+            assert topup(*wrong) == 2, wrong
+        assert topup("--off") == 0
+        assert answered(control.client(alice.admin_key).get("/v1/organization/credits"))["topup_rule"] is None
 
     def test_operator_grants_and_the_organization_alone_sees_it(self, control: Running, alice: TenantSetup, bob: TenantSetup) -> None:
         operator, admin, other = (control.client(key) for key in (control.platform_key, alice.admin_key, bob.admin_key))
