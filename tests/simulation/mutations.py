@@ -383,12 +383,12 @@ MUTATIONS = (
         seed=25,
     ),
     Mutation(
-        "lease credit that has expired",
+        "lease credit before it begins",
         "domain/credits.py",
         "        elif at < grant.ends_at:\n            until_at = min(until_at, grant.ends_at)\n            if grant.is_scoped:\n",
-        "        else:\n            if grant.is_scoped:\n",
+        "        if at < grant.ends_at:\n            until_at = min(until_at, grant.ends_at)\n            if grant.is_scoped:\n",
         "requests are let in by a grant that can pay none of them",
-        seed=0,
+        seed=40,
     ),
     Mutation(
         "lease credit twice",
@@ -396,7 +396,7 @@ MUTATIONS = (
         "        usable = find_leasable(self.credit.grants, self.credit.left, self.leased, budget.place, at)\n",
         "        usable = find_leasable(self.credit.grants, self.credit.left, {}, budget.place, at)\n",
         "what a gateway has leased is leased to the next one as well",
-        seed=0,
+        seed=40,
     ),
 )
 
