@@ -46,7 +46,7 @@ FIGURES: Mapping[str, Figure] = {
         "The gateway's meter, spool, recovery and shipper and the real collector on SQLite, in virtual time, on a simulated disk and "
         "network, from one seed each: kills at every disk call, power cuts that drop or tear what was not synced, flipped bits, full "
         "and failing disks, requests and answers lost, doubled and late, two senders, recoveries killed in the middle; a hard budget with "
-        "its leases, and limits whose store is slow, cut off or emptied.",
+        "its leases, or credit that begins and expires, and limits whose store is slow, cut off or emptied.",
         "Every admitted request has exactly one event, billed between what was delivered and what was generated; no success is shown "
         "before its record is durable; watermarks are dense, postings sum to zero, balances follow; recovering twice changes nothing; "
         "nothing is spent beyond the budget or admitted beyond the limits, and nothing stays held; "
