@@ -349,7 +349,7 @@ async def _deliver(
                 await exchange.wait()
             await end_stream(call, exchange, client)
         else:
-            await answer_whole(permit, exchange, upstream, record, client)
+            await answer_whole(permit, exchange, upstream, call.find_translation(upstream.deployment), record, client)
         is_answered = True
     except Fault as caught:
         caught.forget_frames()

@@ -151,8 +151,30 @@ class MemoryBound(Bound):
 
     def enter(self, now_ns: int) -> tuple[int, int] | None:
         """Charge one request and count it as running; or None, and nothing is changed, if a level refuses. Return what the level with the
-        least left says: its limit per minute, and what is left of it (UNLIMITED: there is none)."""
-        return enter(self.buckets, now_ns)
+        least left says: its limit per minute, and what is left of it (UNLIMITED: there is none).
+
+        Decides as `domain.limits.gcra` does, without its values, because this runs for every level of every request."""
+        buckets = self.buckets
+        least = least_of = UNLIMITED
+        for bucket in buckets:
+            running, tat, scale, cost = bucket.running, bucket.tat, bucket.scale, bucket.cost
+            now = now_ns if scale == 1 else now_ns * scale
+            if tat <= now:  # it was empty, as it mostly is of callers who stay within their limits
+                tat = now
+                remaining = bucket.per_minute - 1
+            else:
+                remaining = (bucket.burst + now - tat) // cost - 1 if cost else UNLIMITED
+            if remaining < 0 or running >= bucket.most:
+                for charged in buckets:
+                    if charged is bucket:
+                        return None
+                    charged.tat -= charged.cost  # back to where it was, or to now, which is the same for whoever comes later
+                    charged.running -= 1
+            bucket.tat = tat + cost
+            bucket.running = running + 1
+            if remaining < least:
+                least, least_of = remaining, bucket.per_minute
+        return least_of, least
 
     def leave(self) -> None:
         """Count the request of a successful `enter` as running no more."""
@@ -334,7 +356,7 @@ class MemoryCounters(Counters):
             counter.held = held
             if left < least * cost and counter.quantity != REQUESTS:
                 tightest, least = counter, left // cost
-        entered = enter(bound.buckets, now_ns)
+        entered = bound.enter(now_ns)
         if entered is None:
             _unhold(rates, None, units)
             return hold
@@ -436,34 +458,6 @@ def _rescale(tat: int, scale: int, cost: int, new_scale: int, new_cost: int, now
     if debt <= 0 or not cost:
         return 0
     return now_ns * new_scale - (-debt * new_cost // cost)
-
-
-def enter(buckets: tuple[Bucket, ...], now_ns: int) -> tuple[int, int] | None:
-    """Charge one request to every bucket, and count it as running; or None, and nothing is changed, if a level refuses.
-
-    Decides as `domain.limits.gcra` does, without its values, because this runs for every level of every request. Return what the level with
-    the least left says: its limit per minute, and what is left of it.
-    """
-    least = least_of = UNLIMITED
-    for bucket in buckets:
-        running, tat, scale, cost = bucket.running, bucket.tat, bucket.scale, bucket.cost
-        now = now_ns if scale == 1 else now_ns * scale
-        if tat <= now:  # it was empty, as it mostly is of callers who stay within their limits
-            tat = now
-            remaining = bucket.per_minute - 1
-        else:
-            remaining = (bucket.burst + now - tat) // cost - 1 if cost else UNLIMITED
-        if remaining < 0 or running >= bucket.most:
-            for charged in buckets:
-                if charged is bucket:
-                    return None
-                charged.tat -= charged.cost  # back to where it was, or to now, which is the same for whoever comes later
-                charged.running -= 1
-        bucket.tat = tat + cost
-        bucket.running = running + 1
-        if remaining < least:
-            least, least_of = remaining, bucket.per_minute
-    return least_of, least
 
 
 def _unhold(rates: tuple[Counter, ...], end: Counter | None, units: Units) -> None:

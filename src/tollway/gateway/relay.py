@@ -254,7 +254,8 @@ class Exchange:
         if record.anomaly is not None:
             metrics.count(metrics.anomalies, record.anomaly)
         active.exchanges.discard(self)
-        self._release_buffer()
+        if self._buffer is not None:
+            self._release_buffer()
         client.attend(None)
         if self._withheld is not None:
             self._withheld = None
@@ -767,7 +768,7 @@ async def _attempt(
             begin_stream(permit, exchange, upstream, record)
             has_begun = True
             return exchange
-        await answer_whole(permit, exchange, upstream, record, client)
+        await answer_whole(permit, exchange, upstream, translation, record, client)
         return None
     finally:
         if not has_begun:
@@ -797,10 +798,12 @@ async def end_stream(call: Call, exchange: Exchange, client: Client) -> None:
     client.end_stream(exchange.terminator)
 
 
-async def answer_whole(permit: Permit, exchange: Exchange, upstream: Upstream, record: UsageRecord, client: Client) -> None:
-    """Give the client the whole answer that an exchange has received. Raises Fault for one that is none."""
+async def answer_whole(
+    permit: Permit, exchange: Exchange, upstream: Upstream, translation: Translation | None, record: UsageRecord, client: Client
+) -> None:
+    """Give the client the whole answer that an exchange has received. `translation`: of the call for this upstream. Raises Fault for one
+    that is none."""
     call, received = permit.call, exchange.connection.answer
-    translation = call.find_translation(upstream.deployment)
     if call.stream or received.status != 200:
         raise exchange.read_fault()
     body = b"".join(received.body)

@@ -187,7 +187,7 @@ class Upstream:
             passed_on += b"tracestate: %b\r\n" % request.head.tracestate
         if dialect.form_kinds is not None:
             passed_on += b"content-type: multipart/form-data; boundary=%b\r\n" % request.find_form_boundary()
-        id = find_attempt_id(request, attempt)
+        id = request.id if attempt == 1 else find_attempt_id(request, attempt)
         parent = request.traceparent
         if request.trace is not None and request.trace.is_sampled:
             parent = f"00-{request.trace_id}-{find_attempt_span(request.id, attempt)}-01"
