@@ -140,7 +140,6 @@ migration: $(VENV)/.dev  ## a new migration from the difference between schema a
 lock: $(VENV)/.build  ## solve requirements/*.txt again (ARGS=--upgrade for the newest versions)
 	@$(lock) pyproject.toml -o requirements/runtime.txt
 	@$(lock) pyproject.toml --group dev -c requirements/runtime.txt -o requirements/dev.txt
-	@$(lock) pyproject.toml --extra grpc -c requirements/runtime.txt -o requirements/grpc.txt
 	@$(lock) --group build -c requirements/dev.txt -o requirements/build.txt
 	@$(lock) --group engine --no-deps -o requirements/engine.txt
 	@$(lock) --group fuzz -o requirements/fuzz.txt

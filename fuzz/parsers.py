@@ -12,7 +12,7 @@ import math
 import random
 from base64 import b64encode
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -41,7 +41,7 @@ from tollway.gateway.media.pictures import Encoded, PictureInvalid, find_size
 from tollway.gateway.plane import Plane
 from tollway.gateway.prefix_routing import HeldPrefixes, Load
 from tollway.gateway.request import Caller, RequestHead, new_request
-from tollway.wire import bodies, proxy, segments, sse, zmtp
+from tollway.wire import bodies, open_inference, proxy, segments, sse, zmtp
 from tollway.wire.cache_events import BlocksRemoved, BlocksStored, read_batch
 from tollway.wire.client_certificates import (
     CLIENT_CERT,
@@ -52,6 +52,7 @@ from tollway.wire.client_certificates import (
     read_der,
 )
 from tollway.wire.http import HttpBounds, RequestReader, ResponseReader
+from tollway.wire.protobuf import MessageInvalid
 
 Check = Callable[[bytes], None]
 
@@ -208,6 +209,22 @@ def _picture(data: bytes, skipped: int) -> tuple[str, int, int] | str | None:
         return find_size(Encoded("=" * skipped + b64encode(data).decode(), skipped))
     except PictureInvalid:
         return "invalid"
+
+
+def tensor_message(data: bytes) -> None:
+    """Check wire.open_inference: what it reads of a request or an answer, or MessageInvalid; another name changes nothing else."""
+    _, data, _ = _cut(data)
+    for read in (lambda message: open_inference.read_answer(message, "num_input_tokens", "n"), open_inference.open_stream_answer):
+        with suppress(MessageInvalid):
+            read(data)
+    try:
+        asked = open_inference.read_request(data)
+    except MessageInvalid:
+        return
+    renamed = open_inference.rename(data, asked.spans, "model", "2")
+    again = open_inference.read_request(renamed)
+    assert (again.model, again.id, again.parameters) == ("model/versions/2", asked.id, asked.parameters)
+    assert open_inference.rename(renamed, again.spans, "", "") == open_inference.rename(data, asked.spans, "", "")
 
 
 def proxy_header(data: bytes) -> None:
@@ -464,6 +481,7 @@ PARSERS: dict[str, Check] = {
     "link": link,
     "picture": picture,
     "proxy-header": proxy_header,
+    "tensor-message": tensor_message,
     "client-certificate": client_certificate,
     "answer-head": answer_head,
     "events": events,

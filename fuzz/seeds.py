@@ -16,6 +16,7 @@ from tollway.domain import usage
 from tollway.domain.keys import KeyType
 from tollway.domain.snapshot import Change, Entry, KeyEntry, OrganizationEntry, ProjectEntry
 from tollway.wire import segments, zmtp
+from tollway.wire.protobuf import encode_bytes
 
 VLLM_CACHE_EVENTS = Path(harness.__file__).with_name("vllm_cache_events.json")
 FINDINGS = Path(__file__).parent / "findings"
@@ -176,6 +177,16 @@ _CACHE_EVENTS = [
         [1.5, [{"type": "BlockRemoved", "block_hashes": [1, b"h"]}, {"type": "AllBlocksCleared"}, ["BlockStored", [1]]]]
     ),
 ]
+_TENSOR = encode_bytes(1, b"x") + encode_bytes(2, b"INT32") + encode_bytes(3, b"\x02") + encode_bytes(4, encode_bytes(1, b"p"))
+_TENSORS = [
+    encode_bytes(1, b"m") + encode_bytes(3, b"7") + encode_bytes(5, _TENSOR + encode_bytes(5, encode_bytes(2, b"\x01\x02"))),
+    encode_bytes(1, b"m")
+    + encode_bytes(2, b"1")
+    + encode_bytes(5, _TENSOR)
+    + encode_bytes(6, encode_bytes(1, b"y"))
+    + encode_bytes(7, bytes(8)),
+    encode_bytes(2, encode_bytes(1, b"m") + encode_bytes(4, encode_bytes(1, b"triton_final_response") + encode_bytes(2, b"\x08\x01"))),
+]
 _BINARY = [b"\0", b"\xff", b"\0\0\0\0", b"\xff\xff\xff\xff", struct.pack("<Q", 1), struct.pack("<Q", 2), b"\x21", b"\x11"]
 
 _AUTHORITY = authorities.issue("authority", is_authority=True)
@@ -192,6 +203,7 @@ _PLAIN: dict[str, tuple[Sequence[bytes], Sequence[bytes]]] = {
     "link": (_LINKS, _LINK_FRAGMENTS),
     "picture": (_PICTURES, _PICTURE_FRAGMENTS),
     "proxy-header": (_PROXY, _BINARY),
+    "tensor-message": (_TENSORS, [*_BINARY, b"BYTES", b"\x2a\x08", b"\x3a\x04", b"num_input_tokens", b"UINT32"]),
     "client-certificate": (_CERTIFICATES, [*_BINARY, b'Cert="', b"-----BEGIN%20CERTIFICATE-----", b"\x30\x82", b"\x06\x03\x55\x1d"]),
     "answer-head": (_ANSWERS, _ANSWER_FRAGMENTS),
     "events": (_EVENTS, _EVENT_FRAGMENTS),

@@ -368,6 +368,14 @@ ROWS = {
         "a record of the audit trail that is changed as if something had been erased in it",
         "refused by the database; found by `tollway audit verify`",
     ),
+    150: (
+        "gRPC: no key, messages that are none, tensors whose bytes disagree with their shapes, shared memory, sequences, too much metadata,"
+        " compressed messages, methods that administer an engine",
+        "a status that names the fault, before an engine hears of it",
+    ),
+    151: ("gRPC: calls that are cancelled, or whose deadline passes", "the engine's call is cancelled, and the record says so"),
+    152: ("gRPC: streams that are held open idle, or with a key that was revoked", "ended within about a second, or when idle too long"),
+    153: ("gRPC: more calls than the port takes, or than limits allow", "RESOURCE_EXHAUSTED, with the time to come back"),
 }  # fmt: skip
 """Attacks that are tried, and what they get. The rows between are the control plane's, or need what is not served yet."""
 

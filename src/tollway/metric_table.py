@@ -120,6 +120,7 @@ GATEWAY_METRICS = (
         "What the guardrail was asked: allowed, denied, failed (no verdict in time), too_long (not asked).",
     ),
     _histogram("tollway_guardrail_seconds", (), "Time that verdicts of the guardrail took."),
+    _gauge("tollway_grpc_calls", "calls", "Requests for inference by gRPC that run."),
     _gauge("tollway_realtime_sessions", "sessions", "Realtime sessions that run."),
     _counter("tollway_response_cache_hits", "requests", (), "Requests that were answered from the cache of responses."),
     _counter("tollway_response_cache_misses", "requests", (), "Requests that asked for the cache of responses and were not in it."),

@@ -435,6 +435,30 @@ class TelemetrySection(msgspec.Struct, frozen=True, kw_only=True):
     """Deadline of one attempt to send, with its retries. What is not taken by then is dropped and counted."""
 
 
+class GrpcSection(msgspec.Struct, frozen=True, kw_only=True):
+    """The gRPC port: the Open Inference Protocol (docs/grpc.md)."""
+
+    listen: str | None = None
+    """Its address, host:port. Without one there is no such port. It has TLS where `gateway.tls` has certificates, and asks clients for
+    none. A process that takes over listens beside the one that drains."""
+    message_bytes_max: Bytes = 8 * 1024 * 1024
+    """Longest message of a client; a longer one is answered RESOURCE_EXHAUSTED."""
+    calls_max: Count = 1_000
+    """Calls at once, streams included. One more is answered RESOURCE_EXHAUSTED."""
+    connections_max: Count = 1_000
+    """Open connections of clients; one more is closed."""
+    connection_calls_max: Count = 100
+    """Calls at once on one connection; further ones wait at the client."""
+    metadata_bytes_max: Bytes = 16 * 1024
+    """Metadata of one call. More is answered RESOURCE_EXHAUSTED."""
+    idle_seconds: Seconds = 300.0
+    """Time after which a stream without a request, or a connection without a call, is ended."""
+    age_seconds: Seconds = 3_600.0
+    """Age at which a connection is asked to come back; its calls go on."""
+    write_stall_seconds: Seconds = 30.0
+    """Time after which a client that does not read a stream is disconnected, and its engine's call is cancelled."""
+
+
 class GatewaySection(msgspec.Struct, frozen=True, kw_only=True):
     """`tollway gateway`, the data plane."""
 
@@ -474,6 +498,7 @@ class GatewaySection(msgspec.Struct, frozen=True, kw_only=True):
     response_cache: ResponseCacheSection = ResponseCacheSection()
     guardrail: GuardrailSection = GuardrailSection()
     realtime: RealtimeSection = RealtimeSection()
+    grpc: GrpcSection = GrpcSection()
     limits: LimitsSection = LimitsSection()
 
 

@@ -57,7 +57,7 @@ async def get(running: Gateway, path: str, key: str | None = KEY) -> Answer:
 
 
 async def test_tensors_are_relayed_as_they_are_and_the_request_is_billed_by_itself() -> None:
-    asked = NUMBERS | {"id": "7", "parameters": {"top_k": 2}, "outputs": [{"name": "y"}]}
+    asked = NUMBERS | {"id": "7", "parameters": {"top_k": 2}, "outputs": [{"name": "y", "parameters": {"binary_data": False}}]}
     async with serving(msgspec.json.encode(ANSWER).replace(b"0.00001", b"1e-05")) as (running, upstream):
         answer = await post(running.port, asked, INFER)
         final = await running.sink.settled()

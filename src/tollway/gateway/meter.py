@@ -104,7 +104,7 @@ class UsageRecord(Ending):
     def __aexit__(self, type: object, error: BaseException | None, traceback: object) -> Waiter:
         if self.final is not None:
             return OVER
-        outcome, code = _outcome(error)
+        outcome, code = find_outcome(error)
         if self.guard is not None and self.guard.has_sent_nothing and outcome in _BILLED_BY_DELIVERY and self.deployment_id is not None:
             self.choose(self.deployment_id)  # what was held back to be checked was not delivered
         return self.finish(outcome, code)
@@ -221,7 +221,7 @@ def _encode_terms(call: Call) -> bytes:
     return terms
 
 
-def _outcome(error: BaseException | None) -> tuple[Outcome, str | None]:
+def find_outcome(error: BaseException | None) -> tuple[Outcome, str | None]:
     """Return how a request ended that relay did not finish itself."""
     if isinstance(error, ClientGone):
         return Outcome.CLIENT_CANCELLED, None

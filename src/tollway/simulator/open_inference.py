@@ -44,7 +44,7 @@ class TensorRequest:
         """Return the request for a completion that stands for it."""
         asked: dict[str, object] = {"model": self.model, "prompt": self.text, "max_tokens": self.tokens_max or 16}
         if stream:
-            asked |= {"stream": True, "stream_options": {"include_usage": True}}
+            asked |= {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
         return replace(request, body=msgspec.json.encode(asked))
 
 

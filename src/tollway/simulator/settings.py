@@ -13,6 +13,7 @@ class SimulatorSettings:
 
     host: str = "127.0.0.1"
     port: int = 8000  # 0 asks the kernel for a free one; the ready line tells which
+    grpc_listen: str | None = None  # host:port of the Open Inference Protocol by gRPC
     fd: int | None = None  # an inherited listening socket; takes the place of host and port
     models: tuple[str, ...] = ("sim-small", "sim-echo")  # a name that starts with `sim-echo` answers with the last message
     api_key: str | None = None  # asked for as `Authorization: Bearer` under /v1 only, which is all that vLLM guards

@@ -29,6 +29,7 @@ from tollway.gateway.edge.edge_policy import EdgePolicy, parse_hosts, parse_netw
 from tollway.gateway.edge.server import DrainBounds
 from tollway.gateway.guardrails import GuardrailBounds
 from tollway.gateway.media.bounds import MediaBounds
+from tollway.gateway.open_inference.bounds import GrpcBounds
 from tollway.gateway.realtime_sessions import RealtimeBounds
 from tollway.gateway.relay import RelayBounds
 from tollway.gateway.response_cache import CacheBounds
@@ -61,6 +62,7 @@ BOUNDS: Final[Mapping[str, type]] = {
     "response_cache": CacheBounds,
     "guardrail": GuardrailBounds,
     "realtime": RealtimeBounds,
+    "grpc": GrpcBounds,
 }
 """Sections of the gateway's settings, and the bounds that each becomes."""
 
@@ -107,6 +109,7 @@ def gateway(
         node=data_directory.make_gateway_node(directory, os.environ),
         rules=_edge_policy(settings.gateway),
         tls=make_tls(),
+        grpc_tls=_read_tls_files(settings.gateway),
         remake_tls=make_tls if settings.gateway.tls.client_certificates else None,
         limits=_limits(settings.gateway.limits, os.environ.get("TOLLWAY_LIMITS_REDIS_PASSWORD")),
         telemetry=find_telemetry(settings.telemetry),
@@ -124,6 +127,14 @@ def gateway(
     raise typer.Exit(code)
 
 
+def _read_tls_files(section: GatewaySection) -> tuple[bytes, bytes] | None:
+    """Return private key and certificate chain as PEM for the gRPC port, once they were found right; None where it has no TLS."""
+    key, chain = section.tls.key_file, section.tls.certificate_file
+    if section.grpc.listen is None or key is None or chain is None:
+        return None
+    return Path(key).read_bytes(), Path(chain).read_bytes()
+
+
 def find_gateway_problems(section: GatewaySection) -> Iterator[OperatorError]:
     """Yield what would keep a gateway with these settings from starting: each section that cannot be used, and addresses."""
     checks: list[Callable[[], object]] = [partial(_as_bounds, section, name) for name in BOUNDS]
@@ -134,6 +145,8 @@ def find_gateway_problems(section: GatewaySection) -> Iterator[OperatorError]:
         partial(parse_address, section.listen, option="gateway.listen"),
         partial(parse_address, section.internal, option="gateway.internal"),
     ]
+    if section.grpc.listen is not None:
+        checks.append(partial(parse_address, section.grpc.listen, option="gateway.grpc.listen"))
     for check in checks:
         try:
             check()

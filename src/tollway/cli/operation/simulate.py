@@ -16,6 +16,7 @@ _DEFAULT = SimulatorSettings()
 
 def simulate(
     listen: Annotated[str, typer.Option(help="Address; port 0 takes a free one.")] = "127.0.0.1:8000",
+    grpc_listen: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Address of the Open Inference Protocol by gRPC.")] = None,
     fd: Annotated[int | None, typer.Option(help="An inherited listening socket instead.")] = None,
     model: Annotated[list[str] | None, typer.Option("--model", metavar="MODEL", help="Name of a model (repeatable).")] = None,
     api_key: Annotated[str | None, typer.Option(envvar="TOLLWAY_SIMULATOR_KEY", help="Ask for this bearer key under /v1.")] = None,
@@ -49,6 +50,7 @@ def simulate(
         settings = SimulatorSettings(
             host=host,
             port=port,
+            grpc_listen=grpc_listen,
             fd=fd,
             models=tuple(model) if model else _DEFAULT.models,
             api_key=api_key,

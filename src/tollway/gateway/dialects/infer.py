@@ -92,7 +92,7 @@ def _are_parameters(value: Any) -> bool:
     return value is None or (
         type(value) is dict
         and len(value) <= TENSORS_MAX
-        and not any(map(is_refused_parameter, value))
+        and not any(is_refused_parameter(name) and not (each is False and name.startswith("binary_data")) for name, each in value.items())
         and not any(type(each) in (dict, list) for each in value.values())
     )
 

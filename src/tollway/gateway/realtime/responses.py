@@ -19,6 +19,8 @@ from tollway.gateway.observe import observe
 from tollway.gateway.plane import Plane
 from tollway.gateway.request import Call, Permit, Request
 
+UNCHECKED = "Realtime sessions are not checked, and the guardrail of this model is closed."
+
 
 class MeteredResponse:
     """A response that is admitted. `call`: what it is to the other phases. End it by `finish`, in any case."""
@@ -71,8 +73,9 @@ class MeteredResponse:
             observe(self.call.request, self.call, record, fault, self._plane)
 
 
-async def admit(request: Request, plane: Plane) -> MeteredResponse:
-    """Return the response that a request admits. Await it in a driven coroutine. Raises Fault as the phases do, and then owes nothing."""
+async def admit(request: Request, plane: Plane, *, stream: bool = True, unchecked: str = UNCHECKED) -> MeteredResponse:
+    """Return the response that a request admits. Await it in a driven coroutine. `unchecked`: what a client reads whose model has a closed
+    guardrail. Raises Fault as the phases do, and then owes nothing."""
     call: Call | None = None
     permit: Permit | None = None
     hold: BudgetHold | None = None
@@ -80,9 +83,8 @@ async def admit(request: Request, plane: Plane) -> MeteredResponse:
         caller = authenticate(request.head, plane.directory, plane.digesters, request.received_at)
         call = authorize(caller, request, plane.directory, plane.media_bounds)
         if call.model.guardrail is Guardrail.CLOSED:
-            message = "Realtime sessions are not checked, and the guardrail of this model is closed."
-            raise Fault(ENDPOINT_UNSUPPORTED, param="model", message=message)
-        call.stream = True
+            raise Fault(ENDPOINT_UNSUPPORTED, param="model", message=unchecked)
+        call.stream = stream
         call.prompt_bytes = 0  # the body says nothing of the conversation that is read
         admitted = limit(call, plane.limits, time.monotonic_ns, plane.metrics)
         permit = await admitted.wait() if isinstance(admitted, Undecided) else admitted
