@@ -567,7 +567,7 @@ def _start_grpc(
     options: GatewayOptions, plane: Plane, stop: asyncio.Event, port: "asyncio.Future[int]", background: BackgroundTasks
 ) -> "asyncio.Task[None]":
     """Serve the gRPC port, which `port` gets once it listens."""
-    from tollway.gateway.open_inference.server import Listener, make_credentials  # takes 0.3 s and memory, of nobody else
+    from tollway.gateway.open_inference.server import Listener, make_credentials  # takes 0.3 s and memory, only where it is on
 
     def listens(at: int) -> None:
         if not port.done():
