@@ -406,7 +406,8 @@ def settle_period(tx: PlatformTx, period: Period, usage: Mapping[CreditUsage, in
     later = stored.list_provisional(tx, period.organization_id, period.start_at)
     is_as_drawn = settlement.burned == {grant_id: pico for grant_id, pico in provisional.items() if pico}
     there = {grant_id: pico for grant_id, pico in left.items() if grant_id not in over}
-    if not is_as_drawn or any(grant_id not in there for grant_id, _ in later):
+    is_pending = bool(stored.list_redraws(tx, period.organization_id))  # then whoever reads for it began before this close, and begins anew
+    if is_pending or not is_as_drawn or any(grant_id not in there for grant_id, _ in later):
         uncovered = find_uncovered(there, later)
         for start_at in stored_periods.list_starts_after(tx, period):
             redraw = Redraw(period.start_at, uncovered.get(start_at, 0))
