@@ -109,6 +109,11 @@ fuzz: $(VENV)/.dev $(VENV)/.fuzz  ## search every parser for bytes that break it
 	@$(VENV)/bin/python -m fuzz.native --seconds $(SECONDS)
 	@exec $(VENV)/bin/python -m fuzz --seconds $(SECONDS) $(ARGS)
 
+.PHONY: fuzz-api
+fuzz-api: $(VENV)/.dev  ## requests to the REST API by its OpenAPI description (SECONDS=600 in all)
+	@scripts/sdk.sh schemathesis $(VENV)/bin/uv "$(PYTHON)"
+	@exec $(VENV)/bin/python -m fuzz.rest_api --seconds $(SECONDS) $(ARGS)
+
 .PHONY: bench
 bench: $(VENV)/.dev  ## measure against nginx on this machine (ARGS="--quick")
 	@exec $(VENV)/bin/python -m bench $(ARGS)
@@ -144,6 +149,7 @@ lock: $(VENV)/.build  ## solve requirements/*.txt again (ARGS=--upgrade for the 
 	@$(lock) --group engine --no-deps -o requirements/engine.txt
 	@$(lock) --group fuzz -o requirements/fuzz.txt
 	@$(lock) --group deploy -c requirements/dev.txt --override requirements/deploy.overrides -o requirements/deploy.txt
+	@$(lock) --group schemathesis -o requirements/schemathesis.txt
 	@$(lock) --group provider -o requirements/provider.txt
 	@$(lock) --group openai-1 -o requirements/openai-1.txt
 	@for group in openai-2 agents langchain pydantic-ai llama-index instructor litellm; do \

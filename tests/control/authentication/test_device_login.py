@@ -77,6 +77,15 @@ def denied(answer: httpx2.Response, error: str) -> None:
     assert (answer.status_code, answer.json()["error"]) == (400, error), answer.text
 
 
+@pytest.mark.parametrize("path", ["/v1/oauth/device_authorization", "/v1/oauth/revoke", TOKEN])
+@pytest.mark.parametrize(("body", "media_type", "status"), [(b"x", "text/plain", 415), (b"[1", "application/json", 400)])
+def test_body_that_cannot_be_read_is_refused_in_the_shape_of_rfc_6749(
+    control: Running, path: str, body: bytes, media_type: str, status: int
+) -> None:
+    answer = control.client(None).post(path, content=body, headers={"content-type": media_type})
+    assert (answer.status_code, answer.json()["error"]) == (status, "invalid_request"), answer.text
+
+
 class TestLogin:
     def test_person_approves_a_code_and_the_device_acts_as_them(
         self, control: Running, tenant: TenantSetup, admin: httpx2.Client, email: str

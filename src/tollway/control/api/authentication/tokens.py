@@ -208,6 +208,10 @@ async def _answer(plane: ControlPlane, request: Request, carry_out: Callable[[Ma
         raise Fault(BODY_TOO_LARGE)
     try:
         answer = await run_in_threadpool(carry_out, _read_parameters(body, request.headers.get("content-type", "")))
+    except Fault as fault:
+        if fault.kind.status >= 500:
+            raise
+        return JSONResponse(_show_fault(fault), fault.kind.status)
     except ExchangeRefused as refused:
         return JSONResponse({"error": refused.error, "error_description": refused.description}, refused.status)
     return JSONResponse(answer)
@@ -220,7 +224,7 @@ def answer_token_request(plane: ControlPlane, body: bytes, content_type: str, au
     except Fault as fault:
         if fault.kind.status >= 500:
             raise
-        return fault.kind.status, {"error": "invalid_request", "error_description": fault.message}
+        return fault.kind.status, _show_fault(fault)
     except ExchangeRefused as refused:
         plane.log({"event": "token_refused", "error": refused.error, "detail": refused.detail or refused.description})
         return refused.status, {"error": refused.error, "error_description": refused.description}
@@ -230,6 +234,11 @@ def answer_token_request(plane: ControlPlane, body: bytes, content_type: str, au
     if issued.refresh_token is not None:
         answer["refresh_token"] = issued.refresh_token
     return 200, answer
+
+
+def _show_fault(fault: Fault) -> dict[str, object]:
+    """Return a fault of a request in the shape of RFC 6749, section 5.2."""
+    return {"error": "invalid_request", "error_description": fault.message}
 
 
 @router.get(KEYS_PATH, dependencies=[Depends(public)])
