@@ -26,8 +26,9 @@ from tollway.serve import engine as llamacpp
 
 ROOT = Path(__file__).parents[2]
 WANTED = os.environ.get("TOLLWAY_TEST_ENGINES", "llamacpp dynamo").split()
-START_SECONDS = 300.0
-"""Seconds to wait: vLLM needs a minute and a half on two busy cores. Only so that a failure does not hang."""
+START_SECONDS = 900.0
+"""Seconds to wait: vLLM needs a minute and a half on two cores, and more than five minutes where others use them too. Only so that a
+failure does not hang."""
 STOP_SECONDS = 20.0
 
 
