@@ -74,13 +74,14 @@ class Sampler:
         """Return whether a trace that begins is sampled. `parent_flags`: two hexadecimal digits, empty without a parent. `now`: seconds of
         the monotonic clock."""
         is_asked = parent_flags[1] in "13579bdf" if parent_flags else trace_id[-SAMPLED_DIGITS:] < self.threshold
-        return is_asked and self._spend(now)
+        return is_asked and self.spend(now)
 
     def keeps(self, *, is_failed: bool, seconds: float, now: float) -> bool:
         """Return whether a trace is kept that was not sampled, by its end."""
-        return (is_failed or seconds >= self.slow_seconds) and self._spend(now)
+        return (is_failed or seconds >= self.slow_seconds) and self.spend(now)
 
-    def _spend(self, now: float) -> bool:
+    def spend(self, now: float) -> bool:
+        """Return whether one trace more may be kept in this second of the monotonic clock, and count it."""
         second = int(now)
         if second != self._second:
             self._second = second

@@ -53,7 +53,7 @@ class RequestTrace:
         self.started = started
         self.started_us = started_us
         self.attempts: list[Attempt] = []
-        self.intervals: list[Interval] = []
+        self.intervals: list[Interval] | None = None
 
     def begin_attempt(self, number: int, deployment: Deployment, now: float) -> None:
         """Note that an attempt begins. `number`: from 1, in its order."""
@@ -75,8 +75,11 @@ class RequestTrace:
 
     def add_interval(self, name: str, began: float, ended: float) -> None:
         """Note a wait or a check. Beyond INTERVALS_MAX they are left out."""
-        if len(self.intervals) < INTERVALS_MAX:
-            self.intervals.append(Interval(name, began, ended))
+        intervals = self.intervals
+        if intervals is None:
+            self.intervals = [Interval(name, began, ended)]
+        elif len(intervals) < INTERVALS_MAX:
+            intervals.append(Interval(name, began, ended))
 
 
 def find_attempt_span(request_id: str, number: int) -> str:

@@ -43,9 +43,11 @@ class Tracer:
             return
         now = _monotonic()
         if trace is None:
-            is_sampled = self.sampler.samples(request.trace_id, head.trace_flags if head.trace_id else "", now)
+            sampler = self.sampler
+            is_sampled = sampler.samples(request.trace_id, head.trace_flags, now) if head.trace_id else sampler.spend(now)
             trace = request.trace = RequestTrace(head.parent_id, is_sampled, now, request.received_at)
-        trace.started = now
+        else:
+            trace.started = now
         if not trace.is_sampled and head.trace_flags != "00":  # an engine is to record what is recorded here
             request.traceparent = request.traceparent[:-2] + "00"
 
@@ -106,7 +108,7 @@ def _make_spans(
     ended_us = _instant(trace, now)
     spans = [Span(trace_id, span_id, trace.parent_id, name, _SERVER, trace.started_us, ended_us, request_error, attributes)]
     began_us = trace.started_us
-    for index, interval in enumerate(trace.intervals):
+    for index, interval in enumerate(trace.intervals or ()):
         id = find_interval_span(request_id, index)
         is_queue = interval.name == QUEUE_SPAN
         interval_ended_us = _instant(trace, interval.ended)
