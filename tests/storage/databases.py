@@ -103,6 +103,10 @@ class SqliteTemplate:
         yield f"sqlite+pysqlite:///{directory / f'tollway-{secrets.token_hex(4)}.db'}"
 
 
+MIGRATION_LOCK = 7_031
+"""Advisory lock of the server, held while a template is migrated."""
+
+
 class PostgresTemplate:
     """A migrated PostgreSQL database to copy, in the server that TOLLWAY_TEST_POSTGRES names."""
 
@@ -112,7 +116,10 @@ class PostgresTemplate:
         self._template = f"tollway_template_{secrets.token_hex(4)}"
         self._execute(f"CREATE DATABASE {self._template}")
         database = Database.open(self._url(self._template))
-        database.migrate()
+        # One worker after the other: roles belong to the server, and who makes one waits for the end of the other's migration.
+        with self._admin.connect() as connection:
+            connection.execute(sa.select(sa.func.pg_advisory_lock(MIGRATION_LOCK)))
+            database.migrate()
         database.close()
 
     @contextmanager
