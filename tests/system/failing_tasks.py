@@ -12,6 +12,7 @@ from small_spool import main
 from tollway.gateway.budgets import Budgets
 from tollway.gateway.edge import clock, server
 from tollway.gateway.edge.client_connection import ClientConnection
+from tollway.gateway.open_inference.server import Listener
 from tollway.gateway.plane import Plane
 from tollway.gateway.response_cache import ResponseCache
 from tollway.gateway.upstreams import cache_events, load_reports, probes
@@ -61,6 +62,7 @@ DEFECTS: dict[str, tuple[Any, str]] = {
     "connection": (ClientConnection, "tick"),
     "log": (LogWriter, "_encode_batch"),
     "announce": (gateway, "url_of"),
+    "grpc server": (Listener, "_add_services"),
     "server": (server, "Edge"),
     "drain": (server, "_drain"),
 }

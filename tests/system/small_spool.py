@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from tollway.gateway.open_inference.bounds import GrpcBounds
 from tollway.gateway.relay import RelayBounds
 from tollway.link.spool import SpoolOptions
 from tollway.serve.data_directory import make_gateway_node, read_secrets
@@ -31,6 +32,7 @@ def main(telemetry: TelemetryOptions | None = None) -> int:
             peppers=[secrets.peppers[version] for version in sorted(secrets.peppers, reverse=True)],
             vault_key=secrets.vault_key,
             node=make_gateway_node(Path(options.data_dir), os.environ),
+            grpc=GrpcBounds(listen="127.0.0.1:0"),
             relay=RelayBounds(cache_events=True),
             telemetry=telemetry,
             spool=SpoolOptions(segment_bytes=SEGMENT_BYTES, slots_max=SLOTS),

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.system
 SCRIPT = str(Path(__file__).with_name("failing_tasks.py"))
 RESTARTED = (
     "follower", "acknowledger", "shipper", "clock", "announce", "answer files", "upstream probes", "load reports", "cache events",
-    "snapshot age", "leases", "limit_reports", "cached responses", "free memory", "content log", "telemetry",
+    "snapshot age", "leases", "limit_reports", "cached responses", "free memory", "content log", "telemetry", "grpc server",
 )  # fmt: skip
 
 
