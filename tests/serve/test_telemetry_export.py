@@ -8,9 +8,11 @@ import pytest
 from tests.collectors import COLLECTORS, read_attributes
 from tests.fakes import PATIENCE_SECONDS
 from tests.test_metrics import full_metrics
+from tollway.cli.processes import find_telemetry
 from tollway.serve import telemetry_export
 from tollway.serve.telemetry_export import TelemetryExport
 from tollway.serve.telemetry_messages import OtlpOptions
+from tollway.settings import OperatorError, TelemetrySection
 from tollway.spans import Span, SpanKind
 
 TRACE = "0123456789abcdef0123456789abcdef"
@@ -29,6 +31,21 @@ async def until(condition: Any) -> None:
     async with asyncio.timeout(PATIENCE_SECONDS):
         while not condition():
             await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        TelemetrySection(endpoint="collector:4318"),
+        TelemetrySection(endpoint="ftp://collector"),
+        TelemetrySection(endpoint="http://user:password@collector:4318"),
+        TelemetrySection(endpoint="http://collector:4318", traces=False),
+    ],
+)
+def test_a_collector_that_cannot_be_one_is_refused_without_its_address_in_the_message(section: TelemetrySection) -> None:
+    with pytest.raises(OperatorError) as refused:
+        find_telemetry(section)
+    assert "password" not in refused.value.message and find_telemetry(TelemetrySection()) is None
 
 
 @pytest.mark.parametrize("protocol", COLLECTORS)
