@@ -270,7 +270,9 @@ async def test_150_bad_requests_and_metadata_are_refused_by_status_before_an_eng
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await packed(bent().SerializeToString(), metadata=BEARER, compression=grpc.Compression.Gzip)
         assert caught.value.code() is Code.UNIMPLEMENTED
+        refusals = made.running.plane.metrics.refusals
     assert asked == []
+    assert (refusals["invalid_api_key"], refusals["model_not_found"], refusals["invalid_value"] > 10) == (2, 3, True)
 
 
 FAULTS = [

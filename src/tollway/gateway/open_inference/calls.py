@@ -28,6 +28,7 @@ from tollway.gateway.dialects import infer
 from tollway.gateway.dialects.engine_errors import read_fault
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.meter import find_outcome
+from tollway.gateway.observe import observe
 from tollway.gateway.open_inference.bounds import GrpcBounds
 from tollway.gateway.open_inference.channels import Channels
 from tollway.gateway.open_inference.statuses import read_error
@@ -68,7 +69,7 @@ class InferenceCall:
         self._buffer: BufferHold | None = None
         self._fed_at = self._started = 0.0
         self._sent = 0
-        self._is_stream = False
+        self._is_stream = self._is_observed = False
 
     @property
     def has_begun(self) -> bool:
@@ -116,6 +117,8 @@ class InferenceCall:
             if self._buffer is not None:
                 self._buffer.release()
             metered = self._metered
+            if fault is not None and not self._is_observed:
+                observe(self.request, None, None, fault, self._plane)
             if metered is not None and metered.record.final is None:
                 outcome, _ = (Outcome.CLIENT_CANCELLED, None) if fault is None else find_outcome(fault)
                 await metered.finish(outcome, fault)
@@ -138,6 +141,7 @@ class InferenceCall:
         asked = read_message(message)
         request.body = msgspec.json.encode({"model": asked.model, "inputs": _PLACEHOLDER})
         request.body_bytes = len(message)
+        self._is_observed = True  # by whoever admits it, or by its end
         self._metered = metered = await admit(request, plane, stream=send is not None, unchecked=_UNCHECKED)
         self.call = call = metered.call
         candidates = route(call, plane.upstreams, request.started, plane.random)

@@ -239,7 +239,7 @@ class Listener:
         ended = await self._drive(driver, call.run(message, send), context)
         if ended.fault is not None:
             fault = ended.fault if call.has_begun else self._throttle(ended.fault, head)
-            await self._refuse(fault, call.request.id, context)
+            await self._tell(fault, call.request.id, context)
         if ended.is_gone:
             await context.abort(grpc.StatusCode.CANCELLED, "The client has left.")
         if send is None:
@@ -376,6 +376,11 @@ class Listener:
         return self._failures.throttle(fault, head.address, time.monotonic_ns())
 
     async def _refuse(self, fault: Fault, request_id: str, context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
+        """End a call that did not become a request, and count it."""
+        self._plane.metrics.count(self._plane.metrics.refusals, fault.kind.code)
+        await self._tell(fault, request_id, context)
+
+    async def _tell(self, fault: Fault, request_id: str, context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
         """End a call with the status of a fault."""
         text = f"{fault.message} (request id: {request_id})"
         await context.abort(find_code(fault), text, list_trailers(fault, request_id))
