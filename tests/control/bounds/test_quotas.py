@@ -28,7 +28,7 @@ LIMITS = "/v1/organization/limits"
 
 OTHER_TABLES = {
     "usage_events", "quarantined_records", "usage_rollups", "ledger_transactions", "usage_adjustments", "billing_periods",  # follow usage
-    "price_books", "price_terms", "limit_overrides", "credit_grants",  # written by operators
+    "price_books", "price_terms", "limit_overrides", "credit_grants", "erasures",  # written by operators
     "credit_draws", "credit_topups", "credit_transactions", "credit_redraws", "credit_redraw_usage",  # follow usage and grants
     "credit_topup_rules", "data_keys",  # one for an organization
     "stored_responses", "stored_response_totals",  # bounded by RESPONSES_MAX and BYTES_MAX
