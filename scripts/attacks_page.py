@@ -332,6 +332,10 @@ ROWS = {
         "404 as for one that does not exist; 503 `files_unavailable`; 403 `insufficient_scope`",
     ),
     138: ("a batch that goes on after its key was revoked", "what runs is interrupted, nothing more is sent, the batch is `failed`"),
+    155: (
+        "bodies that are not what an API takes: of another type, broken, empty, doubled, compressed, deep; at every API",
+        "400 or 415 in the API's own shape; no engine is asked",
+    ),
     154: (
         "ids of responses in the background of others: read, deleted, cancelled, listed as batches",
         "as an id that never was, byte for byte; the response goes on",

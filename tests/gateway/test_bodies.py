@@ -46,6 +46,7 @@ from tollway.domain.keys import KeyType
 from tollway.domain.prices import PriceTerms
 from tollway.domain.snapshot import Change, Entry, KeyEntry, OrganizationEntry, ProjectEntry
 from tollway.gateway.dialects.table import DIALECTS
+from tollway.gateway.edge.paths import ROUTES
 from tollway.gateway.request import translate_body
 from tollway.wire import bodies
 
@@ -94,6 +95,36 @@ async def test_21_other_media_types(kind: str, memory: Memory) -> None:
     data = message(chat(), content_type=TYPES[kind]).replace(b"content-type: \r\n", b"")
     (answer,) = split_answers((await memory.exchange(data)).written)
     check_refusal(answer, 415, "unsupported_media_type")
+    assert not sink_of(memory).admits
+
+
+WITH_BODIES = [
+    route.endpoint for target, route in ROUTES.items() if route.endpoint is not None and target == DIALECTS[route.endpoint].target
+]
+
+
+@pytest.mark.parametrize("endpoint", WITH_BODIES)
+async def test_155_body_that_no_api_takes_is_refused_in_its_own_shape(endpoint: Endpoint, memory: Memory) -> None:
+    dialect = DIALECTS[endpoint]
+    is_form, shape = dialect.form_kinds is not None, "type" if dialect.forwarded_headers else "code"
+    type = "multipart/form-data; boundary=b" if is_form else "application/json"
+    other = "application/json" if is_form else "multipart/form-data; boundary=b"
+    cases: list[tuple[Any, dict[str, str], set[int]]] = [
+        (b"{}", {"content_type": other}, {415}),
+        (b"{}", {"content_type": "text/plain"}, {415}),
+        (b"{", {"content_type": type}, {400}),
+        (b"--b\r\n", {"content_type": type}, {400}),
+        (b"", {"content_type": type}, {400}),
+        (b'{"model":"m","model":"m"}', {"content_type": type}, {400}),
+        (b"{}", {"content_type": type, "content_encoding": "gzip"}, {415}),
+        (b"[" * 10_000, {"content_type": type}, {400}),
+    ]
+    for body, headers, statuses in cases:
+        answer = await ask(memory, body, dialect.target.decode(), **headers)
+        assert answer.status in statuses, (body[:20], headers, answer.body)
+        error = answer.json()["error"]
+        assert error[shape] and error["message"], answer.body
+        assert "code" in error if shape == "code" else answer.json()["type"] == "error"
     assert not sink_of(memory).admits
 
 
