@@ -349,7 +349,7 @@ class BatchesSection(msgspec.Struct, frozen=True, kw_only=True):
     organization_concurrency: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 32
     """Lines of one organization that one gateway sends at a time."""
     organization_batches_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
-    """Batches of one organization that have not ended; one more is answered 403."""
+    """Batches of one organization that have not ended, and as many responses in the background; one more is answered 403."""
     lines_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 50_000
     """Lines of one batch."""
 
