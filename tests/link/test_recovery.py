@@ -101,6 +101,17 @@ class TestOwed:
         recover(epoch, alarm=no_alarm)
         assert by_id(read_epoch(epoch))[admit(1).request_id].used == Quantities(135, 0, 16)
 
+    def test_counts_that_moved_to_another_class_are_billed_in_that_class_alone(self, tmp_path: Path) -> None:
+        def act(opened: Spool) -> None:
+            slot = opened.admit(encode(admit(1)))
+            opened.checkpoint(admit(1).request_id, Quantities(100, 0, 30), 0)
+            write_quantities(opened.progress, slot, Quantities(80, 20, 25, 6), NOTHING)
+            opened.admit(encode(admit(2)))  # writes the checkpoint along
+
+        epoch = image(tmp_path, act, ROOMY)
+        recover(epoch, alarm=no_alarm)
+        assert by_id(read_epoch(epoch))[admit(1).request_id].used == Quantities(80, 20, 25, 6)
+
     def test_counts_of_the_upstream_that_was_left_stay_behind_in_the_header_of_a_segment(self, tmp_path: Path) -> None:
         async def act(opened: Spool) -> None:
             slot = opened.admit(encode(admit(0)))

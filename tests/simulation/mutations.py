@@ -151,7 +151,7 @@ MUTATIONS = (
         "    used = Quantities.from_values(map(max, used.values(), request.used.values()))\n"
         "    return OpenRequest(request.seq, used, request.admit, retries)\n",
         "tokens that moved to another class are billed in both",
-        seed=45,
+        check=("tests/link/test_recovery.py", "-k", "moved_to_another_class"),
     ),
     Mutation(
         "count more of the engine that was left",
