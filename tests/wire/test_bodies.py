@@ -205,3 +205,13 @@ def test_76_text_that_holds_json_has_no_keys() -> None:
     assert bodies.read(msgspec.json.encode({"messages": [{"role": "tool", "content": text}]})) is not None
     twice = msgspec.json.encode({"messages": msgspec.json.encode({"content": text}).decode()})
     assert bodies.read(twice) is not None
+
+
+def test_text_is_found_in_a_body_wherever_its_pieces_end() -> None:
+    body = b'[{"a":"text","b":1}]'
+    for first in range(len(body) + 1):
+        for second in range(first, len(body) + 1):
+            pieces = (body[:first], body[first:second], body[second:])
+            assert bodies.is_within(pieces, b'"text"')
+            assert not bodies.is_within(pieces, b'"test"')
+            assert not bodies.is_within(pieces[::2], b'"text"') or b'"text"' in pieces[0] + pieces[2]

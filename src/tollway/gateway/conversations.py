@@ -53,8 +53,10 @@ async def prepare(caller: Caller, request: Request, plane: Plane, driver: Corout
     if request.body_bytes > CONVERSATION_BYTES_MAX or request.conversation is not None:
         return  # `authorize` refuses a body that is too long for what it asks for
     stores = store is not None and caller.organization.response_retention_seconds is not None
+    if not stores and not bodies.is_within(request.list_pieces(), compactions.MARK):
+        return
     content = request.read_body()
-    if not (continuation.may_wish(content) if stores else compactions.MARK in content):
+    if not continuation.may_wish(content):
         return
     readers = plane.body_readers
     if readers is None or len(content) <= SHORT_BYTES_MAX:

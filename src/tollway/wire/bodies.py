@@ -246,6 +246,16 @@ def cut_pieces(pieces: Sequence[bytes], ends: list[int], start: int, end: int) -
     return found
 
 
+def is_within(pieces: Sequence[bytes], text: bytes) -> bool:
+    """Return whether a body in pieces has a text of two bytes or more, which may lie across the end of a piece."""
+    end = b""
+    for piece in pieces:
+        if text in piece or text in end + piece[: len(text) - 1]:
+            return True
+        end = (end + piece[1 - len(text) :])[1 - len(text) :]
+    return False
+
+
 def join(fields: Mapping[str, bytes | msgspec.Raw]) -> bytes:
     """A JSON object of raw values, in order."""
     return b"{" + b",".join([_encode(name) + b":" + value for name, value in fields.items()]) + b"}"

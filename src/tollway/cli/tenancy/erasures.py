@@ -12,6 +12,7 @@ from tollway.domain import ids
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 WHERE = "see `tollway erasures list`"
+COLUMNS = ["id", "organization_id", "user_id", "state", "reason", "actor", "approver", "requested", "finished"]
 ErasureId = Annotated[str, typer.Argument(metavar="ERASURE_ID", help="Id, as `tollway erasures list` shows it.")]
 
 
@@ -51,21 +52,25 @@ def list_erasures(
         rows = list(control.list_all("/platform/erasures"))
         if output is Output.TABLE:
             rows = with_times(rows, control.get_zone(zone), requested="requested_at", finished="finished_at")
-    columns = ["id", "organization_id", "user_id", "state", "reason", "actor", "approver", "requested", "finished"]
-    print_rows(output, columns, rows, none="nobody asked for an erasure")
+    print_rows(output, COLUMNS, rows, none="nobody asked for an erasure")
 
 
 @app.command()
 def show(
     erasure: ErasureId,
+    zone: Zone = None,
+    output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Print one erasure as JSON."""
+    """Show one erasure."""
     check_id(ids.ERASURE, erasure, "erasure", WHERE)
     with connect(control_url, key, data_dir) as control:
-        print_json(control.get(f"/platform/erasures/{erasure}"))
+        rows = [control.get(f"/platform/erasures/{erasure}")]
+        if output is Output.TABLE:
+            rows = with_times(rows, control.get_zone(zone), requested="requested_at", finished="finished_at")
+    print_rows(output, COLUMNS, rows)
 
 
 @app.command()
