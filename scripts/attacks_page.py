@@ -331,6 +331,15 @@ ROWS = {
         "ids of batches of another project; batches that were moved to another tenant's place; keys for some endpoints alone",
         "404 as for one that does not exist; 503 `files_unavailable`; 403 `insufficient_scope`",
     ),
+    157: (
+        "an invoice that is issued twice, by several at once, or while control is killed, to have one number twice or to leave one out",
+        "the transaction that issues it takes its number: all of it is there, or a draft without a number",
+    ),
+    158: ("drafts, and invoices of another organization, in a list, by id or as a file", "404 as for one that does not exist"),
+    160: (
+        "an issued invoice that is edited in the database, with a digest that fits",
+        "a trigger refuses it; past that, `tollway verify` computes it again from the events of its period",
+    ),
     138: ("a batch that goes on after its key was revoked", "what runs is interrupted, nothing more is sent, the batch is `failed`"),
     155: (
         "bodies that are not what an API takes: of another type, broken, empty, doubled, compressed, deep; at every API",

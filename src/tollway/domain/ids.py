@@ -49,6 +49,8 @@ CERTIFICATE_RULE = "certrule"
 ERASURE = "erase"
 OPERATOR = "operator"
 OPERATOR_SESSION = "opsess"
+LEGAL_ENTITY = "entity"
+INVOICE = "inv"
 
 RANDOM_BITS = 74
 """Random bits that one UUIDv7 takes: rand_a (12) and rand_b (62)."""

@@ -91,3 +91,14 @@ def _format(value: int, decimals: int) -> str:
     whole, fraction = divmod(value, 10**decimals)
     digits = f"{fraction:0{decimals}d}".rstrip("0")
     return f"{sign}{whole}.{digits}" if digits else f"{sign}{whole}"
+
+
+def round_half_up(pico: int, step: int) -> int:
+    """Return the number of steps of `step` pico nearest to an amount, a tie away from zero: the rounding of invoices. May be negative."""
+    whole = (2 * abs(pico) + step) // (2 * step)
+    return -whole if pico < 0 else whole
+
+
+def format_minor(amount_minor: int, minor_units: int) -> str:
+    """Return an amount in the smallest unit of a currency as a decimal string with all of its decimals: 1234 of two -> "12.34"."""
+    return round_amount(amount_minor * 10 ** (12 - minor_units), minor_units)

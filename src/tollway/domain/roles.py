@@ -29,6 +29,7 @@ class Permission(StrEnum):
     BUDGETS_WRITE = "budgets.write"
     USAGE_READ = "usage.read"
     COSTS_READ = "costs.read"
+    INVOICES_READ = "invoices.read"
     ROLES_READ = "roles.read"
     ROLES_WRITE = "roles.write"
     USERS_READ = "users.read"
@@ -53,6 +54,8 @@ class Permission(StrEnum):
     PLATFORM_NODES_WRITE = "platform.nodes.write"
     PLATFORM_ACCOUNTS_READ = "platform.accounts.read"
     PLATFORM_ACCOUNTS_WRITE = "platform.accounts.write"
+    PLATFORM_INVOICES_READ = "platform.invoices.read"
+    PLATFORM_INVOICES_WRITE = "platform.invoices.write"
     PLATFORM_KEYS_READ = "platform.keys.read"
     PLATFORM_KEYS_WRITE = "platform.keys.write"
     PLATFORM_AUDIT_READ = "platform.audit.read"
@@ -144,7 +147,7 @@ TENANT_PERMISSIONS = frozenset(each for each in Permission if not each.is_of_pla
 
 _P = Permission
 _READS = frozenset(each for each in TENANT_PERMISSIONS if each.is_read) - {_P.CONTENT_READ}
-_MONEY = {_P.BUDGETS_READ, _P.BUDGETS_WRITE, _P.USAGE_READ, _P.COSTS_READ, _P.PRICES_READ}
+_MONEY = {_P.BUDGETS_READ, _P.BUDGETS_WRITE, _P.USAGE_READ, _P.COSTS_READ, _P.INVOICES_READ, _P.PRICES_READ}
 _DEVELOPMENT = {
     _P.PROJECTS_READ,
     _P.API_KEYS_READ,
@@ -194,7 +197,10 @@ ADMIN = _built_in(
 )
 DIRECTORY = _built_in(RoleScope.ORGANIZATION, "directory", "Provisions people and groups by SCIM, and nothing else.", {_P.SCIM_WRITE})
 BILLING = _built_in(
-    RoleScope.ORGANIZATION, "billing", "Reads usage, costs and prices, and sets budgets.", {_P.ORGANIZATION_READ, _P.PROJECTS_READ, *_MONEY}
+    RoleScope.ORGANIZATION,
+    "billing",
+    "Reads usage, costs, invoices and prices, and sets budgets.",
+    {_P.ORGANIZATION_READ, _P.PROJECTS_READ, *_MONEY},
 )
 DEVELOPER = _built_in(
     RoleScope.ORGANIZATION, "developer", "Makes keys and service accounts in every project.", {_P.ORGANIZATION_READ, *_DEVELOPMENT}

@@ -34,6 +34,7 @@ from tollway.control.identity.github_reports import GithubReports
 from tollway.control.identity.mail import MailDirectory, MailServer
 from tollway.control.identity.operators import OperatorSignIn
 from tollway.control.identity.scheduled_rotation import Scheduled
+from tollway.control.invoicing import automatic_issue
 from tollway.control.jobs import Job, JobRunner, Turn, in_thread
 from tollway.control.metering import retention
 from tollway.control.metering.quarantine import WaitingRecords
@@ -474,6 +475,17 @@ def _list_jobs(
         if concerned:
             plane.log({"event": "limit_overrides_ended", "organizations": len(concerned)})
 
+    invoices_database = _audit_job(plane, "invoice.issued", "invoices")
+
+    def issue_invoices(turn: Turn) -> None:
+        automatic_issue.run(
+            invoices_database,
+            new_id=lambda: plane.new_id(ids.INVOICE),
+            now=plane.now,
+            is_stopping=turn.is_over,
+            log=plane.log,
+        )
+
     signing_database = _audit_job(plane, "signing_key.updated", "signing_keys")
 
     def keep_signing_keys(_turn: Turn) -> None:
@@ -579,6 +591,12 @@ def _list_jobs(
             interval_seconds=publish.WATCH_SECONDS,
             deadline_seconds=THREAD_SECONDS_MAX,
             is_leased=False,
+        ),
+        Job(
+            name="invoices",
+            work=in_thread(issue_invoices),
+            interval_seconds=automatic_issue.SECONDS,
+            deadline_seconds=automatic_issue.SECONDS,
         ),
         Job(
             name="event_months",

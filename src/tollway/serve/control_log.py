@@ -10,6 +10,8 @@ LEVELS = {
     "descriptors_low": "warning",
     "epoch_refused": "error",
     "engine_not_observed": "warning",
+    "invoice_not_drafted": "warning",
+    "invoice_not_issued": "warning",
     "issuer_keys_failed": "warning",
     "job_failed": "warning",
     "key_leaked": "warning",

@@ -43,6 +43,8 @@ CHILDREN: Mapping[str, tuple[Child, ...]] = {
         ("ledger_accounts", [("balances", ("account_id",))]),
         ("ledger_transactions", [("ledger_entries", ("transaction_id",))]),
         ("credit_transactions", [("ledger_entries", ("transaction_id",))]),
+        ("invoice_transactions", [("ledger_entries", ("transaction_id",))]),
+        ("invoices", [("invoice_files", ("invoice_id",))]),
         ("billing_periods", [("period_blocks", ("period_id",))]),
         ("quarantined_records", [("quarantine_resolutions", _RECORD), ("write_off_requests", _RECORD)]),
         ("usage_adjustments", [("adjustment_approvals", ("adjustment_id",))]),

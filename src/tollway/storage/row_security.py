@@ -41,7 +41,10 @@ CONDITIONS: Mapping[str, str] = {
     # Rows that name what is an organization's: the policy of that table decides.
     "balances": f"EXISTS (SELECT 1 FROM ledger_accounts AS parent WHERE parent.id = account_id AND parent.owner = {OWN})",
     "ledger_entries": "EXISTS (SELECT 1 FROM ledger_transactions AS parent WHERE parent.id = transaction_id)"
-    " OR EXISTS (SELECT 1 FROM credit_transactions AS parent WHERE parent.id = transaction_id)",
+    " OR EXISTS (SELECT 1 FROM credit_transactions AS parent WHERE parent.id = transaction_id)"
+    " OR EXISTS (SELECT 1 FROM invoice_transactions AS parent WHERE parent.id = transaction_id)",
+    "invoices": f"organization_id = {OWN} AND state = 'issued'",
+    "invoice_files": "EXISTS (SELECT 1 FROM invoices AS parent WHERE parent.id = invoice_id)",
     "period_blocks": "EXISTS (SELECT 1 FROM billing_periods AS parent WHERE parent.id = period_id)",
     "quarantine_resolutions": "EXISTS (SELECT 1 FROM quarantined_records AS parent WHERE (parent.node_id, parent.epoch, parent.seq)"
     " = (quarantine_resolutions.node_id, quarantine_resolutions.epoch, quarantine_resolutions.seq))",
@@ -65,6 +68,7 @@ READ_ONLY = frozenset(
         "erasures",
         *("credit_grants", "credit_draws", "credit_transactions", "credit_topup_rules", "credit_topups"),
         *("credit_redraws", "credit_redraw_usage"),
+        *("billing_accounts", "invoices", "invoice_files", "invoice_transactions"),
     }
 )
 """Tables of which an organization sees its own rows (and general ones), and writes none."""

@@ -53,6 +53,7 @@ from tollway.control.api.identity import (
     service_accounts,
     users,
 )
+from tollway.control.api.invoicing import invoices
 from tollway.control.api.metering import quarantined_records, reconciliation, records, request_log, usage
 from tollway.control.api.money import budgets, corrections, credits, ledger, periods, spend_limits
 from tollway.control.api.places import CALLER_REQUESTS_MAX, NODE_REQUESTS_MAX, Place, Places
@@ -128,6 +129,7 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     periods.router,
     corrections.router,
     credits.router,
+    invoices.router,
     quarantined_records.router,
     operator_keys.router,
     operators.router,

@@ -451,6 +451,9 @@ SPECIAL: Mapping[str, FieldText] = {
 }
 
 PARAMETERS: Mapping[str, FieldText] = {
+    "entity_id": FieldText("The legal entity.", "entity_0198c5f2a3b47c11a0b1c2d3e4f50617"),
+    "format": FieldText("The form: `json`, `ubl`, `cii` or `pdf`.", "pdf"),
+    "invoice_id": FieldText("The invoice or credit note.", "inv_0198c5f2a3b47c11a0b1c2d3e4f50617"),
     "after_sequence": FieldText("Only records with a greater sequence number, the oldest first.", 41),
     "before": FieldText("Return the items just newer than this id.", _AUDIT),
     "effective_at[gt]": FieldText(f"Only events after this instant, {_AT}.", 1790000000),

@@ -161,6 +161,13 @@ EVENTS: Mapping[str, str] = {
     "approve_adjustment": "adjustment.approved",
     "reject_adjustment": "adjustment.rejected",
     "close_period": "billing_period.closed",
+    "create_legal_entity": "legal_entity.created",
+    "update_legal_entity": "legal_entity.updated",
+    "put_billing_account": "billing_account.updated",
+    "draft_invoices": "invoice.drafted",
+    "issue_invoice": "invoice.issued",
+    "void_invoice": "invoice.voided",
+    "create_credit_note": "invoice.credit_note_drafted",
     "rate_record": "quarantined_record.rated",
     "write_off_record": "quarantined_record.written_off",
     # Gateways

@@ -21,7 +21,7 @@ went. The rest is compared as ever, but for the hashes of period blocks that the
 That one of them was not counted twice is known from a fingerprint of each, about 100 bytes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
@@ -33,6 +33,7 @@ from tollway.control.metering.record_checks import Owners, reject_foreign
 from tollway.control.money.corrections import transaction_id as correction_transaction_id
 from tollway.control.verification import budgets as verify_budgets
 from tollway.control.verification import credits as verify_credits
+from tollway.control.verification import invoices as verify_invoices
 from tollway.control.verification import periods as verify_periods
 from tollway.control.verification.budgets import BudgetCharges
 from tollway.control.verification.ledger import Booked, EpochLedger, entries_of
@@ -143,8 +144,8 @@ class _Walk:
     """Counts, by month, of the absent events that retention has removed."""
     booked: dict[str, BookedEvent] = field(default_factory=dict)
     """Absent events that a correction names, by id."""
-    credited: tuple[dict[str, int], dict[str, int]] = field(default_factory=lambda: ({}, {}))
-    """Sums of the entries of credits by account: as they are, and as they should be."""
+    booked_beside: list[tuple[dict[str, int], dict[str, int]]] = field(default_factory=list)
+    """Sums of the entries of credits and of invoices by account: as they are, and as they should be."""
 
 
 def verify(database: Database, archive: Archive) -> VerificationReport:
@@ -206,7 +207,8 @@ def compare(tx: PlatformTx, archive: Archive) -> VerificationReport:
         verify_budgets.compare_budgets(tx, walk.charges, findings.add)
         verify_periods.compare_periods(tx, periods, reached, findings.add)
         corrections = verify_periods.compare_corrections(tx, periods, walk.booked, findings.add)
-        walk.credited = verify_credits.compare_credits(tx, periods.by_organization, findings.add)
+        walk.booked_beside.append(verify_credits.compare_credits(tx, periods.by_organization, findings.add))
+        walk.booked_beside.append(verify_invoices.compare_invoices(tx, findings.add))
         report.adjustments = len(corrections.by_id)
         _compare_ledger(walk, corrections)
         for table, target, count in list_orphans(tx):
@@ -529,7 +531,7 @@ def _compare_sums(table: str, expected: Iterator[tuple[Key, Value]], stored: Ite
 
 def _compare_ledger(walk: _Walk, corrections: Corrections) -> None:
     """Each transaction against zero, and those of corrections against these; usage has been compared where its records passed by."""
-    replayed = dict(walk.credited[0])
+    replayed = _add_sums(found for found, _ in walk.booked_beside)
     for posting in stored_ledger.iterate_transactions(walk.tx):
         walk.report.transactions += 1
         sums: dict[str, int] = {}
@@ -541,6 +543,14 @@ def _compare_ledger(walk: _Walk, corrections: Corrections) -> None:
         if isinstance(posting.cause, AdjustmentCause):
             _compare_correction(posting, posting.cause, corrections, walk.findings)
     _compare_balances(walk, corrections, replayed)
+
+
+def _add_sums(each: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for sums in each:
+        for account_id, pico in sums.items():
+            total[account_id] = total.get(account_id, 0) + pico
+    return total
 
 
 def _compare_correction(posting: Posting, cause: AdjustmentCause, corrections: Corrections, findings: _Findings) -> None:
@@ -557,7 +567,7 @@ def _compare_correction(posting: Posting, cause: AdjustmentCause, corrections: C
 
 def _compare_balances(walk: _Walk, corrections: Corrections, replayed: dict[str, int]) -> None:
     """Balances against the replay of all entries, and against what events and corrections come to; and their sum against zero."""
-    report, findings, owed = walk.report, walk.findings, dict(walk.credited[1])
+    report, findings, owed = walk.report, walk.findings, _add_sums(right for _, right in walk.booked_beside)
     for organization_id, costs in walk.costs.items():
         for account_id, pico in entries_of(organization_id, costs, walk.accounts[organization_id].currency).items():
             owed[account_id] = owed.get(account_id, 0) + pico
@@ -572,7 +582,8 @@ def _compare_balances(walk: _Walk, corrections: Corrections, replayed: dict[str,
             findings.add("balances", f"{account_id} is {balance.posted_pico}, its entries sum to {replayed.get(account_id, 0)}")
         elif balance.posted_pico != owed.get(account_id, 0):
             findings.add(
-                "balances", f"{account_id} is {balance.posted_pico}, its events, corrections and credits come to {owed.get(account_id, 0)}"
+                "balances",
+                f"{account_id} is {balance.posted_pico}, its events, corrections, credits and invoices come to {owed.get(account_id, 0)}",
             )
         replayed.pop(account_id, None)
         owed.pop(account_id, None)

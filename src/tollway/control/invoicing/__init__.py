@@ -1,0 +1,1 @@
+"""Invoices: documents for closed billing periods, their files, and their payment."""

@@ -1,0 +1,192 @@
+"""Contents of the documents of a billing period: its usage, corrections and burned credit, as lines.
+
+A period has one invoice for its usage. Corrections that are booked in it stand on that invoice if they are about its own requests; those
+about requests of an earlier period stand on a document of their own that names the invoice of that period, so that each line lies in the
+period of its document and is taxed as it was at first. All of it is computed from what was booked, so it is the same whenever it is made.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import tzinfo
+from typing import NamedTuple
+
+from tollway.domain.billing_classes import BillingClass
+from tollway.domain.billing_parties import BillingAccount, LegalEntity
+from tollway.domain.faults import STATE_CONFLICT, Fault
+from tollway.domain.invoices import (
+    AllowanceKind,
+    Charge,
+    Content,
+    Document,
+    DocumentPeriod,
+    InvoiceKind,
+    InvoiceLine,
+    ServiceDays,
+    UsageKey,
+    days_of_service,
+    decode_document,
+    find_step,
+    make_allowances,
+    make_charge_lines,
+    make_correction_lines,
+    make_usage_lines,
+    negate_lines,
+)
+from tollway.domain.periods import Period, find_zone
+from tollway.domain.tax import TaxDecision, TaxFacts, TaxUndecided, decide_tax
+from tollway.storage import invoices as stored
+from tollway.storage import periods as stored_periods
+from tollway.storage import prices as stored_prices
+from tollway.storage.database import Transaction
+from tollway.storage.invoices import EventSum
+
+
+class UsageOfPeriod(NamedTuple):
+    """Usage that is booked in a period, by line, and the days on which late usage was served; None if there is none."""
+
+    sums: Mapping[UsageKey, int]
+    late: ServiceDays | None
+
+
+class Part(NamedTuple):
+    """A document of a period. `of_invoice_id`: the earlier invoice that it corrects; None for the invoice of the period itself, and for
+    what corrects that."""
+
+    content: Content
+    of_invoice_id: str | None = None
+    is_of_own_invoice: bool = False
+
+
+def sum_usage(tx: Transaction, period: Period) -> UsageOfPeriod:
+    """Return the usage that is booked in a period."""
+    found = list(stored.iterate_event_sums(tx, period))
+    prices = stored_prices.find_prices(tx, {each.price_version for each in found})
+    units = {price_id: {str(each): price.unit_prices.get(each) for each in BillingClass} for price_id, price in prices.items()}
+    return sum_events(found, units, zone_of(period))
+
+
+def sum_events(found: Sequence[EventSum], units: Mapping[str, Mapping[str, int]], zone: tzinfo) -> UsageOfPeriod:
+    """Return usage by line. `units`: the unit prices by price and billing class. Raises ValueError for usage at a price that is not
+    there."""
+    sums = Counter[UsageKey]()
+    for each in found:
+        if each.price_version not in units:
+            raise ValueError(f"the price {each.price_version} does not exist")
+        for billing_class, pico in each.amounts.items():
+            sums[UsageKey(each.is_late, each.model, each.service_tier, billing_class, units[each.price_version][billing_class])] += pico
+    late = [each for each in found if each.is_late and each.amounts]
+    days = days_of_service(min(each.first_at for each in late), max(each.last_at for each in late) + 1, zone) if late else None
+    return UsageOfPeriod(sums, days)
+
+
+def zone_of(period: Period) -> tzinfo:
+    """Return the time zone of a period, which was known when it was cut."""
+    zone = find_zone(period.time_zone)
+    assert zone is not None
+    return zone
+
+
+def list_parts(tx: Transaction, period: Period, entity: LegalEntity, account: BillingAccount, charges: Sequence[Charge] = ()) -> list[Part]:
+    """Return the documents of a period: its invoice, if there is anything to bill, and those that correct others. Raises STATE_CONFLICT
+    where the tax cannot be decided."""
+    step, zone = find_step(period.currency), zone_of(period)
+    service = days_of_service(period.start_at, period.end_at, zone)
+    usage = sum_usage(tx, period)
+    lines = make_usage_lines(usage.sums, service, usage.late, step) + make_charge_lines(charges, step)
+    burned = Counter[AllowanceKind]()
+    for category, pico in stored.list_burned(tx, period.organization_id, period.start_at):
+        burned[AllowanceKind(category)] += pico
+    own: list[InvoiceLine] = []
+    parts: list[Part] = []
+    for target_at, corrections in sorted(_sum_corrections(tx, period).items()):
+        target = None if target_at == period.start_at else _find_invoice_of(tx, period.organization_id, target_at)
+        if target is None:
+            own += make_correction_lines(corrections, _find_days(tx, period, target_at, zone), step)
+        else:
+            corrected = make_correction_lines(corrections, target.service, step)
+            parts.append(Part(_make_correction(corrected, target.service, target.tax_decision, period), target.id))
+    decision = decide(entity, account, service.last)
+    exact_pico = sum(line.amount_pico for line in (*lines, *own)) - sum(burned.values())
+    is_folded = exact_pico >= 0 and sum(line.net_minor for line in (*lines, *own)) >= 0
+    if own and not is_folded:
+        parts.insert(0, Part(_make_correction(own, service, decision, period), is_of_own_invoice=bool(lines)))
+        own = []
+    if lines or own:
+        content = Content(
+            kind=InvoiceKind.INVOICE,
+            lines=[*lines, *own],
+            allowances=make_allowances(burned, [*lines, *own], step),
+            service=service,
+            tax_decision=decision,
+            period=describe_period(period),
+        )
+        parts.insert(0, Part(content))
+    return parts
+
+
+def _make_correction(lines: list[InvoiceLine], service: ServiceDays, decision: TaxDecision, period: Period) -> Content:
+    """Return a document of corrections: a credit note if they give back, otherwise an invoice."""
+    gives_back = sum(line.amount_pico for line in lines) <= 0
+    return Content(
+        kind=InvoiceKind.CREDIT_NOTE if gives_back else InvoiceKind.INVOICE,
+        lines=negate_lines(lines) if gives_back else lines,
+        allowances=(),
+        service=service,
+        tax_decision=decision,
+        period=describe_period(period),
+        reason="corrections of usage",
+    )
+
+
+def _sum_corrections(tx: Transaction, period: Period) -> dict[int, dict[str, int]]:
+    """Return what the corrections that are booked in a period add, by the start of the period of their request and by model."""
+    sums: dict[int, dict[str, int]] = {}
+    for each in stored.iterate_corrections(tx, period):
+        by_model = sums.setdefault(period.start_at if each.target_at is None else each.target_at, {})
+        by_model[each.model] = by_model.get(each.model, 0) + each.amount_pico
+    return sums
+
+
+def _find_invoice_of(tx: Transaction, organization_id: str, period_at: int) -> Document | None:
+    """Return the invoice for the usage of an earlier period that stands; None if there is none."""
+    found = stored.find_standing(tx, organization_id, period_at)
+    return None if found is None else decode_document(found.document)
+
+
+def _find_days(tx: Transaction, period: Period, target_at: int, zone: tzinfo) -> ServiceDays:
+    """Return the days of the period of a corrected request, which no invoice bills."""
+    target = period if target_at == period.start_at else stored_periods.find_period_at(tx, period.organization_id, target_at) or period
+    return days_of_service(target.start_at, target.end_at, zone)
+
+
+def decide(entity: LegalEntity, account: BillingAccount, supplied_on: str) -> TaxDecision:
+    """Return the tax of what an organization is billed for a service that ended on a day. Raises STATE_CONFLICT where it cannot be
+    decided."""
+    facts = TaxFacts(
+        seller_country=entity.address.country,
+        buyer_country=account.address.country,
+        is_business=account.is_business,
+        vat_id=account.vat_id,
+        check=account.vat_check,
+        supplied_on=supplied_on,
+    )
+    try:
+        return decide_tax(facts)
+    except TaxUndecided as error:
+        raise Fault(STATE_CONFLICT, message=f"The tax cannot be decided: {error}.") from error
+
+
+def describe_period(period: Period) -> DocumentPeriod | None:
+    """Return what a document says of its period; None for one that is not closed yet, of which there can only be a preview."""
+    closed = period.closed
+    if closed is None:
+        return None
+    return DocumentPeriod(
+        id=period.id,
+        start_at=period.start_at,
+        end_at=period.end_at,
+        time_zone=period.time_zone,
+        events=closed.events,
+        merkle_root=closed.merkle_root.hex(),
+        period_hash="" if closed.period_hash is None else closed.period_hash.hex(),
+    )

@@ -1,0 +1,184 @@
+"""Words of invoices in German and English, for people who read the PDF and the text fields of the XML."""
+
+from collections.abc import Mapping
+
+from tollway.domain.billing_parties import Language
+from tollway.domain.invoices import Document, InvoiceKind, InvoiceLine, LineKind
+
+Texts = Mapping[str, str]
+
+TEXTS: Mapping[Language, Texts] = {
+    Language.GERMAN: {
+        "invoice": "Rechnung",
+        "credit_note": "Gutschrift",
+        "cancellation": "Stornorechnung",
+        "draft": "Entwurf",
+        "number": "Nummer",
+        "issued_on": "Datum",
+        "due_on": "Fällig am",
+        "service": "Leistungszeitraum",
+        "to": "bis",
+        "customer": "Kunde",
+        "vat_id": "USt-IdNr.",
+        "tax_number": "Steuernummer",
+        "your_vat_id": "Ihre USt-IdNr.",
+        "buyer_reference": "Ihre Referenz",
+        "purchase_order": "Bestellung",
+        "cost_centre": "Kostenstelle",
+        "corrects": "Zu Rechnung",
+        "of": "vom",
+        "position": "Pos.",
+        "description": "Leistung",
+        "quantity": "Menge",
+        "price": "Preis",
+        "amount": "Betrag",
+        "per": "je",
+        "lines_total": "Summe der Positionen",
+        "net": "Nettobetrag",
+        "tax": "Umsatzsteuer",
+        "gross": "Rechnungsbetrag",
+        "credit_gross": "Gutschriftbetrag",
+        "allowance_paid": "Vorausbezahltes Guthaben",
+        "allowance_promotional": "Werbeguthaben",
+        "allowance_goodwill": "Kulanzguthaben",
+        "late": "nachträglich erfasst",
+        "corrections": "Korrekturen",
+        "unit_token": "Token",
+        "unit_character": "Zeichen",
+        "unit_second": "s",
+        "unit_image": "Bilder",
+        "unit_request": "Anfragen",
+        "one_second": "s",
+        "one_image": "Bild",
+        "one_request": "Anfrage",
+        "class_input": "Eingabe",
+        "class_cached_input": "Eingabe aus dem Cache",
+        "class_output": "Ausgabe",
+        "class_reasoning": "Schlussfolgern",
+        "class_cache_write": "Schreiben in den Cache",
+        "class_audio_input": "Audio-Eingabe",
+        "class_image_input": "Bild-Eingabe",
+        "class_audio_output": "Audio-Ausgabe",
+        "class_image_output": "Bild-Ausgabe",
+        "class_seconds": "Sekunden",
+        "class_characters": "Zeichen",
+        "class_images": "Bilder",
+        "class_request": "Anfragen",
+        "VATEX-EU-AE": "Steuerschuldnerschaft des Leistungsempfängers",
+        "VATEX-EU-O": "Nicht im Inland steuerbare Leistung",
+        "terms": "Zahlbar ohne Abzug bis {due_on} auf das Konto {iban} mit dem Verwendungszweck {number}.",
+        "credit_terms": "Der Betrag wird mit offenen Rechnungen verrechnet oder erstattet.",
+        "proof": "Abrechnungszeitraum {id}: {events} Anfragen, Merkle-Wurzel {root}",
+        "page": "Seite",
+    },
+    Language.ENGLISH: {
+        "invoice": "Invoice",
+        "credit_note": "Credit note",
+        "cancellation": "Cancellation",
+        "draft": "Draft",
+        "number": "Number",
+        "issued_on": "Date",
+        "due_on": "Due on",
+        "service": "Period of service",
+        "to": "to",
+        "customer": "Customer",
+        "vat_id": "VAT id",
+        "tax_number": "Tax number",
+        "your_vat_id": "Your VAT id",
+        "buyer_reference": "Your reference",
+        "purchase_order": "Purchase order",
+        "cost_centre": "Cost centre",
+        "corrects": "Corrects invoice",
+        "of": "of",
+        "position": "No.",
+        "description": "Service",
+        "quantity": "Quantity",
+        "price": "Price",
+        "amount": "Amount",
+        "per": "per",
+        "lines_total": "Sum of lines",
+        "net": "Net amount",
+        "tax": "VAT",
+        "gross": "Total",
+        "credit_gross": "Total credited",
+        "allowance_paid": "Prepaid credit",
+        "allowance_promotional": "Promotional credit",
+        "allowance_goodwill": "Goodwill credit",
+        "late": "recorded late",
+        "corrections": "corrections",
+        "unit_token": "tokens",
+        "unit_character": "characters",
+        "unit_second": "s",
+        "unit_image": "images",
+        "unit_request": "requests",
+        "one_second": "s",
+        "one_image": "image",
+        "one_request": "request",
+        "class_input": "input",
+        "class_cached_input": "cached input",
+        "class_output": "output",
+        "class_reasoning": "reasoning",
+        "class_cache_write": "cache writes",
+        "class_audio_input": "audio input",
+        "class_image_input": "image input",
+        "class_audio_output": "audio output",
+        "class_image_output": "image output",
+        "class_seconds": "seconds",
+        "class_characters": "characters",
+        "class_images": "images",
+        "class_request": "requests",
+        "VATEX-EU-AE": "Reverse charge",
+        "VATEX-EU-O": "Not subject to VAT",
+        "terms": "Payable without deduction until {due_on} to the account {iban}, with the reference {number}.",
+        "credit_terms": "The amount is set off against open invoices or refunded.",
+        "proof": "Billing period {id}: {events} requests, Merkle root {root}",
+        "page": "Page",
+    },
+}
+
+
+def title_of(document: Document) -> str:
+    """Return the heading of a document."""
+    texts = TEXTS[document.language]
+    return texts["cancellation"] if document.cancels else texts[str(document.kind)]
+
+
+def describe_line(line: InvoiceLine, language: Language) -> str:
+    """Return what a line is about: model, class and service tier, or the text of a charge."""
+    texts = TEXTS[language]
+    match line.kind:
+        case LineKind.USAGE | LineKind.LATE_USAGE:
+            parts = [line.model, texts[f"class_{line.billing_class}"]]
+            parts += [line.service_tier] if line.service_tier != "standard" else []
+            parts += [texts["late"]] if line.kind is LineKind.LATE_USAGE else []
+            return ", ".join(parts)
+        case LineKind.CORRECTION:
+            return f"{line.model}, {texts['corrections']}"
+        case LineKind.CHARGE | LineKind.CREDIT:
+            return line.description
+
+
+def describe_terms(document: Document) -> str:
+    """Return the terms of payment in a sentence."""
+    texts = TEXTS[document.language]
+    if document.kind is InvoiceKind.CREDIT_NOTE:
+        return texts["credit_terms"]
+    iban, due_on = document.bank_account.iban, show_day(document.due_on, document.language)
+    shown = " ".join(iban[at : at + 4] for at in range(0, len(iban), 4))
+    return texts["terms"].format(due_on=due_on, iban=shown, number=document.number)
+
+
+def show_day(day: str, language: Language) -> str:
+    """Return a day (YYYY-MM-DD, or nothing) as the language writes it."""
+    if language is not Language.GERMAN or not day:
+        return day
+    year, month, of_month = day.split("-")
+    return f"{of_month}.{month}.{year}"
+
+
+def describe_proof(document: Document) -> str:
+    """Return the closed period that a document bills and the root of its requests, in a sentence; empty without a period."""
+    period = document.period
+    if period is None:
+        return ""
+    return TEXTS[document.language]["proof"].format(id=period.id, events=period.events, root=period.merkle_root)

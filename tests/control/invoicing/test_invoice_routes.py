@@ -1,0 +1,109 @@
+"""Through the API and the command line: a finance person invoices a month, and its organization reads the invoice; nobody else does."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import msgspec
+import pytest
+
+from tests.control.harness import Running, answered
+from tests.control.invoicing.parties import BUYER, SELLER
+from tests.control.metering.test_collect import take
+from tests.control.money.test_periods import SEPTEMBER, close, ended
+from tests.control.test_routes import refused
+from tests.link.samples import EPOCH, ORGANIZATION, OTHER_ORGANIZATION, admit, final, frames
+from tests.storage.databases import fill
+from tollway.cli.app import run
+from tollway.domain.billing_classes import Quantities
+from tollway.domain.periods import period_id
+from tollway.domain.usage import Tick
+
+PERIOD = period_id(ORGANIZATION, SEPTEMBER.start_at)
+SELLER_FIELDS = {name: value for name, value in msgspec.to_builtins(SELLER).items() if name not in ("id", "created_at")}
+BUYER_FIELDS = {name: value for name, value in msgspec.to_builtins(BUYER).items() if name != "organization_id"}
+
+
+@pytest.fixture
+def control(fresh_control: Running) -> Running:
+    """A control plane with a closed September, in which a request cost eleven hundred euros."""
+    database = fresh_control.plane.database
+    fill(database)
+    dear = final(admit(2), used=Quantities(0, 0, 10**9, 0))
+    take(database, fresh_control.plane.archive, frames([*ended(1, EPOCH), dear.admit, dear, Tick(at=SEPTEMBER.end_at)]))
+    close(database, SEPTEMBER.start_at)
+    return fresh_control
+
+
+def tenant(control: Running, organization_id: str = ORGANIZATION) -> httpx2.Client:
+    return control.client(control.platform_key, **{"openai-organization": organization_id})
+
+
+def test_158_an_organization_reads_its_own_issued_invoices_and_nobody_elses(control: Running, tmp_path: Path) -> None:
+    operator, own, other = control.operator(), tenant(control), tenant(control, OTHER_ORGANIZATION)
+    entity = answered(operator.post("/v1/platform/legal_entities", json=SELLER_FIELDS))
+    account = f"/v1/platform/organizations/{ORGANIZATION}/billing_account"
+    refused(operator.get(account), 404, "not_found")
+    wrong = BUYER_FIELDS | {"legal_entity_id": entity["id"], "vat_id": "DE129273399"}
+    refused(operator.put(account, json=wrong), 400, "invalid_value", "vat_id")
+    refused(operator.post(f"/v1/platform/periods/{PERIOD}/invoices"), 404, "not_found")
+    answered(operator.put(account, json=BUYER_FIELDS | {"legal_entity_id": entity["id"]}))
+    (previewed,) = answered(operator.get(f"/v1/platform/periods/{PERIOD}/invoice_preview"))["data"]
+    (draft,) = answered(operator.post(f"/v1/platform/periods/{PERIOD}/invoices"))["data"]
+    assert (draft["state"], draft["number"], draft["net"], draft["tax"]) == ("draft", None, "1100.00", "209.00")
+    assert previewed["totals"]["gross_minor"] == 130_900
+    files = f"/v1/organization/invoices/{draft['id']}/files"
+    assert answered(own.get("/v1/organization/invoices"))["data"] == []
+    for hidden in (f"/v1/organization/invoices/{draft['id']}", f"{files}/json", f"{files}/pdf"):
+        refused(own.get(hidden), 404, "not_found")
+    refused(operator.get(f"/v1/platform/invoices/{draft['id']}/files/ubl"), 404, "not_found")
+    assert operator.get(f"/v1/platform/invoices/{draft['id']}/files/pdf").content.startswith(b"%PDF")
+    issued = answered(operator.post(f"/v1/platform/invoices/{draft['id']}/issue"))
+    assert issued["number"] == "RE-2026-000001"
+    assert [each["id"] for each in answered(own.get("/v1/organization/invoices"))["data"]] == [draft["id"]]
+    assert hashlib.sha256(own.get(f"{files}/json").content).hexdigest() == issued["digest"]
+    assert own.get(f"{files}/ubl").content == operator.get(f"/v1/platform/invoices/{draft['id']}/files/ubl").content
+    assert b"factur-x.xml" in own.get(f"{files}/pdf").content
+    assert answered(own.get("/v1/organization/billing_account"))["account"]["name"] == BUYER.name
+    assert answered(other.get("/v1/organization/invoices"))["data"] == []
+    never = f"/v1/organization/invoices/inv_{'0' * 32}"
+    for path in ("", "/files/json", "/files/pdf"):
+        seen, unseen = other.get(f"/v1/organization/invoices/{draft['id']}{path}"), other.get(never + path)
+        assert refused(seen, 404, "not_found") == refused(unseen, 404, "not_found")
+    refused(operator.post(f"/v1/platform/invoices/{draft['id']}/void"), 409, "conflict")
+    refused(
+        operator.post(f"/v1/platform/invoices/{draft['id']}/credit_notes", json={"amount": "1100.01", "reason": "r"}),
+        400,
+        "invalid_value",
+        "amount",
+    )
+
+
+def test_a_finance_person_invoices_a_month_by_the_command_line(
+    control: Running, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOLLWAY_CONTROL_URL", str(control.operator().base_url))
+    monkeypatch.setenv("TOLLWAY_KEY", control.platform_key)
+
+    def called(*arguments: str) -> Any:
+        code = run(["invoices", *arguments])
+        said = capsys.readouterr()
+        assert code == 0, said.err
+        return said.out
+
+    (tmp_path / "seller.yaml").write_text(json.dumps(SELLER_FIELDS))
+    entity = json.loads(called("set-seller", str(tmp_path / "seller.yaml"), "-o", "json"))
+    (tmp_path / "account.yaml").write_text(json.dumps(BUYER_FIELDS | {"legal_entity_id": entity["id"]}))
+    called("set-account", ORGANIZATION, str(tmp_path / "account.yaml"))
+    assert entity["id"] in called("account", ORGANIZATION) and "RE-2026" in called("sellers")
+    assert "gross 130900" in called("preview", PERIOD)
+    (draft,) = json.loads(called("draft", PERIOD, "-o", "json"))
+    assert "issued RE-2026-000001" in called("issue", draft["id"])
+    called("download", draft["id"], "--own", "--organization", ORGANIZATION, "--format", "json", "-f", str(tmp_path / "invoice.json"))
+    assert json.loads((tmp_path / "invoice.json").read_text())["number"] == "RE-2026-000001"
+    assert "RE-2026-000001 agrees" in called("verify", draft["id"], "--organization", ORGANIZATION)
+    note = json.loads(called("credit", draft["id"], "--amount", "100", "--reason", "as agreed", "-o", "json"))
+    called("void", note["id"])
+    assert "void" in called("list", "--organization", ORGANIZATION) and "RE-2026-000001" in called("show", draft["id"])
