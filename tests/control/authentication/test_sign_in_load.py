@@ -14,7 +14,7 @@ from tests.control.browsing import PASSWORD, Browser, join
 from tests.control.harness import Running, answered, make_tenant
 from tollway.control.api import places
 from tollway.control.api.app import create_apps
-from tollway.control.authentication import provider_sign_in, sign_in
+from tollway.control.authentication import provider_flow, provider_sign_in, sign_in
 from tollway.control.identity.provider_metadata import FAILED_SECONDS, KEPT_SECONDS, MetadataCache, ProviderMetadata
 from tollway.control.plane import ControlPlane
 from tollway.domain.faults import PROVIDER_UNAVAILABLE, Fault
@@ -68,7 +68,7 @@ class TestPlaces:
             await may_end.wait()
             return METADATA
 
-        monkeypatch.setattr(provider_sign_in, "_fetch_metadata", fetch)
+        monkeypatch.setattr(provider_flow, "_fetch_metadata", fetch)
         async with connect(replace(control.plane, provider_metadata=MetadataCache())) as client:
             beginning = asyncio.create_task(client.get(f"/sign-in/{connection_id}"))
             await is_waiting.wait()
@@ -134,7 +134,8 @@ class TestMetadata:
             created_at=0,
         )
         await plane.provider_metadata.find(connection.id, fetch)
-        begun = await provider_sign_in.begin(plane, connection, "http://127.0.0.1/callback", "/account")
+        client = provider_sign_in.make_client(plane, connection)
+        begun = await provider_flow.begin(plane, client, "http://127.0.0.1/callback", "/account")
         (scope,) = parse_qs(urlsplit(begun.url).query)["scope"]
         assert scope.split() == ["openid", "email", "profile", *(["groups"] if is_asked else [])]
 

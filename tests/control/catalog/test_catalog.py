@@ -219,8 +219,8 @@ class TestDeployments:
 
     def test_132_credential_is_not_sent_to_another_address_than_it_was_given_for(self, control: Running) -> None:
         operator = control.operator()
-        make_model(control, "moving")
-        body = {"model": "moving", "base_url": "https://engine.example/a", "engine": "vllm", "upstream_model": "m"}
+        make_model(control, "with-a-credential")
+        body = {"model": "with-a-credential", "base_url": "https://engine.example/a", "engine": "vllm", "upstream_model": "m"}
         path = f"{DEPLOYMENTS}/{answered(operator.post(DEPLOYMENTS, json={**body, 'credential': 'c' * 20}))['id']}"
         for other in ("https://evil.example/a", "http://engine.example/a", "https://engine.example:8443/a", "https://[::1]/a"):
             refused(operator.post(path, json={"base_url": other, "weight": 3}), 400, "invalid_value", "credential")
