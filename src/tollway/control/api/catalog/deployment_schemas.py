@@ -83,7 +83,7 @@ class DeploymentOut(Identified):
     test: bool
     priorities: bool
     relative_cost: int | None
-    grpc_port: int | None
+    grpc_port: Port | None
     created_at: int
 
 

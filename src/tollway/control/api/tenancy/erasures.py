@@ -58,7 +58,7 @@ class ErasureOut(Identified):
     requested_at: Annotated[int, Field(description="When somebody asked, in Unix seconds.", examples=[1790000000])]
     approver: Annotated[str | None, Field(description="Who decided; null until somebody did.", examples=[_KEY])]
     decided_at: Annotated[int | None, Field(description="When that was, in Unix seconds.", examples=[1790000000])]
-    records_erased: Annotated[int, Field(description="Records of the audit trail in which values were erased.", examples=[12])]
+    records_erased: Annotated[int, Field(ge=0, description="Records of the audit trail in which values were erased.", examples=[12])]
     finished_at: Annotated[int | None, Field(description="When all was erased, in Unix seconds; null until then.", examples=[1790000060])]
 
 
