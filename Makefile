@@ -136,6 +136,11 @@ docs: $(VENV)/.dev  ## render the pages that are made from results and declarati
 	@$(VENV)/bin/python scripts/access_page.py
 	@$(VENV)/bin/python scripts/clients_page.py
 
+.PHONY: site
+site: $(VENV)/.dev  ## the documentation as a static site in build/site; ends with an error at a link that leads nowhere
+	@scripts/sdk.sh site $(VENV)/bin/uv "$(PYTHON)"
+	@$(VENV)/bin/python -m scripts.docs_site
+
 .PHONY: migration
 migration: $(VENV)/.dev  ## a new migration from the difference between schema and migrations (m="what changes")
 	@test -n "$(m)" || { echo 'usage: make migration m="what changes"' >&2; exit 2; }
@@ -151,6 +156,7 @@ lock: $(VENV)/.build  ## solve requirements/*.txt again (ARGS=--upgrade for the 
 	@$(lock) --group deploy -c requirements/dev.txt --override requirements/deploy.overrides -o requirements/deploy.txt
 	@$(lock) --group schemathesis -o requirements/schemathesis.txt
 	@$(lock) --group provider -o requirements/provider.txt
+	@$(lock) --group site -o requirements/site.txt
 	@$(lock) --group openai-1 -o requirements/openai-1.txt
 	@for group in openai-2 agents langchain pydantic-ai llama-index instructor litellm; do \
 		$(lock) --group $$group -o requirements/$$group.txt; \
