@@ -103,12 +103,13 @@ async def test_prompt_of_completions_is_never_changed() -> None:
 
 @pytest.mark.parametrize("engine", Engine)
 def test_every_endpoint_whose_cache_is_shared_is_listed(engine: Engine) -> None:
-    generating = [Endpoint.CHAT_COMPLETIONS, Endpoint.COMPLETIONS, Endpoint.MESSAGES, Endpoint.REALTIME, Endpoint.RESPONSES]
+    as_chat = {Endpoint.CHAT_COMPLETIONS, Endpoint.COMPACT, Endpoint.MESSAGES, Endpoint.RESPONSES}
+    others = {Endpoint.COMPLETIONS, Endpoint.INFER, Endpoint.REALTIME}
     profile = ENGINES[engine]
     salted = set(profile.salted_endpoints)
-    salted |= profile.translated_endpoints if Endpoint.CHAT_COMPLETIONS in salted else set()
-    assert list_shared_caches(engine, CacheIsolation.ENGINE, Endpoint, []) == sorted(set(generating) - salted)
-    assert list_shared_caches(engine, CacheIsolation.PROMPT, Endpoint, []) == sorted({Endpoint.COMPLETIONS, Endpoint.REALTIME} - salted)
+    salted |= {Endpoint.COMPACT, *profile.translated_endpoints} if Endpoint.CHAT_COMPLETIONS in salted else set()
+    assert list_shared_caches(engine, CacheIsolation.ENGINE, Endpoint, []) == sorted((as_chat | others) - salted)
+    assert list_shared_caches(engine, CacheIsolation.PROMPT, Endpoint, []) == sorted(others - salted)
     assert list_shared_caches(engine, CacheIsolation.DEDICATED, Endpoint, []) == []
     assert list_shared_caches(engine, CacheIsolation.ACCEPTED, Endpoint, []) == []
 

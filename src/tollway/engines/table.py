@@ -69,5 +69,5 @@ def list_shared_caches(
     separated = ENGINES[engine].salted_endpoints | NOT_GENERATING
     if isolation is CacheIsolation.PROMPT:
         separated |= _SYSTEM_PROMPT_ENDPOINTS
-    as_chat = ENGINES[engine].translated_endpoints.union(translated)
+    as_chat = ENGINES[engine].translated_endpoints.union(translated, (Endpoint.COMPACT,))
     return sorted({each for each in endpoints if (Endpoint.CHAT_COMPLETIONS if each in as_chat else each) not in separated})
