@@ -13,8 +13,8 @@ from tollway.storage.database import PlatformTx
 DAY_US = 86_400_000_000
 
 SAME_ORIGIN = (
-    "This needs a second person: a key that does not descend from the same key of the settings as the one that asked for it"
-    " (TOLLWAY_PLATFORM_KEY and TOLLWAY_SECOND_PLATFORM_KEY)."
+    "This needs a second person: not the operator who asked, and a key that does not descend from the same key of the settings as the one"
+    " that asked for it (TOLLWAY_PLATFORM_KEY and TOLLWAY_SECOND_PLATFORM_KEY)."
 )
 
 

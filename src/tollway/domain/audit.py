@@ -11,6 +11,8 @@ from enum import StrEnum
 
 import msgspec
 
+from tollway.domain import ids
+
 PLATFORM_CHAIN = "platform"
 """Name of the chain of operations that concern no single organization. The other chains have the ids of organizations as names."""
 
@@ -103,13 +105,17 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(RECORD_PREFIX + previous + msgspec.json.encode(covered) + self.salt).digest()
 
     def erase(self, wanted: Callable[[RowChange], Collection[str]], erasure_id: str, *, hides_address: bool) -> "AuditRecord":
-        """Return the record without the values of the fields that `wanted` names of each change, and without its salt. `hides_address`:
-        without the address of its actor too. `erasure_id`: the record that will state its hash."""
+        """Return the record without the values of the fields that `wanted` names of each change, and without its salt. A subject in the id
+        of a change of which something is wanted, and so in the target, is erased too. `hides_address`: without the address of its actor
+        too. `erasure_id`: the record that will state its hash."""
         changes = msgspec.json.decode(self.changes, type=list[RowChange])
         kept = [_erase_fields(change, wanted(change)) for change in changes]
+        renamed = {(change.kind, change.id): left.id for change, left in zip(changes, kept, strict=True)}
+        target_id = renamed.get((self.target.kind, self.target.id), self.target.id)
         return msgspec.structs.replace(
             self,
             actor=msgspec.structs.replace(self.actor, address="") if hides_address else self.actor,
+            target=msgspec.structs.replace(self.target, id=target_id),
             changes=msgspec.json.encode(kept).decode(),
             salt=b"",
             erasure_id=erasure_id,
@@ -120,7 +126,19 @@ def _erase_fields(change: RowChange, names: Collection[str]) -> RowChange:
     before, after = (
         {name: ERASED if name in names else value for name, value in values.items()} for values in (change.before, change.after)
     )
-    return RowChange(kind=change.kind, id=change.id, before=before, after=after)
+    id = _erase_subject(change.id) if names and change.kind == IDENTITY_KIND else change.id
+    return RowChange(kind=change.kind, id=id, before=before, after=after)
+
+
+def _erase_subject(id: str) -> str:
+    """Return the id of an identity without the subject at its end."""
+    parts = id.split(":", 2)
+    return id if len(parts) < 3 or ids.is_id(ids.USER, parts[2]) else ":".join([*parts[:2], ERASED])
+
+
+IDENTITY_KIND = "user_identity"
+"""Kind of the resource that says who a subject at an identity provider is. Its id ends with the id of the person; in older records it ended
+with the subject."""
 
 
 SALT_BYTES = 16

@@ -77,9 +77,10 @@ class Operator:
         return None if self.live is None else self.live.id
 
 
-def may_approve(asked_from: KeyOrigin, approved_from: KeyOrigin) -> bool:
-    """Return whether a key of one origin may approve what a key of another asked for: not if one person can have held both."""
-    return asked_from is not approved_from
+def may_approve(asked: Operator, approver: Operator) -> bool:
+    """Return whether one operator may approve what another asked for: not if one person can have held both keys. An operator who signed in
+    is the same person whatever origin their groups give them now."""
+    return asked.origin is not approver.origin and asked.key_id != approver.key_id
 
 
 ROTATION_PAUSE_SECONDS = 10

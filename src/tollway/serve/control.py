@@ -456,11 +456,9 @@ def _list_jobs(
             pass
 
     def carry_out_erasures(turn: Turn) -> None:
-        while (erasure := erasures.carry_out_next(plane.database, plane.new_id, plane.now())) is not None:
-            if erasure.finished_at is not None:
-                plane.log({"event": "erasure_done", "erasure_id": erasure.id, "organization_id": erasure.organization_id})
-            if turn.is_over():
-                break
+        for erasure in erasures.carry_out(plane.database, plane.new_id, plane.now, turn.is_over):
+            said = {"erasure_id": erasure.id, "organization_id": erasure.organization_id}
+            plane.log({"event": "erasure_not_ready" if erasure.finished_at is None else "erasure_done", **said})
 
     def remove_ended_sessions(turn: Turn) -> None:
         while sessions.remove_ended(plane.database, turn.at) and not turn.is_over():

@@ -1,6 +1,6 @@
 """Chains of the audit trail: appending under the lock of a chain, reading in order, checkpoints, and the removal of old records."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -159,22 +159,33 @@ def find_hash(tx: Transaction, chain: str, sequence: int) -> bytes:
     return GENESIS
 
 
-def list_naming(tx: TenantTx, texts: Sequence[str], after: int, count_max: int) -> list[AuditRecord]:
-    """Return the next records of the organization after the sequence number `after` that have one of `texts` as their actor or target, or
-    in their changes; with no texts, all records."""
+def list_next(tx: TenantTx, after: int, count_max: int, *, target_id: str | None = None) -> list[AuditRecord]:
+    """Return the next records of the organization after the sequence number `after`, or of those with a target."""
     column = audit_records.c
     query = sa.select(audit_records).where(column.chain == tx.organization_id, column.sequence > after)
-    if texts:
-        named = (column.changes.contains(text, autoescape=True) for text in texts)
-        query = query.where(sa.or_(column.actor_id.in_(texts), column.target_id.in_(texts), *named))
+    if target_id is not None:
+        query = query.where(column.target_id == target_id)
     return [_record(row) for row in tx.connection.execute(query.order_by(column.sequence).limit(count_max))]
+
+
+def find_records(tx: TenantTx, sequences: Collection[int]) -> list[AuditRecord]:
+    """Return the records of the organization with these sequence numbers, in order."""
+    column = audit_records.c
+    query = sa.select(audit_records).where(column.chain == tx.organization_id, column.sequence.in_(sequences))
+    return [_record(row) for row in tx.connection.execute(query.order_by(column.sequence))]
 
 
 def put_erased(tx: TenantTx, record: AuditRecord) -> None:
     """Store what is left of a record after an erasure."""
     column = audit_records.c
     own = audit_records.update().where(column.chain == tx.organization_id, column.sequence == record.sequence)
-    values = {"changes": record.changes, "address": record.actor.address, "salt": None, "erasure_id": record.erasure_id}
+    values = {
+        "changes": record.changes,
+        "address": record.actor.address,
+        "target_id": record.target.id,
+        "salt": None,
+        "erasure_id": record.erasure_id,
+    }
     tx.connection.execute(own.values(values))
 
 

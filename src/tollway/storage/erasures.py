@@ -12,7 +12,8 @@ import sqlalchemy as sa
 from tollway.domain.erasures import Erasure, ErasureState
 from tollway.domain.keys import KeyOrigin, Operator
 from tollway.domain.pages import Page, PageWindow
-from tollway.storage.database import PlatformTx, TenantTx
+from tollway.domain.tenants import Status
+from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.pages import fetch_page
 from tollway.storage.schema import api_keys, data_keys, organizations, projects, service_accounts
 from tollway.storage.schema_budgets import budgets
@@ -52,7 +53,7 @@ RENAMED: Mapping[sa.Table, Mapping[str, str | None]] = {
     projects: {"name": "id"},
     service_accounts: {"name": "id"},
     api_keys: {"name": "id", "tags": None, "addresses": None},
-    users: {"name": "", "email": ""},
+    users: {"name": "", "email": "id"},  # of those who were not removed, no two have the same address
     user_groups: {"name": "id"},
     custom_roles: {"name": "id", "description": ""},
     budgets: {"name": "id"},
@@ -108,17 +109,32 @@ def list_erasures(tx: PlatformTx, window: PageWindow) -> Page[Erasure]:
     return fetch_page(tx, sa.select(erasures), erasures.c.id, window, _erasure)
 
 
-def find_approved(tx: PlatformTx) -> Erasure | None:
-    """Return an erasure that is to be carried out, the oldest first."""
-    query = sa.select(erasures).where(erasures.c.state == ErasureState.APPROVED).order_by(erasures.c.id).limit(1)
-    row = tx.connection.execute(query).one_or_none()
+def find_approved(tx: PlatformTx, after: str) -> Erasure | None:
+    """Return the first erasure after the one with the id `after` that is to be carried out."""
+    query = sa.select(erasures).where(erasures.c.state == ErasureState.APPROVED, erasures.c.id > after)
+    row = tx.connection.execute(query.order_by(erasures.c.id).limit(1)).one_or_none()
     return None if row is None else _erasure(row)
+
+
+def is_ready(tx: Transaction, organization_id: str, user_id: str | None) -> bool:
+    """Return whether a person is removed, or an organization archived."""
+    if user_id is None:
+        query = sa.select(organizations.c.id).where(organizations.c.id == organization_id, organizations.c.status == Status.ARCHIVED)
+    else:
+        own = sa.and_(users.c.organization_id == organization_id, users.c.id == user_id)
+        query = sa.select(users.c.id).where(own, users.c.removed_at.is_not(None))
+    return tx.connection.execute(query).first() is not None
 
 
 def decide(tx: PlatformTx, erasure_id: str, state: ErasureState, approver: Operator, now: int) -> None:
     """Store what a second person decided."""
     values = {"state": state, "approver": approver.key_id, "approver_origin": approver.origin, "decided_at": now}
     tx.connection.execute(erasures.update().where(erasures.c.id == erasure_id).values(values))
+
+
+def end_unready(tx: PlatformTx, erasure_id: str) -> None:
+    """Store that an approved erasure is not carried out, because the person or the organization is there again."""
+    tx.connection.execute(erasures.update().where(erasures.c.id == erasure_id).values(state=ErasureState.REJECTED))
 
 
 def note_rows_erased(tx: PlatformTx, erasure_id: str, addresses: Sequence[str]) -> None:
@@ -138,18 +154,32 @@ def note_records_erased(tx: PlatformTx, erasure_id: str, count: int, until: int,
 # ---- What is erased -----------------------------------------------------------------------------------------------------
 
 
+def list_pseudonyms(tx: TenantTx, user_id: str) -> list[str]:
+    """Return the ids under which the audit trail names a person: their own, those of their admin keys, and of the invitations that they
+    accepted."""
+    keys = sa.select(api_keys.c.id).where(api_keys.c.organization_id == tx.organization_id, api_keys.c.user_id == user_id)
+    accepted = sa.select(invites.c.id).where(invites.c.organization_id == tx.organization_id, invites.c.user_id == user_id)
+    return [user_id, *tx.connection.execute(keys).scalars(), *tx.connection.execute(accepted).scalars()]
+
+
+def list_addresses(tx: TenantTx, user_id: str) -> list[str]:
+    """Return the addresses of a person that are not erased yet: of their account, and of the invitations that they accepted."""
+    own = sa.select(users.c.email).where(users.c.organization_id == tx.organization_id, users.c.id == user_id)
+    accepted = sa.select(invites.c.email).where(invites.c.organization_id == tx.organization_id, invites.c.user_id == user_id)
+    return [email for query in (own, accepted) for email in tx.connection.execute(query).scalars() if email]
+
+
 def erase_person(tx: TenantTx, user_id: str, addresses: Sequence[str]) -> None:
     """Erase what rows say about a person who was removed: their account, how they signed in, the names of their keys, and the invitations
-    to `addresses`."""
+    that they accepted or that went to `addresses`."""
     organization = tx.organization_id
     tx.connection.execute(users.update().where(users.c.organization_id == organization, users.c.id == user_id).values(email="", name=""))
     keys = api_keys.update().where(api_keys.c.organization_id == organization, api_keys.c.user_id == user_id)
     tx.connection.execute(keys.values(name=api_keys.c.id))
     for table in (user_sessions, sign_in_links, user_credentials, user_identities, scim_users):
         tx.connection.execute(table.delete().where(table.c.organization_id == organization, table.c.user_id == user_id))
-    if addresses:
-        sent = invites.update().where(invites.c.organization_id == organization, invites.c.email.in_(addresses))
-        tx.connection.execute(sent.values(email=""))
+    theirs = sa.or_(invites.c.user_id == user_id, invites.c.email.in_(addresses))
+    tx.connection.execute(invites.update().where(invites.c.organization_id == organization, theirs).values(email=""))
 
 
 def erase_organization(tx: TenantTx) -> None:

@@ -226,8 +226,8 @@ def list_invites(tx: TenantTx, window: PageWindow) -> Page[Invite]:
     return fetch_page(tx, _live_invites(tx), invites.c.id, window, _invite)
 
 
-def accept_invite(tx: TenantTx, invite_id: str, now: int) -> bool:
-    """Mark an invitation as accepted. Return whether it was not accepted, deleted or expired before."""
+def accept_invite(tx: TenantTx, invite_id: str, user_id: str, now: int) -> bool:
+    """Mark an invitation as accepted by the person `user_id`. Return whether it was not accepted, deleted or expired before."""
     pending = sa.and_(
         invites.c.organization_id == tx.organization_id,
         invites.c.id == invite_id,
@@ -235,7 +235,7 @@ def accept_invite(tx: TenantTx, invite_id: str, now: int) -> bool:
         invites.c.deleted_at.is_(None),
         invites.c.expires_at > now,
     )
-    return bool(tx.connection.execute(invites.update().where(pending).values(accepted_at=now)).rowcount)
+    return bool(tx.connection.execute(invites.update().where(pending).values(accepted_at=now, user_id=user_id)).rowcount)
 
 
 def delete_invite(tx: TenantTx, invite_id: str, now: int) -> None:

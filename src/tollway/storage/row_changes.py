@@ -90,6 +90,10 @@ SECRET: frozenset[sa.Column[Any]] = frozenset({schema_sign_in.user_sessions.c.re
 """Columns of text that are parts of secrets. Whoever knew the common part of the refresh tokens of a login could present a made-up one,
 which counts as a copy and ends the login."""
 
+NAMED_BY: Mapping[sa.Table, tuple[str, ...]] = {schema_sign_in.user_identities: ("organization_id", "connection_id", "user_id")}
+"""Columns whose values name a row in the audit trail, where its primary key says something about a person: a subject at an identity
+provider may be their address, and the id of a record's target is kept."""
+
 ROWS_MAX = 50
 """Rows of one transaction that are compared. One that archives an organization may change thousands; the rest is counted."""
 
@@ -185,9 +189,11 @@ def watch(connection: sa.Connection) -> RowChanges:
 
 def _describe(table: sa.Table, key: tuple[Any, ...], before: Row, after: Row) -> RowChange:
     columns = [column for column in table.c if before.get(column.name) != after.get(column.name)]
+    named_by = NAMED_BY.get(table)
+    parts = key if named_by is None else [(after or before)[name] for name in named_by]
     return RowChange(
         kind=AUDITED[table],
-        id=":".join(str(part) for part in key),
+        id=":".join(str(part) for part in parts),
         before={each.name: _show(each, before[each.name]) for each in columns if each.name in before},
         after={each.name: _show(each, after[each.name]) for each in columns if each.name in after},
     )

@@ -107,6 +107,7 @@ invites = sa.Table(
     sa.Column("expires_at", sa.BigInteger, nullable=False),
     sa.Column("accepted_at", sa.BigInteger),
     sa.Column("deleted_at", sa.BigInteger),
+    sa.Column("user_id", sa.String(64)),  # the person who accepted it
 )
 
 # Lists page by id within their organization; quotas count what is in force and what was created lately.

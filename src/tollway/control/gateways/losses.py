@@ -65,7 +65,7 @@ def decide(tx: PlatformTx, request_id: str, decision: ApprovalDecision, *, appro
         raise Fault(RESOURCE_UNKNOWN, message="There is no such request.")
     if request.state is not LostRequestState.PENDING:
         raise Fault(STATE_CONFLICT, message=f"The request does not wait for approval: it is {request.state}.")
-    if decision is ApprovalDecision.APPROVED and not may_approve(request.actor.origin, approver.origin):
+    if decision is ApprovalDecision.APPROVED and not may_approve(request.actor, approver):
         raise Fault(STATE_CONFLICT, message=SAME_ORIGIN)
     stored.insert_decision(tx, request, decision, approver, now)
     if decision is ApprovalDecision.APPROVED:

@@ -148,7 +148,7 @@ def add_invited(tx: TenantTx, invite_id: str, *, name: str, user_id: str, sizes:
     now; STATE_CONFLICT, QUOTA_EXCEEDED."""
     publish.lock(tx)
     invite = storage.find_invite(tx, invite_id)
-    if invite is None or not storage.accept_invite(tx, invite_id, now):
+    if invite is None or not storage.accept_invite(tx, invite_id, user_id, now):
         raise Fault(RESOURCE_UNKNOWN)
     role = _require_promised(tx, invite)
     with tx.as_platform() as platform:  # the key can be an operator's

@@ -188,7 +188,7 @@ def write_off(
     )
     stored.insert_write_off_request(tx, record, WriteOffRequest(actor, reason, amount_pico, currency, now))
     for request in stored.list_write_off_requests(tx, record):
-        if may_approve(request.actor.origin, actor.origin):
+        if may_approve(request.actor, actor):
             agreed = Resolution(QuarantineState.WRITTEN_OFF, request.reason, request.actor.key_id, now, actor.key_id)
             return _resolve(tx, record, agreed)
     if not is_within_limit:

@@ -105,7 +105,7 @@ def decide(tx: PlatformTx, adjustment_id: str, decision: ApprovalDecision, *, ap
     adjustment = get_adjustment(tx, adjustment_id)  # as it is now that nobody else can decide
     if adjustment.state is not AdjustmentState.PENDING:
         raise Fault(STATE_CONFLICT, message=f"The correction does not wait for approval: it is {adjustment.state}.")
-    if decision is ApprovalDecision.APPROVED and not may_approve(adjustment.actor_origin, approver.origin):
+    if decision is ApprovalDecision.APPROVED and not may_approve(Operator(adjustment.actor, adjustment.actor_origin), approver):
         raise Fault(STATE_CONFLICT, message=SAME_ORIGIN)
     stored.insert_decision(tx, adjustment, decision, approver, now)
     if decision is ApprovalDecision.APPROVED:
