@@ -205,6 +205,11 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "Prompt and output together are longer than the model's context.",
             "Shorten the prompt or lower `max_tokens`.",
         ),
+        "summary_incomplete": (
+            "A conversation was to be compacted, and its summary was cut at the bound on the output or the end of the model's context. What"
+            " the model wrote is billed.",
+            "Compact a shorter part of the conversation, or let the key or the model allow more output.",
+        ),
         "model_overloaded": (
             "All deployments of the model are full, and waiting would take too long.",
             "Come back after `retry-after`. Operators: add deployments, or see `gateway.queue`.",

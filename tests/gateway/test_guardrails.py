@@ -296,6 +296,15 @@ async def test_stored_answer_is_given_again_without_a_second_check() -> None:
         assert answers[0].events() == answers[1].events()
 
 
+async def test_summary_of_a_compaction_is_checked_as_text_though_the_client_gets_it_encoded() -> None:
+    engine = Upstream([whole(completion("the secret-word"))])
+    with example("secret-word") as url:
+        async with guarded(engine, url) as running:
+            answer = await post(running.port, {"model": "m", "input": "hello"}, "/v1/responses/compact")
+            assert (answer.status, answer.error["code"]) == (400, "content_policy_violation")
+            assert len(engine.asked) == 1
+
+
 async def test_address_of_a_cloud_s_metadata_gets_no_byte() -> None:
     requests = GuardrailRequests(url="http://0.0.0.0:9/", token="secret", timeout_seconds=1.0)
     assert await requests.ask(b"{}") is None

@@ -12,7 +12,7 @@ from tests.gateway.harness import DONE, END, STREAM_HEAD, Served, chunk, complet
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.catalog import TRANSLATED_ENDPOINTS, Endpoint, Engine
 from tollway.domain.faults import Fault
-from tollway.domain.usage import Outcome, UsageSource
+from tollway.domain.usage import Outcome, UsageSource, billed
 from tollway.engines.table import ENGINES
 from tollway.gateway.dialects import messages_as_chat, responses_as_chat
 from tollway.gateway.dialects.answers import AnswerContext
@@ -374,3 +374,15 @@ async def test_messages_are_translated_for_an_engine_that_has_none_under_the_cap
     assert sent == {"model": "up", "max_tokens": 9, "messages": [{"role": "user", "content": "a"}]}
     assert second.head.startswith(b"POST /v1/responses ")
     assert running.sink.finals[0].outcome is Outcome.COMPLETED
+
+
+@pytest.mark.parametrize(("reason", "code"), [("length", "summary_incomplete"), ("content_filter", "content_policy_violation")])
+async def test_summary_that_was_cut_is_no_compaction_and_what_was_generated_is_billed(reason: str, code: str) -> None:
+    cut = completion(choices=[{"index": 0, "message": {"role": "assistant", "content": "half a"}, "finish_reason": reason}])
+    upstream = Upstream([whole(cut)])
+    async with upstream.listening(), gateway({"m": served_by(upstream)}) as running:
+        answer = await post(running.port, {"model": "m", "input": "Hello"}, "/v1/responses/compact")
+        assert (answer.status, answer.error["code"]) == (400, code)
+        final = await running.sink.settled()
+        assert (final.outcome, final.error, len(upstream.asked)) == (Outcome.CLIENT_CANCELLED, code, 1)
+        assert billed(final).output > 0

@@ -241,6 +241,7 @@ ANSWER_TOO_LARGE = FaultKind(
 )
 UPSTREAM_REQUEST_INVALID = FaultKind(code="invalid_request", status=400, blame=_C, message="The model server did not accept the request.")
 CONTEXT_EXCEEDED = _client("context_length_exceeded", 400, "The request is longer than the model's context.")
+SUMMARY_CUT = _client("summary_incomplete", 400, "The summary of the conversation does not fit in what the model may still write.")
 
 # The platform.
 OVERLOADED = FaultKind(code="overloaded", status=503, blame=_P, message="The gateway is at capacity.", type=_SERVER)

@@ -41,8 +41,9 @@ _TIMEOUTS = frozenset(
     }
 )
 
-_OF_CLIENT = frozenset({faults.DEADLINE_EXCEEDED, faults.CONTENT_DENIED})
-"""Faults of the client's own, after which what was generated is billed as if it had left: its deadline, and an answer that was denied."""
+_OF_CLIENT = frozenset({faults.DEADLINE_EXCEEDED, faults.CONTENT_DENIED, faults.SUMMARY_CUT})
+"""Faults of the client's own, after which what was generated is billed as if it had left: its deadline, an answer that was denied, and a
+summary of a conversation that is too long for one."""
 
 _BILLED_BY_DELIVERY = frozenset({Outcome.UPSTREAM_ERROR, Outcome.TIMEOUT})
 """Outcomes that bill what was delivered, and nothing if nothing was."""

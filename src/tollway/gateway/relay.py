@@ -811,18 +811,21 @@ async def answer_whole(
     exchange.finished = True
     described = b"content-type: %b\r\n" % answer.content_type if answer.content_type else _JSON
     content = answer.body
-    notes_first = call.guard is not None or (call.answer_recorder is not None and call.answer_recorder.keeps_last)
+    recorder = call.answer_recorder
+    notes_first = call.guard is not None or answer.fault is not None or (recorder is not None and recorder.keeps_last)
     if notes_first:  # billed if it is denied, or if it was stored
         _note_completed(record, call, upstream, answer.used, answer.source, answer.anomaly, len(body))
+    if answer.fault is not None:
+        raise answer.fault
     if call.guard is not None:
-        await call.guard.check_body(answer.content_type, content)
+        await call.guard.check_body(answer.content_type, answer.checked or content)
     if call.response_keeper is not None:
         content = await call.response_keeper.keep_body(content)
-    if call.answer_recorder is not None:
+    if recorder is not None:
         try:
-            await call.answer_recorder.keep_body(described, content)
+            await recorder.keep_body(described, content)
         except BaseException:
-            if call.answer_recorder.keeps_last:  # what was noted counts only if it was stored
+            if recorder.keeps_last:  # what was noted counts only if it was stored
                 record.choose(upstream.deployment.id)
             raise
     if not notes_first:

@@ -66,13 +66,16 @@ class AnswerContext(msgspec.Struct, frozen=True, gc=False):
 class Answer(msgspec.Struct, frozen=True):
     """A whole (non-streaming) answer of status 200. `body`: what to send. `used`: None if the engine did not report it. `anomaly`: what was
     wrong with its report, None for nothing. `source`: where `used` comes from. `content_type`: of an answer that is not JSON, else
-    empty."""
+    empty. `checked`: what a guardrail is shown in place of a body that encodes its text, else empty. `fault`: what the client is told in
+    place of a body that is of no use to it; what was used is billed as that of an answer that a guardrail denied."""
 
     body: bytes
     used: Quantities | None
     anomaly: Anomaly | None
     source: UsageSource = UsageSource.ENGINE_FINAL
     content_type: bytes = b""
+    checked: bytes = b""
+    fault: Fault | None = None
 
 
 def is_absent(raw: msgspec.Raw) -> bool:

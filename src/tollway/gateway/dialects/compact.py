@@ -46,9 +46,13 @@ def _translate(asked: Mapping[str, Any], dropped: Collection[str]) -> dict[str, 
 
 
 def read_answer(body: bytes, context: AnswerContext) -> Answer:
-    """Read a chat completion of status 200. Return the compaction that it is. Raises Fault as the reader of chat completions does, and
-    upstream_invalid for one without text."""
-    answer, chat, message, _ = read_whole(body, context)
+    """Read a chat completion of status 200. Return the compaction that it is, or the fault of a summary that was cut: the client would
+    lose what is missing. Raises Fault as the reader of chat completions does, and upstream_invalid for one without text."""
+    answer, chat, message, finish = read_whole(body, context)
+    if finish.reason == "length":
+        return msgspec.structs.replace(answer, fault=Fault(faults.SUMMARY_CUT))
+    if finish.reason == "content_filter":
+        return msgspec.structs.replace(answer, fault=Fault(faults.CONTENT_DENIED))
     if not message.content:
         raise Fault(faults.UPSTREAM_INVALID, detail="a summary without text")
     base = strip_id(chat)
@@ -59,7 +63,8 @@ def read_answer(body: bytes, context: AnswerContext) -> Answer:
         "output": [{"type": "compaction", "id": f"cmp_{base}", "encrypted_content": encode_summary(message.content)}],
         "usage": responses_as_chat.describe_usage(answer.used or NOTHING),
     }
-    return msgspec.structs.replace(answer, body=encode(compacted))
+    shown = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": message.content}]}
+    return msgspec.structs.replace(answer, body=encode(compacted), checked=encode(compacted | {"output": [shown]}))
 
 
 DIALECT: Dialect = Dialect(
