@@ -9,9 +9,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import httpx2
@@ -24,8 +26,10 @@ from tests.control.test_process import operator, started
 from tests.storage.databases import PostgresTemplate
 from tollway.control import jobs
 from tollway.control.jobs import Job, JobRunner, JobStates, Turn, in_thread
+from tollway.control.tracing import ControlTracer
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
 from tollway.domain.keys import KeyType
+from tollway.spans import Sampler, Span, SpanKind, TraceBounds
 from tollway.storage import jobs as stored
 from tollway.storage.database import Database
 
@@ -117,6 +121,25 @@ def test_a_job_without_a_lease_runs_in_every_process_and_stores_nothing(database
 
     asyncio.run(main())
     assert len(runs) == 2 and lease_of(database) is None
+
+
+def test_a_run_of_a_job_is_a_trace_of_its_own_and_the_length_of_one_says_nothing(database: Database) -> None:
+    runs: list[int] = []
+    spans: list[Span] = []
+
+    async def main(sample_ratio: float) -> None:
+        before = len(runs)
+        sampler = Sampler(TraceBounds(sample_ratio=sample_ratio, slow_seconds=1e-9))
+        process = Process(database, "first")
+        process.runner = replace(process.runner, tracer=ControlTracer(sampler, spans.extend, Random(1).getrandbits, lambda: process.at))
+        await process.run(counted(runs, is_leased=False), until=lambda: len(runs) > before)
+
+    asyncio.run(main(0.0))
+    assert spans == []
+    asyncio.run(main(1.0))
+    (span,) = spans
+    assert (span.name, span.kind, span.parent_id, span.error) == ("job count", SpanKind.INTERNAL, "", "")
+    assert span.attributes == {"tollway.job": "count"}
 
 
 def test_a_job_that_waits_for_its_period_begins_at_the_full_interval(database: Database) -> None:

@@ -1,5 +1,6 @@
 """Traces of requests: a span of the request, with one for each wait, attempt and check below it, and nothing of its content."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -7,19 +8,23 @@ from typing import Any
 
 import msgspec
 
-from tests.fakes import Upstream
+from tests.fakes import Do, Upstream, until
 from tests.gateway.harness import KEY, ORGANIZATION, PROJECT, Served, chat, completion, gateway, healthy, post, streamed, whole
+from tests.gateway.test_test_keys import change
+from tollway.domain.catalog import Guardrail, GuardrailStages
+from tollway.gateway.guardrails import GuardrailBounds, Guardrails
 from tollway.gateway.tracing import Tracer
+from tollway.gateway.waiting import QueueBounds
 from tollway.spans import Sampler, Span, SpanKind, TraceBounds
 
 TRACE, PARENT = "0123456789abcdef0123456789abcdef", "00f067aa0ba902b7"
 
 
 @asynccontextmanager
-async def traced(served: dict[str, Served], **bounds: Any) -> AsyncIterator[tuple[Any, list[Span]]]:
+async def traced(served: dict[str, Served], queue: QueueBounds | None = None, **bounds: Any) -> AsyncIterator[tuple[Any, list[Span]]]:
     """A gateway that keeps the traces of `bounds`, by default none but failed ones."""
     spans: list[Span] = []
-    async with gateway(served) as running:
+    async with gateway(served, queue=queue) as running:
         sampler = Sampler(TraceBounds(**{"sample_ratio": 0.0, **bounds}))
         running.plane.tracer = Tracer(sampler, spans.extend)
         yield running, spans
@@ -97,3 +102,39 @@ async def test_kept_traces_are_the_examples_of_histograms_for_readers_of_open_me
     line = next(line for line in page.splitlines() if "gen_ai_server_request_duration_seconds_bucket" in line and "#" in line)
     assert f'# {{trace_id="{spans[0].trace_id}"}} ' in line and page.endswith("# EOF\n")
     assert spans[0].trace_id not in plain
+
+
+async def test_fallback_has_a_span_of_its_own_below_the_request_that_it_takes_the_place_of() -> None:
+    failing, serving = Upstream([whole({"error": "broken"}, status=503)]), Upstream([whole(completion())])
+    async with failing.listening(), serving.listening():
+        models = {"m": Served([failing.url], fallbacks=("b",)), "b": Served([serving.url])}
+        async with traced(models) as (running, spans):
+            assert (await post(running.port, chat(), traceparent=f"00-{TRACE}-{PARENT}-01")).status == 200
+    first, failed, following, answered = spans
+    assert (first.parent_id, following.parent_id, first.trace_id) == (PARENT, first.span_id, following.trace_id)
+    assert [(span.parent_id, span.error) for span in (failed, answered)] == [(first.span_id, "upstream_error"), (following.span_id, "")]
+    assert (following.attributes["gen_ai.request.model"], len({span.span_id for span in spans})) == ("b", 4)
+
+
+async def test_wait_in_the_queue_and_verdict_of_the_guardrail_have_spans_below_the_request() -> None:
+    async def allow(document: bytes) -> bytes:
+        return b'{"action":"allow"}'
+
+    upstream = Upstream([Do.GATE, whole(completion())])
+    async with (
+        upstream.listening(),
+        traced({"m": Served([upstream.url])}, QueueBounds(concurrency_max=1), sample_ratio=1.0) as (running, spans),
+    ):
+        running.plane.set_guardrails(Guardrails(GuardrailBounds(url="http://x"), allow))
+        (model,) = (each for each in running.plane.directory.list_models() if each.id == "m")
+        change(running, msgspec.structs.replace(model, guardrail=Guardrail.CLOSED, guardrail_stages=GuardrailStages.REQUEST))
+        first, second = (asyncio.create_task(post(running.port, chat())) for _ in range(2))
+        await until(lambda: running.plane.queues.count_waiting() == 1)
+        upstream.gate.set()
+        assert [(await each).status for each in (first, second)] == [200, 200]
+    request, checked, waited, attempt = spans[-4:]
+    assert [(span.name, span.kind, span.parent_id) for span in (checked, waited)] == [
+        ("guardrail", SpanKind.CLIENT, request.span_id), ("queue", SpanKind.INTERNAL, request.span_id)
+    ]  # fmt: skip
+    assert request.start_us <= checked.start_us <= checked.end_us <= waited.start_us <= waited.end_us <= attempt.start_us
+    assert [span.name for span in spans[:-4]] == ["chat m", "guardrail", "chat m"], "what does not wait has no span of a wait"

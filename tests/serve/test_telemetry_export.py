@@ -100,3 +100,32 @@ async def test_without_a_collector_spans_are_dropped_and_counted_and_nobody_wait
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     assert (alarms, export.sent) == (["telemetry_not_sent"], 0)
+
+
+async def test_a_collector_that_accepts_and_never_answers_fills_a_bounded_buffer_and_holds_up_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(telemetry_export, "BUFFER_BYTES_MAX", 64 * 1024)
+    monkeypatch.setattr(telemetry_export, "FLUSH_SECONDS", 0.01)
+    monkeypatch.setattr(telemetry_export, "FINISH_SECONDS", 0.01)
+    accepted = asyncio.Event()
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.set()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(hang, "127.0.0.1", 0) as collector:
+        port = collector.sockets[0].getsockname()[1]
+        options = OtlpOptions(endpoint=f"http://127.0.0.1:{port}", timeout_seconds=3600)
+        export = TelemetryExport(options, RESOURCE, never, lambda: 0)
+        running = asyncio.create_task(export.run())
+        export.take(SPANS)
+        await asyncio.wait_for(accepted.wait(), PATIENCE_SECONDS)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not export.dropped:
+                export.take(SPANS * 256)
+                await asyncio.sleep(0.01)
+        running.cancel()  # nor does the end wait for it
+        await asyncio.gather(running, return_exceptions=True)
+    assert export.sent == 0

@@ -60,9 +60,9 @@ def fall_back(request: Request, call: Call | None, fault: Fault, client: Client,
         request.peer,
     )
     following.conversation = request.conversation
-    is_sampled = request.trace is not None and request.trace.is_sampled
-    following.trace = RequestTrace(request.id[-16:], is_sampled, following.started, following.received_at)
-    following.trace = request.trace
+    if plane.tracer is not None:
+        is_sampled = request.trace is not None and request.trace.is_sampled
+        following.trace = RequestTrace(request.id[-16:], is_sampled, following.started, following.received_at)
     following.asked_for = AskedFor(before.pieces, before.fault, before.left[1:])
     if upload is not None:
         pieces, spans = upload.pieces, upload.spans

@@ -25,15 +25,19 @@ _NOTHING_USED = ("", 0, "", 0.0, *NOTHING.text_quantities(), 0, False, "")
 """The fields of a line, from `upstream` to `usage_source`, of a request that no engine received."""
 
 
-def observe(request: Request, call: Call | None, record: UsageRecord | None, fault: Fault | None, plane: Plane) -> None:
-    """Record the end of a request. `call`, `record`: as far as it came; `fault`: what the client was told, None for success."""
+def observe(
+    request: Request, call: Call | None, record: UsageRecord | None, fault: Fault | None, plane: Plane, *, is_answered: bool = False
+) -> None:
+    """Record the end of a request. `call`, `record`: as far as it came; `fault`: what the client was told, None for success.
+    `is_answered`: it was answered without a record, which is made of it later (`background_responses`)."""
     duration = _monotonic() - request.started
     final = record.final if record is not None else None
     if call is not None and final is not None:
         _observe_final(request, call, final, fault, duration, plane)
         return
     is_replayed = call is not None and call.answer_recorder is not None and call.answer_recorder.is_replayed
-    status = 200 if is_replayed else fault.kind.status if fault is not None else CLIENT_GONE_STATUS
+    is_success = is_replayed or is_answered
+    status = 200 if is_success else fault.kind.status if fault is not None else CLIENT_GONE_STATUS
     if plane.tracer is not None and (request.trace is not None or status >= 500 or duration >= plane.tracer.slow_seconds):
         plane.tracer.end(request, call, None, fault, status, duration)
     if fault is not None:
@@ -46,7 +50,7 @@ def observe(request: Request, call: Call | None, record: UsageRecord | None, fau
     caller = call.caller if call is not None else None
     line = new_request_line(
         timestamp(request.received_at),
-        "info" if is_replayed else "warning",
+        "info" if is_success else "warning",
         "request",
         request.id,
         request.trace_id,

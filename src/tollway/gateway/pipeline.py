@@ -66,6 +66,7 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
     following: Request | None = None
     receiver = client
     limit_headers = b""
+    is_submitted = False
     plane.metrics.running += 1
     if plane.tracer is not None:
         plane.tracer.begin(request)
@@ -89,6 +90,7 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
                 if request.head.answer_store is None:
                     body = await driver.in_task(background_responses.submit(call, plane))
                     client.answer(200, _JSON + call.dialect.identify(request.id), body)
+                    is_submitted = True
                     return
             elif request.conversation.response_id and plane.response_store is not None:
                 call.response_keeper = conversations.ResponseKeeper(plane.response_store, caller, request.conversation)
@@ -170,7 +172,7 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
             plane.budgets.settle(hold, None if record is None else record.final)
         if request.conversation is not None and request.upload is not None and following is None:  # of its own, not the connection's
             request.upload.release(time.monotonic_ns())
-        observe(request, call, record, fault, plane)
+        observe(request, call, record, fault, plane, is_answered=is_submitted)
     if following is not None:
         await answer(following, client, plane, driver)
 
