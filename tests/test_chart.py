@@ -144,6 +144,17 @@ def test_services_policies_and_monitors_choose_what_the_chart_makes(helm: Path) 
             assert sum(spec["selector"]["matchLabels"].items() <= labels.items() for labels in services) == 1
 
 
+def test_every_protocol_of_a_gateway_has_a_way_to_it(helm: Path) -> None:
+    manifests = render(helm, "--values", str(CHART / "ci" / "everything.yaml"))
+    found = {(manifest["kind"], manifest["metadata"]["name"]): manifest["spec"] for manifest in manifests if "spec" in manifest}
+    (rule,) = found["HTTPRoute", "tollway"]["rules"]
+    assert [match["path"]["value"] for match in rule["matches"]] == ["/v1", "/v2"]
+    ports = {port["name"]: port["containerPort"] for (container, _) in list_containers(manifests) for port in container.get("ports", ())}
+    assert ports["grpc"] == 8001
+    assert {"http", "grpc"} == {port["targetPort"] for port in found["Service", "tollway"]["ports"]}
+    assert {"http", "grpc"} == {port["port"] for port in found["NetworkPolicy", "tollway-gateway"]["ingress"][0]["ports"]}
+
+
 BAD_VALUES = {
     "no secret": ((), "existingSecret"),
     "an unknown name": (("existingSecret=s", "gateway.replica=1"), "replica"),
@@ -151,6 +162,7 @@ BAD_VALUES = {
     "several gateways without shared counters": (("existingSecret=s",), "gateway.redisUrl"),
     "a password in the address of the counters": (("existingSecret=s", "gateway.redisUrl=redis://u:p@host"), "redisUrl"),
     "several control processes with an archive each": (("existingSecret=s", "gateway.replicas=1", "control.replicas=2"), "accessMode"),
+    "a port that is taken": (("existingSecret=s", "gateway.replicas=1", "gateway.grpcPort=9090"), "grpcPort"),
     "a digest that is none": (("existingSecret=s", "gateway.replicas=1", "image.digest=sha256:1"), "digest"),
     "a route without a gateway": (("existingSecret=s", "gateway.replicas=1", "httpRoute.enabled=true"), "parentRefs"),
 }
