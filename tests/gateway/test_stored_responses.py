@@ -22,7 +22,8 @@ from tests.simulator.running import Running as Simulator
 from tests.simulator.running import simulator
 from tests.storage.databases import SqliteTemplate
 from tollway.control.tenancy import stored_responses
-from tollway.domain import keys
+from tollway.domain import faults, keys
+from tollway.domain.batches import Batch
 from tollway.domain.catalog import TRANSLATED_ENDPOINTS, Endpoint
 from tollway.domain.faults import Fault, FaultKind
 from tollway.domain.files import FileOwner
@@ -44,7 +45,7 @@ from tollway.gateway.uploads import Upload
 from tollway.link.response_store import ORGANIZATION_CONCURRENT_MAX, ResponseStorage
 from tollway.native import FORM
 from tollway.serve.gateway import _count_lines
-from tollway.storage.batch_directory import BatchDirectory
+from tollway.storage.batch_directory import ActiveBatch, BatchDirectory
 from tollway.storage.tenant_files import FileBounds, FileDirectory
 from tollway.storage.vault import LocalVault
 from tollway.wire import bodies
@@ -625,6 +626,9 @@ async def test_official_client_polls_a_response_in_the_background_and_continues_
         assert [(final.outcome, final.used.output_tokens, final.admit.service_tier) for final in finals] == [
             (Outcome.COMPLETED, 2, ServiceTier.STANDARD)
         ] * 2
+    lines = [msgspec.json.decode(line) for line in site.made.log.text.splitlines()]
+    submitted = next(line for line in lines if line["event"] == "request")
+    assert (submitted["level"], submitted["status"], submitted["model"]) == ("info", 200, "m"), "not that of a client that left"
     sent = msgspec.json.decode(site.upstream.asked[0].body)
     assert sent["store"] is False and "background" not in sent
     assert b"in the background" not in b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
@@ -683,6 +687,26 @@ async def test_response_in_the_background_goes_on_after_a_process_that_died_and_
         assert site.batches.list_answered(owner) == {final.admit.request_id for final in finals if final.outcome is Outcome.COMPLETED}
         counted = _count_lines(site.batches)
         assert [counted(final.admit) for final in finals] == [final.outcome is Outcome.COMPLETED for final in finals]
+
+
+async def test_response_in_the_background_that_is_deleted_before_its_end_is_noted_does_not_come_back(
+    control: Control, tmp_path: Path, alice: TenantSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: ActiveBatch, batch: Batch) -> None:
+        raise Fault(faults.FILES_UNAVAILABLE, detail="planted")
+
+    async with offering(control, tmp_path, [whole(ANSWERED)], tenants=(alice,)) as site:
+        id = (await site.ask())["id"]
+        with monkeypatch.context() as patched:
+            patched.setattr(ActiveBatch, "finish", fail)  # as if the process died before
+            async with site.working():
+                assert (await site.find_end(id))["status"] == "completed"
+        assert (await site.client.delete(f"{PATH}/{id}")).json()["deleted"] is True
+        assert (await site.client.get(f"{PATH}/{id}")).status_code == 404
+        async with site.working():
+            await until(lambda: not site.batches.list_active())
+        assert (await site.client.get(f"{PATH}/{id}")).status_code == 404
+        assert (await site.client.delete(f"{PATH}/{id}")).status_code == 404 and len(site.upstream.asked) == 1
 
 
 class _Refusing:

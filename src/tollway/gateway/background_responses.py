@@ -127,6 +127,13 @@ async def delete(batch: Batch, plane: Plane) -> None:
     await _operate(batch.owner, plane, lambda: store.delete(batch.owner, batch.id))
 
 
+async def forget(owner: FileOwner, id: str, plane: Plane) -> bool:
+    """Let a response that was just deleted at control not be stored again by whoever ends it. Return whether somebody may have done so
+    meanwhile. Await it in a task. Raises Fault as `find` does."""
+    store = plane.batch_store
+    return store is not None and await _operate(owner, plane, lambda: store.forget(owner, id))
+
+
 async def _operate(owner: FileOwner, plane: Plane, function: Callable[[], _T]) -> _T:
     """Return what a function that blocks returns, as an operation of the organization (`file_operations`)."""
     operations = plane.file_operations

@@ -269,6 +269,10 @@ class ActiveBatch(Protocol):
         """Return whether somebody has cancelled the batch."""
         ...
 
+    def is_forgotten(self) -> bool:
+        """Return whether somebody has deleted the response in the background that this is."""
+        ...
+
     def note_attempt(self, request_id: str) -> None:
         """Note durably that a request is made of this response in the background."""
         ...
@@ -311,6 +315,10 @@ class BatchStore(Protocol):
 
     def cancel(self, owner: FileOwner, id: str) -> Batch | None:
         """Have no further line of a batch sent, and return it; None if there is none. Raises Fault conflict for one that has ended."""
+        ...
+
+    def forget(self, owner: FileOwner, id: str) -> bool:
+        """Note durably that a response in the background is deleted that was stored and has not ended. Return whether there is one."""
         ...
 
     def delete(self, owner: FileOwner, id: str) -> bool:

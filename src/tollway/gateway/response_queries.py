@@ -88,6 +88,8 @@ async def _answer(
     owner = FileOwner(caller.organization.id, caller.project.id)
     if method == b"DELETE":
         is_deleted = await driver.in_task(store.delete(caller.organization.id, caller.project.id, id))
+        if is_deleted and await driver.in_task(background_responses.forget(owner, id, plane)):
+            await driver.in_task(store.delete(caller.organization.id, caller.project.id, id))
         batch = None if is_deleted else await _find_batch(caller, owner, id, plane, driver)
         if batch is not None:
             await driver.in_task(background_responses.delete(batch, plane))

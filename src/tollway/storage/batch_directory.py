@@ -2,7 +2,7 @@
 
 A batch has these files. `state`: its description, sealed, replaced as a whole. `lines`: its requests, sealed in pieces. `journal`: the ends
 of its lines, one record each, appended. `progress`: their counts, for whoever asks meanwhile. `cancel`: there once somebody has cancelled
-it.
+it. `forgotten`: there once a response in the background was deleted between its storage and its end.
 
 `batches/active/` has one empty file for each batch that has not ended. Whoever runs a batch holds a lock (`flock`) on it, which the kernel
 releases when the process ends; so a batch has one owner among all gateways that share the directory. Whoever submits a batch holds the lock
@@ -44,6 +44,7 @@ _ID_BYTES: Final = 16
 _ANSWERED: Final = "answered"
 _ATTEMPTS: Final = "attempts"
 _STATE: Final = "state"
+_FORGOTTEN: Final = "forgotten"
 _COUNTS: Final = struct.Struct(">4I")
 _UNFINISHED: Final = ".new"
 _ABANDONED_SECONDS: Final = 3_600
@@ -130,9 +131,9 @@ class BatchDirectory:
             os.close(descriptor)
 
     def find(self, owner: FileOwner, id: str) -> Batch | None:
-        """Return a batch as it stands, None if the project has none with this id."""
+        """Return a batch as it stands, None if the project has none with this id, or none any more."""
         with failures_told():
-            return self._read(owner, id)
+            return None if (self._find_place(owner, id) / _FORGOTTEN).exists() else self._read(owner, id)
 
     def list_page(self, owner: FileOwner, kind: str, after: str, before: str, limit: int) -> tuple[list[Batch], bool]:
         """Return the newest batches of a kind (the prefix of their ids) of a project, and whether there are more. `after`, `before`: ids
@@ -162,11 +163,25 @@ class BatchDirectory:
                 return None
             if batch.has_ended:
                 raise Fault(STATE_CONFLICT, message=f"A batch that is {batch.status} cannot be cancelled.")
-            place = self._find_place(owner, id)
-            with _open_new(place / "cancel", exclusive=False) as target:
-                _flush(target)
-            sync_directory(place)
+            self._mark(owner, id, "cancel")
             return self._read(owner, id)
+
+    def forget(self, owner: FileOwner, id: str) -> bool:
+        """Note durably that a response in the background is deleted that was stored and has not ended: whoever ends it deletes what it
+        has stored again. Return whether there is one."""
+        with failures_told():
+            batch = self._read(owner, id)
+            if batch is None or batch.has_ended:
+                return False
+            self._mark(owner, id, _FORGOTTEN)
+            return True
+
+    def _mark(self, owner: FileOwner, id: str, name: str) -> None:
+        """Make an empty file of a batch durably."""
+        place = self._find_place(owner, id)
+        with _open_new(place / name, exclusive=False) as target:
+            _flush(target)
+        sync_directory(place)
 
     def delete(self, owner: FileOwner, id: str) -> bool:
         """Delete a batch with its results, but for the ids of the requests that answered its lines. Return whether the project had it.
@@ -335,6 +350,11 @@ class ActiveBatch:
         """Return whether somebody has cancelled the batch."""
         with failures_told():
             return (self._place / "cancel").exists()
+
+    def is_forgotten(self) -> bool:
+        """Return whether somebody has deleted the response in the background that this is."""
+        with failures_told():
+            return (self._place / _FORGOTTEN).exists()
 
     def note_attempt(self, request_id: str) -> None:
         """Note durably that a request is made of this response in the background, before it is sent."""

@@ -88,7 +88,7 @@ class BatchBounds(msgspec.Struct, frozen=True, kw_only=True):
     lines_max: int = 50_000
 
 
-class _Stop(Exception):  # noqa: N818: it is no error
+class _Stop(Exception):
     """The batch is to end before all of its lines were sent. `status`: the one that it ends in; None where this process ends."""
 
     def __init__(self, status: BatchStatus | None, error: BatchError | None = None) -> None:
@@ -559,6 +559,8 @@ class BatchWorker:
         owner, content = batch.owner, encode_stored(text, items)
         if store is None or not await store.keep(owner.organization_id, owner.project_id, batch.id, content):
             raise Fault(faults.RESPONSES_UNAVAILABLE, detail="the response could not be stored")
+        if await self._in_thread(active.is_forgotten):  # a run before this one stored it, and then it was deleted
+            await store.delete(owner.organization_id, owner.project_id, batch.id)
         return BatchStatus.COMPLETED, []
 
     def _write_files(self, active: ActiveBatch) -> None:
