@@ -15,6 +15,7 @@ import yaml
 from scripts import docs_site
 from scripts.cli_page import list_commands
 from scripts.rest_pages import make_example, read_description, render_pages
+from tollway.cli.catalog import platform_file
 
 ROOT = Path(__file__).parents[1]
 RENDERED = {"docs/cli.md"}
@@ -88,7 +89,16 @@ def test_blocks_of_every_language_can_be_read() -> None:
         elif block.language == "sh":
             checked = subprocess.run(["bash", "-n"], input=block.code, capture_output=True, text=True)
             assert checked.returncode == 0, (block.page, checked.stderr)
-    assert {block.language for block in BLOCKS} <= {"", "sh", "sql", *read}
+    assert {block.language for block in BLOCKS} <= {"", "sh", "sql", "js", *read}
+
+
+def test_platform_files_of_pages_are_valid(tmp_path: Path) -> None:
+    texts = [block.code for block in BLOCKS if re.search(r"^models:", block.code, re.MULTILINE)]
+    assert len(texts) >= 2
+    for text in texts:
+        path = tmp_path / "platform.yaml"
+        path.write_text(re.sub(r".*<<'END'\n(.*?)^END.*", r"\1", text, flags=re.DOTALL | re.MULTILINE))
+        assert platform_file.read(path).models
 
 
 def test_every_page_is_in_one_part_of_the_navigation() -> None:

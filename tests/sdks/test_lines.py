@@ -6,6 +6,7 @@ The newest Python line runs with all tests. Older ones and JavaScript run where 
 import asyncio
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -67,16 +68,11 @@ async def test_framework(framework: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_translated", [False, True])
 async def test_javascript(is_translated: bool, tmp_path: Path) -> None:
-    node = shutil.which("node")
-    if node is None or not (HERE / "node_modules").exists():
-        pytest.skip("Node or the SDKs for it are not installed: `make test-sdks` installs these (tests/sdks/package.json)")
-    await conform("js", [node, str(HERE / "conformance.mjs")], ROWS["js"], tmp_path, is_translated=is_translated)
+    await conform("js", [find_node(), str(HERE / "conformance.mjs")], ROWS["js"], tmp_path, is_translated=is_translated)
 
 
 async def test_claude_code_without_a_terminal_answers_and_uses_its_tools(tmp_path: Path) -> None:
-    program = next((HERE / "claude-code" / "node_modules" / "@anthropic-ai").glob("claude-code-*/claude"), None)
-    if program is None:
-        pytest.skip("Claude Code is not installed: `make test-sdks` installs it (tests/sdks/claude-code/package.json)")
+    program = find_claude_code()
     note = tmp_path / "note.txt"
     note.write_text("The road is A1.\n")
     engine = AgentEngine(str(note))
@@ -91,14 +87,63 @@ async def test_claude_code_without_a_terminal_answers_and_uses_its_tools(tmp_pat
         assert outcomes == [Outcome.COMPLETED] * 3 and len(engine.bodies) == 3
 
 
+PAGE = (ROOT / "docs" / "connecting-clients.md").read_text("utf-8")
+PROGRAMS = dict(re.findall(r"^## ([^\n]+)\n\n```[a-z]+\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
+"""Programs of the page, by the client that they are for."""
+
+RUN_BY = {"OpenAI SDK": "openai", "Anthropic SDK": "openai", "LangChain": "langchain", "Vercel AI SDK": "js", "Claude Code": "claude-code"}
+
+
+@pytest.mark.parametrize("client", PROGRAMS)
+async def test_program_of_the_page_prints_the_answer(client: str, tmp_path: Path) -> None:
+    line = RUN_BY[client]
+    names = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "DISABLE_AUTOUPDATER": "1", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1"}
+    directory = tmp_path
+    if line == "js":
+        directory, command = HERE, [find_node(), "--input-type=module", "-e", PROGRAMS[client]]
+    elif line == "claude-code":
+        names["PATH"] = f"{find_claude_code().parent}:{names['PATH']}"
+        command = ["bash", "-euc", PROGRAMS[client]]
+    else:
+        command = [str(find_interpreter(line)), "-c", PROGRAMS[client]]
+    engine = AgentEngine("no note") if line == "claude-code" else SdkEngine()
+    async with Upstream(engine).listening() as upstream, gateway({"m": Served([upstream.url])}) as running:
+        names |= {"GATEWAY": running.url, "KEY": KEY, "MODEL": "m"}
+        out = await run_program(command, names, directory)
+        assert out.strip() == b"Hello" and running.sink.finals[-1].outcome is Outcome.COMPLETED
+
+
+def find_node() -> str:
+    """Return the program that runs JavaScript. Skip the test if it, or the SDKs for it, are not installed."""
+    node = shutil.which("node")
+    if node is None or not (HERE / "node_modules").exists():
+        pytest.skip("Node or the SDKs for it are not installed: `make test-sdks` installs these (tests/sdks/package.json)")
+    return node
+
+
+def find_claude_code() -> Path:
+    """Return the program of Claude Code. Skip the test if it is not installed."""
+    program = next((HERE / "claude-code" / "node_modules" / "@anthropic-ai").glob("claude-code-*/claude"), None)
+    if program is None:
+        pytest.skip("Claude Code is not installed: `make test-sdks` installs it (tests/sdks/claude-code/package.json)")
+    return program
+
+
 async def ask_claude_code(program: Path, ask: str, home: Path, url: str) -> dict[str, Any]:
     """Return what Claude Code prints of one question, asked in the directory `home` with the same key in both of its variables."""
     names = {"HOME": str(home), "PATH": os.environ["PATH"], "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "DISABLE_AUTOUPDATER": "1"}
     names |= {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_AUTH_TOKEN": KEY, "ANTHROPIC_API_KEY": KEY, "ANTHROPIC_SMALL_FAST_MODEL": "m"}
     arguments = ("-p", ask, "--model", "m", "--output-format", "json", "--allowedTools", "Read")
+    out = await run_program([str(program), *arguments], names, home)
+    said: dict[str, Any] = json.loads(out)
+    return said
+
+
+async def run_program(command: list[str], names: dict[str, str], directory: Path) -> bytes:
+    """Run a program to its end with these variables alone; return what it prints. A status other than 0 fails the test."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        program, *arguments, env=names, cwd=home, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
+        *command, env=names, cwd=directory, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
     )
     try:
         async with asyncio.timeout(10 * PATIENCE_SECONDS):
@@ -108,8 +153,7 @@ async def ask_claude_code(program: Path, ask: str, home: Path, url: str) -> dict
             process.kill()
             await process.wait()
     assert process.returncode == 0, errors.decode() + out.decode()
-    said: dict[str, Any] = json.loads(out)
-    return said
+    return out
 
 
 def record(client: str, rows: list[dict[str, Any]]) -> None:
