@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 import msgspec
+from google.protobuf.message import DecodeError
 
 from tests.gateway.harness import KEY, NOWHERE, Served, plane
 from tests.wire import reference
@@ -41,6 +42,7 @@ from tollway.gateway.media.pictures import Encoded, PictureInvalid, find_size
 from tollway.gateway.plane import Plane
 from tollway.gateway.prefix_routing import HeldPrefixes, Load
 from tollway.gateway.request import Caller, RequestHead, new_request
+from tollway.simulator.open_inference_grpc import load_messages
 from tollway.wire import bodies, open_inference, proxy, segments, sse, zmtp
 from tollway.wire.cache_events import BlocksRemoved, BlocksStored, read_batch
 from tollway.wire.client_certificates import (
@@ -212,9 +214,13 @@ def _picture(data: bytes, skipped: int) -> tuple[str, int, int] | str | None:
 
 
 def tensor_message(data: bytes) -> None:
-    """Check wire.open_inference: what it reads of a request or an answer, or MessageInvalid; another name changes nothing else."""
+    """Check wire.open_inference: what it reads of a request or an answer, or MessageInvalid; another name changes nothing else, and the library
+    that engines use finds no other model and no parameter that was not read."""
     _, data, _ = _cut(data)
-    for read in (lambda message: open_inference.read_answer(message, "num_input_tokens", "n"), open_inference.open_stream_answer):
+    for read in (
+        lambda message: open_inference.read_answer(message, "num_input_tokens", "n", TOKENS_MAX),
+        open_inference.open_stream_answer,
+    ):
         with suppress(MessageInvalid):
             read(data)
     try:
@@ -225,6 +231,17 @@ def tensor_message(data: bytes) -> None:
     again = open_inference.read_request(renamed)
     assert (again.model, again.id, again.parameters) == ("model/versions/2", asked.id, asked.parameters)
     assert open_inference.rename(renamed, again.spans, "", "") == open_inference.rename(data, asked.spans, "", "")
+    try:
+        understood = _tensor_messages()("ModelInferRequest").FromString(data)
+    except DecodeError:
+        return
+    assert asked.model == open_inference.join_model(understood.model_name, understood.model_version)
+    assert asked.parameters.issuperset(name for each in (understood, *understood.inputs, *understood.outputs) for name in each.parameters)
+
+
+@cache
+def _tensor_messages() -> Callable[[str], Any]:
+    return load_messages()
 
 
 def proxy_header(data: bytes) -> None:

@@ -17,6 +17,10 @@ from tollway.wire.protobuf import BYTES, FIXED32, FIXED64, VARINT, Field, Messag
 TENSORS_MAX: Final = 256
 DIMENSIONS_MAX: Final = 16
 PARAMETERS_MAX: Final = 64
+TENSOR_FIELDS_MAX: Final = 96
+"""Fields of one tensor or requested output: its name, datatype, contents, sizes one by one, and parameters."""
+ENTRY_FIELDS_MAX: Final = 16
+"""Fields of one entry of a map, which has a key and a value."""
 NAME_BYTES_MAX: Final = 1_024
 ELEMENTS_MAX: Final = 1 << 31
 TEXTS_MAX: Final = 65_536
@@ -88,15 +92,16 @@ def read_request(message: bytes) -> InferRequest:
         elif field.number == 4:
             parameters.append(_read_name(message, field))
         elif field.number == 5:
-            inputs.append(_read_tensor(message, field, parameters))
+            inputs.append(_read_tensor(message, field, parameters, TEXTS_MAX - places))
             places += len(inputs[-1].places)
         elif field.number == 6:
             outputs += 1
-            parameters += [_read_name(message, each) for each in read_fields(message, *_inside(field)) if each.number == 2]
+            fields = read_fields(message, *_inside(field), fields_max=TENSOR_FIELDS_MAX)
+            parameters += [_read_name(message, each) for each in fields if each.number == 2]
         elif field.number == 7:
             _inside(field)
             raw.append(field)
-        if len(inputs) > TENSORS_MAX or outputs > TENSORS_MAX or len(parameters) > PARAMETERS_MAX or places > TEXTS_MAX:
+        if len(inputs) > TENSORS_MAX or outputs > TENSORS_MAX or len(parameters) > PARAMETERS_MAX:
             raise MessageInvalid("too many tensors or parameters")
     if not inputs:
         raise MessageInvalid("a request needs at least one input")
@@ -121,8 +126,9 @@ def rename(message: bytes, spans: tuple[tuple[int, int], ...], name: str, versio
     return b"".join(parts)
 
 
-def read_answer(message: bytes, input_name: str, output_name: str) -> InferAnswer:
-    """Read a ModelInferResponse. `input_name`, `output_name`: of the tensors, or parameters, that count tokens. Raises MessageInvalid."""
+def read_answer(message: bytes, input_name: str, output_name: str, count_max: int) -> InferAnswer:
+    """Read a ModelInferResponse. `input_name`, `output_name`: of the tensors, or parameters, that count tokens, 0 to `count_max` each; what
+    else they say is no count. Raises MessageInvalid."""
     counted: dict[str, int] = {}
     is_final = False
     spans: list[tuple[int, int]] = []
@@ -138,17 +144,18 @@ def read_answer(message: bytes, input_name: str, output_name: str) -> InferAnswe
             elif name in (input_name, output_name) and value is not None:
                 counted[name] = value
         elif field.number == 5:
-            tensor = _read_tensor(message, field, [])
+            tensor = _read_tensor(message, field, [], TEXTS_MAX)
             names.append((tensor.name, tensor))
         elif field.number == 6:
             _inside(field)
             raw.append(field)
     for index, (name, tensor) in enumerate(names):
         if name in (input_name, output_name):
-            count = _sum_elements(message, tensor, raw[index] if index < len(raw) else None)
+            count = _sum_elements(message, tensor, raw[index] if index < len(raw) else None, count_max)
             if count is not None:
                 counted[name] = count
-    return InferAnswer(counted.get(input_name), counted.get(output_name), is_final, tuple(spans))
+    kept = {name: count for name, count in counted.items() if 0 <= count <= count_max}
+    return InferAnswer(kept.get(input_name), kept.get(output_name), is_final, tuple(spans))
 
 
 def open_stream_answer(message: bytes) -> tuple[str, bytes]:
@@ -186,28 +193,33 @@ def _inside(field: Field) -> tuple[int, int]:
 
 
 def _read_name(message: bytes, field: Field) -> str:
-    """Return the key of an entry of a map."""
-    return next((read_text(message, each) for each in read_fields(message, *_inside(field)) if each.number == 1), "")
+    """Return the key of an entry of a map. Raises MessageInvalid for one with two: readers take the last, and none may pass unseen."""
+    names = [read_text(message, each) for each in read_fields(message, *_inside(field), fields_max=ENTRY_FIELDS_MAX) if each.number == 1]
+    if len(names) > 1:
+        raise MessageInvalid("a parameter has two names")
+    return names[0] if names else ""
 
 
 def _read_parameter(message: bytes, field: Field) -> tuple[str, int | None]:
     """Return a parameter: its name, and its value if that is a whole number or a boolean."""
     name, value = "", None
-    for each in read_fields(message, *_inside(field)):
+    for each in read_fields(message, *_inside(field), fields_max=ENTRY_FIELDS_MAX):
         if each.number == 1:
             name = read_text(message, each)
         elif each.number == 2:
-            for choice in read_fields(message, *_inside(each)):
+            for choice in read_fields(message, *_inside(each), fields_max=ENTRY_FIELDS_MAX):
                 value = protobuf.to_signed(choice.value) if choice.kind == VARINT and choice.number in (1, 2, 5) else None
     return name, value
 
 
-def _read_tensor(message: bytes, field: Field, parameters: list[str]) -> _Tensor:
+def _read_tensor(message: bytes, field: Field, parameters: list[str], places_max: int) -> _Tensor:
+    """Return a tensor; names of its parameters are added to `parameters`. `places_max`: fields of its contents. Contents that come twice,
+    which readers merge, are refused. Raises MessageInvalid."""
     name = datatype = ""
     shape: list[int] = []
     contents: int | None = None
     places: list[Field] = []
-    for each in read_fields(message, *_inside(field)):
+    for each in read_fields(message, *_inside(field), fields_max=TENSOR_FIELDS_MAX):
         if each.number == 1:
             name = read_text(message, each)
         elif each.number == 2:
@@ -219,8 +231,12 @@ def _read_tensor(message: bytes, field: Field, parameters: list[str]) -> _Tensor
         elif each.number == 4:
             parameters.append(_read_name(message, each))
         elif each.number == 5:
-            places += read_fields(message, *_inside(each), fields_max=TEXTS_MAX)
-            contents = sum(map(_count_contents, [message] * len(places), places))
+            if contents is not None:
+                raise MessageInvalid("a tensor has its contents twice")
+            contents = 0
+            for place in read_fields(message, *_inside(each), fields_max=places_max):
+                contents += _count_contents(message, place)
+                places.append(place)
     if len(name) > NAME_BYTES_MAX or any(size < 0 for size in shape) or prod(shape) > ELEMENTS_MAX:
         raise MessageInvalid("a tensor has a name or a shape that is none")
     return _Tensor(name, datatype, prod(shape), contents, tuple(places))
@@ -267,17 +283,25 @@ def _count_texts(message: bytes, raw: Field, texts_max: int) -> int:
     return count
 
 
-def _sum_elements(message: bytes, tensor: _Tensor, raw: Field | None) -> int | None:
-    """Return the sum of a tensor of whole numbers; None if it has others, or too many."""
+def _sum_elements(message: bytes, tensor: _Tensor, raw: Field | None, count_max: int) -> int | None:
+    """Return the sum of a tensor of whole numbers of 0 to `count_max`; None if it has others, or too many."""
     if tensor.elements > COUNTS_MAX:
         return None
     if raw is None:
         values = [
-            value for field in tensor.places if field.number in (2, 3, 4, 5) for value in protobuf.read_varints(message, field, COUNTS_MAX)
+            protobuf.to_signed(value)
+            for field in tensor.places
+            if field.number in (2, 3, 4, 5)
+            for value in protobuf.read_varints(message, field, COUNTS_MAX)
         ]
-        return sum(map(protobuf.to_signed, values)) if values else None
+        return _sum_counts(values, count_max)
     size = _SIZES.get(tensor.datatype, 0)
     if not size or "INT" not in tensor.datatype or raw.end - raw.start != tensor.elements * size or not tensor.elements:
         return None
     data, signed = message[raw.start : raw.end], tensor.datatype.startswith("INT")
-    return sum(int.from_bytes(data[at : at + size], "little", signed=signed) for at in range(0, len(data), size))
+    return _sum_counts([int.from_bytes(data[at : at + size], "little", signed=signed) for at in range(0, len(data), size)], count_max)
+
+
+def _sum_counts(counts: list[int], count_max: int) -> int | None:
+    """Return the sum of counts; None without any, and if one is none."""
+    return sum(counts) if counts and all(0 <= each <= count_max for each in counts) else None

@@ -19,7 +19,7 @@ import msgspec
 from tollway.domain import faults
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
-from tollway.domain.usage import Outcome
+from tollway.domain.usage import TOKENS_MAX, Outcome
 from tollway.engines.table import ENGINES
 from tollway.gateway.authenticate import authenticate, require_endpoint
 from tollway.gateway.blame import HeldFaults, may_retry
@@ -225,7 +225,7 @@ class InferenceCall:
     async def _answer(self, answer: bytes, metered: MeteredResponse, upstream_model: str) -> bytes:
         """Return the answer for the client, once its record is durable."""
         try:
-            read = open_inference.read_answer(answer, infer.INPUT_TOKENS, infer.OUTPUT_TOKENS)
+            read = open_inference.read_answer(answer, infer.INPUT_TOKENS, infer.OUTPUT_TOKENS, TOKENS_MAX)
         except MessageInvalid:
             raise Fault(faults.UPSTREAM_INVALID, detail="no ModelInferResponse") from None
         metered.take(infer.report_usage(read.input_tokens, read.output_tokens))
@@ -255,7 +255,7 @@ class InferenceCall:
                 raise Fault(faults.ANSWER_TOO_LARGE, detail="the stream exceeds stream_bytes_max")
             try:
                 error, answer = open_inference.open_stream_answer(message)
-                read = open_inference.read_answer(answer, infer.INPUT_TOKENS, infer.OUTPUT_TOKENS)
+                read = open_inference.read_answer(answer, infer.INPUT_TOKENS, infer.OUTPUT_TOKENS, TOKENS_MAX)
             except MessageInvalid:
                 raise Fault(faults.UPSTREAM_INVALID, detail="no ModelStreamInferResponse") from None
             if error:  # Triton's word on one request of a stream, without a status: the engine goes on
