@@ -214,8 +214,8 @@ def _picture(data: bytes, skipped: int) -> tuple[str, int, int] | str | None:
 
 
 def tensor_message(data: bytes) -> None:
-    """Check wire.open_inference: what it reads of a request or an answer, or MessageInvalid; another name changes nothing else, and the library
-    that engines use finds no other model and no parameter that was not read."""
+    """Check wire.open_inference: what it reads of a request or an answer, or MessageInvalid; another name changes nothing else, and the
+    library that engines use finds no other model and no parameter that was not read."""
     _, data, _ = _cut(data)
     for read in (
         lambda message: open_inference.read_answer(message, "num_input_tokens", "n", TOKENS_MAX),

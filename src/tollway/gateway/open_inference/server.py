@@ -29,7 +29,7 @@ from tollway.gateway.edge.auth_failures import AuthFailureLimiter
 from tollway.gateway.edge.edge_policy import EdgePolicy
 from tollway.gateway.open_inference.bounds import GrpcBounds
 from tollway.gateway.open_inference.calls import STREAM, UNARY, InferenceCall, list_metadata
-from tollway.gateway.open_inference.channels import Channels
+from tollway.gateway.open_inference.channels import Channels, find_place
 from tollway.gateway.open_inference.statuses import find_code, list_trailers
 from tollway.gateway.plane import Plane
 from tollway.gateway.request import Caller, ClientGone, RequestHead
@@ -125,7 +125,7 @@ class Listener:
                         await stop.wait()
                 except TimeoutError:
                     self._failures.forget_idle(time.monotonic_ns())
-                    self._channels.keep_only({each.grpc_target for each in self._plane.upstreams.all()})
+                    self._channels.keep_only({find_place(each) for each in self._plane.upstreams.all()})
             await asyncio.sleep(linger_seconds)
         finally:
             await self._end(server, grace_seconds if stop.is_set() else 0.0)
