@@ -444,7 +444,9 @@ class GrpcSection(msgspec.Struct, frozen=True, kw_only=True):
     message_bytes_max: Bytes = 8 * 1024 * 1024
     """Longest message of a client; a longer one is answered RESOURCE_EXHAUSTED."""
     calls_max: Count = 1_000
-    """Calls at once, streams included. One more is answered RESOURCE_EXHAUSTED."""
+    """Calls at once, streams included. One more is answered RESOURCE_EXHAUSTED. Calls without a key may take an eighth of them."""
+    organization_calls_max: Count = 500
+    """Calls at once of one organization, streams without a request included. One more is answered RESOURCE_EXHAUSTED."""
     connections_max: Count = 1_000
     """Open connections of clients; one more is closed."""
     connection_calls_max: Count = 100

@@ -23,8 +23,12 @@ _CLIENT: Final = 3
 _monotonic: Final = time.monotonic
 FIRST_TOKEN: Final = "first token"
 """Event of the attempt that is answered."""
-_NAMES: Final = {endpoint: (OPERATIONS.get(endpoint, endpoint.value), f"/v1/{endpoint.value}") for endpoint in Endpoint}
-"""Operation and route of each endpoint."""
+_ROUTES: Final = {Endpoint.INFER: "/v2/models/{model}/infer"}
+"""Routes that are not named as their endpoints."""
+_NAMES: Final = {
+    endpoint: (OPERATIONS.get(endpoint, endpoint.value), _ROUTES.get(endpoint, f"/v1/{endpoint.value}")) for endpoint in Endpoint
+}
+"""Operation and route of each endpoint; a request by gRPC has the route of its twin."""
 
 
 class Tracer:

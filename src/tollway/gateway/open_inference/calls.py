@@ -24,6 +24,7 @@ from tollway.engines.table import ENGINES
 from tollway.gateway.authenticate import authenticate, require_endpoint
 from tollway.gateway.blame import HeldFaults, may_retry
 from tollway.gateway.buffers import LARGE_BYTES, BufferHold
+from tollway.gateway.deadlines import require_time
 from tollway.gateway.dialects import infer
 from tollway.gateway.dialects.engine_errors import read_fault
 from tollway.gateway.driver import CoroutineDriver
@@ -67,6 +68,7 @@ class InferenceCall:
         self.request: Request = new_request(plane.request_ids.new(now_us), head, b"", time.monotonic(), now_us, peer)
         self._metered: MeteredResponse | None = None
         self._buffer: BufferHold | None = None
+        self._answers: BufferHold | None = None
         self._fed_at = self._started = 0.0
         self._sent = 0
         self._is_stream = self._is_observed = False
@@ -89,7 +91,7 @@ class InferenceCall:
             self.interrupt(Fault(faults.DEADLINE_EXCEEDED))
         elif now - self._started > bounds.total_seconds:
             self.interrupt(Fault(faults.UPSTREAM_TIMEOUT_TOTAL))
-        elif not self._sent and now - self._fed_at > bounds.first_token_seconds:
+        elif self._is_stream and not self._sent and now - self._fed_at > bounds.first_token_seconds:
             self.interrupt(Fault(faults.UPSTREAM_TIMEOUT_FIRST))
         elif self._is_stream and self._sent and now - self._fed_at > bounds.idle_seconds:
             self.interrupt(Fault(faults.UPSTREAM_TIMEOUT_IDLE))
@@ -100,6 +102,8 @@ class InferenceCall:
         """Return the answer to a message; of a stream, whose answers `send` takes, nothing. Raises Fault, or ClientGone."""
         self._is_stream = send is not None
         fault: Fault | None = None
+        if self._plane.tracer is not None:
+            self._plane.tracer.begin(self.request)
         try:
             return await self._run(message, send)
         except Fault as caught:
@@ -114,8 +118,9 @@ class InferenceCall:
             raise fault from None
         finally:
             self._plane.active.exchanges.discard(self)
-            if self._buffer is not None:
-                self._buffer.release()
+            for hold in (self._buffer, self._answers):
+                if hold is not None:
+                    hold.release()
             metered = self._metered
             if fault is not None and not self._is_observed:
                 observe(self.request, None, None, fault, self._plane)
@@ -133,6 +138,7 @@ class InferenceCall:
             raise Fault(faults.OVERLOADED, retry_after_seconds=RETRY_SECONDS)
         caller = authenticate(request.head, plane.directory, plane.digesters, request.received_at)
         require_endpoint(caller, request.endpoint)
+        require_time(request, time.monotonic())
         if len(message) >= LARGE_BYTES:
             self._buffer = BufferHold(plane.buffers, plane.buffers.find_key(caller.principal.id))
             kind = self._buffer.grow_to(len(message))
@@ -144,10 +150,12 @@ class InferenceCall:
         self._is_observed = True  # by whoever admits it, or by its end
         self._metered = metered = await admit(request, plane, stream=send is not None, unchecked=_UNCHECKED)
         self.call = call = metered.call
-        candidates = route(call, plane.upstreams, request.started, plane.random)
-        if candidates[0].running >= candidates[0].limit:
-            candidates = await plane.queues.wait(call, self._driver)
-        candidates = [each for each in candidates if each.grpc_target]
+        candidates = list_serving(route(call, plane.upstreams, request.started, plane.random))
+        if candidates and candidates[0].running >= candidates[0].limit:
+            placed = await plane.queues.wait(call, self._driver)
+            candidates = list_serving(placed)
+            if candidates[:1] != placed[:1]:  # the place that came free is the next one's
+                plane.queues.dispatch(call.model.id, test=call.caller.is_test)
         if not candidates:
             raise Fault(faults.UPSTREAM_NONE, detail="no deployment serves gRPC")
         plane.active.exchanges.add(self)
@@ -169,6 +177,8 @@ class InferenceCall:
             metered.record.attempt(upstream.deployment.id)
             upstream.running += 1
             self._started = self._fed_at = time.monotonic()
+            if self.request.trace is not None:
+                self.request.trace.begin_attempt(metered.record.attempts, upstream.deployment, self._started)
             is_answered, answer = False, b""
             try:
                 answer = await self._ask(upstream, message, asked, metered, send)
@@ -179,6 +189,8 @@ class InferenceCall:
                 if caught.kind is faults.UPSTREAM_CONNECT:
                     self._channels.forget(upstream)
                 plane.metrics.attempted(upstream.deployment.id, caught.kind.code)
+                trace = self.request.note_trace()
+                trace.end_attempt(metered.record.attempts, upstream.deployment, time.monotonic(), caught.kind.code)
                 held.add(upstream, caught, has_begun=self._sent > 0)
             finally:
                 upstream.running -= 1
@@ -208,7 +220,9 @@ class InferenceCall:
         try:
             if send is None:
                 asking = self._channels.ask(upstream, UNARY, message, metadata, seconds)
-                return await self._answer(await self._driver.in_task(asking), metered, deployment.upstream_model)
+                answer = await self._driver.in_task(asking)
+                self._hold_answers(upstream, len(answer))
+                return await self._answer(answer, metered, deployment.upstream_model)
             opening = self._channels.open_stream(upstream, STREAM, message, metadata, seconds)
             stream = await self._driver.in_task(opening, lambda opened: opened.cancel())
             try:
@@ -221,6 +235,18 @@ class InferenceCall:
         except asyncio.CancelledError:  # of the library: an interruption raises its own error here
             fault = Fault(faults.UPSTREAM_CUT, detail="the channel was closed")
         raise fault
+
+    def _hold_answers(self, upstream: Upstream, size: int) -> None:
+        """Count so many bytes of an engine's answers as held, in place of those before, if they are many. Raises Fault if the budget does
+        not suffice."""
+        if self._answers is not None:
+            self._answers.release()
+        if size >= LARGE_BYTES:
+            self._answers = BufferHold(self._plane.buffers, upstream.account)
+            kind = self._answers.grow_to(size)
+            if kind is not None:
+                kind = faults.ANSWER_TOO_LARGE if kind is faults.BODY_TOO_LARGE else kind
+                raise Fault(kind, retry_after_seconds=1, detail="budget for buffered bytes")
 
     async def _answer(self, answer: bytes, metered: MeteredResponse, upstream_model: str) -> bytes:
         """Return the answer for the client, once its record is durable."""
@@ -250,6 +276,7 @@ class InferenceCall:
             if message is grpc.aio.EOF:
                 break
             self._fed_at = time.monotonic()
+            self._hold_answers(upstream, len(last) + len(message))
             size += len(message)
             if size > bounds.stream_bytes_max:
                 raise Fault(faults.ANSWER_TOO_LARGE, detail="the stream exceeds stream_bytes_max")
@@ -266,7 +293,7 @@ class InferenceCall:
             if read.input_tokens is not None:
                 input_tokens = max(read.input_tokens, input_tokens or 0)
             if read.output_tokens is not None:
-                output_tokens = (output_tokens or 0) + read.output_tokens
+                output_tokens = min((output_tokens or 0) + read.output_tokens, TOKENS_MAX)
             if read.input_tokens is not None or read.output_tokens is not None:
                 metered.take(infer.report_usage(input_tokens, output_tokens))
             if not self._sent:
@@ -276,6 +303,7 @@ class InferenceCall:
                 last = relayed
             else:
                 await self._driver.in_task(self._send(send, relayed))
+                self._hold_answers(upstream, 0)
         metered.take(infer.report_usage(input_tokens, output_tokens))
         await metered.finish(Outcome.COMPLETED)
         if last:
@@ -303,6 +331,11 @@ def read_message(message: bytes) -> InferRequest:
             text = "Shared memory, sequences, priorities and timeouts of the engine are not taken."
             raise Fault(faults.PARAMETER_INVALID, param="parameters", message=text)
     return asked
+
+
+def list_serving(upstreams: list[Upstream]) -> list[Upstream]:
+    """Return those that serve gRPC, in their order."""
+    return [each for each in upstreams if each.grpc_target]
 
 
 def list_metadata(upstream: Upstream, request: Request | None, attempt: int) -> tuple[tuple[str, str], ...]:

@@ -2,12 +2,14 @@
 
 Each call runs as a task of the library; what it does beyond reading and writing messages is driven beside that task (`_drive`), so that a
 call that the client cancels still ends its record. Methods that there are not, messages and metadata beyond their bounds, calls beyond
-`calls_max` and connections beyond `connections_max` are refused by the library, before anything of ours runs.
+`calls_max` and connections beyond `connections_max` are refused by the library, before anything of ours runs. Of the places that
+`calls_max` allows, one organization has so many, and calls without a key have a small part, each for a short time.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from contextvars import copy_context
 from importlib.resources import files
 from typing import Any, Final, NamedTuple
@@ -15,13 +17,15 @@ from urllib.parse import unquote
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool
-from grpc_reflection.v1alpha import reflection
+from google.protobuf.message import DecodeError
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from tollway.domain import faults
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
 from tollway.gateway import model_descriptions, pipeline
 from tollway.gateway.authenticate import authenticate
+from tollway.gateway.buffers import LARGE_BYTES, BufferHold
 from tollway.gateway.deadlines import read_timeout
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.edge import edge_policy
@@ -45,8 +49,17 @@ _IGNORED: Final = frozenset({b"idempotency-key", b"cache-control", b"content-typ
 MAINTENANCE_SECONDS: Final = 1.0
 MESSAGE_SECONDS: Final = 15.0
 """Time for the message of a call, from its begin."""
-FINISH_SECONDS: Final = 5.0
-"""Time for records of calls that a drain has ended."""
+FINISH_SECONDS: Final = 2.0
+"""Time for records of calls that a drain has ended: less than the supervisor leaves after it."""
+KEYLESS_PART: Final = 8
+"""Part of `calls_max` that calls without a key may take."""
+KEYLESS_SECONDS: Final = 5.0
+"""Time for the message of a call without a key, from its begin."""
+REFLECTION_SECONDS: Final = 15.0
+QUESTIONS_MAX: Final = 64
+"""Time and questions of one call of the reflection service, whose answers have a few kilobytes each."""
+_KEYLESS: Final = ""
+"""Holder of the places of calls without a key, beside the organizations."""
 
 
 class _Ended(NamedTuple):
@@ -71,6 +84,9 @@ class Listener:
         self._failures = AuthFailureLimiter(failed_authentications_per_minute)
         self._channels = Channels(plane.bounds.answer_bytes_max, plane.bounds.connect_seconds)
         self._drivers: set[CoroutineDriver] = set()
+        self._places: dict[str, int] = {}
+        self._requests = 0
+        self._reflection = reflection.aio.ReflectionServicer((SERVICE, HEALTH, reflection.SERVICE_NAME), pool=_load_descriptors())
         self.port = 0
 
     @property
@@ -126,17 +142,23 @@ class Listener:
                 except TimeoutError:
                     self._failures.forget_idle(time.monotonic_ns())
                     self._channels.keep_only({find_place(each) for each in self._plane.upstreams.all()})
+            stopped_at = time.monotonic()
             await asyncio.sleep(linger_seconds)
         finally:
-            await self._end(server, grace_seconds if stop.is_set() else 0.0)
+            if not stop.is_set():
+                stopped_at, grace_seconds = time.monotonic(), 0.0
+            await self._end(server, stopped_at, grace_seconds)
 
-    async def _end(self, server: grpc.aio.Server, grace_seconds: float) -> None:
-        """Accept nothing more, let what runs end within the grace, end the rest with the fault of a drain, and wait for its records."""
-        stopping = asyncio.ensure_future(server.stop(grace_seconds + FINISH_SECONDS))
-        await self._wait_for_calls(grace_seconds)
+    async def _end(self, server: grpc.aio.Server, stopped_at: float, grace_seconds: float) -> None:
+        """Accept nothing more, let what runs end within the grace since `stopped_at`, end the rest with the fault of a drain, and wait for
+        its records. Streams without a request are told of the drain within MAINTENANCE_SECONDS; then nothing is waited for."""
+        deadline = stopped_at + grace_seconds
+        stopping = asyncio.ensure_future(server.stop(max(deadline - time.monotonic(), 0.0) + FINISH_SECONDS))
+        await self._wait_for_requests(deadline)
         for driver in list(self._drivers):
             driver.interrupt(Fault(faults.DRAINING, retry_after_seconds=1))
-        await self._wait_for_calls(FINISH_SECONDS)
+        await self._wait_for_requests(time.monotonic() + FINISH_SECONDS)
+        await server.stop(max(stopped_at + 1.5 * MAINTENANCE_SECONDS - time.monotonic(), 0.0))
         await stopping
         await self.close_channels()
 
@@ -144,10 +166,18 @@ class Listener:
         """Close the connections to all engines; the next call opens one again."""
         await self._channels.close()
 
-    async def _wait_for_calls(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while self._drivers and time.monotonic() < deadline:
+    async def _wait_for_requests(self, deadline: float) -> None:
+        while (self._drivers or self._requests) and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
+
+    @contextmanager
+    def _count_request(self) -> Iterator[None]:
+        """Count a request from its message until its answer is sent, or told: a drain waits for it."""
+        self._requests += 1
+        try:
+            yield
+        finally:
+            self._requests -= 1
 
     def _add_services(self, server: grpc.aio.Server) -> None:
         methods = {
@@ -163,7 +193,8 @@ class Listener:
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(SERVICE, methods), grpc.method_handlers_generic_handler(HEALTH, health))
         )
-        reflection.enable_server_reflection((SERVICE, HEALTH, reflection.SERVICE_NAME), server, _load_descriptors())
+        described = {"ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(self._reflect)}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(reflection.SERVICE_NAME, described),))
 
     def _handle(self, answer: Answer, *, needs_key: bool = False) -> "grpc.RpcMethodHandler[bytes, bytes]":
         """Return the handler of a method with one message and one answer.
@@ -173,21 +204,63 @@ class Listener:
         """
 
         async def handle(messages: object, context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
+            holder = _KEYLESS
             if needs_key:
                 head, _ = await self._read_head(context)
-                await self._authenticate(head, context)
+                holder = (await self._authenticate(head, context)).organization.id
+            await self._take_place(holder, context)
             try:
-                async with asyncio.timeout(MESSAGE_SECONDS):
-                    message: Any = await context.read()
-            except TimeoutError:
-                message = None
-            if not isinstance(message, bytes):
-                kind = faults.REQUEST_TIMEOUT if message is None else faults.PARAMETER_MISSING
-                await self._refuse(Fault(kind, message="The call has no message."), pipeline.new_id(self._plane), context)
-                return
-            await context.write(await answer(message, context))
+                message = await self._read(MESSAGE_SECONDS if needs_key else KEYLESS_SECONDS, context)
+                with self._count_request():
+                    await self._write(await answer(message, context), context)
+            finally:
+                self._free_place(holder)
 
         return grpc.stream_stream_rpc_method_handler(handle)
+
+    async def _read(self, seconds: float, context: "grpc.aio.ServicerContext[bytes, bytes]") -> bytes:
+        """Return the message of a call with one."""
+        try:
+            async with asyncio.timeout(seconds):
+                message: Any = await context.read()
+        except TimeoutError:
+            message = None
+        if not isinstance(message, bytes):
+            kind = faults.REQUEST_TIMEOUT if message is None else faults.PARAMETER_MISSING
+            await self._refuse(Fault(kind, message="The call has no message."), pipeline.new_id(self._plane), context)
+        return message  # type: ignore[no-any-return]
+
+    async def _write(self, answer: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
+        """Send the answer of a call with one. It counts in the budget for buffers until the client reads it, which has its time."""
+        hold = BufferHold(self._plane.buffers)
+        if len(answer) >= LARGE_BYTES:
+            hold.take(len(answer))
+        try:
+            async with asyncio.timeout(self._bounds.write_stall_seconds):
+                await context.write(answer)
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.CANCELLED, "The client does not read.")
+        finally:
+            hold.release()
+
+    # Places of open calls.
+
+    async def _take_place(self, holder: str, context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
+        """Count an open call of an organization, or of _KEYLESS, and refuse one too many. Free its place at its end."""
+        most = max(1, self._bounds.calls_max // KEYLESS_PART) if holder == _KEYLESS else self._bounds.organization_calls_max
+        taken = self._places.get(holder, 0)
+        if taken >= most:
+            kind, whose = (
+                (faults.OVERLOADED, "without a key") if holder == _KEYLESS else (faults.CONCURRENCY_EXCEEDED, "of this organization")
+            )
+            fault = Fault(kind, message=f"Too many calls {whose} at once.", retry_after_seconds=1)
+            await self._refuse(fault, pipeline.new_id(self._plane), context)
+        self._places[holder] = taken + 1
+
+    def _free_place(self, holder: str) -> None:
+        self._places[holder] -= 1
+        if not self._places[holder]:
+            del self._places[holder]
 
     # Inference.
 
@@ -198,12 +271,17 @@ class Listener:
     async def _infer_stream(self, messages: Any, context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
         """Serve the requests of a stream, one after the other."""
         head, peer = await self._read_head(context)
-        await self._authenticate(head, context)
-        while True:
-            message = await self._next(head, context)
-            if message is grpc.aio.EOF:
-                return
-            await self._infer_one(message, context, context.write, (head, peer))
+        caller = await self._authenticate(head, context)
+        await self._take_place(caller.organization.id, context)
+        try:
+            while True:
+                message = await self._next(head, context)
+                if message is grpc.aio.EOF:
+                    return
+                with self._count_request():
+                    await self._infer_one(message, context, context.write, (head, peer))
+        finally:
+            self._free_place(caller.organization.id)
 
     async def _next(self, head: RequestHead, context: "grpc.aio.ServicerContext[bytes, bytes]") -> Any:
         """Return the next request of a stream, or EOF. A stream that has none for too long is ended, as one whose key was revoked."""
@@ -287,6 +365,20 @@ class Listener:
     async def _describe_server(self, message: bytes, context: object) -> bytes:
         return encode_bytes(1, b"tollway") + encode_bytes(2, b"2")
 
+    async def _reflect(self, messages: object, context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
+        """Describe the protocol, as the library does: question by question, within REFLECTION_SECONDS."""
+        await self._take_place(_KEYLESS, context)
+        try:
+            async with asyncio.timeout(REFLECTION_SECONDS):
+                async for answer in self._reflection.ServerReflectionInfo(_read_questions(context), context):
+                    await context.write(answer.SerializeToString())
+        except TimeoutError:
+            await self._refuse(Fault(faults.REQUEST_TIMEOUT), pipeline.new_id(self._plane), context)
+        except DecodeError:
+            await self._refuse(Fault(faults.PARAMETER_INVALID), pipeline.new_id(self._plane), context)
+        finally:
+            self._free_place(_KEYLESS)
+
     async def _check_health(self, message: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> bytes:
         name = next(iter(_read_texts(message, 1)), "")
         if name not in ("", SERVICE):
@@ -304,9 +396,7 @@ class Listener:
             pipeline.admit_upload(caller, 0, plane).release(time.monotonic_ns())
         except Fault as fault:
             await self._refuse(fault, pipeline.new_id(plane), context)
-        for upstream in ready[:2]:
-            if not upstream.grpc_target:
-                continue
+        for upstream in [each for each in ready if each.grpc_target][:2]:
             name, version = open_inference.split_model(upstream.deployment.upstream_model)
             asked = encode_bytes(1, name.encode()) + encode_bytes(2, version.encode())
             try:
@@ -395,6 +485,15 @@ def _find_address(peer: str | None) -> str:
     """Return the address in `ipv4:192.0.2.1:5000` or `ipv6:%5B::1%5D:5000`; empty for other sockets."""
     kind, _, rest = (peer or "").partition(":")
     return unquote(rest).rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else ""
+
+
+async def _read_questions(context: "grpc.aio.ServicerContext[bytes, bytes]") -> AsyncIterator[Any]:
+    """Yield the questions of a call of the reflection service, QUESTIONS_MAX at most. Raises DecodeError."""
+    for _ in range(QUESTIONS_MAX):
+        message: Any = await context.read()
+        if message is grpc.aio.EOF:
+            return
+        yield reflection_pb2.ServerReflectionRequest.FromString(message)
 
 
 def _read_texts(message: bytes, number: int) -> list[str]:
