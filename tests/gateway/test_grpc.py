@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -18,13 +19,19 @@ from tollway.domain.catalog import Engine
 from tollway.domain.limits import Limits
 from tollway.domain.snapshot import Change
 from tollway.domain.usage import Outcome, billed
+from tollway.gateway.buffers import BufferBounds
 from tollway.gateway.open_inference import server
 from tollway.gateway.open_inference.bounds import GrpcBounds
+from tollway.gateway.open_inference.calls import InferenceCall
 from tollway.gateway.open_inference.server import HEALTH, SERVICE, Listener
+from tollway.gateway.relay import RelayBounds
+from tollway.gateway.request import INFINITE
+from tollway.gateway.tracing import Tracer
 from tollway.simulator import server as simulator
 from tollway.simulator import truth
 from tollway.simulator.open_inference_grpc import load_messages
 from tollway.simulator.settings import SimulatorSettings
+from tollway.spans import Sampler, TraceBounds
 
 MESSAGE = load_messages()
 Code = grpc.StatusCode
@@ -59,12 +66,14 @@ class Port:
 
 
 @asynccontextmanager
-async def port(models: dict[str, Served], bounds: GrpcBounds | None = None, **more: Any) -> AsyncIterator[Port]:
+async def port(
+    models: dict[str, Served], bounds: GrpcBounds | None = None, *, grace_seconds: float = 1.0, **more: Any
+) -> AsyncIterator[Port]:
     async with gateway(models, **more) as running:
         listener = Listener(running.plane, bounds or GrpcBounds(), 120)
         stop = asyncio.Event()
         listens: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        serving = asyncio.ensure_future(listener.serve("127.0.0.1:0", stop, grace_seconds=1.0, ready=listens.set_result))
+        serving = asyncio.ensure_future(listener.serve("127.0.0.1:0", stop, grace_seconds=grace_seconds, ready=listens.set_result))
         try:
             at = await asyncio.wait_for(listens, PATIENCE_SECONDS)
             async with grpc.aio.insecure_channel(f"127.0.0.1:{at}", (("grpc.use_local_subchannel_pool", 1),)) as channel:
@@ -498,3 +507,130 @@ async def test_drain_lets_calls_end_and_ends_streams_that_do_not() -> None:
             sink = running.sink
         final = await sink.settled()
     assert final.error in ("draining", None) and final.used.output > 0
+
+
+def reflecting(made: Port) -> Any:
+    return made.channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")()
+
+
+async def test_calls_without_a_key_have_a_small_part_of_the_places_for_a_short_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "REFLECTION_SECONDS", PATIENCE_SECONDS)
+    async with port({"m": served("http://127.0.0.1:9")}, GrpcBounds(calls_max=2 * server.KEYLESS_PART)) as made:
+        open_calls = [reflecting(made) for _ in range(2)]
+        for each in open_calls:
+            await each.write(reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString())
+            assert SERVICE.encode() in await each.read()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await made.call("ServerLive", MESSAGE("ServerLiveRequest")(), "ServerLiveResponse", None)
+        assert caught.value.code() is Code.UNAVAILABLE
+        named = MESSAGE("ModelReadyRequest")(name="m")
+        assert (await made.call("ModelReady", named, "ModelReadyResponse")).ready
+        monkeypatch.setattr(server, "REFLECTION_SECONDS", 0.05)
+        open_calls.pop().cancel()
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while (code := await reflecting(made).code()) is Code.UNAVAILABLE:
+                pass
+        assert code is Code.DEADLINE_EXCEEDED
+        bad = reflecting(made)
+        await bad.write(b"\xff")
+        assert await bad.code() in (Code.INVALID_ARGUMENT, Code.DEADLINE_EXCEEDED)
+
+
+async def test_calls_of_one_organization_have_a_bound_of_their_own() -> None:
+    async with port({"m": served("http://127.0.0.1:9")}, GrpcBounds(organization_calls_max=1)) as made:
+        idle = made.stream()
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not made.listener._places:
+                await asyncio.sleep(0.01)
+        assert await made.refuse(bent()) == (Code.RESOURCE_EXHAUSTED, "rate_limit_exceeded")
+        await idle.done_writing()
+        assert await idle.code() is Code.OK
+        assert await made.refuse(bent()) == (Code.UNAVAILABLE, "upstream_unreachable")
+        assert made.listener._places == {}
+
+
+async def test_answer_that_is_not_read_is_given_up_and_counts_as_long_as_it_is_held() -> None:
+    held: list[int] = []
+    told: list[str] = []
+
+    class Context:
+        async def write(self, answer: bytes) -> None:
+            held.append(made.running.plane.buffers.total)
+            await asyncio.Event().wait()
+
+        async def abort(self, code: grpc.StatusCode, words: str) -> None:
+            told.append(words)
+
+    async def infer(message: bytes, context: Any) -> bytes:
+        data: bytes = MESSAGE("ModelInferResponse")(model_name="m", raw_output_contents=[b"x" * 2_000_000]).SerializeToString()
+        return data
+
+    async with (
+        engine(infer) as url,
+        port({"m": served(url)}, GrpcBounds(write_stall_seconds=0.01), buffers=BufferBounds(total_bytes_max=1_000_000)) as made,
+    ):
+        context: Any = Context()
+        await made.listener._write(b"x" * 300_000, context)
+        assert await made.refuse(bent()) == (Code.UNAVAILABLE, "overloaded")
+        final = await made.running.sink.settled()
+        assert billed(final) == Quantities()
+        assert (held, made.running.plane.buffers.total, told) == ([300_000], 0, ["The client does not read."])
+
+
+async def test_exit_waits_for_requests_and_for_nothing_else() -> None:
+    async with port({"m": served("http://127.0.0.1:9")}, grace_seconds=10 * PATIENCE_SECONDS) as made:
+        stuck = reflecting(made)
+        await stuck.write(reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString())
+        await stuck.read()
+
+
+def test_whole_answer_has_the_time_in_all_and_a_stream_that_for_its_first() -> None:
+    faults: dict[bool, list[str]] = {False: [], True: []}
+    for is_stream, found in faults.items():
+        call: Any = InferenceCall.__new__(InferenceCall)
+        call._plane = SimpleNamespace(bounds=RelayBounds())
+        call.request = SimpleNamespace(started=0.0, head=SimpleNamespace(timeout_seconds=INFINITE))
+        call._driver = SimpleNamespace(interrupt=lambda fault, found=found: found.append(fault.kind.code))
+        call._started = call._fed_at = 0.0
+        call._sent, call._is_stream = 0, is_stream
+        call.tick(RelayBounds().first_token_seconds + 1)
+        call.tick(RelayBounds().total_seconds + 1)
+    assert (len(faults[False]), len(faults[True])) == (1, 2)
+
+
+async def test_time_that_is_none_is_refused_before_a_request_is_admitted() -> None:
+    async with port({"m": served("http://127.0.0.1:9")}) as made:
+        calling = made.channel.unary_unary(f"/{SERVICE}/ModelInfer")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await calling(bent().SerializeToString(), metadata=(*BEARER, ("x-request-timeout", "soon")))
+        assert caught.value.code() is Code.INVALID_ARGUMENT
+        assert made.running.sink.finals == []
+
+
+async def test_deployments_without_grpc_are_neither_waited_for_nor_asked(tmp_path: Path) -> None:
+    beyond = "http://127.0.0.1:65535"
+    async with sim(tmp_path / "truth.jsonl") as url:
+        several = Served([beyond, beyond, url], engine=Engine.KSERVE, upstream_model="sim-echo")
+        async with port({"m": served(beyond), "n": several}) as made:
+            (upstream,) = made.running.plane.upstreams.of("m")
+            upstream.limit = 0
+            assert await made.refuse(bent()) == (Code.UNAVAILABLE, "no_upstream")
+            assert made.running.plane.metrics.queue_results == {}
+            named = MESSAGE("ModelMetadataRequest")(name="n")
+            assert (await made.call("ModelMetadata", named, "ModelMetadataResponse")).name == "n"
+
+
+async def test_sampled_request_is_traced_with_its_attempts() -> None:
+    async def infer(message: bytes, context: Any) -> bytes:
+        data: bytes = MESSAGE("ModelInferResponse")(model_name="m").SerializeToString()
+        return data
+
+    spans: list[Any] = []
+    async with engine(infer) as url, port({"m": served(url)}) as made:
+        made.running.plane.tracer = Tracer(Sampler(TraceBounds(sample_ratio=0.0)), spans.extend)
+        trace = "0af7651916cd43dd8448eb211c80319c"
+        calling = made.channel.unary_unary(f"/{SERVICE}/ModelInfer")
+        await calling(bent().SerializeToString(), metadata=(*BEARER, ("traceparent", f"00-{trace}-b7ad6b7169203331-01")))
+        await calling(bent().SerializeToString(), metadata=BEARER)
+    assert [(each.trace_id, each.name) for each in spans] == [(trace, "infer m"), (trace, "infer sim-echo")]
+    assert spans[0].attributes["http.route"] == "/v2/models/{model}/infer"
