@@ -224,7 +224,9 @@ class TestDeployments:
         path = f"{DEPLOYMENTS}/{answered(operator.post(DEPLOYMENTS, json={**body, 'credential': 'c' * 20}))['id']}"
         for other in ("https://evil.example/a", "http://engine.example/a", "https://engine.example:8443/a", "https://[::1]/a"):
             refused(operator.post(path, json={"base_url": other, "weight": 3}), 400, "invalid_value", "credential")
+        refused(operator.post(path, json={"grpc_port": 8001, "weight": 3}), 400, "invalid_value", "credential")
         assert answered(operator.get(path))["weight"] == 1
+        assert answered(operator.post(path, json={"grpc_port": 444}))["has_credential"]  # where it is sent without this port too
         same = answered(operator.post(path, json={"base_url": "https://ENGINE.example:443/b/"}))
         assert (same["base_url"], same["has_credential"]) == ("https://ENGINE.example:443/b", True)
         moved = answered(operator.post(path, json={"base_url": "https://other.example", "credential": "d" * 20}))

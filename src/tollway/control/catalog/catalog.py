@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
@@ -169,7 +170,7 @@ def update_deployment(tx: PlatformTx, deployment_id: str, changed: dict[str, obj
         raise Fault(STATE_CONFLICT, message="The deployment is archived.")
     deployment = msgspec.structs.replace(before, **changed)
     check_base_url(deployment.base_url)
-    if before.credential is not None and "credential" not in changed and _find_origin(before.base_url) != _find_origin(deployment.base_url):
+    if before.credential is not None and "credential" not in changed and _find_origin(before) != _find_origin(deployment):
         message = "The credential was given for another address: name the one for this address, or null for none."
         raise Fault(PARAMETER_INVALID, param="credential", message=message)
     _check_priorities(deployment)
@@ -212,10 +213,20 @@ _URL = re.compile(r"https?://[A-Za-z0-9.\-_\[\]:]+(/[A-Za-z0-9._~\-/]*)?")
 _METADATA_NAMES = frozenset({"metadata", "metadata.google.internal", "instance-data"})
 
 
-def _find_origin(base_url: str) -> tuple[str, str | None, int]:
-    """Return scheme, host and port of an address that `check_base_url` accepts."""
-    parts = urlsplit(base_url)
-    return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+class _Origin(NamedTuple):
+    """Where the credential of a deployment is sent: by HTTP at `port`, by gRPC at `grpc_port`."""
+
+    scheme: str
+    host: str | None
+    port: int
+    grpc_port: int
+
+
+def _find_origin(deployment: Deployment) -> _Origin:
+    """Return the origin of a deployment whose address `check_base_url` accepts."""
+    parts = urlsplit(deployment.base_url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return _Origin(parts.scheme, parts.hostname, port, deployment.grpc_port or port + 1)
 
 
 def check_base_url(text: str) -> None:
