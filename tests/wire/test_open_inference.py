@@ -78,7 +78,7 @@ def test_counts_of_tokens_that_are_none_count_for_nothing(count: int) -> None:
 
 
 def test_request_that_is_taken_has_no_other_names_to_the_library_of_engines() -> None:
-    """What is put together at random of fields: whatever is not refused names the same model to both, and no other parameters."""
+    """Requests put together of any two fields: whatever is not refused names the same model to both, and no other parameters."""
     parts = [
         encode_bytes(1, b"n"),
         encode_bytes(2, b"3"),

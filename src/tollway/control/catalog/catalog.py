@@ -214,7 +214,7 @@ _METADATA_NAMES = frozenset({"metadata", "metadata.google.internal", "instance-d
 
 
 class _Origin(NamedTuple):
-    """Where the credential of a deployment is sent: by HTTP at `port`, by gRPC at `grpc_port`."""
+    """The origin to which the credential of a deployment is sent: by HTTP at `port`, by gRPC at `grpc_port`."""
 
     scheme: str
     host: str | None

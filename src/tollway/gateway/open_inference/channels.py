@@ -27,7 +27,7 @@ ADDRESSES_MAX = 8
 
 
 class Place(NamedTuple):
-    """Where an engine serves gRPC: with TLS or without, at host:port."""
+    """The place at which an engine serves gRPC: with TLS or without, at host:port."""
 
     is_secure: bool
     target: str
