@@ -63,8 +63,8 @@ class PeriodClosure:
 
     `conditions_digest`: of the prices, terms and outcome policies of what is booked in it (`control.money.conditions`); None if it was
     closed before there was one. `credits_digest`: of the grants that its usage could burn and of what was booked on them
-    (`control.money.closed_credits`); None if there are none. `period_hash`: of its whole statement (`domain.proofs.hash_statement`); None
-    before it is computed.
+    (`control.money.closed_credits`); None if there are none, or if it was closed before there was one. `period_hash`: of its whole
+    statement (`domain.proofs.hash_statement`); None before it is computed.
     """
 
     closed_at: int

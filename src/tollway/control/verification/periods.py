@@ -16,7 +16,7 @@ from tollway.control.money.conditions import digest_conditions, list_conditions
 from tollway.domain.corrections import Adjustment, AdjustmentKind, AdjustmentState, ApprovalDecision, find_objection, sum_lines
 from tollway.domain.epochs import CLOCKS_APART_US, Epoch
 from tollway.domain.ledger import Entry
-from tollway.domain.periods import Bounds, Calendar, Period, PeriodState, month_of, period_id
+from tollway.domain.periods import INSTANT_MAX, Bounds, Calendar, Period, PeriodState, month_of, period_id
 from tollway.domain.proofs import find_root, hash_statement
 from tollway.storage import corrections as stored_corrections
 from tollway.storage import epochs as stored_epochs
@@ -64,6 +64,13 @@ class Periods:
             )
             for organization_id, zone in zones.items()
         }
+
+    def find_first_digest_of_credits(self) -> int:
+        """The instant at which the first period was closed that has a digest of credits; INSTANT_MAX if none has one. One that was closed
+        before may have credit and no digest, which was introduced later. Whoever clears a digest would have to clear all before it, and
+        the hash of the period covers it."""
+        closed = (period.closed for of_organization in self.by_organization.values() for period in of_organization)
+        return min((each.closed_at for each in closed if each is not None and each.credits_digest is not None), default=INSTANT_MAX)
 
     def find_at(self, organization_id: str, at: int) -> Period | None:
         """The period that contains an instant."""
@@ -157,6 +164,7 @@ def compare_periods(tx: PlatformTx, all_periods: Periods, reached: Mapping[tuple
         add("lost_declarations", f"{node_id}/{epoch} was not declared lost although two persons asked for it")
     if early := stored.count_early_hashes(tx):
         add("billing_periods", f"{early} periods that are not closed have a hash or a digest of conditions")
+    digests_from_at = all_periods.find_first_digest_of_credits()
     for of_organization in all_periods.by_organization.values():
         for before, after in pairwise(of_organization):
             if before.end_at > after.start_at:
@@ -172,7 +180,7 @@ def compare_periods(tx: PlatformTx, all_periods: Periods, reached: Mapping[tuple
                 add("billing_periods", f"{period.id} is not a month of its time zone between its neighbours")
             if period.closing is not None:
                 _compare_report(tx, period, known, reached, add)
-                _compare_blocks(tx, period, add)
+                _compare_blocks(tx, period, digests_from_at, add)
 
 
 def _is_month(before: Period | None, period: Period, after: Period | None) -> bool:
@@ -236,7 +244,7 @@ def _was_lost_before(epoch: Epoch, period: Period) -> bool:
     return epoch.lost is not None and epoch.lost.declared_at < period.start_at and epoch.seen_at < period.start_at
 
 
-def _compare_blocks(tx: PlatformTx, period: Period, add: Add) -> None:
+def _compare_blocks(tx: PlatformTx, period: Period, digests_from_at: int, add: Add) -> None:
     stored_blocks = list(stored.iterate_blocks(tx, period.id))
     # Without its events a block cannot be made again; its root is still that of its hashes.
     is_whole = periods.is_kept(tx, stored_blocks)
@@ -274,7 +282,9 @@ def _compare_blocks(tx: PlatformTx, period: Period, add: Add) -> None:
         digest = digest_conditions(list_conditions(tx, period))
         if closed.conditions_digest != digest:
             add("billing_periods", f"{period.id}: its digest of conditions is not that of the prices and terms of its events")
-    if closed.credits_digest != closed_credits.digest_lines(closed_credits.list_lines(tx, period, closed.closed_at)):
+    was_undigested = closed.credits_digest is None and closed.closed_at < digests_from_at
+    digest_of_credits = closed_credits.digest_lines(closed_credits.list_lines(tx, period, closed.closed_at))
+    if closed.credits_digest != digest_of_credits and not was_undigested:
         add("billing_periods", f"{period.id}: its digest of credits is not that of grants and of what was booked on them")
     if closed.period_hash != hash_statement(periods.make_statement(period)):
         add("billing_periods", f"{period.id}: its hash is not that of what it says")
