@@ -337,10 +337,12 @@ class Grant:
 
 def burn(grants, usage):
     """Return what usage, by (minute, project, model), burns of grants in their order, by id; take it from what is left of each."""
-    burned = {}
+    ordered, burned = sorted(grants, key=lambda each: each.order), {}
     for place in sorted(usage):
         pico = usage[place]
-        for grant in sorted(grants, key=lambda each: each.order):
+        for grant in ordered:
+            if pico == 0:
+                break
             part = min(pico, grant.left)
             if part > 0 and grant.covers(*place):
                 grant.left, pico = grant.left - part, pico - part

@@ -103,6 +103,8 @@ def burn(grants: Iterable[CreditGrant], left: Mapping[str, int], usage: Mapping[
     for place in sorted(usage):
         pico = usage[place]
         for grant in ordered:
+            if pico == 0:
+                break
             part = min(pico, still[grant.id])
             if part > 0 and grant.covers(place):
                 still[grant.id] -= part
@@ -385,11 +387,17 @@ def is_topup_due(rule: TopupRule, usable_pico: int, latest: Topup | None, now: i
     return usable_pico < rule.threshold_pico and is_cool
 
 
-def find_next_topup(every: TopupInterval, at: int, time_zone: str) -> int:
-    """Return the start of the period of an interval that follows instant `at` in a time zone. A period that would begin within a day and
-    three hours of it is left out: `at` is then the start of the same one in the zone that the organization had before."""
-    found = _find_period(every, at, time_zone).end_at
-    return found if found - at > STUB_US_MAX else _find_period(every, found, time_zone).end_at
+def find_first_topup(every: TopupInterval, now: int, time_zone: str) -> int:
+    """Return the start of the period of an interval that follows the one of instant `now` in a time zone: the first for which a new rule
+    asks for credit."""
+    return _find_period(every, now, time_zone).end_at
+
+
+def find_next_topup(every: TopupInterval, start_at: int, time_zone: str) -> int:
+    """Return the start of the period of an interval that follows the one that began at `start_at`, in a time zone. A period that would
+    begin within a day and three hours of it is left out: `start_at` is then its start in the zone that the organization had before."""
+    found = _find_period(every, start_at, time_zone).end_at
+    return found if found - start_at > STUB_US_MAX else _find_period(every, found, time_zone).end_at
 
 
 def _find_period(every: TopupInterval, at: int, time_zone: str) -> Bounds:

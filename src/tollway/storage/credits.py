@@ -250,13 +250,25 @@ def find_redraw(tx: Transaction) -> str | None:
 
 def list_redraws(tx: Transaction, organization_id: str) -> dict[int, Redraw]:
     """Return the periods of an organization whose draws are to be made anew, by their start and in order."""
-    query = sa.select(credit_redraws).where(credit_redraws.c.organization_id == organization_id).order_by(credit_redraws.c.period_at)
+    return _read_redraws(tx, _select_redraws(organization_id))
+
+
+def lock_redraws(tx: PlatformTx, organization_id: str) -> dict[int, Redraw]:
+    """Return what `list_redraws` does, under a lock. Where the organization has open grants, they are locked before."""
+    return _read_redraws(tx, _select_redraws(organization_id).with_for_update())
+
+
+def _select_redraws(organization_id: str) -> sa.Select[Any]:
+    return sa.select(credit_redraws).where(credit_redraws.c.organization_id == organization_id).order_by(credit_redraws.c.period_at)
+
+
+def _read_redraws(tx: Transaction, query: sa.Select[Any]) -> dict[int, Redraw]:
     return {row.period_at: Redraw(row.closed_at, row.uncovered_pico) for row in tx.connection.execute(query)}
 
 
 def insert_redraw_usage(tx: PlatformTx, organization_id: str, period_at: int, usage: Mapping[CreditUsage, int]) -> None:
-    """Store what a batch costs that is booked in a period whose draws are to be made anew. The open grants must be locked, so that numbers
-    grow in the order of commits."""
+    """Store what a batch costs that is booked in a period whose draws are to be made anew. The redraws must be locked, so that numbers grow
+    in the order of commits: an organization with a rule of top-ups may have no open grant whose lock would do."""
     number = 1 + find_last_number(tx, organization_id)
     rows = [[*place, str(pico)] for place, pico in usage.items()]
     values = {"organization_id": organization_id, "number": number, "period_at": period_at, "usage": json.dumps(rows)}

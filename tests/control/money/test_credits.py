@@ -1,7 +1,10 @@
 """Credits at control: granted, burned by usage, settled at the close of periods, and held to by prepaid budgets; on each database."""
 
+import time
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from random import Random
 from typing import Any
@@ -11,9 +14,10 @@ import pytest
 
 from tests.control.harness import Running, TenantSetup, answered
 from tests.control.metering.test_collect import balances, take
-from tests.control.money.test_periods import NOVEMBER, NOW, OCTOBER, SEPTEMBER, close, ended, period_of
+from tests.control.money.test_periods import NOVEMBER, NOW, OCTOBER, SEPTEMBER, close, drop_triggers, ended, period_of
 from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, PROJECT, frames
+from tests.storage.test_sign_in import is_waiting
 from tollway.cli.app import run
 from tollway.control import publish
 from tollway.control.money import budgets, credits, periods
@@ -27,6 +31,7 @@ from tollway.domain.credits import (
     CreditMove,
     CreditPlace,
     CreditScope,
+    CreditUsage,
     GrantCategory,
     Topup,
     TopupInterval,
@@ -36,6 +41,7 @@ from tollway.domain.credits import (
 from tollway.domain.faults import Fault
 from tollway.domain.pages import PageWindow
 from tollway.domain.periods import period_id
+from tollway.domain.proofs import hash_statement
 from tollway.domain.snapshot import BudgetEntry
 from tollway.domain.usage import Final, Record, Tick, billed, encode
 from tollway.storage import credits as stored_credits
@@ -43,9 +49,11 @@ from tollway.storage import platform_queries
 from tollway.storage import topups as stored_topups
 from tollway.storage.database import Database
 from tollway.storage.record_archive import Archive
+from tollway.storage.schema_periods import billing_periods
 from tollway.wire.segments import extend, first_chain
 
 BEGIN = EPOCH // MINUTE_US * MINUTE_US
+SUNDAY = int(datetime(2026, 11, 8, 10, tzinfo=UTC).timestamp()) * 10**6
 PREPAID = ids.new_id(ids.BUDGET, EPOCH, 9)
 
 
@@ -147,6 +155,23 @@ class TestGrants:
         assert left(database) == {paid.id: 9 * COST + 1}, "a second close and a second delivery change nothing"
         assert verify(database, archive).differences == []
 
+    @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+    def test_period_without_a_digest_of_credits_is_told_from_one_that_lost_it(self, database: Database, archive: Archive) -> None:
+        add_grant(database, 10 * COST)
+        take(database, archive, frames([*ended(1, EPOCH + 10**6), *ended(2, OCTOBER.start_at + 10**6), Tick(at=OCTOBER.end_at)]))
+        for month in (SEPTEMBER, OCTOBER):
+            close(database, month.start_at)
+        assert verify(database, archive).differences == []
+        drop_triggers(database, "billing_periods")
+        for month, found in ((OCTOBER, ["billing_periods"]), (SEPTEMBER, [])):  # then all are as if closed before there were digests
+            period = period_of(database, month.start_at)
+            assert period.closed is not None and period.closed.credits_digest is not None
+            without = replace(period, closed=replace(period.closed, credits_digest=None))
+            values = {"credits_digest": None, "period_hash": hash_statement(periods.make_statement(without))}
+            with database.platform() as tx:
+                tx.connection.execute(billing_periods.update().where(billing_periods.c.id == period.id).values(values))
+            assert [each.table for each in verify(database, archive).differences] == found
+
     def test_late_usage_takes_its_place_in_the_canonical_order_at_the_close(self, database: Database, archive: Archive) -> None:
         short = add_grant(database, COST, 1, expires_at=BEGIN + 10 * MINUTE_US)
         long = add_grant(database, COST, 2)
@@ -216,6 +241,29 @@ class TestGrants:
         close(database, OCTOBER.start_at)
         close(database, NOVEMBER.start_at)
         assert verify(database, archive).differences == []
+
+    @pytest.mark.postgres
+    @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+    def test_two_batches_at_once_are_kept_one_after_the_other_where_no_grant_is_open(self, database: Database) -> None:
+        usage = credits.UsageSums({ORGANIZATION})
+        usage._usage[ORGANIZATION, OCTOBER.start_at] = {CreditUsage(BEGIN, PROJECT, "echo"): COST}
+        with database.platform() as tx:
+            credits.put_topup_rule(tx, ORGANIZATION, TopupRule(COST, COST, 3600), EPOCH)
+            stored_credits.put_redraw(tx, ORGANIZATION, OCTOBER.start_at, stored_credits.Redraw(SEPTEMBER.start_at, 0))
+
+        def draw() -> None:
+            with database.platform() as tx:
+                credits.draw(tx, usage, EPOCH)
+
+        with ThreadPoolExecutor(1) as threads:
+            with database.platform() as first:
+                credits.draw(first, usage, EPOCH)
+                second = threads.submit(draw)
+                while not is_waiting(database) and not second.done():
+                    time.sleep(0.01)
+            second.result()
+        with database.platform(write=False) as tx:
+            assert stored_credits.find_last_number(tx, ORGANIZATION) == 2
 
     def test_two_that_close_a_period_at_once_settle_it_once_however_many_statements_sum_it(
         self, database: Database, archive: Archive, monkeypatch: pytest.MonkeyPatch
@@ -418,7 +466,14 @@ class TestTopups:
         of_berlin = at(2026, 10, 31, 23)
         assert find_next_topup(TopupInterval.MONTH, of_berlin, "UTC") == at(2026, 12, 1), "November has begun in Berlin"
         assert find_next_topup(TopupInterval.MONTH, at(2026, 10, 1), "Europe/Berlin") == of_berlin
-        assert find_next_topup(TopupInterval.WEEK, at(2026, 11, 4), "UTC") == at(2026, 11, 9)
+        assert find_next_topup(TopupInterval.WEEK, at(2026, 11, 2), "UTC") == at(2026, 11, 9)
+
+    def test_new_rule_asks_from_the_next_period_on_however_soon_that_begins(self, database: Database) -> None:
+        for every in TopupInterval:
+            soon = OCTOBER.end_at - 14 * 3600 * 10**6 if every is TopupInterval.MONTH else SUNDAY
+            with database.platform() as tx:
+                made = credits.put_topup_rule(tx, ORGANIZATION, TopupRule(0, COST, 3600, every), soon)
+            assert made.next_at == (OCTOBER.end_at if every is TopupInterval.MONTH else SUNDAY + 14 * 3600 * 10**6)
 
 
 def topups(database: Database) -> list[Topup]:

@@ -38,6 +38,7 @@ from tollway.domain.credits import (
     UsableCredit,
     burn,
     burn_order,
+    find_first_topup,
     find_next_topup,
     find_problem,
     find_rule_problem,
@@ -271,7 +272,7 @@ def draw(tx: PlatformTx, sums: UsageSums, now: int) -> None:
         grants = stored.lock_open(tx, organization_id)
         draws = stored.list_draws(tx, [each.id for each in grants])
         usage = sums.get_usage(organization_id, period_at)
-        if period_at in stored.list_redraws(tx, organization_id):
+        if period_at in stored.lock_redraws(tx, organization_id):
             stored.insert_redraw_usage(tx, organization_id, period_at, usage)
         burned = burn(grants, _find_left(grants, draws), usage)
         drawn = {grant_id: draws.get((grant_id, period_at), 0) + pico for grant_id, pico in burned.items()}
@@ -313,7 +314,7 @@ def put_topup_rule(tx: PlatformTx, organization_id: str, rule: TopupRule, now: i
     before = stored_topups.lock_rules(tx, [organization_id]).get(organization_id)
     if rule.every is not None:
         is_same = before is not None and before.every is rule.every
-        next_at = before.next_at if is_same and before else find_next_topup(rule.every, now, _get_time_zone(tx, organization_id))
+        next_at = before.next_at if is_same and before else find_first_topup(rule.every, now, _get_time_zone(tx, organization_id))
         rule = rule._replace(next_at=next_at)
     stored_topups.put_rule(tx, organization_id, rule, now)
     return rule
@@ -422,7 +423,7 @@ def redraw_one(database: Database, is_stopping: Callable[[], bool]) -> bool:
     anew. Two processes that do it at once do it once.
 
     The events are read as they were at one instant, in statements that lock nothing. What arrives meanwhile, the collector keeps with the
-    draws that it makes of it (`draw`); it is added under the lock of the grants, which is held for as long as those few batches take.
+    draws that it makes of it (`draw`); it is added under the locks of `draw`, which are held for as long as those few batches take.
     """
     with database.platform(write=False) as tx:
         organization_id = stored.find_redraw(tx)
@@ -450,7 +451,7 @@ def _redraw(
 ) -> None:
     """Put draws that follow from `usage`, by the period, in place of those that there are. `last_number`: of the latest batch in it."""
     grants = stored.lock_open(tx, organization_id)
-    now_pending = stored.list_redraws(tx, organization_id)
+    now_pending = stored.lock_redraws(tx, organization_id)
     chosen = [at for at, redraw in pending.items() if at in now_pending and now_pending[at].closed_at == redraw.closed_at]
     if not chosen:
         return  # their periods were closed meanwhile, or somebody else has drawn anew
