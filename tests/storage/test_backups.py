@@ -19,7 +19,7 @@ from tollway.domain.batches import Batch, BatchStatus, LineResult
 from tollway.domain.catalog import Endpoint
 from tollway.domain.files import FileOwner, FilePurpose, StoredFile
 from tollway.storage import backups
-from tollway.storage.backups import BackupRefused, Manifest
+from tollway.storage.backups import BackupRefused, FileDigest, Manifest
 from tollway.storage.batch_directory import BatchDirectory
 from tollway.storage.database import Database
 from tollway.storage.database_dumps import DumpFailed
@@ -140,17 +140,8 @@ def test_files_of_tenants_and_ended_batches_come_back_and_those_that_are_there_s
         files.add(owner, file, (b"hello",))
     (directory / "org_1" / "proj_1" / f"file_{'3' * 32}.new").write_bytes(b"unfinished")
     for digit in "ab":
-        batch = Batch(
-            id=f"batch_{digit * 32}", owner=owner, key_id="key_1", address="", endpoint=Endpoint.CHAT_COMPLETIONS,
-            created_at=NOW // 1_000_000, output_file_id="file_o", error_file_id="file_e", output_seconds=1, input_file_id="file_i",
-        )  # fmt: skip
-        batches.create(batch, (b"{}\n",), 3)
-    ended = batches.claim(batches.list_active()[0])
-    assert ended is not None
-    ended.open_journal()
-    ended.append(0, LineResult.COMPLETED, b"answer", f"req_{'c' * 32}", durable=True)
-    ended.finish(msgspec.structs.replace(ended.batch, status=BatchStatus.COMPLETED))
-    ended.release()
+        create_batch(batches, owner, f"batch_{digit * 32}", "file_o")
+    finish_batch(batches, f"batch_{'a' * 32}", f"req_{'c' * 32}")
     backup = installation.back_up(tenant_files=directory)
     assert backups.check(backup).tenant_files == 2
     kept = restored / "org_1" / "proj_1" / f"file_{'2' * 32}"
@@ -163,6 +154,50 @@ def test_files_of_tenants_and_ended_batches_come_back_and_those_that_are_there_s
     found = batches.find(owner, f"batch_{'a' * 32}")
     assert found is not None and found.has_ended and batches.list_answered(owner) == {f"req_{'c' * 32}"}
     assert batches.find(owner, f"batch_{'b' * 32}") is None and batches.list_active() == [], "it would be sent again"
+
+
+def test_answers_of_batches_that_end_or_are_deleted_during_a_backup_stay_known(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, restored = installation.place / "files", installation.place / "restored-files"
+    owner, ends, goes = FileOwner("org_1", "proj_1"), f"batch_{'a' * 32}", f"msgbatch_{'b' * 32}"
+    _, batches = open_stores(directory)
+    create_batch(batches, owner, ends, "file_o")
+    create_batch(batches, owner, goes, "")
+    finish_batch(batches, goes, f"req_{'d' * 32}")
+    list_active, copy = backups._list_active, backups._copy
+
+    def end_and_list(directory: Path) -> set[str]:
+        finish_batch(batches, ends, f"req_{'c' * 32}")
+        return list_active(directory)
+
+    def delete_and_copy(source: Path, to: Path, size: int) -> FileDigest:
+        if source.name == "journal":
+            batches.delete(owner, goes)
+        return copy(source, to, size)
+
+    monkeypatch.setattr(backups, "_list_active", end_and_list)
+    monkeypatch.setattr(backups, "_copy", delete_and_copy)
+    backup = installation.back_up(tenant_files=directory)
+    monkeypatch.undo()
+    installation.restore(backup, tenant_files=restored)
+    assert open_stores(restored)[1].list_answered(owner) == {f"req_{'c' * 32}", f"req_{'d' * 32}"}
+
+
+def create_batch(batches: BatchDirectory, owner: FileOwner, id: str, file_id: str) -> None:
+    batch = Batch(
+        id=id, owner=owner, key_id="key_1", address="", endpoint=Endpoint.CHAT_COMPLETIONS,
+        created_at=NOW // 1_000_000, output_file_id=file_id, error_file_id=file_id, output_seconds=1, input_file_id=file_id,
+    )  # fmt: skip
+    batches.create(batch, (b"{}\n",), 3)
+
+
+def finish_batch(batches: BatchDirectory, id: str, request_id: str) -> None:
+    batch = next(claimed for name in batches.list_active() if name.endswith(id) and (claimed := batches.claim(name)) is not None)
+    batch.open_journal()
+    batch.append(0, LineResult.COMPLETED, b"answer", request_id, durable=True)
+    batch.finish(msgspec.structs.replace(batch.batch, status=BatchStatus.COMPLETED))
+    batch.release()
 
 
 def open_stores(directory: Path) -> tuple[FileDirectory, BatchDirectory]:

@@ -22,7 +22,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -188,16 +188,28 @@ def read_manifest(backup: Path) -> Manifest:
 def _copy_tenant_files(directory: Path, to: Path) -> dict[str, FileDigest]:
     """Copy the files of tenants, and the batches that have ended, and return their digests by path. What is deleted meanwhile is left
     out."""
-    parts = _list_files(directory / BATCHES, depth=4)
-    active = {path.name.rpartition(".")[2] for path in (directory / BATCHES / "active").glob("*")}
-    found = [path for path in parts if path.parent.name not in active]
-    found += _list_files(directory, depth=3)
     digests: dict[str, FileDigest] = {}
-    for path in found:
-        with suppress(FileNotFoundError):
+
+    def copy(paths: Iterable[Path]) -> None:
+        for path in paths:
             name = f"{FILES}/{path.relative_to(directory)}"
-            digests[name] = _copy(path, to / name, path.stat().st_size)
+            if name not in digests:
+                with suppress(FileNotFoundError):
+                    digests[name] = _copy(path, to / name, path.stat().st_size)
+
+    batches = _list_names(directory / BATCHES, depth=3)
+    active = _list_active(directory / BATCHES)  # after the batches: one of these that is not active has ended
+    for batch in batches:
+        if batch.name not in active:
+            copy(_list_files(batch))
+            copy(_list_files(batch))  # what has taken the place of a part meanwhile: the ids of answers leave the journal for a file
+    copy(path for path in _list_names(directory, depth=3) if path.is_file())
     return digests
+
+
+def _list_active(batches: Path) -> set[str]:
+    """Return the ids of the batches that have not ended."""
+    return {path.name.rpartition(".")[2] for path in (batches / "active").glob("*")}
 
 
 def restore(
@@ -267,10 +279,15 @@ _TENANT_FILE: Final = re.compile(
 )
 
 
-def _list_files(directory: Path, depth: int) -> list[Path]:
-    """Return the finished files of organizations, so many names below a directory."""
+def _list_names(directory: Path, depth: int) -> list[Path]:
+    """Return what organizations have and is finished, so many names below a directory."""
     pattern = "/".join(["org_*", *["*"] * (depth - 1)])
-    return sorted(path for path in directory.glob(pattern) if path.is_file() and "." not in path.name and "." not in path.parent.name)
+    return sorted(path for path in directory.glob(pattern) if "." not in path.name)
+
+
+def _list_files(directory: Path) -> list[Path]:
+    """Return the finished files in a directory, which may be removed meanwhile."""
+    return sorted(path for path in directory.glob("*") if path.is_file() and "." not in path.name)
 
 
 def _is_ours(path: str) -> bool:
