@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 import secrets
 import subprocess
 from collections.abc import Callable, Iterator
@@ -316,8 +317,9 @@ class TestSignOut:
             provider.tell(user={"email": "olga@ops.example" if browser is not person else f"ada@{domain}", "name": "x", "groups": []})
             browser.open("/account")
             page = browser.send("/sign-out")
-            url = page.headers["refresh"].removeprefix("0; url=")
-            assert html.escape(url) in page.text and parse_qs(urlsplit(url).query)["id_token_hint"]
+            (url,) = map(html.unescape, re.findall('<meta http-equiv="refresh" content="0; url=([^"]+)">', page.text))
+            assert f'href="{html.escape(url)}"' in page.text and "refresh" not in page.headers, "proxies take headers of 4 KiB"
+            assert parse_qs(urlsplit(url).query)["id_token_hint"]
             assert provider.open(url) == f"{control.url}/signed-out"
             assert "You are signed out" in browser.open("/signed-out").text and "Sign in" in browser.open("/account").text
 
@@ -329,7 +331,7 @@ class TestSignOut:
         browser = arrive(control, provider, connection)
         answered(admin.delete(f"{CONNECTIONS}/{connection['id']}"))
         page = browser.send("/sign-out")
-        assert "You are signed out" in page.text and "refresh" not in page.headers
+        assert "You are signed out" in page.text and "refresh" not in page.text
 
 
 def require_sign_in(control: Running) -> OperatorSignIn:

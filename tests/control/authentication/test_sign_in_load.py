@@ -15,6 +15,7 @@ from tests.control.harness import Running, answered, make_tenant
 from tollway.control.api import places
 from tollway.control.api.app import create_apps
 from tollway.control.authentication import provider_flow, provider_sign_in, sign_in
+from tollway.control.authentication.provider_flow import ProviderClient
 from tollway.control.identity.provider_metadata import FAILED_SECONDS, KEPT_SECONDS, MetadataCache, ProviderMetadata
 from tollway.control.plane import ControlPlane
 from tollway.domain.faults import PROVIDER_UNAVAILABLE, Fault
@@ -92,6 +93,25 @@ class TestMetadata:
         await cache.find("signin_a", fetch)
         await cache.find("signin_b", fetch)
         assert fetched == [0.0, KEPT_SECONDS, KEPT_SECONDS]
+
+    async def test_with_addresses_that_no_header_can_hold_are_refused(self, control: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+        for of_whom, private in (
+            ("https://login.example.com", frozenset[str]()),
+            ("http://127.0.0.1:1", frozenset(["http://127.0.0.1:1"])),
+        ):
+            plane = replace(control.plane, private_issuers=private)
+            client = ProviderClient("signin_a", of_whom, "x", False, lambda: None)
+            for name in ("authorization_endpoint", "end_session_endpoint"):
+                for wrong in (f"{of_whom}/a\r\nX-Evil: 1", f"{of_whom}/\u0416", f"{of_whom}/a b", "http://[bad", "http://"):
+                    named = {each: f"{of_whom}/{each}" for each in ("authorization_endpoint", "token_endpoint", "jwks_uri")}
+                    document = {"issuer": of_whom, **named, name: wrong}
+
+                    async def read(*_arguments: object, document: dict[str, str] = document) -> dict[str, str]:
+                        return document
+
+                    monkeypatch.setattr(provider_flow, "_read", read)
+                    with pytest.raises(Fault, match="identity_provider_unavailable"):
+                        await provider_flow._fetch_metadata(plane, client)
 
     async def test_of_a_provider_that_is_away_are_not_asked_for_again_at_once(self) -> None:
         now, fetched = [0.0], []

@@ -236,6 +236,8 @@ async def _fetch_metadata(plane: ControlPlane, client: ProviderClient) -> Provid
     for url in (*opened, metadata.token_endpoint, metadata.jwks_uri):
         if not is_private and issuer_keys.find_address_error(url) is not None:
             raise _unreachable(plane, client, "its metadata name an address that is not public")
+        if not issuer_keys.is_url(url):
+            raise _unreachable(plane, client, "its metadata name an address that is none")
     if any(urlsplit(url).scheme not in ("https", "http") for url in opened):
         raise _unreachable(plane, client, "its metadata name an address that is none")
     return metadata

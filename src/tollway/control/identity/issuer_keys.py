@@ -8,6 +8,7 @@ cannot be reached.
 
 import asyncio
 import ipaddress
+import re
 import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,19 +32,29 @@ FETCH_SECONDS_MAX = 8.0
 
 METADATA_PATH = "/.well-known/openid-configuration"
 
+_PRINTABLE = re.compile(r"[!-~]+")
+
 
 class KeysUnavailable(Exception):
     """The keys of an issuer could not be had. The text says why, in words for the tenant, without anything of the answer."""
 
 
+def is_url(text: str) -> bool:
+    """Return whether a text is a URL of printable ASCII alone (RFC 3986), so that it can stand in a header as it is."""
+    try:
+        parts = urlsplit(text)
+        return _PRINTABLE.fullmatch(text) is not None and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 def find_address_error(url: str) -> str | None:
     """Return why a URL is not one that is fetched, in words that follow its name; None if it may be."""
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
+    if not is_url(url):
         return "it is not a URL"
-    if parts.scheme != "https" or not host or parts.username is not None or parts.fragment or port == 0:
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme != "https" or parts.username is not None or parts.fragment:
         return "it must be an https URL without a user and a fragment"
     try:
         address = ipaddress.ip_address(host)

@@ -116,10 +116,7 @@ async def sign_out(caller: SomebodySignedIn, plane: Plane, request: Request) -> 
         place.give_back()  # while the provider is waited for
         url = await provider_flow.find_sign_out(plane, ended.client, ended.id_token, get_origin(plane, request) + SIGNED_OUT_PATH)
         place.take()
-    page = render("signed_out.html", provider_url=url)
-    if url is not None:
-        page.headers["refresh"] = f"0; url={url}"  # a redirect would be refused: forms of a page may only lead within this site
-    return pages.forget_session(plane, request, page)
+    return pages.forget_session(plane, request, render("signed_out.html", provider_url=url))
 
 
 @router.get(SIGNED_OUT_PATH, dependencies=[Depends(public), Depends(ignore_unknown_parameters)], include_in_schema=False)
