@@ -24,7 +24,17 @@ import httpx2
 import sqlalchemy as sa
 
 from reliability.bill_checks import lines_of_log
-from reliability.processes import ENVIRONMENT, NO_TLS, WAIT_SECONDS, Running, Start, end_all, list_descendants
+from reliability.processes import (
+    ENVIRONMENT,
+    MIGRATE_SECONDS,
+    NO_TLS,
+    WAIT_SECONDS,
+    Running,
+    Start,
+    end_all,
+    list_descendants,
+    tollway,
+)
 
 MODELS = {
     "echo": ("sim-echo",),
@@ -251,13 +261,7 @@ def apart(
     data = scratch / "data"
     with reserved_ports(4) as ports, engine(scratch / "engine") as (part, engine_url):
         public, internal, control, link = (f"127.0.0.1:{port}" for port in ports)
-        made = subprocess.run(
-            [sys.executable, "-m", "tollway", "migrate", "--data-dir", str(data)],
-            env=ENVIRONMENT,
-            capture_output=True,
-            text=True,
-            timeout=WAIT_SECONDS,
-        )
+        made = tollway("migrate", "--data-dir", str(data), wait_seconds=MIGRATE_SECONDS)
         assert made.returncode == 0, made.stderr
         own = dict(gateway_environment or {})
         if gateway_directory is not None:

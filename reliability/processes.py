@@ -16,6 +16,8 @@ from typing import Any
 WAIT_SECONDS = 90.0
 """Seconds to wait for something that must happen. Only so that a failure does not hang: nothing here measures speed."""
 
+MIGRATE_SECONDS = 600.0
+"""Seconds to wait for all migrations of a new database: work of seconds, which took more than 90 where others had the CPU."""
 
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """For clients that are made while something else starts: to read the authorities costs each 20 to 40 ms of CPU."""
