@@ -452,8 +452,7 @@ def _list_jobs(
                 break
 
     def tell_of_leaked_keys(turn: Turn) -> None:
-        while leaked_keys.tell_due(plane.database, plane.mail, plane.log, turn.at) and not turn.is_over():
-            pass
+        leaked_keys.tell_due(plane.database, plane.mail, plane.log, turn.at, turn.is_over)
 
     def carry_out_erasures(turn: Turn) -> None:
         for erasure in erasures.carry_out(plane.database, plane.new_id, plane.now, turn.is_over):

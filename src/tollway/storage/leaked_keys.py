@@ -72,23 +72,29 @@ def put_leak(tx: TenantTx, leak: LeakedKey) -> bool:
     return False
 
 
-def put_mail_due(tx: TenantTx, leak: LeakedKey, due_at: int | None, attempts: int = 0) -> None:
-    """Store when the owners of a leaked key are written to again (None: not any more), and how often that failed."""
-    same = sa.and_(_C.organization_id == tx.organization_id, _C.key_id == leak.key_id, _C.redacted == leak.redacted)
-    tx.connection.execute(leaked_keys.update().where(same).values(mail_due_at=due_at, mail_attempts=attempts))
-
-
 class DueMail(NamedTuple):
-    """A report whose owners are to be written to. `attempts`: how often that failed."""
+    """A report whose owners are to be written to. `due_at`: when, in UTC microseconds; None: not any more. `attempts`: how often that
+    failed. `told`: the ids of those who were written to, while others are left."""
 
     leak: LeakedKey
-    attempts: int
+    due_at: int | None
+    attempts: int = 0
+    told: tuple[str, ...] = ()
 
 
-def list_due_mails(tx: PlatformTx, now: int, count_max: int) -> list[DueMail]:
-    """Return the reports whose owners are to be written to by now, the longest due first."""
-    query = sa.select(leaked_keys).where(_C.mail_due_at <= now).order_by(_C.mail_due_at).limit(count_max)
-    return [DueMail(_leak(row), row.mail_attempts) for row in tx.connection.execute(query)]
+def put_due_mail(tx: TenantTx, due: DueMail) -> None:
+    """Store when the owners of a leaked key are written to again, and who was."""
+    leak = due.leak
+    same = sa.and_(_C.organization_id == tx.organization_id, _C.key_id == leak.key_id, _C.redacted == leak.redacted)
+    values = {"mail_due_at": due.due_at, "mail_attempts": due.attempts, "mail_told": "\n".join(due.told)}
+    tx.connection.execute(leaked_keys.update().where(same).values(values))
+
+
+def find_due_mail(tx: PlatformTx, now: int) -> DueMail | None:
+    """Return the report whose owners are the longest due to be written to; None if none is by now."""
+    query = sa.select(leaked_keys).where(_C.mail_due_at <= now).order_by(_C.mail_due_at).limit(1)
+    row = tx.connection.execute(query).one_or_none()
+    return None if row is None else DueMail(_leak(row), row.mail_due_at, row.mail_attempts, tuple(row.mail_told.split()))
 
 
 def list_leaks(tx: TenantTx, window: PageWindow) -> Page[LeakedKey]:
@@ -96,17 +102,24 @@ def list_leaks(tx: TenantTx, window: PageWindow) -> Page[LeakedKey]:
     return fetch_page(tx, sa.select(leaked_keys).where(_C.organization_id == tx.organization_id), _C.id, window, _leak)
 
 
-def list_addresses(tx: TenantTx, role_id: str, count_max: int) -> list[str]:
-    """Return the addresses of people who hold a role in the whole organization, themselves or by a group."""
+class Recipient(NamedTuple):
+    """A person who is written to."""
+
+    user_id: str
+    address: str
+
+
+def list_recipients(tx: TenantTx, role_id: str, count_max: int) -> list[Recipient]:
+    """Return the people who hold a role in the whole organization, themselves or by a group."""
     held, members = role_assignments.c, group_members.c
     holders = sa.select(held.holder_id).where(held.organization_id == tx.organization_id, held.project_id == "", held.role_id == role_id)
     by_group = sa.select(members.user_id).where(members.organization_id == tx.organization_id, members.group_id.in_(holders))
-    query = sa.select(users.c.email).where(
+    query = sa.select(users.c.id, users.c.email).where(
         users.c.organization_id == tx.organization_id,
         users.c.removed_at.is_(None),
         sa.or_(users.c.id.in_(holders), users.c.id.in_(by_group)),
     )
-    return list(tx.connection.execute(query.order_by(users.c.id).limit(count_max)).scalars())
+    return [Recipient(row.id, row.email) for row in tx.connection.execute(query.order_by(users.c.id).limit(count_max))]
 
 
 def _leak(row: Any) -> LeakedKey:

@@ -17,6 +17,7 @@ leaked_keys = sa.Table(
     sa.Column("reported_at", sa.BigInteger, nullable=False),
     sa.Column("mail_attempts", sa.Integer, nullable=False, server_default="0"),
     sa.Column("mail_due_at", sa.BigInteger, index=True),  # when its owners are written to again; null: they were, or need not be
+    sa.Column("mail_told", sa.Text, nullable=False, server_default=""),  # ids of owners who were written to, while others are left
     sa.ForeignKeyConstraint(["organization_id", "key_id"], ["api_keys.organization_id", "api_keys.id"]),
     sa.UniqueConstraint("organization_id", "key_id", "redacted"),
 )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tollway.control import publish
-from tollway.control.identity.mail import Mail, MailFailure, Message
+from tollway.control.identity.mail import Mail, MailFailure, Message, MessageRefused
 from tollway.domain import ids
 from tollway.domain import keys as domain_keys
 from tollway.domain.audit import Target
@@ -25,13 +25,13 @@ from tollway.storage import leaked_keys as storage
 from tollway.storage import tenants as stored_tenants
 from tollway.storage.database import Database as Database  # of `report_any`, for the API
 from tollway.storage.database import TenantTx
-from tollway.storage.leaked_keys import FoundSecret
+from tollway.storage.leaked_keys import DueMail, FoundSecret, Recipient
 
 RECIPIENTS_MAX = 10
 """Owners of an organization who are told of a report."""
 
 REPORTS_TOLD_MAX = 30
-"""Reported secrets whose owners are told at a time; the others have their turn later."""
+"""Reported secrets of one report whose owners are told at once; the others have their turn later."""
 
 MAIL_PAUSE_SECONDS, MAIL_PAUSE_SECONDS_MAX = 120, 3_600
 """Time until owners who could not be told are written to again: it doubles with each failure, up to the second."""
@@ -54,12 +54,12 @@ class Reported:
 @dataclass(frozen=True, slots=True)
 class Finding:
     """A reported secret that a key of an organization has or had. `is_first`: whether it was not reported before. `version`: of the
-    snapshot at which every gateway acts by it; None if nothing was published. `recipients`: addresses of those who are told."""
+    snapshot at which every gateway acts by it; None if nothing was published. `recipients`: those who are told."""
 
     leak: LeakedKey
     is_first: bool
     version: int | None
-    recipients: tuple[str, ...]
+    recipients: tuple[Recipient, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,53 +139,81 @@ def tell(
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Tell the owners what they were not told before. Blocks, for TELLING_SECONDS_MAX and the time of one message at most. What cannot be
-    sent now is logged, and sent by `tell_due` later."""
+    sent now is sent by `tell_due` later."""
     ends_at = clock() + TELLING_SECONDS_MAX
     for finding in [each for each in findings if each is not None and each.recipients][:REPORTS_TOLD_MAX]:
-        if _send(finding.leak, finding.recipients, mail, log, lambda: clock() < ends_at):
+        sent = _send(finding.leak, finding.recipients, mail, log, lambda: clock() < ends_at)
+        if sent.told:
+            due_at = None if sent.is_whole else finding.leak.reported_at + MAIL_PAUSE_SECONDS * 1_000_000
             with database.tenant(finding.leak.organization_id) as tx:
-                storage.put_mail_due(tx, finding.leak, None)
+                storage.put_due_mail(tx, DueMail(finding.leak, due_at, told=() if sent.is_whole else sent.told))
+        if not sent.is_reached:
+            return
 
 
-def tell_due(database: Database, mail: Mail, log: Callable[[Mapping[str, object]], None], now: int) -> int:
-    """Tell owners what they could not be told before, of REPORTS_TOLD_MAX reports at most. Return of how many. After MAIL_ATTEMPTS_MAX
-    failures they are not written to any more: the audit trail and the list of leaked keys have the report. Blocks for one message at a
-    time."""
-    with database.platform(write=False) as tx:
-        due = storage.list_due_mails(tx, now, REPORTS_TOLD_MAX)
-    for leak, attempts in due:
+def tell_due(database: Database, mail: Mail, log: Callable[[Mapping[str, object]], None], now: int, is_over: Callable[[], bool]) -> int:
+    """Tell owners what they could not be told before, and return of how many reports. Ends where the mail server cannot be given a message:
+    the other reports have their turn later. After MAIL_ATTEMPTS_MAX failures owners are not written to any more: the audit trail and the
+    list of leaked keys have the report. Blocks for one message at a time, and asks `is_over` before each."""
+    count, is_reached = 0, True
+    while is_reached and not is_over():
+        with database.platform(write=False) as tx:
+            due = storage.find_due_mail(tx, now)
+        if due is None:
+            break
+        leak = due.leak
         with database.tenant(leak.organization_id, write=False) as tenant:
-            recipients = storage.list_addresses(tenant, OWNER.id, RECIPIENTS_MAX)
-        again_at = None
-        if not _send(leak, recipients, mail, log, lambda: True):
-            attempts += 1
-            again_at = now + min(MAIL_PAUSE_SECONDS << attempts, MAIL_PAUSE_SECONDS_MAX) * 1_000_000
+            recipients = storage.list_recipients(tenant, OWNER.id, RECIPIENTS_MAX)
+        sent = _send(leak, [each for each in recipients if each.user_id not in due.told], mail, log, lambda: not is_over())
+        if sent.is_whole:
+            after = DueMail(leak, None)
+        elif sent.was_cut:
+            after = due._replace(told=due.told + sent.told)  # the next turn goes on
+        else:
+            attempts = due.attempts + 1
+            due_at = now + min(MAIL_PAUSE_SECONDS << attempts, MAIL_PAUSE_SECONDS_MAX) * 1_000_000
+            after = DueMail(leak, due_at, attempts, due.told + sent.told)
             if attempts >= MAIL_ATTEMPTS_MAX:
-                again_at = None
+                after = DueMail(leak, None, attempts)
                 log({"event": "mail_given_up", "organization_id": leak.organization_id, "key_id": leak.key_id})
         with database.tenant(leak.organization_id) as tenant:
-            storage.put_mail_due(tenant, leak, again_at, attempts)
-    return len(due)
+            storage.put_due_mail(tenant, after)
+        count, is_reached = count + 1, sent.is_reached
+    return count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sent:
+    """Outcome of the messages of one report. `told`: ids of the people that they were sent to. `is_whole`: to all. `was_cut`: there was
+    no time for the others. `is_reached`: the mail server can be given messages, whether it takes them or not."""
+
+    told: tuple[str, ...]
+    is_whole: bool
+    was_cut: bool = False
+    is_reached: bool = True
 
 
 def _send(
     leak: LeakedKey,
-    recipients: Sequence[str],
+    recipients: Sequence[Recipient],
     mail: Mail,
     log: Callable[[Mapping[str, object]], None],
     has_time: Callable[[], bool],
-) -> bool:
-    """Write to each recipient while there is time. Return False at the first one that fails: all are written to again later, some of them
-    once too often."""
+) -> _Sent:
+    """Write to each recipient while there is time and the mail server can be reached."""
+    told: list[str] = []
     for recipient in recipients:
+        if not has_time():
+            return _Sent(told=tuple(told), is_whole=False, was_cut=True)
         try:
-            if not has_time():
-                raise MailFailure("the mail server was too slow with the messages before")
-            mail.send(Message(recipient, "A secret of Tollway was found in public", _describe(leak)))
+            mail.send(Message(recipient.address, "A secret of Tollway was found in public", _describe(leak)))
         except MailFailure as failure:
             log({"event": "mail_failed", "key_id": leak.key_id, "detail": str(failure)})
-            return False
-    return True
+            if not isinstance(failure, MessageRefused):
+                return _Sent(told=tuple(told), is_whole=False, is_reached=False)
+        else:
+            told.append(recipient.user_id)
+    return _Sent(told=tuple(told), is_whole=len(told) == len(recipients))
 
 
 def _report(tx: TenantTx, reported: Reported, policy: LeakPolicy, reporter: Reporter) -> Finding | None:
@@ -206,9 +234,9 @@ def _report(tx: TenantTx, reported: Reported, policy: LeakPolicy, reporter: Repo
     )
     is_first = storage.put_leak(tx, leak)
     is_told = policy is not LeakPolicy.RECORD and action is not LeakAction.INACTIVE and (is_first or action is not LeakAction.NONE)
-    recipients = storage.list_addresses(tx, OWNER.id, RECIPIENTS_MAX) if is_told else []
-    if recipients:
-        storage.put_mail_due(tx, leak, reporter.now + MAIL_PAUSE_SECONDS * 1_000_000)  # if they are not told before, or the process dies
+    recipients = storage.list_recipients(tx, OWNER.id, RECIPIENTS_MAX) if is_told else []
+    if recipients:  # if they are not told before, or the process dies
+        storage.put_due_mail(tx, DueMail(leak, reporter.now + MAIL_PAUSE_SECONDS * 1_000_000))
     return Finding(leak, is_first, version, tuple(recipients))
 
 

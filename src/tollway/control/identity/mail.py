@@ -26,6 +26,10 @@ class MailFailure(Exception):
     """A message that no server took. The text says why, without the message."""
 
 
+class MessageRefused(MailFailure):
+    """A message that the server did not take for its recipient or its content: it may take others."""
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """A message to one person. `text` can hold a secret: it is never logged."""
@@ -39,7 +43,7 @@ class Mail(Protocol):
     """A way to send messages."""
 
     def send(self, message: Message) -> None:
-        """Hand a message over. Blocks for a bounded time. Raises MailFailure."""
+        """Hand a message over. Blocks for a bounded time. Raises MailFailure, MessageRefused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,7 @@ class MailServer:
     password: str = field(default="", repr=False)
 
     def send(self, message: Message) -> None:
-        """Hand a message to the server. Raises MailFailure."""
+        """Hand a message to the server. Raises MailFailure, MessageRefused."""
         try:
             with self._new_connection() as connection, _ended_after(SEND_SECONDS_MAX, connection):
                 connection.connect(self.host, self.port)
@@ -82,6 +86,8 @@ class MailServer:
                 if self.username is not None:
                     connection.login(self.username, self.password)
                 connection.send_message(_compose(message, self.sender))
+        except (smtplib.SMTPRecipientsRefused, smtplib.SMTPDataError) as error:
+            raise MessageRefused(f"the mail server refused the message: {type(error).__name__}") from error
         except (OSError, smtplib.SMTPException) as error:
             raise MailFailure(f"the mail server did not take the message: {type(error).__name__}") from error
 
