@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from tollway.domain.countries import COUNTRIES, MISTAKEN_COUNTRIES
 from tollway.domain.tax import VatCheck, is_in_union, name_vat_prefix
 
 GRACE_DAYS_MAX = 60
@@ -22,7 +23,6 @@ DUNNING_STEPS_MAX = 10
 PARTY_TEXT_MAX = 200
 """Longest field of a party, in characters."""
 
-_COUNTRY = re.compile(r"[A-Z]{2}")
 _SERIES = re.compile(r"[A-Z0-9][A-Z0-9./-]{0,19}")
 _SCHEME = re.compile(r"[0-9A-Z]{2,4}")
 _VAT_ID = re.compile(r"[A-Z]{2}[0-9A-Z]{2,13}")
@@ -86,7 +86,8 @@ class LegalEntity(msgspec.Struct, frozen=True, kw_only=True):
     """A seller. Its invoices are numbered in `invoice_series`, its credit notes in `credit_note_series`, each without gaps.
 
     `grace_days`: a draft is issued without an approval so many days after it was made; None: an operator issues each. `registration`: what
-    the law wants on business letters, such as the commercial register. `time_zone`: in which the day of issue is told.
+    the law wants on business letters, such as the commercial register. `time_zone`: in which the day of issue is told. `automatic_since`:
+    when it got its grace period, in UTC microseconds; periods that had ended by then are drafted by an operator alone.
     """
 
     id: str
@@ -104,6 +105,7 @@ class LegalEntity(msgspec.Struct, frozen=True, kw_only=True):
     grace_days: int | None
     dunning: tuple[DunningStep, ...]
     created_at: int
+    automatic_since: int = 0
 
 
 class BillingAccount(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,8 +186,9 @@ def _find_common_problem(name: str, address: Address, electronic: ElectronicAddr
         return PartyProblem("name", "it must not be empty")
     if not all((address.street.strip(), address.postal_code.strip(), address.city.strip())):
         return PartyProblem("address", "street, postal code and city must not be empty")
-    if not _COUNTRY.fullmatch(address.country):
-        return PartyProblem("address", "the country must be a code of two capital letters (ISO 3166-1), such as DE")
+    if address.country not in COUNTRIES:
+        right = MISTAKEN_COUNTRIES.get(address.country, "DE")
+        return PartyProblem("address", f"the country must be a code of two capital letters of ISO 3166-1, such as {right}")
     if not _SCHEME.fullmatch(electronic.scheme) or not electronic.address.strip():
         return PartyProblem("electronic_address", "it needs a scheme of the code list EAS, such as EM, and an address")
     return None

@@ -168,6 +168,9 @@ SESSIONS_EXCEEDED = FaultKind(
     code="rate_limit_exceeded", status=429, blame=_T, message="Too many realtime sessions of this organization at once.", type="requests"
 )
 CONCURRENCY_EXCEEDED = FaultKind(code="rate_limit_exceeded", status=429, blame=_T, message="Too many concurrent requests.", type="requests")
+RENDERING_BUSY = FaultKind(
+    code="rate_limit_exceeded", status=429, blame=_P, message="Too many documents are being set as PDF. Try again later.", type="requests"
+)
 UPLOADS_EXCEEDED = FaultKind(
     code="rate_limit_exceeded", status=429, blame=_T, message="Too many large requests of this key at once.", type="requests"
 )

@@ -615,6 +615,10 @@ def find_violations(document: Document) -> list[Violation]:
             found.append(Violation(rule, f"{party.name} has no electronic address"))
     if document.tax.category == TaxCategory.OUTSIDE and not document.seller.registration:
         found.append(Violation("BR-CO-26", "where no tax is due, the seller is named by a legal registration, which is missing"))
+    if document.tax.category == TaxCategory.OUTSIDE and not document.seller.tax_number:
+        found.append(Violation("BR-O-02", "where no tax is due, no VAT id is named: the seller's tax number is missing"))
+    if document.tax.category == TaxCategory.REVERSE_CHARGE and not document.seller.vat_id:
+        found.append(Violation("BR-AE-02", "reverse charge names the VAT ids of both parties: the seller's is missing"))
     if totals.gross_minor < 0:
         found.append(Violation("BR-CO-16", "what is to be paid is below zero: it must be a credit note"))
     if document.cancels and document.corrects is None:

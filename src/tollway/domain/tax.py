@@ -13,6 +13,8 @@ from enum import StrEnum
 
 import msgspec
 
+from tollway.domain.countries import COUNTRIES
+
 RULES_VERSION = 1
 """Version of `decide_tax`. A decision names the version that made it, so that it can be made again after the rules have changed."""
 
@@ -129,6 +131,8 @@ def decide_tax(facts: TaxFacts) -> TaxDecision:
     date.fromisoformat(facts.supplied_on)
     if not is_in_union(facts.seller_country):
         raise TaxUndecided(f"the seller's country {facts.seller_country} is no member state of the European Union: there is no rule for it")
+    if facts.buyer_country not in COUNTRIES:
+        raise TaxUndecided(f"the buyer's country {facts.buyer_country} is none of ISO 3166-1")
     if not is_in_union(facts.buyer_country):
         return _decide(facts, TaxCategory.OUTSIDE, 0, "")
     if facts.buyer_country != facts.seller_country and facts.is_business and facts.vat_id:

@@ -472,11 +472,13 @@ def _list_jobs(
         if concerned:
             plane.log({"event": "limit_overrides_ended", "organizations": len(concerned)})
 
-    invoices_database = _audit_job(plane, "invoice.issued", "invoices")
+    drafting_database = _audit_job(plane, "invoice.drafted", "invoices")
+    issuing_database = _audit_job(plane, "invoice.issued", "invoices")
 
     def issue_invoices(turn: Turn) -> None:
         automatic_issue.run(
-            invoices_database,
+            drafting_database,
+            issuing_database,
             new_id=lambda: plane.new_id(ids.INVOICE),
             now=plane.now,
             is_stopping=turn.is_over,

@@ -4,6 +4,7 @@
 other one can have taken a later number meanwhile: numbers have no gaps.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -141,28 +142,50 @@ def list_corrections_of(tx: Transaction, invoice_id: str) -> list[StoredInvoice]
     return [_invoice(row) for row in tx.connection.execute(query)]
 
 
-def list_due_drafts(tx: PlatformTx, now: int, *, limit: int) -> list[str]:
-    """Return drafts whose grace period is over, the oldest first, and of one instant those that correct others last."""
-    query = sa.select(invoices.c.id).where(invoices.c.state == InvoiceState.DRAFT, invoices.c.issue_at <= now)
-    order = (invoices.c.created_at, invoices.c.corrects_id.is_not(None), invoices.c.id)
-    return list(tx.connection.execute(query.order_by(*order).limit(limit)).scalars())
+def list_due_drafts(tx: PlatformTx, now: int, *, after: str, limit: int) -> list[str]:
+    """Return drafts after an id whose grace period is over, by id: the oldest first, and what corrects a document after it."""
+    query = sa.select(invoices.c.id).where(invoices.c.state == InvoiceState.DRAFT, invoices.c.issue_at <= now, invoices.c.id > after)
+    return list(tx.connection.execute(query.order_by(invoices.c.id).limit(limit)).scalars())
 
 
-def list_unbilled_periods(tx: PlatformTx, *, limit: int) -> list[str]:
-    """Return closed periods that no document bills yet of organizations whose seller has a grace period, the oldest first."""
+class UnbilledPeriod(msgspec.Struct, frozen=True, kw_only=True):
+    """A closed period that no document bills, of an organization whose seller has a grace period, which it got at `automatic_since`.
+    `usage_pico`: what its usage comes to. `adjustments`: corrections that are booked in it."""
+
+    id: str
+    end_at: int
+    usage_pico: int
+    adjustments: int
+    automatic_since: int
+
+
+def list_unbilled_periods(tx: PlatformTx, *, after: str, limit: int) -> list[UnbilledPeriod]:
+    """Return closed periods after an id that no document bills yet of organizations whose seller has a grace period, by id: the oldest
+    first."""
     billed = sa.select(invoices.c.id).where(invoices.c.period_id == billing_periods.c.id)  # void ones too: a person decided so
+    period = billing_periods.c
     query = (
-        sa.select(billing_periods.c.id)
-        .join(billing_accounts, billing_accounts.c.organization_id == billing_periods.c.organization_id)
+        sa.select(period.id, period.end_at, period.amounts, period.adjustments, legal_entities.c.details)
+        .join(billing_accounts, billing_accounts.c.organization_id == period.organization_id)
         .join(legal_entities, legal_entities.c.id == billing_accounts.c.legal_entity_id)
         .where(
             legal_entities.c.grace_days.is_not(None),
-            billing_periods.c.state == PeriodState.CLOSED,
-            billing_periods.c.events > 0,
+            period.state == PeriodState.CLOSED,
+            sa.or_(period.events > 0, period.adjustments > 0),
+            period.id > after,
             ~sa.exists(billed),
         )
     )
-    return list(tx.connection.execute(query.order_by(billing_periods.c.id).limit(limit)).scalars())
+    return [
+        UnbilledPeriod(
+            id=row.id,
+            end_at=row.end_at,
+            usage_pico=sum(map(int, json.loads(row.amounts).get("usage", {}).values())),
+            adjustments=row.adjustments,
+            automatic_since=json.loads(row.details).get("automatic_since", 0),
+        )
+        for row in tx.connection.execute(query.order_by(period.id).limit(limit))
+    ]
 
 
 def iterate_invoices(tx: PlatformTx) -> Iterator[StoredInvoice]:
@@ -246,15 +269,15 @@ def _file(row: Any) -> InvoiceFile:
 
 class EventSum(msgspec.Struct, frozen=True, kw_only=True):
     """Sum of the events of a period that have the same model, tier and price, by billing class, in pico-currency. `is_late`: they ended
-    before the period. `first_at`, `last_at`: when the first and the last of them ended."""
+    before the period. `first_at`, `last_at`: when the first and the last of those that cost something ended; None if none does."""
 
     is_late: bool
     model: str
     service_tier: str
     price_version: str
     amounts: dict[str, int]
-    first_at: int
-    last_at: int
+    first_at: int | None
+    last_at: int | None
 
 
 def iterate_event_sums(tx: Transaction, period: Period) -> Iterator[EventSum]:
@@ -263,14 +286,16 @@ def iterate_event_sums(tx: Transaction, period: Period) -> Iterator[EventSum]:
     event = usage_events.c
     costs = [event[f"{each}_pico"].label(f"{each}_pico") for each in BillingClass]
     late = sa.case((event.ended_at < period.start_at, 1), else_=0).label("late")
-    columns = (event.event_id, event.model, event.service_tier, event.price_version, event.ended_at, late, *costs)
+    has_cost = sa.or_(*(event[f"{each}_pico"] > 0 for each in BillingClass))
+    charged_at = sa.case((has_cost, event.ended_at)).label("charged_at")
+    columns = (event.event_id, event.model, event.service_tier, event.price_version, charged_at, late, *costs)
     own = sa.select(*columns).where(event.organization_id == period.organization_id, event.period_at == period.start_at)
     after, events = "", EVENTS_SUMMED
     while events == EVENTS_SUMMED:
         part = own.where(event.event_id > after).order_by(event.event_id).limit(EVENTS_SUMMED).subquery().c
         key = (part.late, part.model, part.service_tier, part.price_version)
         sums = [sa.func.sum(part[f"{each}_pico"]).label(f"{each}_pico") for each in BillingClass]
-        spans = (sa.func.min(part.ended_at).label("first_at"), sa.func.max(part.ended_at).label("last_at"))
+        spans = (sa.func.min(part.charged_at).label("first_at"), sa.func.max(part.charged_at).label("last_at"))
         counted = (sa.func.count().label("events"), sa.func.max(part.event_id).label("last"))
         rows = tx.connection.execute(sa.select(*key, *sums, *spans, *counted).group_by(*key)).all()
         for row in rows:

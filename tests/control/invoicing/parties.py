@@ -29,7 +29,7 @@ SELLER = LegalEntity(
     name="Inferenz & Söhne GmbH",
     address=Address(street="Rechenweg 1", postal_code="10115", city="Berlin", country="DE"),
     vat_id="DE136695976",
-    tax_number="",
+    tax_number="12/345/67890",
     registration="HRB 12345 B",
     contact=CONTACT,
     electronic_address=ElectronicAddress(scheme="EM", address="billing@seller.example"),
@@ -74,5 +74,5 @@ FRENCH_BUYER = msgspec.structs.replace(
 def add_parties(database: Database, buyer: BillingAccount = BUYER, **changes: Any) -> None:
     """Store the seller, changed in some fields, and the buyer."""
     with database.platform() as tx:
-        parties.put_entity(tx, msgspec.structs.replace(SELLER, **changes))
+        parties.put_entity(tx, msgspec.structs.replace(SELLER, **changes), now=10)
         parties.put_account(tx, buyer, now=10)

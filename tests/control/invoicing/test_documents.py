@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 import runpy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,24 +19,44 @@ from tests.control.metering.test_collect import balances, take
 from tests.control.money.test_corrections import ask
 from tests.control.money.test_credits import COST, add_grant
 from tests.control.money.test_periods import NOW, OCTOBER, SEPTEMBER, close, ended, period_of
-from tests.link.samples import EPOCH, ORGANIZATION, frames, request_id
-from tollway.control.invoicing import documents
+from tests.link.samples import EPOCH, ORGANIZATION, admit, final, frames, request_id
+from tollway.control.invoicing import automatic_issue, contents, documents, parties
+from tollway.control.invoicing.texts import title_of
 from tollway.control.money.corrections import WantedAdjustment
 from tollway.control.verification import invoices as verify_invoices
 from tollway.control.verification.verify import verify
+from tollway.domain.billing_classes import Quantities
+from tollway.domain.billing_parties import Language
 from tollway.domain.corrections import AdjustmentKind
 from tollway.domain.credits import GrantCategory
-from tollway.domain.faults import Fault
+from tollway.domain.faults import STATE_CONFLICT, Fault
 from tollway.domain.ids import INVOICE, new_id
-from tollway.domain.invoices import Document, InvoiceKind, InvoiceState, LineKind, decode_document, digest_document, find_violations
+from tollway.domain.invoices import (
+    Document,
+    InvoiceKind,
+    InvoiceState,
+    LineKind,
+    ServiceDays,
+    decode_document,
+    digest_document,
+    find_violations,
+    make_correction_lines,
+)
 from tollway.domain.money import PICO
+from tollway.domain.pages import PageWindow
 from tollway.domain.periods import period_id
-from tollway.domain.usage import Tick
-from tollway.storage.database import Database
+from tollway.domain.usage import Outcome, Tick
+from tollway.storage import invoices as stored_invoices
+from tollway.storage import partitions
+from tollway.storage import prices as stored_prices
+from tollway.storage.database import Database, PlatformTx
 from tollway.storage.invoices import StoredInvoice
+from tollway.storage.partitions import Month, RemovedMonth
 from tollway.storage.record_archive import Archive
 
 ACTOR = "key_" + "a" * 32
+
+OTHER_ENTITY_ID = "entity_" + "2" * 32
 
 
 @contextmanager
@@ -157,6 +177,59 @@ class TestIssued:
         assert (issued.service.first, issued.service.last) == ("2026-09-01", "2026-09-30")
         assert f"{ORGANIZATION}/unbilled/EUR" not in own(database)
         assert verify(database, archive).differences == []
+
+    def test_corrections_are_billed_once_by_the_seller_of_their_invoice(self, database: Database, archive: Archive) -> None:
+        close_books(database, archive)
+        add_parties(database)
+        for each in draft(database, OCTOBER.start_at):  # September has no invoice that its corrections could name
+            issue(database, each.id)
+        september, note = draft(database)
+        issue(database, september.id)
+        with refused("nothing to invoice"):
+            draft(database, OCTOBER.start_at)
+        with database.platform() as tx:
+            documents.void_draft(tx, note.id, NOW)
+        cancelling = credit(database, september.id, None)
+        add_parties(database, id=OTHER_ENTITY_ID, vat_id="DE129273398")
+        with database.platform() as tx:
+            parties.put_account(tx, msgspec.structs.replace(BUYER, legal_entity_id=OTHER_ENTITY_ID), NOW)
+        (note,) = draft(database)
+        assert (note.corrects_id, note.legal_entity_id) == (september.id, ENTITY_ID), "who sold it corrects it"
+        issue(database, note.id)
+        with refused("corrected by other documents meanwhile"):
+            issue(database, cancelling.id)
+        assert document_of(note).reason == "Korrekturen der Nutzung" and title_of(document_of(note)) == "Rechnungskorrektur"
+        assert verify(database, archive).differences == []
+
+    def test_a_month_is_not_drafted_from_less_than_it_was_closed_with(
+        self, database: Database, archive: Archive, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fill_month(database, archive, 2)
+        add_parties(database)
+        monkeypatch.setattr(contents, "LINES_MAX", 1)
+        with refused("more than 1 lines"):
+            draft(database)
+        monkeypatch.undo()
+        with monkeypatch.context() as changed, refused("cannot be invoiced"):
+            changed.setattr(stored_prices, "find_prices", lambda _tx, _ids: {})
+            draft(database)
+        with monkeypatch.context() as changed, refused("not what it was closed with"):
+            changed.setattr(stored_invoices, "iterate_event_sums", lambda _tx, _period: iter(()))
+            draft(database)
+        with monkeypatch.context() as changed, refused("not kept"):
+            changed.setattr(partitions, "list_removed", lambda _tx: [RemovedMonth(Month.of(0), 2, NOW)])
+            draft(database)
+        assert len(draft(database)) == 1
+
+    def test_days_of_late_usage_are_those_of_requests_that_cost_something(self, database: Database, archive: Archive) -> None:
+        fill_month(database, archive, 1)
+        free = final(admit(2), outcome=Outcome.UPSTREAM_ERROR, used=Quantities(100), first_token_at=None, error="upstream_cut")
+        records = [*ended(1, EPOCH + 10**6), Tick(at=SEPTEMBER.end_at), free.admit, free, *ended(3, SEPTEMBER.end_at - 1)]
+        take(database, archive, frames([*records, Tick(at=OCTOBER.end_at)])[3:], first_seq=4)
+        close(database, OCTOBER.start_at)
+        add_parties(database)
+        (made,) = draft(database, OCTOBER.start_at)
+        assert {line.service.first for line in document_of(made).lines} == {"2026-09-30"}
 
     def test_corrections_of_the_month_stand_on_its_invoice(self, database: Database, archive: Archive) -> None:
         take(database, archive, frames([*ended(1, EPOCH), *ended(2, EPOCH + 1), Tick(at=SEPTEMBER.end_at)]))
@@ -298,6 +371,58 @@ class TestTax:
         assert document.tax_decision.facts.check == FRENCH_BUYER.vat_check
 
 
+def test_corrections_that_give_back_after_rounding_are_a_credit_note(database: Database, archive: Archive) -> None:
+    fill_month(database, archive, 1)
+    add_parties(database)
+    lines = make_correction_lines({"a": 49 * 10**8, "b": 49 * 10**8, "c": -6 * 10**9}, ServiceDays("2026-09-01", "2026-09-30"), 10**10)
+    (made,) = draft(database)
+    document = document_of(made)
+    content = contents.make_correction(
+        lines, document.service, document.tax_decision, period_of(database, SEPTEMBER.start_at), Language.ENGLISH
+    )
+    assert (content.kind, [line.net_minor for line in content.lines]) == (InvoiceKind.CREDIT_NOTE, [0, 0, 1])
+
+
+class TestAutomaticIssue:
+    def run(self, database: Database) -> list[Mapping[str, object]]:
+        logged: list[Mapping[str, object]] = []
+        automatic_issue.run(database, database, new_id=new_invoice_id, now=lambda: NOW, is_stopping=lambda: False, log=logged.append)
+        return logged
+
+    def test_months_are_drafted_and_issued_past_those_that_cannot_be(
+        self, database: Database, archive: Archive, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        close_books(database, archive)
+        monkeypatch.setattr(automatic_issue, "PAGE", 1)
+        september, october = (period_id(ORGANIZATION, each.start_at) for each in (SEPTEMBER, OCTOBER))
+        draft_period = documents.draft_period
+
+        def fail_september(tx: PlatformTx, period: str, *arguments: Any) -> list[StoredInvoice]:
+            if period == september:
+                raise Fault(STATE_CONFLICT)
+            return draft_period(tx, period, *arguments)
+
+        add_parties(database, grace_days=0)
+        with monkeypatch.context() as changed:
+            changed.setattr(documents, "draft_period", fail_september)
+            assert [each["event"] for each in self.run(database)] == ["invoice_not_drafted"]
+        assert self.list_issued(database) == {october}
+        for since in (SEPTEMBER.end_at, 10):
+            assert self.list_issued(database) == {october}, "September had ended before there was a grace period"
+            with database.platform() as tx:
+                parties.put_entity(tx, SELLER, since)
+                parties.put_entity(tx, msgspec.structs.replace(SELLER, grace_days=0), since)
+                parties.put_entity(tx, msgspec.structs.replace(SELLER, grace_days=0), now=NOW)
+            assert self.run(database) == []
+        assert self.list_issued(database) == {september, october}
+
+    def list_issued(self, database: Database) -> set[str | None]:
+        with database.platform(write=False) as tx:
+            found = documents.list_invoices(tx, PageWindow(limit=10), organization_id=None, state=None).items
+        assert {each.state for each in found} == {InvoiceState.ISSUED}
+        return {each.period_id for each in found}
+
+
 def test_an_id_or_account_with_wrong_check_digits_is_refused(database: Database) -> None:
     with refused("check digits are wrong"):
         add_parties(database, msgspec.structs.replace(BUYER, vat_id="DE129273399"))
@@ -307,6 +432,13 @@ def test_an_id_or_account_with_wrong_check_digits_is_refused(database: Database)
         add_parties(database, msgspec.structs.replace(FRENCH_BUYER, vat_id="DE129273398"))
     with refused("no such legal entity"):
         add_parties(database, msgspec.structs.replace(BUYER, legal_entity_id=ENTITY_ID[:-1] + "2"))
+    for code, hint in {"XX": "such as DE", "UK": "such as GB", "EL": "such as GR"}.items():
+        with refused(hint):
+            add_parties(database, msgspec.structs.replace(BUYER, address=msgspec.structs.replace(BUYER.address, country=code)))
+    with refused("the font of the PDF has no '株'"):
+        add_parties(database, msgspec.structs.replace(BUYER, name="株式会社"))
+    with refused("must be about the VAT id"):
+        add_parties(database, msgspec.structs.replace(BUYER, vat_check=FRENCH_BUYER.vat_check))
     with pytest.raises(Fault) as unknown:
         add_parties(database, msgspec.structs.replace(BUYER, organization_id="org_" + "9" * 32))
     assert unknown.value.kind.status == 404

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import BoundedSemaphore
 
 import einvoice
 import facturx
@@ -15,7 +16,7 @@ from tests.control.invoicing.parties import BUYER, FRENCH_BUYER, SELLER
 from tollway.control.invoicing import cii, pdf, ubl
 from tollway.control.invoicing.xml_elements import FACTUR_X
 from tollway.domain.billing_parties import Address, BillingAccount
-from tollway.domain.faults import Fault
+from tollway.domain.faults import RENDERING_BUSY, STATE_CONFLICT, Fault
 from tollway.domain.invoices import (
     AllowanceKind,
     Content,
@@ -32,7 +33,7 @@ from tollway.domain.invoices import (
     make_draft,
     make_usage_lines,
 )
-from tollway.domain.tax import TaxFacts, decide_tax
+from tollway.domain.tax import TaxFacts, TaxUndecided, decide_tax
 
 RULES = Path(facturx.__file__).parent / "xsd_and_schematron"
 XSLT = {"ubl": RULES / "ubl-2.1/EN16931-UBL-validation.xslt", "cii": RULES / "facturx-en16931/FACTUR-X_EN16931.xslt"}
@@ -158,6 +159,37 @@ def test_a_pdf_is_archivable_has_the_xml_and_is_the_same_every_time(name: str) -
     assert pdf.render(document) == made
     draft = pdf.render(msgspec.structs.replace(document, number="", issued_on="", due_on=""))
     assert b"factur-x.xml" not in draft
+
+
+def test_a_text_that_the_font_does_not_have_is_an_answer_and_no_crash() -> None:
+    named = msgspec.structs.replace(BUYER, name="株式会社")
+    with pytest.raises(Fault) as raised:
+        pdf.render(make(named))
+    assert (raised.value.kind, pdf.find_unshown("Müller Ωμέγα Ж")) == (STATE_CONFLICT, "")
+
+
+def test_pdfs_are_set_one_at_a_time_and_few_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pdf, "_turn", BoundedSemaphore(1))
+    monkeypatch.setattr(pdf, "_places", BoundedSemaphore(1))
+    assert pdf._places.acquire(blocking=False)
+    with pytest.raises(Fault) as raised:
+        pdf.render(DOCUMENTS["domestic, invoice"])
+    assert raised.value.kind is RENDERING_BUSY and raised.value.retry_after_seconds
+    pdf._places.release()
+    assert pdf.render(DOCUMENTS["domestic, invoice"])
+
+
+def test_a_seller_without_the_number_that_its_tax_needs_cannot_issue() -> None:
+    for name, field, rule in (("reverse charge", "vat_id", "BR-AE-02"), ("outside", "tax_number", "BR-O-02")):
+        document = DOCUMENTS[f"{name}, invoice"]
+        seller = msgspec.structs.replace(document.seller, **{field: ""})
+        assert [each.rule for each in find_violations(msgspec.structs.replace(document, seller=seller))] == [rule]
+
+
+def test_a_country_that_does_not_exist_has_no_tax() -> None:
+    facts = DOCUMENTS["outside, invoice"].tax_decision.facts
+    with pytest.raises(TaxUndecided, match="XX is none of ISO 3166-1"):
+        decide_tax(msgspec.structs.replace(facts, buyer_country="XX"))
 
 
 def test_a_currency_with_three_decimals_has_no_electronic_invoice() -> None:

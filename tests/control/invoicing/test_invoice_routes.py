@@ -22,7 +22,7 @@ from tollway.domain.periods import period_id
 from tollway.domain.usage import Tick
 
 PERIOD = period_id(ORGANIZATION, SEPTEMBER.start_at)
-SELLER_FIELDS = {name: value for name, value in msgspec.to_builtins(SELLER).items() if name not in ("id", "created_at")}
+SELLER_FIELDS = {name: value for name, value in msgspec.to_builtins(SELLER).items() if name not in ("id", "created_at", "automatic_since")}
 BUYER_FIELDS = {name: value for name, value in msgspec.to_builtins(BUYER).items() if name != "organization_id"}
 
 
@@ -48,6 +48,8 @@ def test_158_an_organization_reads_its_own_issued_invoices_and_nobody_elses(cont
     refused(operator.get(account), 404, "not_found")
     wrong = BUYER_FIELDS | {"legal_entity_id": entity["id"], "vat_id": "DE129273399"}
     refused(operator.put(account, json=wrong), 400, "invalid_value", "vat_id")
+    checked = BUYER_FIELDS | {"legal_entity_id": entity["id"], "vat_check": {"vat_id": "FR40303265045", "checked_at": 1790000000}}
+    refused(operator.put(account, json=checked), 400, "invalid_value", "vat_check")
     refused(operator.post(f"/v1/platform/periods/{PERIOD}/invoices"), 404, "not_found")
     answered(operator.put(account, json=BUYER_FIELDS | {"legal_entity_id": entity["id"]}))
     (previewed,) = answered(operator.get(f"/v1/platform/periods/{PERIOD}/invoice_preview"))["data"]
@@ -61,7 +63,8 @@ def test_158_an_organization_reads_its_own_issued_invoices_and_nobody_elses(cont
     refused(operator.get(f"/v1/platform/invoices/{draft['id']}/files/ubl"), 404, "not_found")
     assert operator.get(f"/v1/platform/invoices/{draft['id']}/files/pdf").content.startswith(b"%PDF")
     issued = answered(operator.post(f"/v1/platform/invoices/{draft['id']}/issue"))
-    assert issued["number"] == "RE-2026-000001"
+    assert issued["number"] == "RE-2026-000001" and issued["issued_by"].startswith("key_")
+    assert answered(own.get(f"/v1/organization/invoices/{draft['id']}"))["issued_by"] is None
     assert [each["id"] for each in answered(own.get("/v1/organization/invoices"))["data"]] == [draft["id"]]
     assert hashlib.sha256(own.get(f"{files}/json").content).hexdigest() == issued["digest"]
     assert own.get(f"{files}/ubl").content == operator.get(f"/v1/platform/invoices/{draft['id']}/files/ubl").content

@@ -2,18 +2,22 @@
 
 A period has one invoice for its usage. Corrections that are booked in it stand on that invoice if they are about its own requests; those
 about requests of an earlier period stand on a document of their own that names the invoice of that period, so that each line lies in the
-period of its document and is taxed as it was at first. All of it is computed from what was booked, so it is the same whenever it is made.
+period of its document and is taxed as it was at first. All of it is computed from what was booked, so it is the same whenever it is made;
+where retention has removed some of it, nothing is made. What an issued document of the period bills already is left out.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import tzinfo
 from typing import NamedTuple
 
+from tollway.control.invoicing.texts import TEXTS
+from tollway.control.money.periods import NOT_KEPT, are_corrected_kept, is_kept
 from tollway.domain.billing_classes import BillingClass
-from tollway.domain.billing_parties import BillingAccount, LegalEntity
+from tollway.domain.billing_parties import BillingAccount, Language, LegalEntity
 from tollway.domain.faults import STATE_CONFLICT, Fault
 from tollway.domain.invoices import (
+    LINES_MAX,
     AllowanceKind,
     Charge,
     Content,
@@ -21,6 +25,7 @@ from tollway.domain.invoices import (
     DocumentPeriod,
     InvoiceKind,
     InvoiceLine,
+    LineKind,
     ServiceDays,
     UsageKey,
     days_of_service,
@@ -32,7 +37,7 @@ from tollway.domain.invoices import (
     make_usage_lines,
     negate_lines,
 )
-from tollway.domain.periods import Period, find_zone
+from tollway.domain.periods import Period, PeriodClosure, find_zone
 from tollway.domain.tax import TaxDecision, TaxFacts, TaxUndecided, decide_tax
 from tollway.storage import invoices as stored
 from tollway.storage import periods as stored_periods
@@ -46,6 +51,23 @@ class UsageOfPeriod(NamedTuple):
 
     sums: Mapping[UsageKey, int]
     late: ServiceDays | None
+
+
+class CorrectionKey(NamedTuple):
+    """Corrections of a period that are one line: of requests of one model that were served on these days."""
+
+    model: str
+    service: ServiceDays
+
+
+class Billed(NamedTuple):
+    """Charges that issued documents of a period bill already: its own invoice, None if there is none, and corrections."""
+
+    own: Document | None = None
+    corrections: Set[CorrectionKey] = frozenset()
+
+
+NOTHING_BILLED = Billed()
 
 
 class Part(NamedTuple):
@@ -74,8 +96,8 @@ def sum_events(found: Sequence[EventSum], units: Mapping[str, Mapping[str, int]]
             raise ValueError(f"the price {each.price_version} does not exist")
         for billing_class, pico in each.amounts.items():
             sums[UsageKey(each.is_late, each.model, each.service_tier, billing_class, units[each.price_version][billing_class])] += pico
-    late = [each for each in found if each.is_late and each.amounts]
-    days = days_of_service(min(each.first_at for each in late), max(each.last_at for each in late) + 1, zone) if late else None
+    late = [(each.first_at, each.last_at) for each in found if each.is_late and each.first_at is not None and each.last_at is not None]
+    days = days_of_service(min(first for first, _ in late), max(last for _, last in late) + 1, zone) if late else None
     return UsageOfPeriod(sums, days)
 
 
@@ -86,32 +108,53 @@ def zone_of(period: Period) -> tzinfo:
     return zone
 
 
-def list_parts(tx: Transaction, period: Period, entity: LegalEntity, account: BillingAccount, charges: Sequence[Charge] = ()) -> list[Part]:
-    """Return the documents of a period: its invoice, if there is anything to bill, and those that correct others. Raises STATE_CONFLICT
-    where the tax cannot be decided."""
+def list_correction_keys(document: Document) -> list[CorrectionKey]:
+    """Return which corrections a document bills."""
+    return [CorrectionKey(line.model, line.service) for line in document.lines if line.kind is LineKind.CORRECTION]
+
+
+def list_parts(
+    tx: Transaction,
+    period: Period,
+    entity: LegalEntity,
+    account: BillingAccount,
+    *,
+    charges: Sequence[Charge] = (),
+    billed: Billed = NOTHING_BILLED,
+) -> list[Part]:
+    """Return the documents of a period: its invoice, if there is anything to bill, and those that correct others; without what is billed
+    already. Raises STATE_CONFLICT where the tax cannot be decided, or where what was booked is not all there, or makes no invoice."""
     step, zone = find_step(period.currency), zone_of(period)
     service = days_of_service(period.start_at, period.end_at, zone)
-    usage = sum_usage(tx, period)
-    lines = make_usage_lines(usage.sums, service, usage.late, step) + make_charge_lines(charges, step)
+    _check_kept(tx, period)
+    try:
+        usage = sum_usage(tx, period)
+        lines = make_usage_lines(usage.sums, service, usage.late, step) + make_charge_lines(charges, step)
+    except (ValueError, ZeroDivisionError) as error:
+        raise Fault(STATE_CONFLICT, message=f"The period cannot be invoiced: {error}.") from error
+    _check_sum(period, "usage", sum(usage.sums.values()), lambda closed: sum(closed.amounts.values()))
     burned = Counter[AllowanceKind]()
     for category, pico in stored.list_burned(tx, period.organization_id, period.start_at):
         burned[AllowanceKind(category)] += pico
     own: list[InvoiceLine] = []
     parts: list[Part] = []
     for target_at, corrections in sorted(_sum_corrections(tx, period).items()):
+        days = _find_days(tx, period, target_at)
+        left = {model: pico for model, pico in corrections.items() if CorrectionKey(model, days) not in billed.corrections}
+        corrected = make_correction_lines(left, days, step)
         target = None if target_at == period.start_at else _find_invoice_of(tx, period.organization_id, target_at)
         if target is None:
-            own += make_correction_lines(corrections, _find_days(tx, period, target_at, zone), step)
-        else:
-            corrected = make_correction_lines(corrections, target.service, step)
-            parts.append(Part(_make_correction(corrected, target.service, target.tax_decision, period), target.id))
-    decision = decide(entity, account, service.last)
+            own += corrected
+        elif corrected:
+            parts.append(Part(make_correction(corrected, target.service, target.tax_decision, period, account.language), target.id))
+    decision = decide(entity, account, service.last) if billed.own is None else billed.own.tax_decision
     exact_pico = sum(line.amount_pico for line in (*lines, *own)) - sum(burned.values())
-    is_folded = exact_pico >= 0 and sum(line.net_minor for line in (*lines, *own)) >= 0
+    is_folded = billed.own is None and exact_pico >= 0 and sum(line.net_minor for line in (*lines, *own)) >= 0
     if own and not is_folded:
-        parts.insert(0, Part(_make_correction(own, service, decision, period), is_of_own_invoice=bool(lines)))
+        is_of_own_invoice = billed.own is not None or bool(lines)
+        parts.insert(0, Part(make_correction(own, service, decision, period, account.language), is_of_own_invoice=is_of_own_invoice))
         own = []
-    if lines or own:
+    if billed.own is None and (lines or own):
         content = Content(
             kind=InvoiceKind.INVOICE,
             lines=[*lines, *own],
@@ -121,12 +164,27 @@ def list_parts(tx: Transaction, period: Period, entity: LegalEntity, account: Bi
             period=describe_period(period),
         )
         parts.insert(0, Part(content))
+    if any(len(part.content.lines) > LINES_MAX for part in parts):
+        raise Fault(STATE_CONFLICT, message=f"The period cannot be invoiced: a document would have more than {LINES_MAX} lines.")
     return parts
 
 
-def _make_correction(lines: list[InvoiceLine], service: ServiceDays, decision: TaxDecision, period: Period) -> Content:
-    """Return a document of corrections: a credit note if they give back, otherwise an invoice."""
-    gives_back = sum(line.amount_pico for line in lines) <= 0
+def _check_kept(tx: Transaction, period: Period) -> None:
+    """Raise STATE_CONFLICT where retention has removed events of the period, or events that its corrections are about."""
+    if not is_kept(tx, list(stored_periods.iterate_blocks(tx, period.id))) or not are_corrected_kept(tx, period):
+        raise Fault(STATE_CONFLICT, message=NOT_KEPT)
+
+
+def _check_sum(period: Period, name: str, pico: int, right: Callable[[PeriodClosure], int]) -> None:
+    """Raise STATE_CONFLICT where a sum is not what the period was closed with."""
+    if period.closed is not None and pico != right(period.closed):
+        message = f"The {name} of the period is not what it was closed with: `tollway verify` shows the difference."
+        raise Fault(STATE_CONFLICT, message=message)
+
+
+def make_correction(lines: list[InvoiceLine], service: ServiceDays, decision: TaxDecision, period: Period, language: Language) -> Content:
+    """Return a document of corrections: a credit note if its rounded lines give back, otherwise an invoice."""
+    gives_back = (sum(line.net_minor for line in lines), sum(line.amount_pico for line in lines)) <= (0, 0)
     return Content(
         kind=InvoiceKind.CREDIT_NOTE if gives_back else InvoiceKind.INVOICE,
         lines=negate_lines(lines) if gives_back else lines,
@@ -134,7 +192,7 @@ def _make_correction(lines: list[InvoiceLine], service: ServiceDays, decision: T
         service=service,
         tax_decision=decision,
         period=describe_period(period),
-        reason="corrections of usage",
+        reason=TEXTS[language]["corrections_of_usage"],
     )
 
 
@@ -142,8 +200,12 @@ def _sum_corrections(tx: Transaction, period: Period) -> dict[int, dict[str, int
     """Return what the corrections that are booked in a period add, by the start of the period of their request and by model."""
     sums: dict[int, dict[str, int]] = {}
     for each in stored.iterate_corrections(tx, period):
-        by_model = sums.setdefault(period.start_at if each.target_at is None else each.target_at, {})
+        if each.target_at is None:
+            raise Fault(STATE_CONFLICT, message=NOT_KEPT)
+        by_model = sums.setdefault(each.target_at, {})
         by_model[each.model] = by_model.get(each.model, 0) + each.amount_pico
+    total_pico = sum(pico for by_model in sums.values() for pico in by_model.values())
+    _check_sum(period, "corrections", total_pico, lambda closed: closed.adjustments_pico)
     return sums
 
 
@@ -153,10 +215,10 @@ def _find_invoice_of(tx: Transaction, organization_id: str, period_at: int) -> D
     return None if found is None else decode_document(found.document)
 
 
-def _find_days(tx: Transaction, period: Period, target_at: int, zone: tzinfo) -> ServiceDays:
-    """Return the days of the period of a corrected request, which no invoice bills."""
+def _find_days(tx: Transaction, period: Period, target_at: int) -> ServiceDays:
+    """Return the days of the period of a corrected request."""
     target = period if target_at == period.start_at else stored_periods.find_period_at(tx, period.organization_id, target_at) or period
-    return days_of_service(target.start_at, target.end_at, zone)
+    return days_of_service(target.start_at, target.end_at, zone_of(target))
 
 
 def decide(entity: LegalEntity, account: BillingAccount, supplied_on: str) -> TaxDecision:

@@ -15,10 +15,10 @@ import msgspec
 
 from tollway.control.invoicing import cii, parties, ubl
 from tollway.control.invoicing.booking import entries_of, issue_id
-from tollway.control.invoicing.contents import Part, list_parts
+from tollway.control.invoicing.contents import Billed, CorrectionKey, Part, list_correction_keys, list_parts
 from tollway.control.invoicing.xml_elements import MINOR_UNITS_MAX
 from tollway.control.money import periods
-from tollway.domain.billing_parties import LegalEntity
+from tollway.domain.billing_parties import BillingAccount, LegalEntity
 from tollway.domain.currencies import get_currency
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.invoices import (
@@ -122,7 +122,8 @@ def draft_period(tx: PlatformTx, period_id: str, new_id: NewId, now: int) -> lis
     """Make the drafts of a closed period, in place of drafts that it has already. What is issued stays, and is not drafted again unless
     it was cancelled.
 
-    Raises RESOURCE_UNKNOWN, or STATE_CONFLICT where the period is not closed, its tax cannot be decided, or nothing is left to be drafted.
+    Raises RESOURCE_UNKNOWN, or STATE_CONFLICT where the period is not closed or not kept, its tax cannot be decided, or nothing is left to
+    be drafted.
     """
     period = periods.get_period(tx, period_id)
     stored_periods.lock_organization(tx, period.organization_id)
@@ -130,19 +131,17 @@ def draft_period(tx: PlatformTx, period_id: str, new_id: NewId, now: int) -> lis
         raise Fault(STATE_CONFLICT, message="The period is not closed yet.")
     account = parties.get_account(tx, period.organization_id)
     entity = parties.get_entity(tx, account.legal_entity_id)
-    parts = list_parts(tx, period, entity, account)
     there = stored.list_of_period(tx, period.id)
-    issued = [each for each in there if each.state is InvoiceState.ISSUED and not is_cancelled(tx, each.id)]
+    billed = _find_billed(tx, there)
+    parts = list_parts(tx, period, entity, account, billed=billed)
     for each in there:
         if each.state is InvoiceState.DRAFT:
             stored.void_draft(tx, each.id, now)
-    own = next((each.id for each in issued if each.corrects_id is None), None)
+    own = None if billed.own is None else billed.own.id
     drafts: list[StoredInvoice] = []
     for part in parts:
         corrects_id = own if part.is_of_own_invoice else part.of_invoice_id
-        if any(each.corrects_id == corrects_id and each.kind is part.content.kind for each in issued):
-            continue
-        draft = _store_draft(tx, part, corrects_id, entity, period, new_id(), now)
+        draft = _store_draft(tx, part, corrects_id, entity, account, period, new_id(), now)
         drafts.append(draft)
         if corrects_id is None and own is None:
             own = draft.id
@@ -151,21 +150,31 @@ def draft_period(tx: PlatformTx, period_id: str, new_id: NewId, now: int) -> lis
     return drafts
 
 
+def _find_billed(tx: PlatformTx, there: Sequence[StoredInvoice]) -> Billed:
+    """Return what the issued documents of a period that are not cancelled bill."""
+    own: Document | None = None
+    corrections = set[CorrectionKey]()
+    for each in there:
+        if each.state is InvoiceState.ISSUED and not is_cancelled(tx, each.id):
+            document = decode_document(each.document)
+            corrections.update(list_correction_keys(document))
+            if each.corrects_id is None and each.kind is InvoiceKind.INVOICE:
+                own = document
+    return Billed(own, corrections)
+
+
 def _store_draft(
-    tx: PlatformTx, part: Part, corrects_id: str | None, entity: LegalEntity, period: Period, id: str, now: int
+    tx: PlatformTx, part: Part, corrects_id: str | None, entity: LegalEntity, account: BillingAccount, period: Period, id: str, now: int
 ) -> StoredInvoice:
-    account = parties.get_account(tx, period.organization_id)
     content = part.content
     if corrects_id is not None:
-        content = _refer(tx, content, corrects_id)
+        original = decode_document(get_invoice(tx, corrects_id).document)
+        reference = DocumentReference(id=original.id, number=original.number, issued_on=original.issued_on)
+        content = msgspec.structs.replace(content, corrects=reference)
+        # Who sold it corrects it, whoever sells to the organization by now.
+        entity = parties.get_entity(tx, original.legal_entity_id)
     document = make_draft(id, content, entity, account, period.currency)
     return _insert(tx, document, entity, corrects_id=corrects_id, period_id=period.id, now=now)
-
-
-def _refer(tx: PlatformTx, content: Content, corrects_id: str) -> Content:
-    original = decode_document(get_invoice(tx, corrects_id).document)
-    reference = DocumentReference(id=original.id, number=original.number, issued_on=original.issued_on)
-    return msgspec.structs.replace(content, corrects=reference)
 
 
 def _insert(
@@ -211,9 +220,11 @@ def _lock(tx: PlatformTx, invoice_id: str) -> StoredInvoice:
 def draft_credit_note(tx: PlatformTx, invoice_id: str, *, amount_pico: int | None, reason: str, id: str, now: int) -> StoredInvoice:
     """Draft a credit note to an issued invoice: about an amount before tax, or (None) about all of it, which cancels the invoice.
 
-    Raises RESOURCE_UNKNOWN, PARAMETER_INVALID for an amount that is more than what is left of the invoice or no multiple of the smallest
-    unit of the currency, STATE_CONFLICT where the invoice is not issued, or was corrected before and cannot be cancelled.
+    Raises RESOURCE_UNKNOWN, PARAMETER_INVALID for a reason that the PDF cannot show, or an amount that is more than what is left of the
+    invoice or no multiple of the smallest unit of the currency, STATE_CONFLICT where the invoice is not issued, or was corrected before and
+    cannot be cancelled.
     """
+    parties.refuse(parties.find_text_problem("reason", reason))
     found = _lock(tx, invoice_id)
     if found.state is not InvoiceState.ISSUED or found.kind is not InvoiceKind.INVOICE:
         raise Fault(STATE_CONFLICT, message="A credit note can be made to an issued invoice only.")
@@ -309,13 +320,19 @@ def render_files(document: Document) -> dict[str, bytes]:
 
 
 def _complete_reference(tx: PlatformTx, found: StoredInvoice, draft: Document) -> Document:
-    """Return a draft with the number of the document that it corrects, which may have been a draft when it was made."""
+    """Return a draft with the number of the document that it corrects, which may have been a draft when it was made. Raises STATE_CONFLICT
+    where that is not issued, or is cancelled, or where the draft cancels what others correct."""
     if found.corrects_id is None:
         return draft
     original = get_invoice(tx, found.corrects_id)
     if original.state is not InvoiceState.ISSUED:
         raise Fault(STATE_CONFLICT, message=f"It corrects {original.id}, which is {original.state}: issue that one first, or draft anew.")
     document = decode_document(original.document)
+    others = [each for each in stored.list_corrections_of(tx, original.id) if each.state is InvoiceState.ISSUED]
+    if found.cancels and others:
+        raise Fault(STATE_CONFLICT, message=f"{document.number} was corrected by other documents meanwhile: void this one.")
+    if any(each.cancels for each in others):
+        raise Fault(STATE_CONFLICT, message=f"{document.number} was cancelled meanwhile: draft anew.")
     reference = DocumentReference(id=document.id, number=document.number, issued_on=document.issued_on)
     return msgspec.structs.replace(draft, corrects=reference)
 
@@ -323,8 +340,3 @@ def _complete_reference(tx: PlatformTx, found: StoredInvoice, draft: Document) -
 def _today(entity: LegalEntity, now: int) -> str:
     zone = find_zone(entity.time_zone) or UTC
     return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=now)).astimezone(zone).date().isoformat()
-
-
-def list_due(tx: PlatformTx, now: int, limit: int) -> Sequence[str]:
-    """Return drafts whose grace period is over."""
-    return stored.list_due_drafts(tx, now, limit=limit)

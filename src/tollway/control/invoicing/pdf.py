@@ -5,9 +5,13 @@ the archived document: the XML is the original, the PDF shows it.
 """
 
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from functools import cache
 from importlib.resources import files
+from threading import BoundedSemaphore
 from typing import Any, Final
 
 import typst
@@ -17,6 +21,7 @@ from tollway.control.invoicing.texts import TEXTS, describe_line, describe_proof
 from tollway.control.invoicing.xml_elements import FACTUR_X, MINOR_UNITS_MAX, line_percent
 from tollway.domain.billing_parties import Language
 from tollway.domain.currencies import get_currency
+from tollway.domain.faults import RENDERING_BUSY, STATE_CONFLICT, Fault
 from tollway.domain.invoices import Document, InvoiceKind, InvoiceLine
 from tollway.domain.money import format_amount, format_minor
 
@@ -24,6 +29,18 @@ STANDARD: Final = "a-3b"
 
 DRAFT_DAY = "1970-01-01"
 """Date in the metadata of the PDF of a draft, which has none of its own."""
+
+TURN_SECONDS: Final = 10
+"""Longest wait for the PDFs before: one of thousands of lines takes seconds."""
+
+WAITING_MAX: Final = 4
+"""PDFs that wait for their turn, each in a thread of the API."""
+
+_places, _turn = BoundedSemaphore(WAITING_MAX + 1), BoundedSemaphore(1)
+
+FONT: Final = "Libertinus Serif"
+
+_PROBE: Final = b'#set document(title: "-")\n#set text(font: sys.inputs.font)\n#sys.inputs.text'
 
 Rows = list[tuple[str, str]]
 
@@ -34,14 +51,57 @@ def _template() -> bytes:
 
 
 def render(document: Document) -> bytes:
-    """Return a document as PDF. That of a draft says so, and has no XML."""
-    inputs = {"data": json.dumps(describe(document), ensure_ascii=False)}
+    """Return a document as PDF, one at a time in this process. That of a draft says so, and has no XML. Raises RENDERING_BUSY where too
+    many wait, and STATE_CONFLICT for text that the font does not have."""
+    inputs = {"data": json.dumps(describe(document), ensure_ascii=False), "font": FONT}
     if document.number and get_currency(document.currency).minor_units <= MINOR_UNITS_MAX:
         inputs["xml"] = cii.render(document, FACTUR_X).decode()
     day = date.fromisoformat(document.issued_on or DRAFT_DAY)
     at = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
-    made = typst.compile(_template(), None, format="pdf", sys_inputs=inputs, pdf_standards=STANDARD, timestamp=at, ignore_system_fonts=True)
-    return made
+    with _take_turn():
+        try:
+            return _compile(_template(), inputs, at)
+        except typst.TypstError as error:
+            unshown = _name_unshown(error)
+            message = f"The document cannot be set as PDF: the font has no {unshown!r}. It can be downloaded in its other formats."
+            raise Fault(STATE_CONFLICT, message=message) from error
+
+
+@contextmanager
+def _take_turn() -> Iterator[None]:
+    """Wait for the documents before. Raises RENDERING_BUSY where too many wait already, or for too long."""
+    if not _places.acquire(blocking=False):
+        raise Fault(RENDERING_BUSY, retry_after_seconds=TURN_SECONDS)
+    try:
+        if not _turn.acquire(timeout=TURN_SECONDS):
+            raise Fault(RENDERING_BUSY, retry_after_seconds=TURN_SECONDS)
+        try:
+            yield
+        finally:
+            _turn.release()
+    finally:
+        _places.release()
+
+
+def find_unshown(text: str) -> str:
+    """Return the first text that the font of the page does not have; empty if it has all."""
+    try:
+        _compile(_PROBE, {"text": text, "font": FONT}, 0)
+    except typst.TypstError as error:
+        return _name_unshown(error)
+    return ""
+
+
+def _compile(source: bytes, inputs: dict[str, str], at: int) -> bytes:
+    return typst.compile(source, None, format="pdf", sys_inputs=inputs, pdf_standards=STANDARD, timestamp=at, ignore_system_fonts=True)
+
+
+def _name_unshown(error: typst.TypstError) -> str:
+    """Return the text that an error of typst is about. Raises the error if it is about something else."""
+    found = re.search(r'the text `"(.*?)"` could not be displayed', str(error))
+    if found is None:
+        raise error
+    return found[1]
 
 
 def describe(document: Document) -> dict[str, Any]:
@@ -119,7 +179,13 @@ def _list_footer(document: Document) -> list[list[str]]:
     texts, seller, bank = TEXTS[document.language], document.seller, document.bank_account
     contact = seller.contact
     return [
-        [seller.name, seller.address.street, f"{seller.address.postal_code} {seller.address.city}", seller.registration],
+        [
+            seller.name,
+            seller.address.street,
+            f"{seller.address.postal_code} {seller.address.city}",
+            seller.address.country,
+            *([seller.registration] if seller.registration else []),
+        ],
         [
             *([f"{texts['vat_id']} {seller.vat_id}"] if seller.vat_id else []),
             *([f"{texts['tax_number']} {seller.tax_number}"] if seller.tax_number else []),

@@ -10,7 +10,7 @@ Texts = Mapping[str, str]
 TEXTS: Mapping[Language, Texts] = {
     Language.GERMAN: {
         "invoice": "Rechnung",
-        "credit_note": "Gutschrift",
+        "credit_note": "Rechnungskorrektur",  # a "Gutschrift" is an invoice by the buyer (§ 14 (4) no. 10 UStG)
         "cancellation": "Stornorechnung",
         "draft": "Entwurf",
         "number": "Nummer",
@@ -37,12 +37,14 @@ TEXTS: Mapping[Language, Texts] = {
         "net": "Nettobetrag",
         "tax": "Umsatzsteuer",
         "gross": "Rechnungsbetrag",
-        "credit_gross": "Gutschriftbetrag",
+        "credit_gross": "Korrekturbetrag",
         "allowance_paid": "Vorausbezahltes Guthaben",
         "allowance_promotional": "Werbeguthaben",
         "allowance_goodwill": "Kulanzguthaben",
         "late": "nachträglich erfasst",
         "corrections": "Korrekturen",
+        "corrections_of_usage": "Korrekturen der Nutzung",
+        "kind_of_service": "Nutzung von KI-Modellen",
         "unit_token": "Token",
         "unit_character": "Zeichen",
         "unit_second": "s",
@@ -106,6 +108,8 @@ TEXTS: Mapping[Language, Texts] = {
         "allowance_goodwill": "Goodwill credit",
         "late": "recorded late",
         "corrections": "corrections",
+        "corrections_of_usage": "corrections of usage",
+        "kind_of_service": "Use of AI models",
         "unit_token": "tokens",
         "unit_character": "characters",
         "unit_second": "s",
@@ -144,16 +148,16 @@ def title_of(document: Document) -> str:
 
 
 def describe_line(line: InvoiceLine, language: Language) -> str:
-    """Return what a line is about: model, class and service tier, or the text of a charge."""
+    """Return what a line is about: the kind of service, model, class and service tier, or the text of a charge."""
     texts = TEXTS[language]
     match line.kind:
         case LineKind.USAGE | LineKind.LATE_USAGE:
-            parts = [line.model, texts[f"class_{line.billing_class}"]]
+            parts = [f"{texts['kind_of_service']}: {line.model}", texts[f"class_{line.billing_class}"]]
             parts += [line.service_tier] if line.service_tier != "standard" else []
             parts += [texts["late"]] if line.kind is LineKind.LATE_USAGE else []
             return ", ".join(parts)
         case LineKind.CORRECTION:
-            return f"{line.model}, {texts['corrections']}"
+            return f"{texts['kind_of_service']}: {line.model}, {texts['corrections']}"
         case LineKind.CHARGE | LineKind.CREDIT:
             return line.description
 

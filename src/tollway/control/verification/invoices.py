@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 import msgspec
 
 from tollway.control.invoicing.booking import entries_of, issue_id
-from tollway.control.invoicing.contents import describe_period, sum_usage, zone_of
+from tollway.control.invoicing.contents import CorrectionKey, describe_period, list_correction_keys, sum_usage, zone_of
 from tollway.control.invoicing.documents import render_files
 from tollway.control.money.periods import are_corrected_kept, is_kept
 from tollway.domain.currencies import CURRENCIES
@@ -91,11 +91,12 @@ def compare_invoices(tx: PlatformTx, add: Add) -> tuple[Sums, Sums]:
     for document in issued.values():
         if document.cancels and document.corrects is not None:
             original = issued.get(document.corrects.id)
-            if original is not None and original.period is not None:
+            if original is not None and original.period is not None and original.corrects is None:
                 billed[original.period.id] -= 1
     for period_id, count in billed.items():
         if count > 1:
             add("invoices", f"{period_id} is billed by {count} invoices")
+    _compare_corrections(issued, add)
     _compare_references(issued, add)
     for transaction_id in booked:
         add("invoice_transactions", f"{transaction_id} books no issued document")
@@ -223,6 +224,17 @@ def _unnumbered(lines: Iterable[InvoiceLine]) -> list[InvoiceLine]:
     return [msgspec.structs.replace(line, number=0) for line in lines]
 
 
+def _compare_corrections(issued: Mapping[str, Document], add: Add) -> None:
+    """Find corrections of a period that several documents bill which stand."""
+    counted = Counter[tuple[str, CorrectionKey]]()
+    for document in issued.values():
+        if document.period is not None:
+            counted.update({(document.period.id, key): -1 if document.cancels else 1 for key in list_correction_keys(document)})
+    for (period_id, key), count in counted.items():
+        if count > 1:
+            add("invoices", f"{period_id}: its corrections of {key.model} of {key.service.first} to {key.service.last} stand {count} times")
+
+
 def _compare_references(issued: Mapping[str, Document], add: Add) -> None:
     """Compare documents with those that they correct: number and tax, the whole of it where it cancels, and no more back than was
     billed."""
@@ -235,7 +247,7 @@ def _compare_references(issued: Mapping[str, Document], add: Add) -> None:
         if original is None or (original.number, original.issued_on) != (reference.number, reference.issued_on):
             add("invoices", f"{id}: it refers to {reference.number}, which was not issued so")
             continue
-        if document.tax_decision != original.tax_decision and document.period is None:
+        if document.tax_decision != original.tax_decision:
             add("invoices", f"{id}: its tax is not that of {reference.number}")
         same = ("lines", "allowances", "totals", "tax", "period", "currency", "service", "seller", "buyer", "tax_decision")
         if document.cancels and any(getattr(document, name) != getattr(original, name) for name in same):

@@ -95,6 +95,9 @@ class DunningStepBody(In):
 class VatCheckBody(In):
     """Evidence that the VAT id was looked up in its register and is valid."""
 
+    vat_id: Annotated[
+        Number, Field(min_length=1, description="The VAT id that was looked up: that of the account.", examples=["FR40303265045"])
+    ]
     checked_at: Annotated[Second, Field(description="When it was looked up, in Unix seconds (UTC).", examples=[1790000000])]
     source: Annotated[Text, Field(description="The register.", examples=["VIES"])] = "VIES"
     consultation_number: Annotated[OptionalText, Field(description="What the register calls the look-up.", examples=["WAPIAAAAX"])] = ""
@@ -192,7 +195,7 @@ class BillingAccountWrite(In):
             vat_check=None
             if check is None
             else VatCheck(
-                vat_id=self.vat_id,
+                vat_id=check.vat_id,
                 checked_at=check.checked_at * 1_000_000,
                 source=check.source,
                 consultation_number=check.consultation_number,
@@ -218,7 +221,7 @@ class BillingAccountOut(Out):
 def entity_out(entity: LegalEntity) -> LegalEntityOut:
     """Return a legal entity as the API shows it."""
     fields = msgspec.to_builtins(entity)
-    del fields["created_at"]
+    del fields["created_at"], fields["automatic_since"]
     return LegalEntityOut.model_validate(fields, strict=False)
 
 
@@ -227,6 +230,5 @@ def account_out(account: BillingAccount) -> BillingAccountOut:
     fields = msgspec.to_builtins(account)
     organization_id = fields.pop("organization_id")
     if account.vat_check is not None:
-        del fields["vat_check"]["vat_id"]
         fields["vat_check"]["checked_at"] = find_seconds(account.vat_check.checked_at)
     return BillingAccountOut(organization_id=organization_id, account=BillingAccountWrite.model_validate(fields, strict=False))
