@@ -57,7 +57,7 @@ OTHER_VARIABLES = {
 """Variables that are not settings, with their meaning."""
 
 _UNCHECKED_VARIABLES = re.compile(
-    r"TOLLWAY_CREDENTIAL_\w+"  # upstream credentials, which a platform file names
+    r"TOLLWAY_(?:CREDENTIAL|CLIENT_SECRET)_\w+"  # secrets of upstreams and at identity providers, which a platform file names
     r"|TOLLWAY_(?:TEST_\w+|SIMULATION_SEEDS|NATIVE|PARENT)"  # of the tests, the build and the supervisor
     r"|TOLLWAY_(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)"
     # the last are what Kubernetes sets in every container for a Service whose name begins with "tollway"

@@ -7,9 +7,12 @@ import pytest
 from pydantic import TypeAdapter
 
 from tollway.cli.app import run
+from tollway.cli.catalog import identity_file
 from tollway.cli.catalog.platform_file import _NUMBERS, read
+from tollway.control.api.authentication.sign_in_connections import ConnectionCreate
 from tollway.control.api.catalog.deployment_schemas import Tier, Weight
 from tollway.control.api.catalog.model_schemas import ModelCreate
+from tollway.control.api.identity.federation import ProviderCreate, Restricted, RuleCreate
 from tollway.settings import OperatorError
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +35,20 @@ def test_ranges_are_those_of_the_api() -> None:
     for name in ("output_tokens_max", "context_length"):
         (number, _) = ModelCreate.model_json_schema()["properties"][name]["anyOf"]
         assert (number["minimum"], number["maximum"]) == _NUMBERS[name]
+
+
+def test_bounds_of_identity_are_those_of_the_api() -> None:
+    connection, provider, rule = (each.model_json_schema()["properties"] for each in (ConnectionCreate, ProviderCreate, RuleCreate))
+    texts = [connection["issuer"], provider["issuer"], provider["audience"]]
+    assert {each["maxLength"] for each in texts} == {identity_file._TEXT_CHARACTERS_MAX}
+    assert connection["client_id"]["maxLength"] == identity_file._CLIENT_ID_CHARACTERS_MAX
+    assert {connection[name]["maxLength"] for name in ("name", "groups_claim")} == {identity_file._NAME_CHARACTERS_MAX}
+    assert connection["domains"]["maxItems"] == identity_file._DOMAINS_MAX
+    assert connection["groups"]["maxProperties"] == identity_file._GROUPS_MAX
+    assert provider["description"]["anyOf"][0]["maxLength"] == identity_file._DESCRIPTION_CHARACTERS_MAX
+    values = rule["attribute_matchers"]["additionalProperties"]["anyOf"]
+    assert [each["maxLength"] for each in values if "maxLength" in each] == [identity_file._CLAIM_CHARACTERS_MAX]
+    assert Restricted.model_json_schema()["properties"]["scopes"]["maxItems"] == identity_file._ENDPOINTS_MAX
 
 
 MODEL = "endpoints: [completions]"

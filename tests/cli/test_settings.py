@@ -190,6 +190,7 @@ def test_variables_that_are_read_elsewhere_are_not_refused() -> None:
         PARENT_ENV,
         "TOLLWAY_TEST_POSTGRES",
         "TOLLWAY_CREDENTIAL_LLAMA_70B",
+        "TOLLWAY_CLIENT_SECRET_COMPANY",
     ]
     for service in ("TOLLWAY", "TOLLWAY_CONTROL"):
         found += [f"{service}_SERVICE_HOST", f"{service}_SERVICE_PORT", f"{service}_SERVICE_PORT_HTTP", f"{service}_PORT"]

@@ -189,7 +189,7 @@ def test_apply_publishing_a_model_without_a_price_changes_nothing(serving: Runni
 
 def test_example_of_the_platform_file_applies_as_printed(serving: Running, tmp_path: Path) -> None:
     example = Path(__file__).parents[2] / "docs" / "platform.example.yaml"
-    env = {"TOLLWAY_CREDENTIAL_LLAMA": "upstream-secret"}
+    env = {"TOLLWAY_CREDENTIAL_LLAMA": "upstream-secret", "TOLLWAY_CLIENT_SECRET_COMPANY": "client-secret"}
     do(serving, "apply", "-f", str(example), env=env)
     assert do(serving, "apply", "-f", str(example), env=env) == "nothing to change\n"
 

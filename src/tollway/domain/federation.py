@@ -12,6 +12,12 @@ KEYS_MAX = 50
 KEY_BYTES_MAX = 4096
 """Public members of one key as JSON, in bytes. An RSA key of 8192 bits has 1500."""
 
+PROVIDERS_MAX = 20
+"""Identity providers of one organization whose tokens stand for service accounts."""
+
+CONNECTIONS_MAX = 20
+"""Identity providers of one organization with which its people sign in."""
+
 RULES_MAX = 100
 """Rules of one identity provider: each verification may try all of them."""
 

@@ -5,6 +5,7 @@ are those of the key, and end with it. Tokens of this platform name the key them
 issuer, the rules of its identity provider decide: the first enabled rule whose matchers the claims meet.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,8 @@ MATCHERS_MAX = 16
 MATCHERS_BYTES_MAX = 4096
 """Matchers of one rule as JSON, in bytes: a whole token has 8192, and all rules of a provider reach gateways in one line, which is
 bounded."""
+
+_CLAIM = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 
 Scalar = str | int | bool
 
@@ -80,6 +83,8 @@ def find_matcher_error(matchers: Mapping[str, Scalar]) -> str | None:
     prefix = matchers.get("sub")
     if isinstance(prefix, str) and prefix.endswith("*") and len(prefix) < 4:
         return "a prefix of the subject must have 3 characters at least"
+    if not all(_CLAIM.fullmatch(name) for name in matchers):
+        return "a claim has a name of 1 to 128 letters, digits and _.:/-"
     return None
 
 

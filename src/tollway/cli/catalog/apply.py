@@ -12,6 +12,8 @@ import typer
 import yaml
 from msgspec import UNSET, UnsetType
 
+from tollway.cli.catalog import identity_state
+from tollway.cli.catalog.identity_state import IdentityState, resolve_client_secret
 from tollway.cli.catalog.plan import DEPLOYMENT_FIELDS, KEY_FIELDS, PlannedChange, list_warnings, make_plan
 from tollway.cli.catalog.platform_file import (
     ApiKeyFile,
@@ -65,6 +67,7 @@ def apply(
             raise typer.Exit(CHANGES_PENDING if changes else 0)
         for change in changes:
             _credential(change)
+            resolve_client_secret(change)
         for change in changes:
             progress.step(change.describe()[0])
             platform.carry_out(change)
@@ -76,9 +79,9 @@ def export(
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Write models, prices, deployments, organizations, projects, limits, budgets and bounds of keys as a file that `apply` reads.
+    """Write models, prices, deployments, organizations, limits, budgets, bounds of keys and identity as a file that `apply` reads.
 
-    Secrets are not in it: where an upstream asks for a credential, the file names a variable to set.
+    Secrets are not in it: where an upstream or an identity provider asks for one, the file names a variable to set.
     """
     with connect(control_url, key, data_dir) as control:
         platform = Platform(control)
@@ -133,6 +136,7 @@ class Platform:
         self._books: dict[str, str] = {}
         self._default_lists: frozenset[str] = frozenset()
         self._book_currencies: dict[str, str] = {}
+        self._identity = IdentityState(control)
 
     # ---- reading -----------------------------------------------------------------------------------------------------
 
@@ -220,6 +224,7 @@ class Platform:
                 **self._read_terms(each["id"]),
                 **self._read_budgets((name,), each["id"], budgets, None if wanted is None else wanted.organizations[name].budgets),
                 "projects": self._read_projects(name, projects, budgets),
+                **self._identity.read(name, None if wanted is None else wanted.organizations[name]),
             }
         return found
 
@@ -364,6 +369,7 @@ class Platform:
 
     def check_references(self, changes: list[PlannedChange], current: PlatformFile) -> None:
         """Raise OperatorError, before anything was done, if a change names something that will not be there when its turn comes."""
+        self._identity.check(changes, current, self._organizations)
         planned = {(change.what, change.place[0]): change for change in changes if change.creates}
         needed = {model for change in changes for model in _models_named(change) if ("model", model) not in planned}
         unknown = needed - self._list_scopes(changes) if needed else set()
@@ -529,6 +535,9 @@ class Platform:
             case "budget":
                 control.act_for_id(self._organizations[place[0]])
                 control.post(f"/organization/budgets/{self._budgets[place]}", body)
+            case what if what in identity_state.KINDS:
+                control.act_for_id(self._organizations[place[0]])
+                self._identity.carry_out(change)
             case _:
                 raise AssertionError(change.what)
 

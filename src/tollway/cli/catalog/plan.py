@@ -4,6 +4,7 @@ The current state has the same shape as the file, so a plan is the difference of
 compared; nothing is ever deleted. What cannot be changed once it exists (a currency, an engine's name for a model) is
 refused when the plan is made, before anything was done."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,14 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from tollway.cli.catalog.identity_file import (
+    FederationRuleFile,
+    GroupFile,
+    IdentityProviderFile,
+    SignInConnectionFile,
+    check_address,
+    list_keys,
+)
 from tollway.cli.catalog.platform_file import (
     BookFile,
     BudgetFile,
@@ -40,7 +49,8 @@ from tollway.settings import OperatorError
 class PlannedChange:
     """One step. `what`: model, fallbacks of model, price, publication, deployment, plan, plan limits, plan model limits,
     plan budgets, organization, plan of organization, project, limits, end user limits, end user model limits,
-    model limits, budget, API key, price book, book price or terms. `place`: the names that lead to it.
+    model limits, budget, API key, price book, book price, terms, group, roles of group, sign-in connection, identity
+    provider or federation rule. `place`: the names that lead to it.
 
     `fields`: each that changes, old and new; on creation the old ones are None. `body`: what to send.
     """
@@ -251,6 +261,103 @@ def _plan_organization(name: str, current: OrganizationFile | None, wanted: Orga
     projects = {} if current is None or current.projects is UNSET else current.projects
     for project_name, project in _items(wanted.projects):
         yield from _plan_project((name, project_name), wanted.currency, projects.get(project_name), project)
+    yield from _plan_identity(name, current, wanted)
+
+
+def _plan_identity(name: str, current: OrganizationFile | None, wanted: OrganizationFile) -> Iterator[PlannedChange]:
+    """Plan groups first, which connections may name, and then whatever signs in."""
+    groups = {} if current is None or current.groups is UNSET else current.groups
+    for key, group in _items(wanted.groups):
+        yield from _plan_group((name, key), groups.get(key), group)
+    connections = {} if current is None or current.sign_in_connections is UNSET else current.sign_in_connections
+    for key, connection in _items(wanted.sign_in_connections):
+        yield from _plan_connection((name, key), connections.get(key), connection)
+    providers = {} if current is None or current.identity_providers is UNSET else current.identity_providers
+    for key, provider in _items(wanted.identity_providers):
+        yield from _plan_provider((name, key), providers.get(key), provider)
+    directories = {} if current is None or current.directories is UNSET else current.directories
+    for key, _ in _items(wanted.directories):
+        if key not in directories:
+            raise OperatorError(
+                f"there is no token of a directory {name} / {key}, and a file makes none: its secret would be lost",
+                hint="tollway scim create-token",
+                exit_code=2,
+            )
+
+
+def _plan_group(place: tuple[str, str], current: GroupFile | None, wanted: GroupFile) -> Iterator[PlannedChange]:
+    if current is None:
+        yield PlannedChange("group", place, True, {}, {})
+    if wanted.roles is UNSET:
+        return
+    before = [] if current is None or current.roles is UNSET else current.roles
+    given, taken = sorted(set(wanted.roles) - set(before)), sorted(set(before) - set(wanted.roles))
+    if given or taken:
+        yield PlannedChange("roles of group", place, False, {"roles": (before, wanted.roles)}, {"given": given, "taken": taken})
+
+
+def _plan_connection(place: tuple[str, str], current: SignInConnectionFile | None, wanted: SignInConnectionFile) -> Iterator[PlannedChange]:
+    where = f"sign-in connection {' / '.join(place)}"
+    if current is not None and current.issuer != wanted.issuer:
+        raise OperatorError(
+            f"{where} is of {current.issuer}, which cannot change to {wanted.issuer}", hint="make another connection", exit_code=2
+        )
+    names: tuple[str, ...] = ("client_id", "trusts_addresses", "domains", "role", "groups_claim", "groups", "enabled")
+    if current is None:
+        names += ("issuer",)
+    if current is None or current.client_secret is UNSET or not isinstance(wanted.client_secret, str):
+        names += ("client_secret",)  # a secret that is there cannot be read, so it is never compared with another one
+    yield from _difference("sign-in connection", place, current, wanted, names)
+
+
+def _plan_provider(place: tuple[str, str], current: IdentityProviderFile | None, wanted: IdentityProviderFile) -> Iterator[PlannedChange]:
+    """Plan a provider, then its rules. An issuer whose keys are fetched must have an address from which control fetches."""
+    where = f"identity provider {' / '.join(place)}"
+    uploaded = wanted.jwks
+    if uploaded is UNSET and wanted.discovery_url is UNSET and current is not None:
+        uploaded = current.jwks
+    if uploaded is UNSET:
+        try:
+            check_address("issuer", wanted.issuer)
+        except ValueError as error:
+            raise OperatorError(f"{where}: {error}", exit_code=2) from None
+    names = ("issuer", "audience", "description", "enabled", "is_direct", "is_single_use")
+    changes = list(_difference("identity provider", place, current, wanted, names))
+    fields, body = (dict(changes[0].fields), dict(changes[0].body)) if changes else ({}, {})
+    before, after = (_describe_keys(each) for each in (current, wanted))
+    is_stated = wanted.jwks is not UNSET or wanted.discovery_url is not UNSET
+    if is_stated and (current is None or before != after):
+        fields["keys"] = (None if current is None else before, after)
+        jwks, url = wanted.jwks, _or_none(wanted.discovery_url)
+        by_url = {"type": "discovery", "discovery_url": url}
+        body["verification"] = by_url if jwks is UNSET else {"type": "uploaded_jwks", "jwks": jwks}
+    if fields or current is None:
+        yield PlannedChange("identity provider", place, current is None, fields, body)
+    rules = {} if current is None or current.rules is UNSET else current.rules
+    for key, rule in _items(wanted.rules):
+        yield from _plan_rule((*place, key), rules.get(key), rule)
+
+
+def _describe_keys(provider: IdentityProviderFile | None) -> str:
+    """Return where the keys of a provider come from, as it is compared and shown."""
+    if provider is None or provider.jwks is UNSET:
+        url = None if provider is None else _or_none(provider.discovery_url)
+        return "fetched from the issuer" if url is None else f"fetched by {url}"
+    keys = list_keys(provider.jwks)
+    digest = hashlib.sha256(msgspec.json.encode(keys, order="sorted")).hexdigest()[:16]
+    return f"{len(keys)} uploaded, digest {digest}"
+
+
+def _plan_rule(place: tuple[str, str, str], current: FederationRuleFile | None, wanted: FederationRuleFile) -> Iterator[PlannedChange]:
+    where = f"federation rule {' / '.join(place)}"
+    if current is not None and (current.project, current.service_account) != (wanted.project, wanted.service_account):
+        raise OperatorError(
+            f"{where} is of service account {current.service_account} in project {current.project}, which cannot change",
+            hint="make another rule, and delete this one by `tollway federation delete-rule`",
+            exit_code=2,
+        )
+    names = ("claims", "endpoints", "description", "enabled") + (("project", "service_account") if current is None else ())
+    yield from _difference("federation rule", place, current, wanted, names)
 
 
 def _plan_plan(name: str, current: PlanFile | None, wanted: PlanFile) -> Iterator[PlannedChange]:

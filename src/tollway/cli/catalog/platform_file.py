@@ -29,6 +29,18 @@
               search: {endpoints: [embeddings], limits: {requests_per_minute: 60}, rotation_schedule: {interval_seconds: 7776000}}
             service_accounts:
               nightly: {limits: {tokens_per_day: 1000000}}
+        groups:
+          engineers: {roles: [developer]}
+        sign_in_connections:
+          company: {issuer: https://login.example.com, client_id: tollway, client_secret: ${LOGIN_SECRET}, groups: {eng: engineers}}
+        identity_providers:
+          github:
+            issuer: https://token.actions.githubusercontent.com
+            audience: https://gateway.example.com
+            rules:
+              deploy: {project: chat, service_account: nightly, claims: {sub: "repo:acme/*"}}
+        directories:
+          okta: {}
     plans:
       starter:
         limits: {requests_per_minute: 60, concurrent_requests: 5}
@@ -50,6 +62,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from tollway.cli.catalog import identity_file
+from tollway.cli.catalog.identity_file import (
+    DirectoryFile,
+    FederationRuleFile,
+    GroupFile,
+    IdentityFile,
+    IdentityProviderFile,
+    SignInConnectionFile,
+)
 from tollway.domain.billing_classes import BILLING_CLASSES, BillingClass, parse_unit_price, with_default_prices
 from tollway.domain.budgets import (
     SUBJECT_BUDGETS_MAX,
@@ -306,7 +327,8 @@ class OrganizationFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     billing periods that do not exist yet. `plan`: the plan whose limits it has where it has none of its own. `queue_weight`:
     its share in the queues of models, beside those of other organizations. `model_limits`: its limits on
     single models, beside those on all. `budgets`: what it may spend, by name. `key_lifetime_seconds_max`: longest time until
-    a key expires that is made or rotated from now on. `rotation_schedule`: of the keys of its projects."""
+    a key expires that is made or rotated from now on. `rotation_schedule`: of the keys of its projects. `groups`: what groups of people
+    may do. `sign_in_connections`, `identity_providers`, `directories`: who says who people and programs are."""
 
     currency: str
     time_zone: str | UnsetType = UNSET
@@ -319,6 +341,10 @@ class OrganizationFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     rotation_schedule: ScheduleFile | UnsetType | None = UNSET
     budgets: dict[str, BudgetFile] | UnsetType = UNSET
     projects: dict[str, ProjectFile] | UnsetType = UNSET
+    groups: dict[str, GroupFile] | UnsetType = UNSET
+    sign_in_connections: dict[str, SignInConnectionFile] | UnsetType = UNSET
+    identity_providers: dict[str, IdentityProviderFile] | UnsetType = UNSET
+    directories: dict[str, DirectoryFile] | UnsetType = UNSET
 
 
 LevelFile = PlanFile | OrganizationFile | ProjectFile | ApiKeyFile | ServiceAccountFile
@@ -397,6 +423,12 @@ def _check_ranges(parsed: msgspec.Struct) -> None:
             raise ValueError(f"{name} must be from {low} to {high:,}, not {value}")
     if isinstance(parsed, OrganizationFile | BookFile):
         _check_currency(parsed.currency)
+    if isinstance(parsed, OrganizationFile):
+        identity_file.check_names("group", parsed.groups)
+        identity_file.check_names("sign-in connection", parsed.sign_in_connections)
+        identity_file.check_names("identity provider", parsed.identity_providers)
+    if isinstance(parsed, IdentityFile):
+        identity_file.check(parsed)
     if isinstance(parsed, BudgetFile):
         _check_budget(parsed)
     if isinstance(parsed, ScheduleFile):
@@ -528,6 +560,11 @@ _NESTED: dict[tuple[type[msgspec.Struct], str], type[msgspec.Struct]] = {
     (ProjectFile, "model_limits"): LimitsFile,
     (ProjectFile, "end_user_model_limits"): LimitsFile,
     (OrganizationFile, "budgets"): BudgetFile,
+    (OrganizationFile, "groups"): GroupFile,
+    (OrganizationFile, "sign_in_connections"): SignInConnectionFile,
+    (OrganizationFile, "identity_providers"): IdentityProviderFile,
+    (OrganizationFile, "directories"): DirectoryFile,
+    (IdentityProviderFile, "rules"): FederationRuleFile,
     (ProjectFile, "budgets"): BudgetFile,
     (ProjectFile, "api_keys"): ApiKeyFile,
     (ProjectFile, "service_accounts"): ServiceAccountFile,
@@ -543,6 +580,10 @@ _SINGLE: dict[str, type[msgspec.Struct]] = {
     "rotation_schedule": ScheduleFile,
 }
 """Fields that are one of something, wherever they stand."""
+
+
+_SETS = frozenset({"endpoints", "translated_endpoints", "groups", "models", "addresses", "domains", "roles"})
+"""Fields that are sets where they are lists."""
 
 
 def _parse(tree: object, type: type[T], place: str, source: str) -> T:
@@ -569,7 +610,7 @@ def _parse(tree: object, type: type[T], place: str, source: str) -> T:
             value = str(value)
         elif type is PlanFile and name == "monthly_budgets" and isinstance(value, dict):
             value = {str(code): str(amount) if isinstance(amount, int) else amount for code, amount in value.items()}
-        elif name in ("endpoints", "translated_endpoints", "groups", "models", "addresses") and isinstance(value, list):
+        elif name in _SETS and isinstance(value, list):
             value = sorted({str(each) for each in value})  # a set: neither order nor repetition is a difference
         values[name] = value
     try:

@@ -11,14 +11,12 @@ from tollway.control import publish
 from tollway.control.identity import issuer_keys, people, roles
 from tollway.domain import ids
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
+from tollway.domain.federation import CONNECTIONS_MAX
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.roles import OWNER, Grant
 from tollway.storage import sign_in_connections as storage
 from tollway.storage.database import TenantTx
 from tollway.storage.sign_in_connections import SignInConnection as SignInConnection
-
-CONNECTIONS_MAX = 20
-"""Identity providers of one organization."""
 
 
 def create_connection(
