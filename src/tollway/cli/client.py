@@ -231,7 +231,7 @@ class Control:
         """Return every organization by its id, archived ones too: tables of operators name what their rows belong to."""
         return {each["id"]: each for each in self.list_all("/platform/organizations", include_archived=True)}
 
-    def get(self, path: str, **query: Any) -> Any:
+    def get(self, path: str, /, **query: Any) -> Any:
         """GET; parameters that are None are left out."""
         return self._call("GET", path, query=query)
 

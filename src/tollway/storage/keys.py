@@ -57,6 +57,12 @@ def find_admin_key(tx: TenantTx, key_id: str) -> Key | None:
     return None if row is None else _key(row)
 
 
+def has_inference_key(tx: TenantTx, key_id: str) -> bool:
+    """Return whether the organization has a key with this id, for requests at gateways, that was not revoked."""
+    query = _live_keys(tx).where(api_keys.c.project_id.is_not(None), api_keys.c.type != KeyType.ADMIN, api_keys.c.id == key_id)
+    return tx.connection.execute(query).one_or_none() is not None
+
+
 def list_admin_keys(tx: TenantTx, window: PageWindow) -> Page[Key]:
     """The admin keys of the organization that were not revoked."""
     return fetch_page(tx, _live_keys(tx).where(api_keys.c.type == KeyType.ADMIN), api_keys.c.id, window, _key)

@@ -285,6 +285,13 @@ def find_service_account(tx: TenantTx, project_id: str, account_id: str) -> Serv
     return None if row is None else _service_account(row)
 
 
+def has_service_account(tx: TenantTx, account_id: str) -> bool:
+    """Return whether the organization has a service account with this id, in any project, that was not deleted."""
+    account = service_accounts.c
+    own = sa.and_(account.organization_id == tx.organization_id, account.id == account_id, account.deleted_at.is_(None))
+    return tx.connection.execute(sa.select(account.id).where(own)).one_or_none() is not None
+
+
 def list_service_accounts(tx: TenantTx, project_id: str, window: PageWindow) -> Page[ServiceAccount]:
     """The service accounts of a project that were not deleted."""
     return fetch_page(tx, _live_accounts(tx, project_id), service_accounts.c.id, window, _service_account)

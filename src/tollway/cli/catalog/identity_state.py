@@ -1,4 +1,4 @@
-"""What there is of the parts of the platform file about identity, and how a change of one is made by the API.
+"""The present state of the parts of the platform file about identity, and how a change of one is made by the API.
 
 The file names roles, groups, projects and service accounts by name or id; the API takes ids. What is read is written as the file writes it,
 so that a name and the id of the same thing are no difference."""

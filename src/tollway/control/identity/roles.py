@@ -5,7 +5,7 @@ Whoever gives a role to somebody, takes it from them, or changes what it contain
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from tollway.control import publish
 from tollway.control.bounds import quotas
@@ -262,25 +262,6 @@ def unassign_role(tx: TenantTx, holder_id: str, role_id: str, project_id: str | 
     role = get_held_role(tx, holder_id, role_id, project_id)
     require_covered(own, [Grant(role, project_id)])
     storage.delete_assignments(tx, holder_id, project_id, role_id=role_id)
-
-
-# ---- Explanations -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """The decision about a permission in a place. `grant`: the rule that allows it, None if nothing does; `considered`: all that is
-    held."""
-
-    permission: Permission
-    project_id: str | None
-    grant: Grant | None
-    considered: tuple[Grant, ...]
-
-
-def explain(grants: Sequence[Grant], permission: Permission, project_id: str | None) -> Explanation:
-    """Explain whether `grants` allow `permission` in a project, or in the whole organization (None)."""
-    return Explanation(permission, project_id, domain.find_grant(grants, permission, project_id), tuple(grants))
 
 
 def list_grants_of(tx: TenantTx, subject_id: str) -> list[Grant]:

@@ -10,8 +10,8 @@ from typing import Annotated, Generic, Literal, TypeVar
 from pydantic import AfterValidator, Field, StringConstraints
 
 from tollway.control.api.schemas import AdminKeyCreated, Identified, In, Name, Out, ProjectIdText, RoleText, printable, seconds
+from tollway.control.identity.explanations import Explanation, Reason, SubjectKind
 from tollway.control.identity.people import Member
-from tollway.control.identity.roles import Explanation
 from tollway.domain.pages import Page
 from tollway.domain.people import Assignment, User, UserGroup
 from tollway.domain.roles import NO_ROLE, READER, VIEWER, Grant, Role, RoleScope
@@ -436,14 +436,32 @@ class GrantOut(Out):
 
 
 class ExplanationOut(Out):
-    """A decision about a permission, and the rule that makes it."""
+    """A decision about a permission or an operation, and the rule that makes it."""
 
     object: Literal["access.explanation"] = "access.explanation"
-    subject_id: Annotated[str, Field(description="The key or the user whom it is about.", examples=[_USER])]
-    permission: Annotated[str, Field(description="The permission.", examples=["api_keys.write"])]
+    subject_id: Annotated[str, Field(description="The key, the user or the service account that it is about.", examples=[_USER])]
+    subject_kind: Annotated[
+        SubjectKind, Field(description="What the subject is: keys of projects and service accounts hold no roles.", examples=["user"])
+    ]
+    operation: Annotated[
+        str | None, Field(description="The operation that was asked about; null for a permission.", examples=["create_project_key"])
+    ]
+    permission: Annotated[
+        str | None,
+        Field(description="The permission; null for an operation that asks for none.", examples=["api_keys.write"]),
+    ]
     project_id: Annotated[str | None, Field(description="The project; null for the organization.", examples=[_PROJECT])]
     allowed: Annotated[bool, Field(description="Whether it is allowed.", examples=[True])]
-    rule: Annotated[GrantOut | None, Field(description="The role that allows it; null if none does, which denies it.")]
+    reason: Annotated[
+        Reason,
+        Field(
+            description="What decides: a `role`, membership alone (`any_member`), or nothing is asked (`public`); denied because"
+            " the operation is for other keys (`key_kind`), the role is held in another place (`role_elsewhere`), no role is held in the"
+            " project, which is answered as one that does not exist (`project_unseen`), or no role has the permission (`no_role`).",
+            examples=["role"],
+        ),
+    ]
+    rule: Annotated[GrantOut | None, Field(description="The role that allows it; null if none does.")]
     considered: Annotated[list[GrantOut], Field(description="Every role that the subject holds.")]
 
 
@@ -451,12 +469,15 @@ def _grant_out(grant: Grant) -> GrantOut:
     return GrantOut(role_id=grant.role.id, role=grant.role.name, project_id=grant.project_id, holder_id=grant.holder_id)
 
 
-def explanation_out(subject_id: str, explanation: Explanation) -> ExplanationOut:
+def explanation_out(explanation: Explanation) -> ExplanationOut:
     return ExplanationOut(
-        subject_id=subject_id,
+        subject_id=explanation.subject.id,
+        subject_kind=explanation.subject.kind,
+        operation=None if explanation.rule is None else explanation.rule.operation,
         permission=explanation.permission,
         project_id=explanation.project_id,
-        allowed=explanation.grant is not None,
+        allowed=explanation.is_allowed,
+        reason=explanation.reason,
         rule=None if explanation.grant is None else _grant_out(explanation.grant),
         considered=[_grant_out(grant) for grant in explanation.considered],
     )

@@ -3,6 +3,8 @@
 from typing import Annotated
 
 from fastapi import Depends, Query
+from starlette.requests import Request
+from starlette.routing import Match
 
 from tollway.control.api import routes
 from tollway.control.api.identity.people_schemas import (
@@ -22,13 +24,14 @@ from tollway.control.api.identity.people_schemas import (
     role_out,
     user_out,
 )
-from tollway.control.api.routes import Plane, may
+from tollway.control.api.routes import ApiRoute, Plane, may
 from tollway.control.api.schemas import PageQuery
-from tollway.control.identity import people, roles
+from tollway.control.identity import explanations, people, roles
 from tollway.control.identity.access import Tenant
+from tollway.control.identity.explanations import Rule, Subject, SubjectKind
 from tollway.control.plane import ControlPlane
 from tollway.domain import ids
-from tollway.domain.faults import RESOURCE_UNKNOWN, Fault
+from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
 from tollway.domain.roles import Permission
 
 router = routes.router(tags=["roles"])
@@ -298,12 +301,53 @@ def _delete_held(caller: Tenant, plane: ControlPlane, holder_id: str, prefix: st
 def explain_access(
     caller: Reader,
     plane: Plane,
-    permission: Permission,
+    request: Request,
+    permission: Permission | None = None,
+    operation: Annotated[str | None, Query(max_length=128)] = None,
+    method: Annotated[str | None, Query(max_length=16)] = None,
+    path: Annotated[str | None, Query(max_length=2048)] = None,
     project_id: Annotated[str | None, Query(max_length=64)] = None,
     subject_id: Annotated[str | None, Query(max_length=64)] = None,
 ) -> ExplanationOut:
-    """Explain which role allows a permission to the key presented, or to another admin key or user; or that none does."""
+    """Explain what allows or denies a permission, an operation by its name, or a request by its method and path, to the key presented or to
+    another admin key, user, API key or service account. Ids in a path other than that of the project are not looked up."""
+    by_request = method is not None or path is not None
+    if [permission is not None, operation is not None, by_request].count(True) != 1 or (method is None) is not (path is None):
+        raise Fault(PARAMETER_INVALID, param="permission", message="Name a permission, an operation, or a method and a path: one of them.")
+    rule = None
+    if permission is None:
+        route, named = _find_route(request, operation, method, path)
+        rule = Rule(route.name, route.access.name, route.access.permission)
+        if named is not None and project_id not in (None, named):
+            raise Fault(PARAMETER_INVALID, param="project_id", message="The path names another project.")
+        project_id = named or project_id
+        if ("{project_id}" in route.path) is not (project_id is not None):
+            says = "names a project: say which" if project_id is None else "names no project"
+            raise Fault(PARAMETER_INVALID, param="project_id", message=f"The path of the operation {says}.")
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         roles.require_place(tx, project_id, active=False)
-        grants = caller.grants if subject_id is None else roles.list_grants_of(tx, subject_id)
-    return explanation_out(subject_id or caller.key_id, roles.explain(grants, permission, project_id))
+        subject = _subject_of(caller) if subject_id is None else explanations.get_subject(tx, subject_id)
+    if rule is None:
+        assert permission is not None  # one of both is named
+        return explanation_out(explanations.explain(subject, permission, project_id))
+    return explanation_out(explanations.explain_operation(subject, rule, project_id))
+
+
+def _subject_of(caller: Tenant) -> Subject:
+    kind = SubjectKind.OPERATOR if caller.is_operator else SubjectKind.ADMIN_KEY if caller.live is None else SubjectKind.USER
+    return Subject(caller.key_id, kind, caller.grants)
+
+
+def _find_route(request: Request, operation: str | None, method: str | None, path: str | None) -> tuple[ApiRoute, str | None]:
+    """Return the route of an operation, or of a method and a path with the project that the path names. Raises PARAMETER_INVALID."""
+    for route in request.app.routes:
+        if not isinstance(route, ApiRoute):
+            continue
+        if operation is not None:
+            if route.name == operation:
+                return route, None
+            continue
+        match, scope = route.matches({"type": "http", "method": str(method).upper(), "path": path, "path_params": {}, "root_path": ""})
+        if match is Match.FULL:
+            return route, scope["path_params"].get("project_id")
+    raise Fault(PARAMETER_INVALID, param="operation" if operation is not None else "path", message="There is no such operation.")
