@@ -57,8 +57,8 @@ ROWS = {
     40: ("a key by another header; two credentials", "no difference; 400 if they differ"),
     41: ("a revoked key", "401 from the change on; what runs ends within a second"),
     42: (
-        "two rotations of a key at once, a rotation of an expired key, a grace beyond the old expiry",
-        "one 200, the others 409; 409; the grace ends with the old expiry",
+        "two rotations of a key at once, a rotation of an expired key, a grace beyond the old expiry, a rotation while requests run",
+        "one 200, the others 409; 409; the grace ends with the old expiry; no request fails, with either secret",
     ),
     44: ("a key of the other plane", "403"),
     45: ("a test key at deployments that are not for tests", "404, as for a model that does not exist"),

@@ -103,6 +103,9 @@ def test_commands_options_and_variables_exist(helm: Path) -> None:
         assert [word for word in words if word.startswith("--") and f"`{word}`" not in section] == []
         from_secret = {variable["name"] for variable in container["env"] if "secretKeyRef" in variable.get("valueFrom", {})}
         assert from_secret and from_secret <= secrets
+        if words[0] == "control":
+            optional = {each["name"] for each in container["env"] if each.get("valueFrom", {}).get("secretKeyRef", {}).get("optional")}
+            assert {"TOLLWAY_MAIL_PASSWORD", "TOLLWAY_OPERATOR_CLIENT_SECRET"} <= optional
         written = {variable["name"]: variable["value"] for variable in container["env"] if "value" in variable}
         settings.load({}, written, None)  # refuses names that do not exist, and values out of range
 

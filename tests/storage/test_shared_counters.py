@@ -19,6 +19,7 @@ from tollway.wire.resp import Reply, ReplyError, ReplyReader, encode_command
 LEASE_US = 600_000_000
 """Long, because the server lets the leases expire by its own clock, which runs on while a busy machine holds a test up."""
 START_US = 1_795_000_000_000_000
+ORGANIZATION = "org_"
 RESERVE, SETTLE = make_scripts("local now = tonumber(ARGV[#ARGV])\n")
 QUANTITIES = list(Quantity)
 MEDIA = (Quantity.IMAGES, Quantity.AUDIO_SECONDS)
@@ -177,6 +178,31 @@ def list_levels(draw: st.DrawFn) -> list[LevelLimits]:
         level(f"proj_{number}", **draw(st.dictionaries(st.sampled_from(sorted(BY_NAME)), SIZES, min_size=1, max_size=4)))
         for number in range(draw(st.integers(1, 3)))
     ]
+
+
+SEPARATORS = st.text("ab:{}/\x00é", max_size=8)
+
+
+OWNERS = st.lists(st.tuples(SEPARATORS, SEPARATORS), min_size=1, max_size=4)
+
+
+@given(OWNERS, OWNERS)
+def test_keys_of_two_organizations_never_meet_whatever_their_ids_and_models_hold(
+    of_one: list[tuple[str, str]], of_other: list[tuple[str, str]]
+) -> None:
+    """Not even an owner or a model with the other organization's id and all separators in it reaches the keys of that one."""
+
+    def list_keys(own: str, other: str, owners: list[tuple[str, str]]) -> tuple[bytes, ...]:
+        levels = [
+            LevelLimits(LimitLevel.END_USER, f"{id}}}:{{{other}}}:{id}", Limits(requests_per_minute=1), f"{{{other}}}{model}")
+            for id, model in owners
+        ]
+        keys = prepare(own, levels).keys
+        assert all(key.startswith(b"tollway:{%s}:" % own.encode()) for key in keys) and len(keys) == 1 + len(owners)
+        return keys
+
+    one, other = (ORGANIZATION + digit * 32 for digit in "01")
+    assert not set(list_keys(one, other, of_one)) & set(list_keys(other, one, of_other))
 
 
 @settings(max_examples=80)

@@ -34,7 +34,7 @@ def run(platform: Platform, *arguments: str) -> "subprocess.CompletedProcess[str
     return tollway(*arguments, "--control-url", platform.control_url, "--key", platform.tenant.admin_key)
 
 
-def test_key_is_rotated_under_load_without_a_failed_request(tmp_path: Path) -> None:
+def test_42_key_is_rotated_under_load_without_a_failed_request(tmp_path: Path) -> None:
     with apart(tmp_path) as (platform, _), ThreadPoolExecutor(1) as background:
         keys = f"/v1/organization/projects/{platform.tenant.project_id}/api_keys"
         with platform.admin() as http:

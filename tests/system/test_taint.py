@@ -116,6 +116,10 @@ def test_121_secrets_prompts_and_completions_are_in_no_log_error_metric_or_table
         "TOLLWAY__CONTROL__MAIL__SERVER": "127.0.0.1:1",
         "TOLLWAY__CONTROL__MAIL__USERNAME": "tollway",
         "TOLLWAY_MAIL_PASSWORD": planted.plant("mail-password"),
+        "TOLLWAY__CONTROL__OPERATOR_SIGN_IN__ISSUER": "https://login.example.com",
+        "TOLLWAY__CONTROL__OPERATOR_SIGN_IN__CLIENT_ID": "tollway",
+        "TOLLWAY__CONTROL__OPERATOR_SIGN_IN__OPERATOR_GROUPS": "operators",
+        "TOLLWAY_OPERATOR_CLIENT_SECRET": planted.plant("operator-client-secret"),
         "TOLLWAY__GATEWAY__FILES__DIRECTORY": str(tmp_path / "data" / "files"),
     }
     with failing_engine() as failing_url, serve(start, tmp_path, environment=environment) as (platform, running):

@@ -51,7 +51,7 @@ def test_an_operation_without_a_permission_is_explained_by_its_callers(caller: s
 
 
 def test_explanations_of_requests_are_the_table_of_access(control: Running, alice: TenantSetup) -> None:
-    """What each built-in role of a tenant may do, by the page that requests are tried against."""
+    """They say of each built-in role of a tenant what the page says that requests are tried against."""
     admin = control.client(alice.admin_key)
     chosen = ("create_project_key", "list_projects", "create_admin_key", "create_organization")
     page = {name: (method, path, allowed) for name, method, path, allowed in read_page() if name in chosen}

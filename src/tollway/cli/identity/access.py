@@ -66,7 +66,7 @@ REASONS = {
     "project_unseen": "no role is held in the project, which is answered as one that does not exist (404)",
     "no_role": "no role that is held has the permission {permission}",
 }
-"""What a reason of the API means, in words for people."""
+"""The meaning of each reason of the API, in words for people."""
 
 
 def _read_what(what: str) -> dict[str, str | None]:

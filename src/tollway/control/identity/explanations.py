@@ -1,4 +1,4 @@
-"""Why somebody may do something: the rule that decides about a permission, or about an operation of the REST API.
+"""Explanations of access: the rule that decides about a permission, or about an operation of the REST API.
 
 The decision is that of `access.require_permission`, of which nothing is repeated but the order of its questions. What is explained
 depends on the subject, the operation and the project alone: an id of another organization in a path is explained as a random one is.
@@ -27,7 +27,7 @@ class SubjectKind(StrEnum):
 
 
 class Reason(StrEnum):
-    """What decides. The first three allow, the others deny; `PROJECT_UNSEEN` is answered by 404, the others by 403 or 401."""
+    """The rule that decides. The first three allow, the others deny; `PROJECT_UNSEEN` is answered by 404, the others by 403 or 401."""
 
     ROLE = "role"
     ANY_MEMBER = "any_member"
@@ -58,8 +58,8 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What an operation of the REST API asks of its caller. `permission`: None where no role counts; `caller`: the kind of caller then, as
-    the routes name it."""
+    """The demand of an operation of the REST API on its caller. `permission`: None where no role counts; `caller`: the kind of caller then,
+    as the routes name it."""
 
     operation: str
     caller: str

@@ -303,9 +303,15 @@ def explain_access(
     plane: Plane,
     request: Request,
     permission: Permission | None = None,
-    operation: Annotated[str | None, Query(max_length=128)] = None,
-    method: Annotated[str | None, Query(max_length=16)] = None,
-    path: Annotated[str | None, Query(max_length=2048)] = None,
+    operation: Annotated[
+        str | None, Query(max_length=128, description="Name of an operation, in place of a permission.", examples=["create_project_key"])
+    ] = None,
+    method: Annotated[
+        str | None, Query(max_length=16, description="Method of a request, in place of a permission.", examples=["POST"])
+    ] = None,
+    path: Annotated[
+        str | None, Query(max_length=2048, description="Path of the request with that method.", examples=["/v1/organization/projects"])
+    ] = None,
     project_id: Annotated[str | None, Query(max_length=64)] = None,
     subject_id: Annotated[str | None, Query(max_length=64)] = None,
 ) -> ExplanationOut:
