@@ -516,7 +516,7 @@ PARAMETERS: Mapping[str, FieldText] = {
     "emails": FieldText("Only people with these addresses (repeatable).", ["ada@example.com"]),
     "group_type": FieldText("The type of the group: every group is a `group`.", "group"),
     "permission": FieldText("The permission, as docs/access.md lists them.", "api_keys.write"),
-    "subject_id": FieldText("An admin key or a person; the key presented if left out.", _USER),
+    "subject_id": FieldText("An admin key, a person, an API key or a service account; the key presented if left out.", _USER),
 }
 
 SECURITY_SCHEMES: Mapping[str, Mapping[str, str]] = {
