@@ -88,7 +88,11 @@ class DunningStepBody(In):
     after_days: Annotated[int, Field(ge=1, le=365, description="Days after the due date, 1 to 365.", examples=[14])]
     action: Annotated[
         DunningAction,
-        Field(strict=False, description="`remind`, or as the last step `restrict`: further requests are refused.", examples=["remind"]),
+        Field(
+            strict=False,
+            description="`remind`, or as the last step `restrict`: requests of the customer are to be refused.",
+            examples=["remind"],
+        ),
     ]
 
 
@@ -132,7 +136,12 @@ class LegalEntityWrite(In):
     ] = None
     dunning: Annotated[
         tuple[DunningStepBody, ...],
-        Field(strict=False, max_length=DUNNING_STEPS_MAX, description="Steps of dunning, in order.", examples=[[]]),
+        Field(
+            strict=False,
+            max_length=DUNNING_STEPS_MAX,
+            description="Steps of dunning, in order. They are kept; none is taken, since payments are not recorded yet.",
+            examples=[[]],
+        ),
     ] = ()
 
     def value(self, id: str, now: int) -> LegalEntity:
