@@ -71,6 +71,7 @@ class TestAnotherTenantsIds:
             "key_id": bob.key_id,
             "request_id": "req_" + "1" * 32,
             "invoice_id": "inv_" + "1" * 32,  # test_158 asks for an invoice that there is
+            "format": "pdf",
             "period_id": add_period(control, bob),
             "budget_id": add_budget(control, bob),
             "alert_id": add_spend_alert(control, bob),
