@@ -59,7 +59,6 @@ class LineKind(StrEnum):
     USAGE = "usage"
     LATE_USAGE = "late_usage"  # served before the period, and known only after the period of its service was closed
     CORRECTION = "correction"  # corrections of requests of one model
-    CHARGE = "charge"  # agreed otherwise than by usage, such as a fee
     CREDIT = "credit"  # of a credit note: given back without a correction of usage
 
 
@@ -88,20 +87,6 @@ class ServiceDays(msgspec.Struct, frozen=True, order=True):
     last: str
 
 
-class Charge(msgspec.Struct, frozen=True, kw_only=True):
-    """An amount that an organization owes for a period beside its usage: quantity x unit price. `account`: kind of the account that it is
-    booked against, of the organization if it is UNBILLED, otherwise of the platform. `reference`: of the contract that it comes from."""
-
-    description: str
-    quantity: int
-    unit: str
-    price_base: int
-    unit_price_pico: int
-    service: ServiceDays
-    account: str
-    reference: str = ""
-
-
 class InvoiceLine(msgspec.Struct, frozen=True, kw_only=True):
     """One line. `unit_price_pico`: of one `unit`; invoices show it for `price_base` of them. `amount_pico` is quantity x unit price,
     `net_minor` that amount rounded half up to the smallest unit of the currency, and `residual_pico` what is left: amount - net."""
@@ -121,7 +106,6 @@ class InvoiceLine(msgspec.Struct, frozen=True, kw_only=True):
     residual_pico: int
     service: ServiceDays
     account: str
-    reference: str = ""
 
 
 class Allowance(msgspec.Struct, frozen=True, kw_only=True):
@@ -288,25 +272,6 @@ def make_correction_lines(corrections: Mapping[str, int], service: ServiceDays, 
     ]
 
 
-def make_charge_lines(charges: Iterable[Charge], step: int) -> list[InvoiceLine]:
-    """Return a line for each charge, in their order."""
-    return [
-        _make_line(
-            kind=LineKind.CHARGE,
-            description=charge.description,
-            quantity=charge.quantity,
-            unit=charge.unit,
-            price_base=charge.price_base,
-            unit_price_pico=charge.unit_price_pico,
-            service=charge.service,
-            account=charge.account,
-            reference=charge.reference,
-            step=step,
-        )
-        for charge in charges
-    ]
-
-
 def make_credit_line(description: str, amount_pico: int, service: ServiceDays, step: int) -> InvoiceLine:
     """Return the line of a credit note that gives an amount back, above zero."""
     return _make_line(
@@ -350,7 +315,6 @@ def _make_line(
     model: str = "",
     service_tier: str = "",
     billing_class: str = "",
-    reference: str = "",
 ) -> InvoiceLine:
     amount_pico = quantity * unit_price_pico
     net_minor = round_half_up(amount_pico, step)
@@ -370,7 +334,6 @@ def _make_line(
         residual_pico=amount_pico - net_minor * step,
         service=service,
         account=account,
-        reference=reference,
     )
 
 

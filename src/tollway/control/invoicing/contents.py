@@ -19,7 +19,6 @@ from tollway.domain.faults import STATE_CONFLICT, Fault
 from tollway.domain.invoices import (
     LINES_MAX,
     AllowanceKind,
-    Charge,
     Content,
     Document,
     DocumentPeriod,
@@ -32,7 +31,6 @@ from tollway.domain.invoices import (
     decode_document,
     find_step,
     make_allowances,
-    make_charge_lines,
     make_correction_lines,
     make_usage_lines,
     negate_lines,
@@ -119,7 +117,6 @@ def list_parts(
     entity: LegalEntity,
     account: BillingAccount,
     *,
-    charges: Sequence[Charge] = (),
     billed: Billed = NOTHING_BILLED,
 ) -> list[Part]:
     """Return the documents of a period: its invoice, if there is anything to bill, and those that correct others; without what is billed
@@ -129,7 +126,7 @@ def list_parts(
     _check_kept(tx, period)
     try:
         usage = sum_usage(tx, period)
-        lines = make_usage_lines(usage.sums, service, usage.late, step) + make_charge_lines(charges, step)
+        lines = make_usage_lines(usage.sums, service, usage.late, step)
     except (ValueError, ZeroDivisionError) as error:
         raise Fault(STATE_CONFLICT, message=f"The period cannot be invoiced: {error}.") from error
     _check_sum(period, "usage", sum(usage.sums.values()), lambda closed: sum(closed.amounts.values()))

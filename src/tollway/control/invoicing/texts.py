@@ -148,7 +148,7 @@ def title_of(document: Document) -> str:
 
 
 def describe_line(line: InvoiceLine, language: Language) -> str:
-    """Return what a line is about: the kind of service, model, class and service tier, or the text of a charge."""
+    """Return what a line is about: the kind of service, model, class and service tier, or the text of a credit."""
     texts = TEXTS[language]
     match line.kind:
         case LineKind.USAGE | LineKind.LATE_USAGE:
@@ -158,7 +158,7 @@ def describe_line(line: InvoiceLine, language: Language) -> str:
             return ", ".join(parts)
         case LineKind.CORRECTION:
             return f"{texts['kind_of_service']}: {line.model}, {texts['corrections']}"
-        case LineKind.CHARGE | LineKind.CREDIT:
+        case LineKind.CREDIT:
             return line.description
 
 

@@ -90,6 +90,5 @@ def names_vat_ids(document: Document) -> bool:
 
 
 def sku_of(line: InvoiceLine) -> str:
-    """Return what the seller calls a line by (BT-155): model and billing class, or the reference of a charge; empty where it has
-    neither."""
-    return f"{line.model}/{line.billing_class}" if line.billing_class else line.reference
+    """Return what the seller calls a line by (BT-155): model and billing class; empty where it has none."""
+    return f"{line.model}/{line.billing_class}" if line.billing_class else ""
