@@ -13,6 +13,7 @@ import itertools
 import json
 import random
 import tempfile
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from typing import NamedTuple
 
 from bench.instruments import build_form, count_instructions
 from tollway.gateway.held_prefixes import EngineCache, format_tag
-from tollway.gateway.prefix_routing import BOUNDARIES, CHARGE_TOKENS_MIN, HeldPrefixes, Load, Selector
+from tollway.gateway.prefix_routing import BOUNDARIES, CHARGE_TOKENS_MIN, HeldPrefixes, Load, Selector, hash_prefixes
 
 TRACE = Path(__file__).parent / "traces" / "mooncake-conversation.jsonl.gz"
 TRACE_STEP_SECONDS = 3.0
@@ -462,14 +463,51 @@ def count_cost(form: str) -> str:
     return f"{form}: {one:.1f} thousand instructions a request with 1 deployment, {several - one:+.1f} with {DEPLOYMENTS}"
 
 
+DECISIONS_TIMED = 6000
+TEXTS = 200
+
+
+def time_choice() -> str:
+    """Return how long hashing the prefixes of a prompt of 8 KB and choosing among eight equal deployments take, with the package as it is
+    imported."""
+    dice = random.Random(1)
+    texts = [dice.randbytes(BODY_BYTES) for _ in range(TEXTS)]
+    loads = [Load(f"http://10.0.0.{number}:8000") for number in range(DEPLOYMENTS)]
+    selector = Selector()
+    hashed: list[int] = []
+    chosen: list[int] = []
+    for number in range(DECISIONS_TIMED):
+        text = dice.choice(texts)
+        began = time.perf_counter_ns()
+        prefixes = hash_prefixes(text, 0, 7)
+        hashed.append(time.perf_counter_ns() - began)
+        first = number % DEPLOYMENTS
+        group = loads[first:] + loads[:first]
+        began = time.perf_counter_ns()
+        index, uncached, _ = selector.choose(group, prefixes, 0, BODY_BYTES, BODY_BYTES / BYTES_PER_TOKEN)
+        chosen.append(time.perf_counter_ns() - began)
+        group[index].send(uncached)
+        group[index].begin_answer(uncached)
+    both = [first + second for first, second in zip(hashed, chosen, strict=True)]
+    parts = (("prefix hashes", hashed), ("choice", chosen), ("both", both))
+    return "\n".join(
+        f"{name}: {min(times) / 1000:.1f} µs at the least, {sorted(times)[len(times) // 2] / 1000:.1f} at the median"
+        for name, times in parts
+    )
+
+
 def main() -> None:
-    """Print the table; with --cost what the choice costs a request."""
+    """Print the table; with --cost or --time what the choice costs a request."""
     parser = argparse.ArgumentParser(prog="python -m bench.routing", description=main.__doc__)
     parser.add_argument("--requests", type=int, default=6000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cost", choices=["pure", "compiled"], help="count instructions with the package in this form instead")
+    parser.add_argument("--time", action="store_true", help="time the choice instead")
     arguments = parser.parse_args()
-    print(count_cost(arguments.cost) if arguments.cost else render(arguments.requests, arguments.seeds))
+    if arguments.time:
+        print(time_choice())
+    else:
+        print(count_cost(arguments.cost) if arguments.cost else render(arguments.requests, arguments.seeds))
 
 
 if __name__ == "__main__":

@@ -256,9 +256,12 @@ class Selector:
         `group`: usable deployments, at least one, in random order. `prefixes`: of `hash_prefixes`. `session`: checksum of the session that
         the client named, which takes the place of the prefixes; 0 for none. `tokens`: about how many the prompt has.
         """
-        queued = [load.queued_tokens for load in (group if len(group) <= OTHERS_MAX else group[:OTHERS_MAX])]
-        least = min(queued)
-        chosen, uncached, best = queued.index(least), tokens, least + tokens
+        chosen, uncached = 0, tokens
+        best = group[0].queued_tokens + tokens
+        for index in range(1, min(len(group), OTHERS_MAX)):
+            cost = group[index].queued_tokens + tokens
+            if cost < best:
+                best, chosen = cost, index
         if session:
             prefixes = [session]
         elif not prefixes:

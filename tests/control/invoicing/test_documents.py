@@ -318,12 +318,12 @@ class TestTampering:
     FREE = re.compile(r"language|payment_days|legal_entity_id|tax_decision\.facts\.check.*|tax_decision\.facts\.is_business")
 
     def test_160_every_changed_field_is_found(self, database: Database, archive: Archive) -> None:
+        if not database.is_sqlite:
+            pytest.skip("verification reads the same rows by the same code in both databases")
         close_books(database, archive)
         add_parties(database, FRENCH_BUYER)
         for each in (*draft(database), *draft(database, OCTOBER.start_at)):
             issue(database, each.id)
-        if not database.is_sqlite:
-            pytest.skip("the same code reads the same rows")
         missed = []
         with database.platform() as tx:
             for (name,) in tx.connection.execute(sa.text("SELECT name FROM sqlite_master WHERE type = 'trigger'")).all():
