@@ -14,12 +14,9 @@ from tollway.domain.faults import Fault
 from tollway.domain.usage import Ended
 from tollway.gateway.request import Call, Request
 from tollway.gateway.request_traces import QUEUE_SPAN, RequestTrace, find_attempt_span, find_interval_span
-from tollway.spans import SAMPLED_DIGITS, Sampler, Span, SpanAttribute
+from tollway.spans import SAMPLED_DIGITS, Sampler, Span, SpanAttribute, SpanKind
 from tollway.telemetry import OPERATIONS
 
-_INTERNAL: Final = 1
-_SERVER: Final = 2
-_CLIENT: Final = 3
 _monotonic: Final = time.monotonic
 FIRST_TOKEN: Final = "first token"
 """Event of the attempt that is answered."""
@@ -110,7 +107,7 @@ def _make_spans(
             attributes["tollway.error_code"] = error
     span_id = request_id[-16:]
     ended_us = _instant(trace, now)
-    spans = [Span(trace_id, span_id, trace.parent_id, name, _SERVER, trace.started_us, ended_us, request_error, attributes)]
+    spans = [Span(trace_id, span_id, trace.parent_id, name, SpanKind.SERVER, trace.started_us, ended_us, request_error, attributes)]
     began_us = trace.started_us
     for index, interval in enumerate(trace.intervals or ()):
         id = find_interval_span(request_id, index)
@@ -118,12 +115,12 @@ def _make_spans(
         interval_ended_us = _instant(trace, interval.ended)
         if is_queue:
             began_us = interval_ended_us
-        kind = _INTERNAL if is_queue else _CLIENT
+        kind = SpanKind.INTERNAL if is_queue else SpanKind.CLIENT
         spans.append(Span(trace_id, id, span_id, interval.name, kind, _instant(trace, interval.began), interval_ended_us, "", {}))
     for attempt in trace.attempts:
         if attempt.began:
             began_us = _instant(trace, attempt.began)
-        attempt_ended_us = _instant(trace, attempt.ended) if attempt.ended else ended_us
+        until_us = _instant(trace, attempt.ended) if attempt.ended else ended_us
         deployment, number = attempt.deployment, attempt.number
         of_attempt: dict[str, SpanAttribute] = {
             "gen_ai.operation.name": operation,
@@ -138,8 +135,8 @@ def _make_spans(
         attempt_error = attempt.error if attempt.ended else error
         attempt_name = f"{operation} {deployment.upstream_model}"
         id = find_attempt_span(request_id, number)
-        spans.append(Span(trace_id, id, span_id, attempt_name, _CLIENT, began_us, attempt_ended_us, attempt_error, of_attempt, events))
-        began_us = attempt_ended_us
+        spans.append(Span(trace_id, id, span_id, attempt_name, SpanKind.CLIENT, began_us, until_us, attempt_error, of_attempt, events))
+        began_us = until_us
     if final is not None and final.attempts > len(trace.attempts):  # of a request that was not sampled the last one was not noted
         rest: dict[str, SpanAttribute] = {
             "gen_ai.operation.name": operation,
@@ -148,7 +145,7 @@ def _make_spans(
         }
         events = () if first_token_at is None else ((FIRST_TOKEN, first_token_at),)
         id = find_attempt_span(request_id, final.attempts)
-        spans.append(Span(trace_id, id, span_id, operation, _CLIENT, began_us, ended_us, error, rest, events))
+        spans.append(Span(trace_id, id, span_id, operation, SpanKind.CLIENT, began_us, ended_us, error, rest, events))
     return spans
 
 
