@@ -61,8 +61,8 @@ CORPUS: dict[str, Case] = {
         MESSAGES, {"max_tokens": 9, "tools": [TOOL_MESSAGES], "messages": [{"role": "user", "content": TEXT}]}, same_usage=False
     ),
 }  # fmt: skip
-VARYING = {"id", "logprobs"}
-"""Members that name one answer, or that hold nothing here."""
+VARYING = {"id", "created_at", "logprobs"}
+"""Members that name one answer or its time, or that hold nothing here."""
 
 
 def find_shape(value: Any) -> Any:
