@@ -216,6 +216,21 @@ FIGURES: Mapping[str, Figure] = {
         "Faults of two deployments at once: `tests/gateway/test_fleet_faults.py` has them with engines in the process of the test.",
         "python -m reliability R21 --requests 24",
     ),
+    "R24": Figure(
+        "Faults of a cluster",
+        "A cluster of processes: PostgreSQL, Redis, two control processes behind HAProxy, two gateways, two engines. One after the other, "
+        "a part is killed, frozen, slowed, filled, cut off or given a wrong clock, while both gateways are sent chat completions, "
+        "completions, embeddings, responses and messages, most of them streams, and an administrator makes and revokes keys. Packets are "
+        "lost, reset and cut off by nftables in a network namespace of the run's own, clocks step by libfaketime, system calls fail by "
+        "strace, disks are file systems of a bounded size.",
+        "Requests and operations are answered as the row says: requests fail only at a gateway that is itself struck, or where an engine "
+        "had begun to answer. Within 5 s after the end of the fault both gateways serve and the REST API takes a change, and nobody helps. "
+        "Each request has one bill that the truth logs of the engines confirm. At the end every acknowledged key works, every revoked one "
+        "is refused, and `tollway verify` finds nothing.",
+        "A clock that is wrong by more than 15 minutes: records are then set aside for an operator. Hosts: all processes share one kernel. "
+        "Two faults at once, but for the rows that name them.",
+        'python -m reliability R24 (a part: --only "network: ")',
+    ),
     "R19": Figure(
         "Answers of other tenants",
         "Twelve tenants send chat completions, messages, transcriptions (forms with a file) and rankings through one gateway to an engine "

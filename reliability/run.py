@@ -3,6 +3,7 @@
 import argparse
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from reliability import (
     attacks,
     batches,
     budgets,
+    chaos,
     crashes,
     faults,
     fleet_faults,
@@ -92,6 +94,12 @@ def _choose_attacks(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _choose_rows(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which faults of a cluster, and whether the result of a part is kept."""
+    parser.add_argument("--only", default="", metavar="TEXT", help='only rows whose text contains TEXT, such as "network: "')
+    parser.add_argument("--record", action="store_true", help="keep the result of a part, too")
+
+
 def _choose_races(parser: argparse.ArgumentParser) -> None:
     """Add the options that say how many races, of how many clients, and when no more of them begin."""
     _option("--races", 1, "how often gateways race for a budget and for credit with each server, about 30 s each")(parser)
@@ -168,6 +176,10 @@ FIGURES: dict[str, tuple[Add, Take]] = {
     "R23": (
         _lines_and_kills,
         lambda told: batches.measure(told.lines, told.kills, told.database, told.seed),
+    ),
+    "R24": (
+        _choose_rows,
+        lambda told: chaos.measure(told.only, told.seed, is_recorded=told.record or not told.only, arguments=sys.argv[1:]),
     ),
     "R19": (_option("--requests", 50_000, "how many requests, about 2 ms each"), lambda told: hammer.measure(told.requests, told.seed)),
 }

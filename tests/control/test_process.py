@@ -155,10 +155,13 @@ class TestAControlProcess:
             run_control(settings_of(told, sockets))
         assert told["platform_key"] not in str(refusal.value)
 
-    def test_does_not_start_on_a_database_that_a_newer_version_migrated(self, told: dict[str, Any], sockets: list[socket.socket]) -> None:
+    def test_does_not_start_on_a_database_that_a_newer_version_broke_for_it(
+        self, told: dict[str, Any], sockets: list[socket.socket]
+    ) -> None:
         database = Database.open(told["database_url"])
         with database.platform() as tx:
             tx.connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+            tx.connection.execute(sa.text("DELETE FROM compatible_revisions"))
         database.close()
         with pytest.raises(DatabaseTooNew, match="newer version"):
             run_control(settings_of(told, sockets))

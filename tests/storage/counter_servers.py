@@ -55,6 +55,12 @@ class CounterServer:
         assert self._process is not None
         self._process.send_signal(number)
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
         """End it however it is."""
         if self._process is not None:

@@ -1,6 +1,7 @@
 """Fresh, migrated databases for tests: each engine is migrated once per run, and every test gets a copy of the result."""
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -103,12 +104,34 @@ class SqliteTemplate:
         yield f"sqlite+pysqlite:///{directory / f'tollway-{secrets.token_hex(4)}.db'}"
 
 
+@contextmanager
+def _recorded() -> Iterator[dict[str, list[str]]]:
+    """Yield the statements that migrations execute in the block, by their revision: those before it is noted in `alembic_version`."""
+    found: dict[str, list[str]] = {}
+    pending: list[str] = []
+
+    def take(_connection: object, _cursor: object, statement: str, *_more: object) -> None:
+        noted = re.match(r"(?:UPDATE|INSERT INTO) alembic_version .*?'(\w+)'", statement, re.DOTALL)
+        if noted:
+            found[noted[1]] = list(pending)
+            pending.clear()
+        elif not statement.lstrip().upper().startswith(("SELECT", "SET ", "CREATE TABLE ALEMBIC_VERSION")):
+            pending.append(statement)
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", take)
+    try:
+        yield found
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", take)
+
+
 MIGRATION_LOCK = 7_031
 """Advisory lock of the server, held while a template is migrated."""
 
 
 class PostgresTemplate:
-    """A migrated PostgreSQL database to copy, in the server that TOLLWAY_TEST_POSTGRES names."""
+    """A migrated PostgreSQL database to copy, in the server that TOLLWAY_TEST_POSTGRES names. `statements`: those of each migration, by
+    revision."""
 
     def __init__(self) -> None:
         self._server = sa.make_url(os.environ["TOLLWAY_TEST_POSTGRES"])
@@ -119,7 +142,8 @@ class PostgresTemplate:
         # One worker after the other: roles belong to the server, and who makes one waits for the end of the other's migration.
         with self._admin.connect() as connection:
             connection.execute(sa.select(sa.func.pg_advisory_lock(MIGRATION_LOCK)))
-            database.migrate()
+            with _recorded() as self.statements:
+                database.migrate()
         database.close()
 
     @contextmanager

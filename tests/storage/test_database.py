@@ -1,15 +1,17 @@
 """Promises that both engines keep alike: transactions, tenancy in the schema, append-only tables, bounded waits."""
 
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
 import pytest
 import sqlalchemy as sa
 from alembic import command
+from alembic.script import ScriptDirectory
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from tests.storage.databases import become_owner
+from tests.storage.databases import PostgresTemplate, become_owner
 from tollway.domain import ids
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
 from tollway.domain.snapshot import Change
@@ -103,13 +105,35 @@ class TestSchema:
             thread.join()
         database.check_schema()
 
-    def test_of_a_newer_version_is_refused(self, database: Database) -> None:
+    def test_of_a_newer_version_that_leaves_this_one_running_is_used_and_left_alone(self, database: Database) -> None:
+        with database.platform() as tx:
+            become_owner(tx)
+            tx.connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+            tx.connection.execute(sa.text("INSERT INTO compatible_revisions VALUES ('9999')"))
+            tx.connection.execute(sa.text("CREATE TABLE of_9999 (organization_id text)"))  # its row security is no business of ours
+        database.check_schema()
+        database.migrate()
+        with database.platform(write=False) as tx:
+            assert tx.connection.scalar(sa.text("SELECT version_num FROM alembic_version")) == "9999"
+            assert tx.connection.scalar(sa.text("SELECT count(*) FROM compatible_revisions WHERE revision = '9999'")) == 1
+
+    def test_of_a_newer_version_that_breaks_this_one_is_refused(self, database: Database) -> None:
         with database.platform() as tx:
             tx.connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+            tx.connection.execute(sa.text("DELETE FROM compatible_revisions"))
         with pytest.raises(DatabaseTooNew, match="9999"):
             database.migrate()
         with pytest.raises(DatabaseTooNew):
             database.check_schema()
+
+    def test_names_the_versions_back_to_the_one_that_broke_what_was_before(self, database: Database) -> None:
+        scripts = ScriptDirectory.from_config(storage_database._alembic_config())
+        with database.platform(write=False) as tx:
+            found = set(tx.connection.scalars(sa.text("SELECT revision FROM compatible_revisions")))
+        assert scripts.get_current_head() in found
+        oldest = next(script for script in reversed(list(scripts.walk_revisions())) if script.revision in found)
+        assert getattr(oldest.module, "breaks_earlier", False)
+        assert not found & {script.revision for script in scripts.walk_revisions(base="base", head=oldest.down_revision)}
 
     def test_that_was_never_migrated_is_noticed(self, tmp_path: Path) -> None:
         empty = Database.open(f"sqlite+pysqlite:///{tmp_path}/empty.db")
@@ -264,6 +288,17 @@ class TestADatabaseThatIsAway:
             publish.find_head(victim)
         assert refused.value.kind is DATABASE_UNAVAILABLE
         database.ping()
+
+    @pytest.mark.postgres
+    def test_as_one_that_only_reads_after_a_failover_is_the_same_fault(self, postgres_template: PostgresTemplate, tmp_path: Path) -> None:
+        with postgres_template.copied(tmp_path) as url, closing(Database.open(url)) as database:
+            with database.as_connected(write=True) as connection:
+                name = connection.scalar(sa.text("SELECT current_database()"))
+                connection.execute(sa.text(f"ALTER DATABASE {name} SET default_transaction_read_only = on"))
+            database.close()
+            with pytest.raises(Fault) as fault, database.platform() as tx:
+                tx.connection.execute(sa.text("UPDATE publish_head SET version = version"))
+            assert fault.value.kind is DATABASE_UNAVAILABLE
 
     def test_because_a_writer_holds_it_is_waited_for_only_so_long(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
         if not database.is_sqlite:

@@ -25,6 +25,7 @@ PLATFORM_TABLES = {
     "idempotency_keys", "removed_months", "event_conflicts",  # of records and requests
     "lost_requests", "lost_decisions", "lost_declarations", "price_drafts",  # operators' decisions
     "legal_entities", "number_series",  # who sells, and the numbers of its documents
+    "compatible_revisions",  # which versions may run over the schema
     "engine_readings", "engine_hours", "engine_members", "engine_usage",  # what engines counted
 }  # fmt: skip
 """Tables whose rows are no organization's."""

@@ -28,11 +28,13 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from pysqlite3 import dbapi2 as pysqlite3
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
 from tollway.storage import row_security
+from tollway.storage.schema import metadata
+from tollway.storage.schema_jobs import compatible_revisions
 from tollway.storage.statement_spans import trace_statements
 
 SQLITE_VERSION_MIN = (3, 51, 3)
@@ -62,6 +64,14 @@ MIGRATION_LOCK = 0x746F6C6C776179
 
 MIGRATION_WAIT_SECONDS = 600
 """For the process that migrates. A supervisor gives up on a start before that, and starts again."""
+
+
+READ_ONLY = "25006"
+"""SQLSTATE of a statement that writes where the server only reads: a replica, or a former primary after a failover."""
+
+UNANSWERED_SECONDS_MAX = 15
+"""Longest time for which what was sent to PostgreSQL may stay without TCP's acknowledgement: a line that is cut would hold a thread for a
+quarter of an hour otherwise."""
 
 
 class DatabaseTooNew(RuntimeError):
@@ -244,6 +254,10 @@ class Database:
             raise  # a rule of the schema was broken: our mistake, not the database's
         except (OperationalError, InterfaceError, PoolTimeoutError) as error:
             raise Fault(DATABASE_UNAVAILABLE, detail=_describe(error)) from error
+        except InternalError as error:
+            if not write or getattr(error.orig, "sqlstate", None) != READ_ONLY:
+                raise
+            raise Fault(DATABASE_UNAVAILABLE, detail=_describe(error)) from error
 
     def _notify_listeners(self, tx: Transaction) -> None:
         if tx.published_version is not None:
@@ -253,10 +267,11 @@ class Database:
     # ---- Schema -------------------------------------------------------------------------------------------------------
 
     def migrate(self) -> None:
-        """Bring the schema up to date. Safe to call from several processes at once; does nothing when there is nothing to do.
+        """Bring the schema up to date. Safe to call from several processes at once; does nothing when there is nothing to do, or when a
+        newer version has migrated the database in a way that leaves this one running.
 
-        Raises DatabaseTooNew if the database knows revisions that this code does not, and RoleRefused where PostgreSQL has not the roles
-        that row security needs. The role of the URL must own the tables.
+        Raises DatabaseTooNew if this code cannot run over what a newer one made of the database, and RoleRefused where PostgreSQL has not
+        the roles that row security needs. The role of the URL must own the tables.
         """
         config = _alembic_config()
         with self._connected(self._owners, write=True) as connection:
@@ -265,24 +280,28 @@ class Database:
                 connection.execute(sa.text(f"SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = '{MIGRATION_WAIT_SECONDS}s'"))
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
                 connection.execute(sa.text(f"SET LOCAL lock_timeout = '{LOCK_WAIT_SECONDS}s'"))
-            _refuse_newer(connection, config)
+            if _is_newer(connection, config):
+                return
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            _note_compatible(connection, config)
             if not self.is_sqlite:
                 row_security.apply(connection)
             connection.commit()
 
     def check_schema(self) -> None:
-        """Raise DatabaseOutdated or DatabaseTooNew unless the schema is exactly the one that this code was written for, with the policies
-        and grants of its tables."""
+        """Raise DatabaseOutdated or DatabaseTooNew unless the schema is the one that this code was written for, or a newer one over which
+        it may run, with the policies and grants of its tables."""
         config = _alembic_config()
         with self._connected(self._owners, write=False) as connection:
             if not self.is_sqlite and row_security.is_applied(connection):
                 connection.execute(sa.text(f"SET LOCAL ROLE {row_security.PLATFORM_ROLE}"))
-            _refuse_newer(connection, config)
+            is_newer = _is_newer(connection, config)
             current = MigrationContext.configure(connection).get_current_revision()
             gaps = [] if self.is_sqlite else row_security.find_gaps(connection)
-        if current != ScriptDirectory.from_config(config).get_current_head():
+        if is_newer:
+            gaps = [gap for gap in gaps if gap.name in metadata.tables]  # those of other tables are the newer version's
+        elif current != ScriptDirectory.from_config(config).get_current_head():
             raise DatabaseOutdated("the database has not been migrated: run `tollway migrate`")
         if gaps:
             names = ", ".join(gap.name for gap in gaps[:5])
@@ -329,13 +348,35 @@ def _known_revisions(config: Config) -> set[str]:
     return {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
 
 
-def _refuse_newer(connection: sa.Connection, config: Config) -> None:
+def _is_newer(connection: sa.Connection, config: Config) -> bool:
+    """Return whether a newer version has migrated the database and this one may run over it nevertheless. Raises DatabaseTooNew if it may
+    not."""
     unknown = set(MigrationContext.configure(connection).get_current_heads()) - _known_revisions(config)
-    if unknown:
-        raise DatabaseTooNew(
-            f"the database is at revision {', '.join(sorted(unknown))}, which this version of Tollway does not know: "
-            "run the newer version that migrated it, or restore a backup"
-        )
+    if not unknown:
+        return False
+    head = ScriptDirectory.from_config(config).get_current_head()
+    if sa.inspect(connection).has_table(compatible_revisions.name) and head in _read_compatible(connection):
+        return True
+    raise DatabaseTooNew(
+        f"the database is at revision {', '.join(sorted(unknown))}, over which this version of Tollway cannot run: "
+        "run the newer version that migrated it, or restore a backup"
+    )
+
+
+def _read_compatible(connection: sa.Connection) -> set[str]:
+    return set(connection.scalars(sa.select(compatible_revisions.c.revision)))
+
+
+def _note_compatible(connection: sa.Connection, config: Config) -> None:
+    """Store the revisions whose code may run over this schema: back to the one from which on a migration breaks earlier code."""
+    found = set()
+    for script in ScriptDirectory.from_config(config).walk_revisions():
+        found.add(script.revision)
+        if getattr(script.module, "breaks_earlier", False):
+            break
+    if found != _read_compatible(connection):
+        connection.execute(sa.delete(compatible_revisions))
+        connection.execute(sa.insert(compatible_revisions), [{"revision": revision} for revision in sorted(found)])
 
 
 def _alembic_config() -> Config:
@@ -397,6 +438,9 @@ def _postgres_engine(url: sa.URL, connections_max: int, *, role: str | None) -> 
         connect_args={
             "connect_timeout": int(CONNECTION_WAIT_SECONDS),
             "application_name": "tollway",
+            "tcp_user_timeout": UNANSWERED_SECONDS_MAX * 1000,
+            "keepalives_idle": UNANSWERED_SECONDS_MAX,
+            "keepalives_interval": 5,
             "options": f"-c timezone=UTC -c lock_timeout={LOCK_WAIT_SECONDS}s -c statement_timeout={STATEMENT_SECONDS_MAX}s"
             " -c idle_in_transaction_session_timeout=60s" + (f" -c role={role}" if role else ""),
         },

@@ -1,4 +1,5 @@
-"""The table of periodic jobs, on the MetaData of `schema`: who runs each one, and until which period it is done."""
+"""Tables of what concerns the processes of control, on the MetaData of `schema`: who runs each periodic job, and until which period it is
+done; which versions may run over this schema."""
 
 import sqlalchemy as sa
 
@@ -14,4 +15,10 @@ job_leases = sa.Table(
     sa.Column("succeeded_at", sa.BigInteger),
     sa.Column("failures", sa.Integer, nullable=False),  # since the latest success
     sa.CheckConstraint("failures >= 0", name="failures_not_negative"),
+)
+
+compatible_revisions = sa.Table(  # the revisions whose code may run over this schema, written by whoever migrates
+    "compatible_revisions",
+    metadata,
+    sa.Column("revision", sa.String(32), primary_key=True),
 )

@@ -25,6 +25,7 @@ TABLES_WITHOUT_RESOURCES = {
     "balances", "ledger_accounts", "ledger_entries", "ledger_transactions",  # follow from events and corrections
     "budget_alerts", "budget_leases", "budget_windows",  # what gateways lease and spend
     "changes", "publish_head",  # what gateways are told
+    "compatible_revisions",  # written by whoever migrates
     "compiled_prices", "price_lists",  # follow from prices and terms
     "credit_draws", "credit_topups", "credit_transactions",  # what is used of grants, and what rules asked for
     "credit_redraws", "credit_redraw_usage",  # which draws are made anew

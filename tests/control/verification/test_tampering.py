@@ -79,6 +79,7 @@ OTHER_TABLES = {
     "credit_topup_rules", "credit_topups",  # what to ask a customer for; what was granted counts
     "credit_redraws", "credit_redraw_usage",  # which draws of open months are made anew
     "legal_entities", "billing_accounts",  # who sells and who is billed; a document has a copy of both
+    "compatible_revisions",  # which versions may run over the schema
     "refused_epochs",  # which runs wait for a clock or an operator
     "content_logs", "content_log_totals", "content_deletions", "leaked_keys",  # what requests said, and what was found in public
     "erasures",  # what was destroyed, and by whom
