@@ -46,7 +46,7 @@ VERIFY_SECONDS_MAX = 300.0
 
 @dataclass(slots=True)
 class Operations:
-    """Answers that the administrator received: statuses, and the keys that were made and revoked with an acknowledgement. `unsure`: keys whose
+    """Answers to the administrator: statuses, and the keys that were made and revoked with an acknowledgement. `unsure`: keys whose
     revocation got no answer."""
 
     statuses: Counter[int] = field(default_factory=Counter)
