@@ -23,6 +23,7 @@ from typing import NamedTuple
 from bench.instruments import build_form, count_instructions
 from tollway.gateway.held_prefixes import EngineCache, format_tag
 from tollway.gateway.prefix_routing import BOUNDARIES, CHARGE_TOKENS_MIN, HeldPrefixes, Load, Selector, hash_prefixes
+from tollway.native import FORM
 
 TRACE = Path(__file__).parent / "traces" / "mooncake-conversation.jsonl.gz"
 TRACE_STEP_SECONDS = 3.0
@@ -469,7 +470,7 @@ TEXTS = 200
 
 def time_choice() -> str:
     """Return how long hashing the prefixes of a prompt of 8 KB and choosing among eight equal deployments take, with the package as it is
-    imported."""
+    imported (`PYTHONPATH=build/native` after `make native` for the compiled form)."""
     dice = random.Random(1)
     texts = [dice.randbytes(BODY_BYTES) for _ in range(TEXTS)]
     loads = [Load(f"http://10.0.0.{number}:8000") for number in range(DEPLOYMENTS)]
@@ -490,7 +491,7 @@ def time_choice() -> str:
         group[index].begin_answer(uncached)
     both = [first + second for first, second in zip(hashed, chosen, strict=True)]
     parts = (("prefix hashes", hashed), ("choice", chosen), ("both", both))
-    return "\n".join(
+    return f"{FORM}\n" + "\n".join(
         f"{name}: {min(times) / 1000:.1f} µs at the least, {sorted(times)[len(times) // 2] / 1000:.1f} at the median"
         for name, times in parts
     )

@@ -381,6 +381,15 @@ ROWS = {
         "a record of the audit trail that is changed as if something had been erased in it",
         "refused by the database; found by `tollway audit verify`",
     ),
+    144: (
+        "links to addresses that look public: hosts of clouds' metadata outside the private networks, ranges of IPv4 and IPv6 that are"
+        " reserved, unassigned or lead inwards",
+        "400 before an engine receives it",
+    ),
+    145: (
+        "links and servers where the checks of links do not look: texts in place of media objects, tools that an engine would run",
+        "400 `invalid_value`",
+    ),
     150: (
         "gRPC: no key, messages that are none, tensors whose bytes disagree with their shapes, shared memory, sequences, too much metadata,"
         " compressed messages, methods that administer an engine",

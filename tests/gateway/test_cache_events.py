@@ -19,7 +19,7 @@ from tollway.domain.catalog import Engine
 from tollway.engines.profile import CacheEventAddress, CacheEventSource
 from tollway.engines.table import ENGINES
 from tollway.gateway.held_prefixes import BLOCKS_MAX, LEVELS_MAX, EngineCache, format_tag, read_tag
-from tollway.gateway.prefix_routing import BOUNDARIES, UNCONFIRMED_MAX, HeldPrefixes, Load, Selector, find_home, hash_prefixes
+from tollway.gateway.prefix_routing import BOUNDARIES, UNCONFIRMED_MAX, HeldPrefixes, Load, Selector, find_idlest_and_home, hash_prefixes
 from tollway.gateway.upstreams import cache_events
 from tollway.gateway.upstreams.cache_events import CacheEventQuery
 from tollway.wire.cache_events import BlocksStored, read_batch
@@ -106,7 +106,7 @@ def test_prompt_goes_where_the_engine_says_that_it_is_held_whoever_sent_it_there
     group, text = loads(4), prompt(1, 9000)
     held = HeldPrefixes()
     selector = Selector(0, held)
-    home = find_home(hash_prefixes(text, 0, 0)[0], group)
+    home = find_idlest_and_home(hash_prefixes(text, 0, 0)[0], group)[1]
     there = (home + 1) % 4
     cache = EngineCache(held, group[there])
     cache.store(list(range(200)), None, BLOCK_TOKENS, tag_of(text), boundary_tokens)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.gateway.harness import Memory, chat, message, plane, split_answers
+from tollway.domain.addresses import is_metadata
 from tollway.gateway.media.links import is_public
 
 PRIVATE = {
@@ -59,6 +60,17 @@ PRIVATE = {
     "33-zone": "http://[2606:4700::1%25eth0]/",
     "33-multicast": "http://[ff02::1]/",
     "33-multicast-of-ipv4": "http://224.0.0.1/",
+    "144-metadata-of-oracle": "http://192.0.0.192/latest/",
+    "144-host-of-azure": "http://168.63.129.16/machine?comp=goalstate",
+    "144-host-of-azure-nat64": "http://[64:ff9b::a83f:8110]/",
+    "144-assignments-of-the-ietf": "http://192.0.0.8/",
+    "144-relay-of-6to4": "http://192.88.99.1/",
+    "144-site-local": "http://[fec0::1]/",
+    "144-documentation": "http://[3fff::1]/",
+    "144-segment-routing": "http://[5f00::1]/",
+    "144-dummy": "http://[100:0:0:1::1]/",
+    "144-unassigned": "http://[4000::1]/",
+    "144-local-nat64": "http://[64:ff9b:1::a00:1]/",
 }
 PUBLIC = [
     "https://example.com/cat.png?size=1&x=%20#top",
@@ -122,7 +134,7 @@ async def test_a_text_may_say_anything(link: str) -> None:
 @given(st.ip_addresses())
 def test_addresses_are_public_only_if_python_and_we_agree(address: Any) -> None:
     link = f"http://[{address}]/" if address.version == 6 else f"http://{address}/"
-    assert not is_public(link) or address.is_global
+    assert not is_public(link) or (address.is_global and not is_metadata(address))
 
 
 LINK = "http://169.254.169.254/"
@@ -139,6 +151,10 @@ OTHER_SHAPES: dict[str, Any] = {
     "56-cache-key-alone": [{"type": "image_url", "image_url": None, "uuid": "their-picture"}],
     "56-cache-key-of-sglang": [{"type": "image_url", "image_url": {"url": "https://example.com/", "content_hash": "00"}}],
     "56-cache-key-beside-text": [{"type": "text", "text": "a", "uuid": "their-picture"}],
+    "145-sound-as-a-text": [{"input_audio": LINK}],
+    "145-sound-of-a-type-as-a-text": [{"type": "input_audio", "input_audio": LINK}],
+    "145-file-as-a-text": [{"type": "file", "file": LINK}],
+    "145-sound-as-a-text-beside-text": [{"type": "text", "text": "a", "input_audio": LINK}],
     "34-frames-beyond-the-bounds": [{"type": "video_url", "video_url": {"url": "https://example.com/", "fps": 1000}}],
 }
 
@@ -151,6 +167,17 @@ async def test_content_of_a_shape_that_no_api_defines_is_refused(row: str) -> No
             body = chat(max_tokens=1) | {"messages": [{"role": "user", "content": OTHER_SHAPES[row]}]}
             (answer,) = split_answers((await memory.exchange(message(body, path))).written)
             assert answer.status == 400 and b"shape" in answer.body
+        assert not sink.admits
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [{"type": "mcp", "server_url": LINK}, {"type": "web_search"}, {"type": ["function"]}, {"type": None}, "function"],
+)
+async def test_145_tools_that_an_engine_would_run_are_refused(tool: Any) -> None:
+    with plane() as (made, sink, _):
+        (answer,) = split_answers((await Memory(made).exchange(message(chat(tools=[tool])))).written)
+        assert (answer.status, b"run by the client" in answer.body) == (400, True)
         assert not sink.admits
 
 

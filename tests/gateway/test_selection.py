@@ -21,8 +21,8 @@ from tollway.gateway.prefix_routing import (
     TRAFFIC_WINDOW,
     Load,
     Selector,
-    find_home,
     find_home_by_weight,
+    find_idlest_and_home,
     hash_prefixes,
 )
 
@@ -51,15 +51,15 @@ def prompt(seed: int, length: int) -> bytes:
 def test_home_of_an_anchor_is_the_same_in_any_order_and_moves_only_when_it_leaves(anchor: int, order: list[int], left: int) -> None:
     group = loads(6)
     shuffled = [group[index] for index in order]
-    home = group[find_home(anchor, group)]
-    assert shuffled[find_home(anchor, shuffled)] is home
+    home = group[find_idlest_and_home(anchor, group)[1]]
+    assert shuffled[find_idlest_and_home(anchor, shuffled)[1]] is home
     rest = [load for load in group if load is not group[left]]
     if home in rest:
-        assert rest[find_home(anchor, rest)] is home
+        assert rest[find_idlest_and_home(anchor, rest)[1]] is home
 
 
 def test_homes_are_spread_evenly() -> None:
-    homes = [find_home(anchor * 2654435761 % 2**32, loads(4)) for anchor in range(8000)]
+    homes = [find_idlest_and_home(anchor * 2654435761 % 2**32, loads(4))[1] for anchor in range(8000)]
     assert all(abs(homes.count(index) / 8000 - 0.25) < 0.03 for index in range(4))
 
 

@@ -1,4 +1,5 @@
-"""Addresses that no engine has: those where clouds keep the credentials of their machines, and those that are nobody's."""
+"""Addresses that no engine has: those where clouds keep the credentials of their machines, and those that are nobody's. And which addresses
+are of the public Internet, by the registries of IANA for special purposes as of 2025: the tables of a Python are as old as its release."""
 
 import ipaddress
 
@@ -12,6 +13,7 @@ _METADATA = tuple(
         "fd00:ec2::/32",  # AWS over IPv6
         "100.100.100.200/32",  # Alibaba
         "192.0.0.192/32",  # Oracle
+        "168.63.129.16/32",  # Azure: a public address that leads to the host of the machine
         "0.0.0.0/8",
         "::/128",
         "224.0.0.0/4",
@@ -20,6 +22,21 @@ _METADATA = tuple(
 )
 _EMBEDDING_IPV4 = ((ipaddress.ip_network("64:ff9b::/96"), 0), (ipaddress.ip_network("::/96"), 0), (ipaddress.ip_network("2002::/16"), 80))
 """IPv6 ranges that carry an IPv4 address (NAT64, compatible, 6to4), and by how many bits it is shifted."""
+_UNICAST = ipaddress.ip_network("2000::/3")
+"""The only addresses of IPv6 that are given to networks of the Internet (RFC 4291, section 2.4)."""
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+"""Stands for the Internet's addresses of IPv4 in networks without IPv4 (RFC 6052): resolvers return them there."""
+_SPECIAL = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "192.0.0.0/24",  # assignments of the IETF
+        "192.88.99.0/24",  # relays of 6to4, retired (RFC 7526)
+        "2001::/23",  # assignments of the IETF, Teredo among them
+        "2002::/16",  # 6to4
+        "3fff::/20",  # documentation (RFC 9637)
+    )
+)
+"""Not of the public Internet, though the tables of some Pythons say so."""
 
 
 def is_metadata(address: Address) -> bool:
@@ -48,4 +65,8 @@ def _list_meanings(
 
 def is_public(address: Address) -> bool:
     """Return whether an address, and any IPv4 address inside it, belongs to the public Internet."""
-    return all(each.is_global and not each.is_multicast for each in _list_meanings(address)) and not is_metadata(address)
+    if isinstance(address, ipaddress.IPv6Address) and address not in _UNICAST and address not in _NAT64:
+        return False
+    return not is_metadata(address) and all(
+        each.is_global and not each.is_multicast and not any(each in network for network in _SPECIAL) for each in _list_meanings(address)
+    )

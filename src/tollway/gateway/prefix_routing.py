@@ -26,47 +26,48 @@ of two windows of traffic.
 """
 
 from math import exp
+from typing import Final
 from zlib import crc32
 
-BOUNDARIES = tuple(1024 << doubling for doubling in range(9))
+BOUNDARIES: Final = tuple(1024 << doubling for doubling in range(9))
 """Lengths in bytes at which prefixes are compared, 1 KiB to 256 KiB."""
-WINDOW_BYTES = 256
-TABLE_MAX = 32_768
+WINDOW_BYTES: Final = 128
+TABLE_MAX: Final = 32_768
 """Prefixes after which a new generation of what is remembered begins; there are two. An entry is about 100 bytes."""
-TRAFFIC_WINDOW = 4_096
+TRAFFIC_WINDOW: Final = 4_096
 """Requests in which the traffic of prefixes is counted; two windows are looked at."""
-ANCHOR_SHARE = 4
+ANCHOR_SHARE: Final = 4
 """Part of the share of one deployment that one anchor may carry of the traffic: a quarter."""
-ANCHOR_REQUESTS_MIN = 8
+ANCHOR_REQUESTS_MIN: Final = 8
 """Requests that a prefix may always have: shares of less traffic say nothing."""
-HOME_HOLD = 0.5
+HOME_HOLD: Final = 0.5
 """Part of a prompt that its home is taken to hold. It is more than homes hold on the average, because what is sent to a home is held there
 for the next request; with 0.7 prompts wait longer for little more hits, above all those that share nothing (`python -m bench.routing`)."""
-FOLLOWED_HOME_HOLD = 0.4
+FOLLOWED_HOME_HOLD: Final = 0.4
 """The same where the engine says what it holds: what counts is only what the next requests will find there."""
-OTHERS_MAX = 8
+OTHERS_MAX: Final = 8
 """Deployments weighed beside home and owner. In a larger group they are a random sample, so that many gateways do not all see the same one
 as the cheapest."""
-CHARGE_TOKENS_MIN = 16.0
+CHARGE_TOKENS_MIN: Final = 16.0
 """Tokens that each request is charged with at least: a block of an engine's prefix cache."""
 
-HOLDERS_MAX = 8
+HOLDERS_MAX: Final = 8
 """Deployments that hold a prefix by their own word and are weighed one by one. Where more hold it, those of the sample are looked at."""
-UNCONFIRMED_MAX = 256
+UNCONFIRMED_MAX: Final = 256
 """Tagged requests sent to an engine without any event from it, after which its events count as stopped. Prompts that are held entirely
 cause none, so some requests without are normal."""
 
-REPORT_SECONDS = 1.0
+REPORT_SECONDS: Final = 1.0
 """Time in which a report of an engine loses all but a third of its weight: about what a prompt waits at a busy engine."""
-MEAN_PART = 1 / 64
+MEAN_PART: Final = 1 / 64
 """Part by which the mean charge of a request follows each one."""
 
 CANDIDATE_KINDS = ("home", "owner", "other", "holder")
 """Reasons for which a deployment is a candidate; a holder has the prefix by its engine's own word."""
-_HOME = 0
-_OWNER = 1
-_OTHER = 2
-_HOLDER = 3
+_HOME: Final = 0
+_OWNER: Final = 1
+_OTHER: Final = 2
+_HOLDER: Final = 3
 
 
 class Load:
@@ -182,15 +183,27 @@ def hash_prefixes(body: bytes, start: int, salt: int) -> list[int]:
     return prefixes
 
 
-def find_home(anchor: int, group: list[Load]) -> int:
-    """Return the index of an anchor's home: rendezvous hashing (Thaler and Ravishankar 1998), the same at every gateway.
+def find_idlest_and_home(anchor: int, group: list[Load]) -> tuple[int, int]:
+    """Return the index of the shortest queue among the first OTHERS_MAX of a group, and that of an anchor's home. One loop finds both,
+    because each request among equal deployments pays for it.
 
-    The multiples of an anchor by different points, modulo 1, are spread independently of each other (Weyl 1916), so each deployment has the
-    greatest of them equally often.
+    The home is found by rendezvous hashing (Thaler and Ravishankar 1998), the same at every gateway. The multiples of an anchor by
+    different points, modulo 1, are spread independently of each other (Weyl 1916), so each deployment has the greatest of them equally
+    often.
     """
     key = float(anchor + 1)
-    scores = [key * load.point % 1.0 for load in group]
-    return scores.index(max(scores))
+    idlest = home = 0
+    least = group[0].queued_tokens
+    highest = -1.0
+    for index, load in enumerate(group):
+        if load.queued_tokens < least and index < OTHERS_MAX:
+            least = load.queued_tokens
+            idlest = index
+        score = key * load.point % 1.0
+        if score > highest:
+            highest = score
+            home = index
+    return idlest, home
 
 
 def find_home_by_weight(anchor: int, group: list[Load], weights: list[int]) -> int:
@@ -256,24 +269,20 @@ class Selector:
         `group`: usable deployments, at least one, in random order. `prefixes`: of `hash_prefixes`. `session`: checksum of the session that
         the client named, which takes the place of the prefixes; 0 for none. `tokens`: about how many the prompt has.
         """
-        chosen, uncached = 0, tokens
-        best = group[0].queued_tokens + tokens
-        for index in range(1, min(len(group), OTHERS_MAX)):
-            cost = group[index].queued_tokens + tokens
-            if cost < best:
-                best, chosen = cost, index
         if session:
             prefixes = [session]
         elif not prefixes:
-            return chosen, tokens, _OTHER
+            return find_idlest_and_home(0, group[:OTHERS_MAX])[0], tokens, _OTHER
         level = self._count(prefixes, len(group))
         is_hot = level < 0
+        chosen, home = find_idlest_and_home(prefixes[level], group)
+        best, uncached = group[chosen].queued_tokens + tokens, tokens
         owners = self._owners
         told = self.held
-        home = find_home(prefixes[level], group)
         owner, held = -1, 0.0
         for known_level in range(len(prefixes) - 1, -1, -1):
-            known = owners.get(prefixes[known_level]) or self._owners_before.get(prefixes[known_level])
+            prefix = prefixes[known_level]
+            known = owners.get(prefix) or self._owners_before.get(prefix)
             if known is not None:
                 if (told is None or not known.is_followed) and known in group:
                     owner = group.index(known)

@@ -283,6 +283,7 @@ class TestUpstreamAddresses:
             "https://.engine",
             f"http://{'a' * 64}.lan",
             "http://169.254.169.254",
+            "http://168.63.129.16",
             "http://169.254.169.254./latest",
             "http://[fe80::1]",
             "http://[::ffff:169.254.169.254]",

@@ -31,7 +31,7 @@ FIELDS: dict[str, Check] = COMMON_FIELDS | {
     "service_tier": fields.nullable(fields.one_of(*SERVICE_TIERS)),
     "store": fields.nullable(fields.boolean),
     "tool_choice": fields.anything,
-    "tools": fields.nullable(fields.any_list),
+    "tools": fields.nullable(fields.client_tools),
     "top_logprobs": fields.nullable(fields.integer(0, 20)),
     "verbosity": fields.nullable(fields.text),
     "web_search_options": fields.nullable(fields.mapping),

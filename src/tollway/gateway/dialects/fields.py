@@ -154,6 +154,20 @@ any_list = Check(
 )
 """An array of tools or the like."""
 
+TOOL_TYPES = frozenset({"custom", "function"})
+"""Tools that the client runs. Those that a platform runs would have an engine fetch, search or execute for a tenant."""
+
+client_tools = Check(
+    lambda value: (
+        type(value) is list
+        and len(value) <= TOOLS_MAX
+        and all(type(tool) is dict and type(kind := tool.get("type", "function")) is str and kind in TOOL_TYPES for tool in value)
+    ),
+    None,
+    f"Tools may be of the types {' and '.join(sorted(TOOL_TYPES))}, run by the client.",
+)
+"""An array of tools that the client runs. One without a type is a function."""
+
 
 def _is_biases(value: Any) -> bool:
     return (

@@ -22,23 +22,16 @@ from tollway.gateway.dialects.conversation import identify_response
 from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.dialects.engine_errors import check_no_error, read_fault
 from tollway.gateway.dialects.engine_usage import UsageNames, check_report, read_totals
-from tollway.gateway.dialects.fields import MESSAGES_MAX, TOOLS_MAX, Check
+from tollway.gateway.dialects.fields import MESSAGES_MAX, Check
 from tollway.gateway.dialects.openai_requests import SERVICE_TIERS
 from tollway.gateway.dialects.prompt_salt import salt_instructions
 from tollway.gateway.dialects.typed_stream import TypedEvent, TypedStream
 from tollway.wire import bodies
 from tollway.wire.errors import openai_error
 
-TOOL_TYPES = frozenset({"custom", "function"})
-"""Tools that the client runs. Those that a platform runs would have an engine fetch, search or execute for a tenant."""
-
 
 def _is_input(value: Any) -> bool:
     return type(value) is str or (type(value) is list and 0 < len(value) <= MESSAGES_MAX)
-
-
-def _are_tools(value: Any) -> bool:
-    return type(value) is list and len(value) <= TOOLS_MAX and all(type(tool) is dict and tool.get("type") in TOOL_TYPES for tool in value)
 
 
 _NOT_STORED = "Your organization stores no responses, or this request has more than 1 MiB: send the whole conversation as 'input'."
@@ -78,7 +71,7 @@ FIELDS: dict[str, Check] = {
     "temperature": fields.nullable(fields.number(0, 2)),
     "text": fields.nullable(fields.mapping),
     "tool_choice": fields.anything,
-    "tools": fields.nullable(Check(_are_tools, None, f"Tools may be of the types {' and '.join(sorted(TOOL_TYPES))}, run by the client.")),
+    "tools": fields.nullable(fields.client_tools),
     "top_logprobs": fields.nullable(fields.integer(0, 20)),
     "top_p": fields.nullable(fields.number(0, 1)),
     "truncation": fields.nullable(fields.one_of("auto", "disabled")),

@@ -14,6 +14,8 @@ from tollway.gateway.media.links import is_public
 
 _KINDS = {"image_url": "image/", "video_url": "video/", "audio_url": "audio/", "input_audio": "audio/", "file": "", "source": ""}
 """Members of a part that may hold a link or data, and how the type of that data must begin: an engine's decoder follows from the name."""
+_OBJECTS = frozenset({"file", "input_audio"})
+"""Those of them that are objects in every API: as a text one would be a link that is not looked at."""
 _MEDIA_TYPES = frozenset({"audio_url", "document", "file", "image", "image_url", "input_audio", "input_image", "video_url"})
 PART_TYPES = _MEDIA_TYPES | {
     "advisor_tool_result", "bash_code_execution_tool_result", "code_execution_tool_result", "compaction", "container_upload", "fallback",
@@ -132,6 +134,8 @@ def _check_part(part: dict[str, Any], place: str, tally: Tally, *, is_result: bo
         if kind is str:
             if name == "url" or name.endswith("_url"):
                 _check_url(value, _KINDS.get(name, ""), f"{place}.{name}", tally)
+            elif name in _OBJECTS:
+                raise _unknown_shape(f"{place}.{name}")
         elif kind is dict:
             if name in _KINDS:
                 _check_object(name, value, part, f"{place}.{name}", tally)

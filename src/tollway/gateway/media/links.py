@@ -13,6 +13,7 @@ belongs behind an egress that refuses private networks.
 import ipaddress
 import re
 
+from tollway.domain import addresses
 from tollway.gateway.media.top_level_domains import GENERIC
 
 _URL = re.compile(r"https?://([^/?#]*)(?:[/?#][\x21-\x5b\x5d-\x7e]*)?", re.ASCII)
@@ -30,10 +31,6 @@ _PRIVATE_NAMES = (
     ".nip.io", ".sslip.io", ".xip.io", ".localtest.me", ".lvh.me", ".vcap.me", ".lacolhost.com", ".traefik.me", ".local.gd",
 )  # fmt: skip
 """Names below public domains that lead into private networks."""
-_PRIVATE_NETWORKS = tuple(
-    ipaddress.ip_network(network) for network in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96", "::ffff:0:0/96")
-)
-"""Networks of IPv6 that carry addresses of IPv4, private ones too: `is_global` considers some of them public."""
 
 
 def is_public(link: str) -> bool:
@@ -61,5 +58,4 @@ def _is_public_address(text: str, family: type[ipaddress.IPv4Address] | type[ipa
         return False
     if "%" in text:  # a zone names an interface of the machine, in any characters
         return False
-    private = any(address in network for network in _PRIVATE_NETWORKS if network.version == address.version)
-    return address.is_global and not private and not address.is_multicast
+    return addresses.is_public(address)
