@@ -9,6 +9,7 @@ from tests.control.harness import Running, TenantSetup, answered
 from tests.control.test_routes import refused
 from tollway.control.api import places
 from tollway.control.api.places import (
+    HELD_SECONDS_MAX,
     ORGANIZATION_WORK_MAX,
     REFUSAL_SECONDS_MAX,
     REFUSALS_PER_SECOND,
@@ -238,6 +239,32 @@ async def test_94_organization_rests_as_long_as_it_worked_while_others_ask() -> 
     clock.now += 0.02
     await waiting[1]
     assert not bounded.working and not bounded.waiting and not bounded.by_caller
+
+
+async def test_94_organization_that_rested_waits_for_an_operator_s_request_a_little_and_no_longer() -> None:
+    clock = Clock()
+    clock.now = 3600.0
+    bounded = Places(32, 60, clock)
+    operator, working = Place(bounded), Place(bounded)
+    operator.count("key_operator")
+    working.count("org_a")
+    await working.take_turn("org_a")
+    clock.now += 0.01
+    operator.prefer()
+    working.release()
+    clock.now += 0.01 + HELD_SECONDS_MAX / 2  # it has rested
+    assert bounded.find_rest("org_a") <= 0 and not bounded.has_turn("org_a") and bounded.has_turn("org_b")
+    waiting = asyncio.ensure_future(working.take_turn("org_a"))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    operator.end_preference()
+    await waiting
+    working.release()
+    operator.prefer()
+    clock.now += HELD_SECONDS_MAX + 0.01  # the last turn took no time, so neither did the rest
+    assert bounded.has_turn("org_a"), "an operator's long request holds nobody up for longer"
+    operator.release()
+    assert not bounded.preferred and not bounded.working and not bounded.waiting and not bounded.by_caller
 
 
 async def test_stream_has_no_turn_while_it_is_read_and_one_while_a_chunk_is_made() -> None:

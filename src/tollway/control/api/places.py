@@ -4,7 +4,8 @@ Theory of operation. A request takes a place when it arrives and gives it back w
 takes one again when the body is there. Before the body is read it also counts against its **sharer**: the organization, whichever of its
 keys it has; an operator's key; a gateway. The share is far below all places. Of the requests that an organization has, a few are worked
 on at once (one, while others ask too) and the others wait for their turn, so that it never fills the worker threads that all share. While
-others ask, an organization rests after each turn for as long as the turn took, a second at most: it works half of the time.
+others ask, an organization rests after each turn for as long as the turn took, a second at most: it works half of the time. While a request
+of an operator is worked on, an organization that rested begins its next turn a little later: a revocation is a few statements that write.
 A streamed answer takes a turn for each of its chunks, and has none while the client reads.
 Requests of organizations are counted by rate as well. A credential is remembered by the organization that it was found to be of: with it, a
 request counts against the share and the rate, and waits for its turn, before the database is asked whose it is. Refusals of one
@@ -60,6 +61,10 @@ REST_FACTOR = 1.0
 
 REST_SECONDS_MAX = 1.0
 """For an organization to rest after one turn: far below TURN_SECONDS_MAX, so that a long request refuses none of those that wait."""
+
+HELD_SECONDS_MAX = 0.1
+"""Time after its rest for which an organization begins no turn while a request of an operator is worked on. With operators who ask
+without a pause it still has a few turns a second."""
 
 SHARED_SECONDS = 0.5
 """Time after a request for which its sharer counts as one that asks. Health probes have no sharer."""
@@ -129,6 +134,8 @@ class Places:
     recognized: dict[bytes, str] = field(default_factory=dict)
     refused_until: dict[str, float] = field(default_factory=dict)
     resting_until: dict[str, float] = field(default_factory=dict)
+    preferred: int = 0
+    """Requests of operators that are worked on."""
     latest: "Asked | None" = None
     latest_of_another: "Asked | None" = None
     """The last request of another sharer than that of `latest`."""
@@ -143,7 +150,7 @@ class Places:
         """Return whether one more request of an organization may be worked on now."""
         if not self.is_shared(organization):
             return self.working[organization] < ORGANIZATION_WORK_MAX
-        return self.working[organization] < SHARED_WORK_MAX and self.find_rest(organization) <= 0
+        return self.working[organization] < SHARED_WORK_MAX and self.find_pause(organization) <= 0
 
     def is_shared(self, organization: str) -> bool:
         """Return whether another sharer than an organization asks too."""
@@ -162,6 +169,11 @@ class Places:
     def find_rest(self, organization: str) -> float:
         """Return for how many seconds an organization rests from now on; 0 or less for one that does not."""
         return self.resting_until.get(organization, 0.0) - self.clock()
+
+    def find_pause(self, organization: str) -> float:
+        """Return for how many seconds an organization begins no turn from now on, as long as the requests of operators that are worked on
+        last; 0 or less if it may."""
+        return self.find_rest(organization) + (HELD_SECONDS_MAX if self.preferred else 0.0)
 
     def pace_refusal(self, organization: str) -> float:
         """Return for how many seconds a refusal of a request of an organization has to wait: for those before it."""
@@ -207,6 +219,7 @@ class Place:
     _caller: str | None = None
     _working: str | None = None
     _working_since: float = 0.0
+    _is_preferred: bool = False
     sharer: str | None = None
 
     def take(self) -> None:
@@ -355,10 +368,27 @@ class Place:
     def release(self) -> None:
         """Give back everything: the request is over."""
         self.give_back()
+        self.end_preference()
         if self._is_follower:
             self.places.followers -= 1
             self._is_follower = False
         self._uncount()
+
+    def prefer(self) -> None:
+        """Let organizations that rested wait a little longer: the request is an operator's, and is worked on from now on."""
+        self.places.preferred += 1
+        self._is_preferred = True
+
+    def end_preference(self) -> None:
+        """Let them go on: the request is worked on no more."""
+        places = self.places
+        if self._is_preferred:
+            self._is_preferred = False
+            places.preferred -= 1
+            if not places.preferred:
+                for organization in list(places.waiting):
+                    if not places.working[organization] and places.has_turn(organization):
+                        _wake(places, organization)
 
     def end_turn(self) -> None:
         """Let the next request of the organization be worked on."""
@@ -392,4 +422,4 @@ def _wake(places: Places, organization: str) -> None:
 
 def _wake_later(places: Places, organization: str) -> None:
     """Wake the requests of an organization that wait, of which none is worked on, once it has rested."""
-    asyncio.get_running_loop().call_later(max(0.0, places.find_rest(organization)), _wake, places, organization)
+    asyncio.get_running_loop().call_later(max(0.0, places.find_pause(organization)), _wake, places, organization)

@@ -308,11 +308,14 @@ class ApiRoute(APIRoute):
                 else:
                     recorder = audit.record_in(operation, new_id=plane.new_id, now=plane.now())
                     strict.state.plane = replace(plane, database=plane.database.recording(recorder))
+            if isinstance(caller, Operator) or (isinstance(caller, Tenant) and caller.is_operator):
+                place.prefer()
             key = strict.headers.get("idempotency-key") if strict.method == "POST" else None
             if key is None or not isinstance(caller, Tenant | Operator):
                 response = await handle(strict)
             else:
                 response = await _answer_once(plane, strict, caller, key, body, handle)
+            place.end_preference()
             if response.background is not None:
                 place.end_turn()  # what is done after the answer holds up no other request of the organization
             if isinstance(response, StreamingResponse) and organization_id is not None:
