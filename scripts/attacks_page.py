@@ -336,6 +336,10 @@ ROWS = {
         "the transaction that issues it takes its number: all of it is there, or a draft without a number",
     ),
     158: ("drafts, and invoices of another organization, in a list, by id or as a file", "404 as for one that does not exist"),
+    159: (
+        "a bank statement that is imported twice, in whole or in part, to be credited twice",
+        "statements and entries are known by what the bank calls them: the second time changes nothing",
+    ),
     160: (
         "an issued invoice that is edited in the database, with a digest that fits",
         "a trigger refuses it; past that, `tollway verify` computes it again from the events of its period",

@@ -200,6 +200,13 @@ async def check_scope(upstream: Upstream, scope: str) -> None:
         assert (await client.answer()).status == 200
 
 
+async def test_a_restriction_of_the_organization_is_a_budget_of_one_pico_that_refuses_its_requests() -> None:
+    async with gateway({"m": Served(["http://127.0.0.1:1"])}) as running:
+        bind(running, 1, entry(BudgetLevel.ORGANIZATION, ORGANIZATION))
+        refused = await post(running.port, chat(max_tokens=50))
+    assert (refused.status, refused.json()["error"]["code"], running.sink.admits) == (429, "insufficient_quota", [])
+
+
 async def test_budget_on_a_tag_holds_the_requests_that_carry_it_alone() -> None:
     upstream = Upstream([whole(completion(prompt=20, completion=30))])
     async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:

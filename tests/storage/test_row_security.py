@@ -24,6 +24,7 @@ PLATFORM_TABLES = {
     "token_signing_keys", "used_assertions", "sign_in_attempts", "device_logins", "operators", "operator_sessions",  # of control
     "idempotency_keys", "removed_months", "event_conflicts",  # of records and requests
     "lost_requests", "lost_decisions", "lost_declarations", "price_drafts",  # operators' decisions
+    "bank_statements", "bank_entries",  # what banks said
     "legal_entities", "number_series",  # who sells, and the numbers of its documents
     "compatible_revisions",  # which versions may run over the schema
     "engine_readings", "engine_hours", "engine_members", "engine_usage",  # what engines counted

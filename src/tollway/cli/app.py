@@ -69,6 +69,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "anomalies": ("money.ledger:anomalies", "Usage reports of engines that could not be true, and what was billed instead."),
     "periods": ("money.periods:app", "Billing periods: list, what keeps them open, close, export with proofs."),
     "invoices": ("invoicing.invoices:app", "Invoices: sellers, accounts, preview, draft, issue, void, credit, list, download, verify."),
+    "payments": ("invoicing.payments:app", "Payments of invoices, bank statements, dunning: record, import, match, return, hold."),
     "quarantine": ("metering.quarantine:app", "Records that could not be rated: list, rate again, write off."),
     "corrections": ("money.corrections:app", "Correct what a request was billed: void, replace, credit, approve."),
     "audit": ("operation.audit:app", "The audit trail, who changed or read what: list, export, verify."),

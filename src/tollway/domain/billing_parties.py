@@ -17,6 +17,9 @@ GRACE_DAYS_MAX = 60
 
 PAYMENT_DAYS_MAX = 365
 """Longest term of payment."""
+
+DUNNING_STEPS_MAX = 10
+
 PARTY_TEXT_MAX = 200
 """Longest field of a party, in characters."""
 
@@ -65,6 +68,20 @@ class BankAccount(msgspec.Struct, frozen=True, kw_only=True):
     bic: str = ""
 
 
+class DunningAction(StrEnum):
+    """Action at a step of dunning."""
+
+    REMIND = "remind"  # a reminder is recorded, for whoever sends it
+    RESTRICT = "restrict"  # further requests are refused until the invoice is paid
+
+
+class DunningStep(msgspec.Struct, frozen=True, kw_only=True):
+    """A step of dunning: what is done so many days after the due date of an invoice that is not paid."""
+
+    after_days: int
+    action: DunningAction
+
+
 class LegalEntity(msgspec.Struct, frozen=True, kw_only=True):
     """A seller. Its invoices are numbered in `invoice_series`, its credit notes in `credit_note_series`, each without gaps.
 
@@ -86,6 +103,7 @@ class LegalEntity(msgspec.Struct, frozen=True, kw_only=True):
     credit_note_series: str
     time_zone: str
     grace_days: int | None
+    dunning: tuple[DunningStep, ...]
     created_at: int
     automatic_since: int = 0
 
@@ -139,6 +157,11 @@ def find_entity_problem(entity: LegalEntity) -> PartyProblem | None:
         return PartyProblem("grace_days", f"it must be from 0 to {GRACE_DAYS_MAX}")
     if not all((entity.contact.name, entity.contact.phone, entity.contact.email)):
         return PartyProblem("contact", "a seller needs a name, a telephone number and an address of e-mail (BR-DE-5 to BR-DE-7)")
+    days = [step.after_days for step in entity.dunning]
+    if len(days) > DUNNING_STEPS_MAX or days != sorted(set(days)) or (days and not 1 <= days[0] <= days[-1] <= 365):
+        return PartyProblem("dunning", f"at most {DUNNING_STEPS_MAX} steps, each later than the one before, from 1 to 365 days")
+    if any(step.action is DunningAction.RESTRICT for step in entity.dunning[:-1]):
+        return PartyProblem("dunning", "only the last step can restrict")
     return None
 
 

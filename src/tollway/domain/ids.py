@@ -51,6 +51,8 @@ OPERATOR = "operator"
 OPERATOR_SESSION = "opsess"
 LEGAL_ENTITY = "entity"
 INVOICE = "inv"
+PAYMENT = "pay"
+BANK_STATEMENT = "stmt"
 
 RANDOM_BITS = 74
 """Random bits that one UUIDv7 takes: rand_a (12) and rand_b (62)."""

@@ -34,7 +34,7 @@ from tollway.control.identity.github_reports import GithubReports
 from tollway.control.identity.mail import MailDirectory, MailServer
 from tollway.control.identity.operators import OperatorSignIn
 from tollway.control.identity.scheduled_rotation import Scheduled
-from tollway.control.invoicing import automatic_issue
+from tollway.control.invoicing import automatic_issue, dunning
 from tollway.control.jobs import Job, JobRunner, Turn, in_thread
 from tollway.control.metering import retention
 from tollway.control.metering.quarantine import WaitingRecords
@@ -474,12 +474,20 @@ def _list_jobs(
 
     drafting_database = _audit_job(plane, "invoice.drafted", "invoices")
     issuing_database = _audit_job(plane, "invoice.issued", "invoices")
+    dunning_database = _audit_job(plane, "invoice.dunned", "invoices")
 
     def issue_invoices(turn: Turn) -> None:
         automatic_issue.run(
             drafting_database,
             issuing_database,
             new_id=lambda: plane.new_id(ids.INVOICE),
+            now=plane.now,
+            is_stopping=turn.is_over,
+            log=plane.log,
+        )
+        dunning.run(
+            dunning_database,
+            new_id=lambda: plane.new_id(ids.BUDGET),
             now=plane.now,
             is_stopping=turn.is_over,
             log=plane.log,

@@ -1,5 +1,6 @@
 """Legal entities and billing accounts at rest."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -29,6 +30,12 @@ def find_entity(tx: Transaction, entity_id: str) -> LegalEntity | None:
 def list_entities(tx: Transaction, window: PageWindow) -> Page[LegalEntity]:
     """Return legal entities in the order in which they were made."""
     return fetch_page(tx, sa.select(legal_entities), legal_entities.c.id, window, _entity)
+
+
+def lock_entities(tx: PlatformTx, entity_ids: Sequence[str]) -> None:
+    """Have legal entities alone until this transaction ends, among those that lock them too; documents may still name them."""
+    query = sa.select(legal_entities.c.id).where(legal_entities.c.id.in_(entity_ids)).order_by(legal_entities.c.id)
+    tx.connection.execute(query.with_for_update(key_share=True)).all()
 
 
 def _entity(row: Any) -> LegalEntity:

@@ -159,6 +159,12 @@ def list_named(tx: TenantTx, subject_id: str, name: str) -> list[Budget]:
     return [each for each in list_of_subjects(tx, [subject_id]) if each.name == name]
 
 
+def list_restricted(tx: PlatformTx, name: str) -> list[str]:
+    """Return the organizations that have a budget of operators with a name that is not archived, by id."""
+    query = sa.select(budgets.c.organization_id).where(budgets.c.name == name, budgets.c.is_operators, budgets.c.archived_at.is_(None))
+    return sorted(set(tx.connection.execute(query.where(IS_BUDGET)).scalars()))
+
+
 def list_active(tx: PlatformTx, organization_ids: Sequence[str]) -> list[Budget]:
     """Return the budgets of these organizations that are not archived, by id."""
     query = sa.select(budgets).where(budgets.c.organization_id.in_(organization_ids), budgets.c.archived_at.is_(None), IS_BUDGET)

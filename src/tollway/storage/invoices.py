@@ -120,6 +120,13 @@ def lock_invoice(tx: PlatformTx, invoice_id: str) -> StoredInvoice | None:
     return None if row is None else _invoice(row)
 
 
+def list_numbered(tx: Transaction, series: str, number: int, legal_entity_ids: Sequence[str]) -> list[StoredInvoice]:
+    """Return the documents of some legal entities that have a number of a series: each of them gives its own."""
+    table = invoices.c
+    query = sa.select(invoices).where(table.legal_entity_id.in_(legal_entity_ids), table.series == series, table.number == number)
+    return [_invoice(row) for row in tx.connection.execute(query.order_by(table.id))]
+
+
 def list_invoices(tx: Transaction, window: PageWindow, *, organization_id: str | None, state: InvoiceState | None) -> Page[StoredInvoice]:
     """Return documents in the order in which they were made, of everyone or of one organization."""
     query = sa.select(invoices)

@@ -14,6 +14,7 @@ from tollway.storage.schema import metadata
 from tollway.storage.schema_credits import credit_transactions
 from tollway.storage.schema_invoices import invoice_transactions
 from tollway.storage.schema_money import ledger_entries, ledger_transactions
+from tollway.storage.schema_payments import payments
 
 Reference = tuple[sa.Table, sa.Table, Sequence[tuple[sa.ColumnElement[str], sa.ColumnElement[str]]]]
 """Tables of the row and of what it refers to, and the pairs of columns by which it does."""
@@ -47,6 +48,6 @@ def _iterate_references() -> Iterator[Reference]:
         for key in table.foreign_key_constraints:
             target = key.referred_table.alias()  # a table may refer to itself
             yield table, key.referred_table, [(each.parent, target.c[each.column.name]) for each in key.elements]
-    ids = [sa.select(table.c.id) for table in (ledger_transactions, credit_transactions, invoice_transactions)]
+    ids = [sa.select(table.c.id) for table in (ledger_transactions, credit_transactions, invoice_transactions, payments)]
     transactions = sa.union_all(*ids).subquery()
     yield ledger_entries, ledger_transactions, [(ledger_entries.c.transaction_id, transactions.c.id)]

@@ -82,7 +82,12 @@ def insert_cut(tx: PlatformTx, calendars: Iterable[Calendar], now: int) -> None:
 
 def lock_organization(tx: PlatformTx | TenantTx, organization_id: str) -> None:
     """Have an organization's periods alone until this transaction ends: nobody books for it meanwhile."""
-    _lock(tx, {_bucket(organization_id)}, sa.func.pg_advisory_xact_lock)
+    lock_organizations(tx, [organization_id])
+
+
+def lock_organizations(tx: PlatformTx | TenantTx, organization_ids: Iterable[str]) -> None:
+    """Have the periods of several organizations alone, as `lock_organization` does, in an order that everyone follows."""
+    _lock(tx, {_bucket(each) for each in organization_ids}, sa.func.pg_advisory_xact_lock)
 
 
 def _bucket(organization_id: str) -> int:

@@ -42,7 +42,8 @@ CONDITIONS: Mapping[str, str] = {
     "balances": f"EXISTS (SELECT 1 FROM ledger_accounts AS parent WHERE parent.id = account_id AND parent.owner = {OWN})",
     "ledger_entries": "EXISTS (SELECT 1 FROM ledger_transactions AS parent WHERE parent.id = transaction_id)"
     " OR EXISTS (SELECT 1 FROM credit_transactions AS parent WHERE parent.id = transaction_id)"
-    " OR EXISTS (SELECT 1 FROM invoice_transactions AS parent WHERE parent.id = transaction_id)",
+    " OR EXISTS (SELECT 1 FROM invoice_transactions AS parent WHERE parent.id = transaction_id)"
+    " OR EXISTS (SELECT 1 FROM payments AS parent WHERE parent.id = transaction_id)",
     "invoices": f"organization_id = {OWN} AND state = 'issued'",
     "invoice_files": "EXISTS (SELECT 1 FROM invoices AS parent WHERE parent.id = invoice_id)",
     "period_blocks": "EXISTS (SELECT 1 FROM billing_periods AS parent WHERE parent.id = period_id)",
@@ -69,6 +70,7 @@ READ_ONLY = frozenset(
         *("credit_grants", "credit_draws", "credit_transactions", "credit_topup_rules", "credit_topups"),
         *("credit_redraws", "credit_redraw_usage"),
         *("billing_accounts", "invoices", "invoice_files", "invoice_transactions"),
+        *("payments", "settlements", "dunning_notices", "dunning_holds"),
     }
 )
 """Tables of which an organization sees its own rows (and general ones), and writes none."""

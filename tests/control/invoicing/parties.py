@@ -11,6 +11,8 @@ from tollway.domain.billing_parties import (
     BankAccount,
     BillingAccount,
     Contact,
+    DunningAction,
+    DunningStep,
     ElectronicAddress,
     Language,
     LegalEntity,
@@ -36,6 +38,7 @@ SELLER = LegalEntity(
     credit_note_series="GS-2026",
     time_zone="Europe/Berlin",
     grace_days=None,
+    dunning=(DunningStep(after_days=7, action=DunningAction.REMIND), DunningStep(after_days=30, action=DunningAction.RESTRICT)),
     created_at=0,
 )
 

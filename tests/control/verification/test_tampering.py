@@ -33,7 +33,8 @@ from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, admit, final, frames
 from tests.storage.databases import become_owner
 from tollway.control.catalog import price_drafts, prices
-from tollway.control.invoicing import documents
+from tollway.control.invoicing import documents, payments
+from tollway.control.invoicing.payments import WantedPayment
 from tollway.control.metering import quarantine, rating
 from tollway.control.money import budgets, credits
 from tollway.control.money.credits import WantedGrant
@@ -43,8 +44,10 @@ from tollway.domain.billing_classes import Quantities
 from tollway.domain.budgets import BudgetMode, BudgetWindow
 from tollway.domain.corrections import AdjustmentKind, AdjustmentState, ApprovalDecision
 from tollway.domain.credits import MINUTE_US, CreditMove, GrantCategory
-from tollway.domain.ids import BUDGET, BUDGET_RAISE, CREDIT_GRANT, INVOICE, PRICE_DRAFT, new_id
+from tollway.domain.ids import BUDGET, BUDGET_RAISE, CREDIT_GRANT, INVOICE, PAYMENT, PRICE_DRAFT, new_id
 from tollway.domain.keys import KeyOrigin
+from tollway.domain.money import CENT_PICO
+from tollway.domain.payments import PaymentKind
 from tollway.domain.periods import PeriodState, period_id
 from tollway.domain.price_books import DraftLine, DraftState, PriceDraft
 from tollway.domain.quotas import DEFAULT_SIZES
@@ -55,6 +58,7 @@ from tollway.storage import (  # noqa: F401
     schema_credits,
     schema_invoices,
     schema_money,
+    schema_payments,
     schema_periods,
     schema_prices,
     schema_reconcile,
@@ -78,6 +82,7 @@ OTHER_TABLES = {
     "publish_head", "changes", "nodes", "join_tokens", "limit_reports", "job_leases",  # what gateways are told and tell, and who runs a job
     "credit_topup_rules", "credit_topups",  # what to ask a customer for; what was granted counts
     "credit_redraws", "credit_redraw_usage",  # which draws of open months are made anew
+    "bank_statements", "bank_entries", "dunning_notices", "dunning_holds",  # what banks said, and what is done about late payment
     "legal_entities", "billing_accounts",  # who sells and who is billed; a document has a copy of both
     "compatible_revisions",  # which versions may run over the schema
     "refused_epochs",  # which runs wait for a clock or an operator
@@ -168,6 +173,8 @@ HARMLESS = {
     "invoices.(created_at|issue_at)": CONTROLS_CLOCK,
     "invoices.issued_by": OWN_WORDS,
     "invoice_files.created_at": CONTROLS_CLOCK,
+    "payments.(value_on|origin|reference|external_id|actor|created_at)": OWN_WORDS,
+    "settlements.(number|amount_minor|settled_at)": OWN_WORDS,
     "ledger_entries.line": "the order in which a transaction's entries are shown",
     "lost_declarations.next_seq": OWN_WORDS + ". Of a closed month it stands in its report, and is compared with that",
     "lost_requests.(id|requested_at)": OWN_WORDS,
@@ -266,6 +273,11 @@ def add_invoices(database: Database) -> None:
         for month in (SEPTEMBER, OCTOBER):
             for draft in documents.draft_period(tx, period_id(ORGANIZATION, month.start_at), new_invoice_id, NOW):
                 documents.issue(tx, draft.id, actor=APPROVER.key_id, now=NOW)
+        wanted = WantedPayment(PaymentKind.PAYMENT, CENT_PICO, None, "2026-12-02", "r", ())
+        paid = payments.record_payment(tx, ORGANIZATION, wanted, id=new_id(PAYMENT, NOW, 1), actor=APPROVER.key_id, now=NOW)
+        payments.return_payment(
+            tx, paid.id, id=new_id(PAYMENT, NOW, 2), value_on="2026-12-03", reference="r", actor=APPROVER.key_id, now=NOW
+        )
 
 
 def add_credit(database: Database) -> None:
@@ -446,6 +458,8 @@ GUARDED_TABLES = [
     schema_invoices.invoices,
     schema_invoices.invoice_files,
     schema_invoices.invoice_transactions,
+    schema_payments.payments,
+    schema_payments.settlements,
     schema_periods.billing_periods,
     schema_prices.price_drafts,
     schema_money.epochs,

@@ -53,7 +53,7 @@ from tollway.control.api.identity import (
     service_accounts,
     users,
 )
-from tollway.control.api.invoicing import invoices
+from tollway.control.api.invoicing import invoices, payments
 from tollway.control.api.metering import quarantined_records, reconciliation, records, request_log, usage
 from tollway.control.api.money import budgets, corrections, credits, ledger, periods, spend_limits
 from tollway.control.api.places import CALLER_REQUESTS_MAX, NODE_REQUESTS_MAX, Place, Places
@@ -130,6 +130,7 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     corrections.router,
     credits.router,
     invoices.router,
+    payments.router,
     quarantined_records.router,
     operator_keys.router,
     operators.router,

@@ -168,6 +168,11 @@ EVENTS: Mapping[str, str] = {
     "issue_invoice": "invoice.issued",
     "void_invoice": "invoice.voided",
     "create_credit_note": "invoice.credit_note_drafted",
+    "create_payment": "payment.recorded",
+    "return_payment": "payment.returned",
+    "import_bank_statement": "bank_statement.imported",
+    "match_bank_entry": "bank_entry.matched",
+    "put_dunning_hold": "dunning_hold.updated",
     "rate_record": "quarantined_record.rated",
     "write_off_record": "quarantined_record.written_off",
     # Gateways

@@ -16,6 +16,7 @@ import msgspec
 from tollway.control.invoicing import cii, parties, ubl
 from tollway.control.invoicing.booking import entries_of, issue_id
 from tollway.control.invoicing.contents import Billed, CorrectionKey, Part, list_correction_keys, list_parts
+from tollway.control.invoicing.payments import settle_issued
 from tollway.control.invoicing.xml_elements import MINOR_UNITS_MAX
 from tollway.control.money import periods
 from tollway.domain.billing_parties import BillingAccount, LegalEntity
@@ -308,6 +309,7 @@ def issue(tx: PlatformTx, invoice_id: str, *, actor: str, now: int) -> StoredInv
     stored.post(tx, transaction, entries_of(document), now)
     for format, content in render_files(document).items():
         stored.insert_file(tx, InvoiceFile(invoice_id=document.id, format=format, content=content, digest=digest_document(content)), now)
+    settle_issued(tx, document, now)
     return get_invoice(tx, invoice_id)
 
 

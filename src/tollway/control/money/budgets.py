@@ -337,6 +337,33 @@ def _make_plan_budget(organization_id: str, currency: str, plan: Plan, amount_pi
     )
 
 
+# ---- Restriction --------------------------------------------------------------------------------------------------------
+
+
+def restrict(tx: TenantTx, *, id: str, name: str, now: int) -> Budget:
+    """Refuse the requests of the organization that cost anything, by a hard budget of operators that nothing fits in, until it is archived.
+    No number of budgets that tenants or operators may have stands against it. Raises RESOURCE_UNKNOWN."""
+    publish.lock(tx)
+    budget = Budget(
+        id=id,
+        organization_id=tx.organization_id,
+        level=BudgetLevel.ORGANIZATION,
+        subject_id=tx.organization_id,
+        name=name,
+        mode=BudgetMode.HARD,
+        window=BudgetWindow.TOTAL,
+        amount_pico=1,
+        currency=get_currency(tx),
+        thresholds=(),
+        is_operators=True,
+        created_at=now,
+        counts_from=now // MINUTE_US * MINUTE_US,
+    )
+    storage.insert_budget(tx, budget)
+    _publish(tx, budget, now)
+    return budget
+
+
 # ---- Prepayment ---------------------------------------------------------------------------------------------------------
 
 

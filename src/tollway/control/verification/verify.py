@@ -34,6 +34,7 @@ from tollway.control.money.corrections import transaction_id as correction_trans
 from tollway.control.verification import budgets as verify_budgets
 from tollway.control.verification import credits as verify_credits
 from tollway.control.verification import invoices as verify_invoices
+from tollway.control.verification import payments as verify_payments
 from tollway.control.verification import periods as verify_periods
 from tollway.control.verification.budgets import BudgetCharges
 from tollway.control.verification.ledger import Booked, EpochLedger, entries_of
@@ -209,6 +210,7 @@ def compare(tx: PlatformTx, archive: Archive) -> VerificationReport:
         corrections = verify_periods.compare_corrections(tx, periods, walk.booked, findings.add)
         walk.booked_beside.append(verify_credits.compare_credits(tx, periods.by_organization, findings.add))
         walk.booked_beside.append(verify_invoices.compare_invoices(tx, findings.add))
+        walk.booked_beside.append(verify_payments.compare_payments(tx, findings.add))
         report.adjustments = len(corrections.by_id)
         _compare_ledger(walk, corrections)
         for table, target, count in list_orphans(tx):

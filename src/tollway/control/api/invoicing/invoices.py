@@ -134,7 +134,8 @@ def own_invoice_out(view: InvoiceView) -> InvoiceOut:
     return invoice_out(view).model_copy(update={"issued_by": None})
 
 
-def _known(invoice_id: str) -> str:
+def known_invoice(invoice_id: str) -> str:
+    """Return the id of an invoice from a path. Raises RESOURCE_UNKNOWN for what cannot be one."""
     if not ids.is_id(ids.INVOICE, invoice_id):
         raise Fault(RESOURCE_UNKNOWN, message=documents.UNKNOWN)
     return invoice_id
@@ -239,14 +240,14 @@ def list_invoices(
 def retrieve_invoice(_caller: OperatorReader, plane: Plane, invoice_id: str) -> InvoiceOut:
     """One invoice or credit note."""
     with plane.database.platform(write=False) as tx:
-        return invoice_out(InvoiceView.of(documents.get_invoice(tx, _known(invoice_id))))
+        return invoice_out(InvoiceView.of(documents.get_invoice(tx, known_invoice(invoice_id))))
 
 
 @router.get("/v1/platform/invoices/{invoice_id}/files/{format}", response_class=Response)
 def download_invoice(_caller: OperatorReader, plane: Plane, invoice_id: str, format: FileFormat) -> Response:
     """Return a document as JSON (canonical), XRechnung (`ubl`, `cii`: once it is issued) or PDF."""
     with plane.database.platform(write=False) as tx:
-        invoice = documents.get_invoice(tx, _known(invoice_id))
+        invoice = documents.get_invoice(tx, known_invoice(invoice_id))
         content = None if format is FileFormat.PDF else documents.read_file(tx, invoice, format)
     return _file(decode_document(invoice.document), format, content)
 
@@ -255,7 +256,7 @@ def download_invoice(_caller: OperatorReader, plane: Plane, invoice_id: str, for
 def issue_invoice(caller: OperatorWriter, plane: Plane, invoice_id: str) -> InvoiceOut:
     """Issue a draft: it gets the next number of its series and never changes again. One that is issued stays as it is."""
     with plane.database.platform() as tx:
-        invoice = documents.issue(tx, _known(invoice_id), actor=caller.key_id, now=plane.now())
+        invoice = documents.issue(tx, known_invoice(invoice_id), actor=caller.key_id, now=plane.now())
     return invoice_out(InvoiceView.of(invoice))
 
 
@@ -263,7 +264,7 @@ def issue_invoice(caller: OperatorWriter, plane: Plane, invoice_id: str) -> Invo
 def void_invoice(_caller: OperatorWriter, plane: Plane, invoice_id: str) -> InvoiceOut:
     """Void a draft: it is never issued."""
     with plane.database.platform() as tx:
-        invoice = documents.void_draft(tx, _known(invoice_id), plane.now())
+        invoice = documents.void_draft(tx, known_invoice(invoice_id), plane.now())
     return invoice_out(InvoiceView.of(invoice))
 
 
@@ -273,7 +274,7 @@ def create_credit_note(_caller: OperatorWriter, plane: Plane, invoice_id: str, b
     amount_pico = None if body.amount is None else money.parse_sum(body.amount)
     with plane.database.platform() as tx:
         note = documents.draft_credit_note(
-            tx, _known(invoice_id), amount_pico=amount_pico, reason=body.reason, id=plane.new_id(ids.INVOICE), now=plane.now()
+            tx, known_invoice(invoice_id), amount_pico=amount_pico, reason=body.reason, id=plane.new_id(ids.INVOICE), now=plane.now()
         )
     return invoice_out(InvoiceView.of(note))
 
@@ -300,7 +301,7 @@ def list_own_invoices(caller: Reader, plane: Plane, query: Annotated[PageQuery, 
 def retrieve_own_invoice(caller: Reader, plane: Plane, invoice_id: str) -> InvoiceOut:
     """One of the organization's issued invoices and credit notes."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
-        return own_invoice_out(InvoiceView.of(documents.get_own_invoice(tx, _known(invoice_id))))
+        return own_invoice_out(InvoiceView.of(documents.get_own_invoice(tx, known_invoice(invoice_id))))
 
 
 @router.get("/v1/organization/invoices/{invoice_id}/files/{format}", response_class=Response)
@@ -308,7 +309,7 @@ def download_own_invoice(caller: Reader, plane: Plane, invoice_id: str, format: 
     """Return one of the organization's documents as JSON (canonical, for `tollway_invoice_verifier.py`), XRechnung (`ubl`, `cii`) or
     PDF."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
-        invoice = documents.get_own_invoice(tx, _known(invoice_id))
+        invoice = documents.get_own_invoice(tx, known_invoice(invoice_id))
         content = None if format is FileFormat.PDF else documents.read_file(tx, invoice, format)
     return _file(decode_document(invoice.document), format, content)
 

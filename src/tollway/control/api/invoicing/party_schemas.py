@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 from tollway.control.api.schemas import Identified, In, Name, Out, Second, TimeZone, find_seconds, printable
 from tollway.control.invoicing.parties import normalize_number
 from tollway.domain.billing_parties import (
+    DUNNING_STEPS_MAX,
     GRACE_DAYS_MAX,
     PARTY_TEXT_MAX,
     PAYMENT_DAYS_MAX,
@@ -15,6 +16,8 @@ from tollway.domain.billing_parties import (
     BankAccount,
     BillingAccount,
     Contact,
+    DunningAction,
+    DunningStep,
     ElectronicAddress,
     Language,
     LegalEntity,
@@ -79,6 +82,20 @@ class BankAccountBody(In):
         return BankAccount(**self.model_dump())
 
 
+class DunningStepBody(In):
+    """A step of dunning."""
+
+    after_days: Annotated[int, Field(ge=1, le=365, description="Days after the due date, 1 to 365.", examples=[14])]
+    action: Annotated[
+        DunningAction,
+        Field(
+            strict=False,
+            description="`remind`, or as the last step `restrict`: requests of the customer are refused until it has paid.",
+            examples=["remind"],
+        ),
+    ]
+
+
 class VatCheckBody(In):
     """Evidence that the VAT id was looked up in its register and is valid."""
 
@@ -117,6 +134,15 @@ class LegalEntityWrite(In):
             examples=[5],
         ),
     ] = None
+    dunning: Annotated[
+        tuple[DunningStepBody, ...],
+        Field(
+            strict=False,
+            max_length=DUNNING_STEPS_MAX,
+            description="What is done when an invoice is not paid, in order.",
+            examples=[[]],
+        ),
+    ] = ()
 
     def value(self, id: str, now: int) -> LegalEntity:
         """Return it for the operation."""
@@ -134,6 +160,7 @@ class LegalEntityWrite(In):
             credit_note_series=self.credit_note_series,
             time_zone=self.time_zone,
             grace_days=self.grace_days,
+            dunning=tuple(DunningStep(after_days=each.after_days, action=each.action) for each in self.dunning),
             created_at=now,
         )
 

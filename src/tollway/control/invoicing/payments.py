@@ -1,0 +1,431 @@
+"""Payments: recorded by hand or from bank statements, allocated to invoices, paid back, returned or written off.
+
+Theory of operation. Everything about an organization's payments happens with the organization locked, in one transaction: the payment,
+its posting and what it settles. A credit of a bank has an id that follows from what the bank says of it, so a file that comes twice changes
+nothing. The ledger has one account `receivable` for each organization; which invoice is open by how much follows from settlements. A credit
+note is a source like a payment, and settles the invoice that it corrects first. What a source has left settles the invoice that is due
+first, at once or as soon as one is issued: an organization with a balance owes nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import date
+from typing import NamedTuple
+
+import msgspec
+
+from tollway.control.invoicing.camt import BankCredit, BankStatement, StatementUnreadable, read_statements
+from tollway.control.money.ledger import PLATFORM
+from tollway.domain import ids
+from tollway.domain.billing_parties import LegalEntity
+from tollway.domain.currencies import get_currency
+from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
+from tollway.domain.invoices import RECEIVABLE, Document, InvoiceKind, InvoiceState, decode_document, find_step
+from tollway.domain.ledger import Account, Entry
+from tollway.domain.pages import Page, PageWindow
+from tollway.domain.payments import BankEntry, OpenInvoice, Payment, PaymentKind, PaymentOrigin, Settlement, allocate, find_numbers
+from tollway.storage import billing_parties as stored_parties
+from tollway.storage import invoices as stored_invoices
+from tollway.storage import payments as stored
+from tollway.storage import periods as stored_periods
+from tollway.storage import prices as stored_prices
+from tollway.storage.database import PlatformTx, TenantTx, Transaction
+from tollway.storage.invoices import StoredInvoice
+from tollway.storage.payments import StatementRow
+
+CASH, WRITE_OFF = "cash", "write_off"
+"""Kinds of the platform's accounts: money at the bank, and what was given up."""
+
+UNKNOWN = "There is no such payment."
+
+SELLERS_MAX = 1000
+"""Legal entities whose numbers are looked for in bank statements."""
+
+
+class InvoiceStanding(NamedTuple):
+    """An issued invoice, and what of it is open in the smallest unit of its currency."""
+
+    id: str
+    document: Document
+    open_minor: int
+
+
+class CustomerAccount(NamedTuple):
+    """Standing of an organization. `balance_minor`: what it has paid or was credited and that no invoice took."""
+
+    currency: str
+    open: list[InvoiceStanding]
+    balance_minor: int
+
+
+# ---- Recording ----------------------------------------------------------------------------------------------------------
+
+
+class WantedPayment(NamedTuple):
+    """A payment that an operator records. `invoice_ids`: that it settles first; what is left of a payment settles what is due first."""
+
+    kind: PaymentKind
+    amount_pico: int
+    currency: str | None
+    value_on: str
+    reference: str
+    invoice_ids: tuple[str, ...]
+
+
+def record_payment(tx: PlatformTx, organization_id: str, wanted: WantedPayment, *, id: str, actor: str, now: int) -> Payment:
+    """Record what was received, paid back or given up, and settle invoices with it.
+
+    Raises RESOURCE_UNKNOWN, PARAMETER_INVALID, or STATE_CONFLICT for a refund of more than the organization's balance, or a write-off of
+    more than the invoices that it names.
+    """
+    currency = _get_currency(tx, organization_id)
+    if wanted.currency not in (None, currency):
+        raise Fault(PARAMETER_INVALID, param="currency", message=f"The organization is billed in {currency}, not {wanted.currency}.")
+    step = find_step(currency)
+    if wanted.amount_pico <= 0 or wanted.amount_pico % step:
+        _refuse("amount", "it must be above zero and whole in the smallest unit of the currency")
+    _check_day(wanted.value_on)
+    if wanted.kind is PaymentKind.RETURN:
+        _refuse("kind", "the return of a payment names the payment")
+    if wanted.kind is PaymentKind.WRITE_OFF and not wanted.invoice_ids:
+        _refuse("invoice_ids", "a write-off names its invoices")
+    stored_periods.lock_organization(tx, organization_id)
+    payment = Payment(
+        id=id,
+        organization_id=organization_id,
+        kind=wanted.kind,
+        amount_minor=wanted.amount_pico // step,
+        currency=currency,
+        value_on=wanted.value_on,
+        origin=PaymentOrigin.MANUAL,
+        reference=wanted.reference,
+        external_id="",
+        returns_id=None,
+        actor=actor,
+        created_at=now,
+    )
+    return _store(tx, payment, wanted.invoice_ids, now)
+
+
+def _store(tx: PlatformTx, payment: Payment, invoice_ids: Sequence[str], now: int) -> Payment:
+    """Store a payment with its posting and settlements. The organization is locked."""
+    standing = read_account(tx, payment.organization_id)
+    by_id = {each.id: each for each in standing.open}
+    settled: list[Settlement] = []
+    if payment.kind is PaymentKind.REFUND:
+        if payment.amount_minor > standing.balance_minor:
+            raise Fault(STATE_CONFLICT, message="More cannot be paid back than the organization has paid and no invoice took.")
+        left = payment.amount_minor
+        for source_id, rest in _list_left(tx, payment.organization_id):
+            part = min(left, rest)
+            left -= part
+            if part:
+                settled.append(Settlement(source_id=source_id, target_id=payment.id, amount_minor=part))
+    else:
+        for invoice_id in invoice_ids:
+            if invoice_id not in by_id:
+                _refuse("invoice_ids", f"the organization has no open invoice {invoice_id}")
+        named = [by_id[each] for each in dict.fromkeys(invoice_ids)]
+        given = allocate(payment.amount_minor, [OpenInvoice(each.id, each.open_minor) for each in named])
+        if payment.kind is PaymentKind.WRITE_OFF and sum(part for _, part in given) != payment.amount_minor:
+            raise Fault(STATE_CONFLICT, message="More cannot be written off than what is open of these invoices.")
+        settled = [Settlement(source_id=payment.id, target_id=target_id, amount_minor=part) for target_id, part in given]
+    stored.insert_payment(tx, payment, entries_of(payment), now)
+    stored.insert_settlements(tx, payment.organization_id, settled, now)
+    if payment.kind is PaymentKind.PAYMENT:
+        _settle_balance(tx, payment.organization_id, now)
+    return payment
+
+
+def _settle_balance(tx: PlatformTx, organization_id: str, now: int) -> None:
+    """Settle open invoices, the one that is due first at the top, with what sources have left, the oldest first. The organization is
+    locked."""
+    open_minor = {each.id: each.open_minor for each in read_account(tx, organization_id).open}
+    settled = []
+    for source_id, left in _list_left(tx, organization_id):
+        for target_id, part in allocate(left, [OpenInvoice(id, minor) for id, minor in open_minor.items()]):
+            open_minor[target_id] -= part
+            settled.append(Settlement(source_id=source_id, target_id=target_id, amount_minor=part))
+    stored.insert_settlements(tx, organization_id, settled, now)
+
+
+def return_payment(tx: PlatformTx, payment_id: str, *, id: str, value_on: str, reference: str, actor: str, now: int) -> Payment:
+    """Record that the bank took a payment back: what it settled is open again. Raises RESOURCE_UNKNOWN, PARAMETER_INVALID, or
+    STATE_CONFLICT where it was returned or paid back already."""
+    payment = get_payment(tx, payment_id)
+    _check_day(value_on)
+    stored_periods.lock_organization(tx, payment.organization_id)
+    if payment.kind is not PaymentKind.PAYMENT or stored.find_return(tx, payment_id) is not None:
+        raise Fault(STATE_CONFLICT, message="Only a payment that was not returned yet can be returned.")
+    given: dict[str, int] = {}
+    for each in stored.list_settlements(tx, payment.organization_id):
+        if each.source_id == payment_id:
+            given[each.target_id] = given.get(each.target_id, 0) + each.amount_minor
+    if any(minor and stored.find_payment(tx, target_id) is not None for target_id, minor in given.items()):
+        raise Fault(STATE_CONFLICT, message="A part of the payment was paid back already.")
+    returned = msgspec.structs.replace(
+        payment,
+        id=id,
+        kind=PaymentKind.RETURN,
+        value_on=value_on,
+        origin=PaymentOrigin.MANUAL,
+        reference=reference,
+        external_id="",
+        returns_id=payment_id,
+        actor=actor,
+        created_at=now,
+    )
+    stored.insert_payment(tx, returned, entries_of(returned), now)
+    taken = [Settlement(source_id=payment_id, target_id=target_id, amount_minor=-minor) for target_id, minor in given.items() if minor]
+    whole = Settlement(source_id=payment_id, target_id=id, amount_minor=payment.amount_minor)
+    stored.insert_settlements(tx, payment.organization_id, [*taken, whole], now)
+    _settle_balance(tx, payment.organization_id, now)
+    return returned
+
+
+def settle_issued(tx: PlatformTx, document: Document, now: int) -> None:
+    """Settle what a document that was issued allows: a credit note the invoice that it corrects, an invoice with what the organization has
+    paid before. The organization is locked."""
+    corrected_id = document.corrects.id if document.kind is InvoiceKind.CREDIT_NOTE and document.corrects is not None else None
+    for each in read_account(tx, document.organization_id).open:
+        part = min(each.open_minor, document.totals.gross_minor)
+        if each.id == corrected_id and part:
+            settled = Settlement(source_id=document.id, target_id=each.id, amount_minor=part)
+            stored.insert_settlements(tx, document.organization_id, [settled], now)
+    _settle_balance(tx, document.organization_id, now)
+
+
+def _get_currency(tx: PlatformTx, organization_id: str) -> str:
+    terms = stored_prices.read_terms(tx, [organization_id]).get(organization_id)
+    if terms is None:
+        raise Fault(RESOURCE_UNKNOWN)
+    return terms.currency
+
+
+def _check_day(day: str) -> None:
+    try:
+        date.fromisoformat(day)
+    except ValueError:
+        _refuse("value_on", "it must be a day such as 2026-12-01")
+
+
+def _refuse(param: str, reason: str) -> None:
+    raise Fault(PARAMETER_INVALID, param=param, message=f"'{param}' cannot be used: {reason}.")
+
+
+# ---- Reading ------------------------------------------------------------------------------------------------------------
+
+
+def get_payment(tx: Transaction, payment_id: str) -> Payment:
+    """Return a payment. Raises RESOURCE_UNKNOWN."""
+    found = stored.find_payment(tx, payment_id)
+    if found is None:
+        raise Fault(RESOURCE_UNKNOWN, message=UNKNOWN)
+    return found
+
+
+def list_payments(tx: PlatformTx, window: PageWindow, *, organization_id: str | None) -> Page[Payment]:
+    """Return payments in the order in which they were recorded."""
+    return stored.list_payments(tx, window, organization_id=organization_id)
+
+
+def list_own_payments(tx: TenantTx, window: PageWindow) -> Page[Payment]:
+    """Return the organization's payments in the order in which they were recorded."""
+    return stored.list_payments(tx, window, organization_id=tx.organization_id)
+
+
+def get_account(tx: Transaction, organization_id: str) -> CustomerAccount:
+    """Return how an organization stands. Raises RESOURCE_UNKNOWN."""
+    if stored_prices.find_organization_currency(tx, organization_id) is None:
+        raise Fault(RESOURCE_UNKNOWN)
+    return read_account(tx, organization_id)
+
+
+def read_account(tx: Transaction, organization_id: str) -> CustomerAccount:
+    """Return the open invoices of an organization, the one that is due first at the top, and its balance."""
+    issued = stored.list_issued(tx, organization_id)
+    taken = stored.sum_taken(tx, [id for id, kind, _ in issued if kind is InvoiceKind.INVOICE])
+    open_ = []
+    for id, kind, encoded in issued:
+        if kind is InvoiceKind.INVOICE:
+            document = decode_document(encoded)
+            rest = document.totals.gross_minor - taken.get(id, 0)
+            if rest:
+                open_.append(InvoiceStanding(id, document, rest))
+    currency = stored_prices.find_organization_currency(tx, organization_id) or ""
+    return CustomerAccount(currency, open_, sum(rest for _, rest in _list_left(tx, organization_id)))
+
+
+def _list_left(tx: Transaction, organization_id: str) -> list[tuple[str, int]]:
+    """Return what is left of each source of an organization: of credit notes, then of payments, each the oldest first."""
+    amounts = {
+        id: decode_document(text).totals.gross_minor
+        for id, kind, text in stored.list_issued(tx, organization_id)
+        if kind is InvoiceKind.CREDIT_NOTE
+    }
+    window = PageWindow(limit=1000)
+    while True:
+        page = stored.list_payments(tx, window, organization_id=organization_id)
+        amounts.update({each.id: each.amount_minor for each in page.items if each.kind.is_source})
+        if not page.has_more:
+            break
+        window = PageWindow(after=page.items[-1].id, limit=1000)
+    given: dict[str, int] = {}
+    for each in stored.list_settlements(tx, organization_id):
+        given[each.source_id] = given.get(each.source_id, 0) + each.amount_minor
+    return [(id, minor - given.get(id, 0)) for id, minor in amounts.items() if minor != given.get(id, 0)]
+
+
+# ---- Bank statements ----------------------------------------------------------------------------------------------------
+
+
+class ImportedStatement(NamedTuple):
+    """A bank statement that was imported: what was matched with invoices, what a person has to match, and what was known already."""
+
+    iban: str
+    name: str
+    payments: list[Payment]
+    unmatched: int
+    known: int
+    others: int
+
+
+class _ReadCredit(NamedTuple):
+    """A credit that is new, with the invoices that it names, all of one organization; none where a person has to say what it is for."""
+
+    credit: BankCredit
+    named: list[StoredInvoice]
+
+
+def import_statements(tx: PlatformTx, text: str, *, new_id: Callable[[str], str], actor: str, now: int) -> list[ImportedStatement]:
+    """Record the credits of a bank's file as payments of the invoices whose numbers they name. A file, or an entry, that was imported
+    already changes nothing. Raises PARAMETER_INVALID for what is no bank statement of a seller, before anything is changed."""
+    try:
+        statements = read_statements(text)
+    except StatementUnreadable as error:
+        raise Fault(PARAMETER_INVALID, param="content", message=f"'content' cannot be used: {error}.") from None
+    sellers = stored_parties.list_entities(tx, PageWindow(limit=SELLERS_MAX)).items
+    owners = {each.iban: [seller for seller in sellers if seller.bank_account.iban == each.iban] for each in statements}
+    for iban, found in owners.items():
+        if not found:
+            _refuse("content", f"no seller has the account {iban}")
+    stored_parties.lock_entities(tx, [each.id for found in owners.values() for each in found])  # imports of an account take turns
+    seen = set[str]()
+    read = [_read_credits(tx, each, owners[each.iban], seen) for each in statements]
+    organization_ids = {invoice.organization_id for credits in read for each in credits for invoice in each.named}
+    stored_periods.lock_organizations(tx, organization_ids)  # all at once: two imports that lock them one by one could wait for each other
+    return [_import(tx, each, credits, new_id, actor, now) for each, credits in zip(statements, read, strict=True)]
+
+
+def _read_credits(tx: PlatformTx, statement: BankStatement, owners: Sequence[LegalEntity], seen: set[str]) -> list[_ReadCredit]:
+    """Return the credits of a statement that are new, and add their ids to those that the file had."""
+    if stored.has_statement(tx, statement.iban, statement.digest):
+        return []
+    new = []
+    for credit in statement.credits:
+        if credit.id in seen or stored.find_by_external_id(tx, credit.id) is not None or stored.find_entry(tx, credit.id) is not None:
+            continue
+        seen.add(credit.id)
+        new.append(_ReadCredit(credit, _find_invoices(tx, credit, owners)))
+    return new
+
+
+def _import(
+    tx: PlatformTx, statement: BankStatement, new: Sequence[_ReadCredit], new_id: Callable[[str], str], actor: str, now: int
+) -> ImportedStatement:
+    """Store a statement and what is new in it. The organizations are locked."""
+    if not stored.has_statement(tx, statement.iban, statement.digest):
+        id = new_id(ids.BANK_STATEMENT)
+        entries = len(statement.credits) + statement.others
+        stored.insert_statement(tx, StatementRow(id, statement.iban, statement.name, statement.digest, entries, actor, now))
+        for each in new:
+            if not each.named:
+                stored.insert_entry(tx, _entry(each.credit, id))
+    paid = [_pay(tx, each.credit, each.named, id=new_id(ids.PAYMENT), actor=actor, now=now) for each in new if each.named]
+    known = len(statement.credits) - len(new)
+    return ImportedStatement(statement.iban, statement.name, paid, len(new) - len(paid), known, statement.others)
+
+
+def _entry(credit: BankCredit, statement_id: str) -> BankEntry:
+    return BankEntry(
+        id=credit.id,
+        statement_id=statement_id,
+        amount_minor=credit.amount_minor,
+        currency=credit.currency,
+        value_on=credit.value_on,
+        debtor=credit.debtor,
+        text=credit.text,
+    )
+
+
+def _find_invoices(tx: PlatformTx, credit: BankCredit, owners: Sequence[LegalEntity]) -> list[StoredInvoice]:
+    """Return the invoices that the text of a credit names. Nothing where it is not sure which is meant: where they are of several
+    organizations, or several sellers with the account gave the same number."""
+    named: dict[str, StoredInvoice] = {}
+    for number in find_numbers(credit.text, {each.invoice_series for each in owners}):
+        series, _, digits = number.rpartition("-")
+        found = stored_invoices.list_numbered(tx, series, int(digits), [each.id for each in owners])
+        if len(found) > 1:
+            return []
+        for each in found:
+            if each.kind is InvoiceKind.INVOICE and decode_document(each.document).currency == credit.currency:
+                named[each.id] = each
+    return list(named.values()) if len({each.organization_id for each in named.values()}) == 1 else []
+
+
+def _pay(tx: PlatformTx, credit: BankCredit, invoices: Sequence[StoredInvoice], *, id: str, actor: str, now: int) -> Payment:
+    """Record a credit of a bank as a payment of invoices of one organization, which is locked. What they do not take settles others."""
+    organization_id = invoices[0].organization_id
+    still_open = {each.id for each in read_account(tx, organization_id).open}
+    payment = Payment(
+        id=id,
+        organization_id=organization_id,
+        kind=PaymentKind.PAYMENT,
+        amount_minor=credit.amount_minor,
+        currency=credit.currency,
+        value_on=credit.value_on,
+        origin=PaymentOrigin.BANK_STATEMENT,
+        reference=f"{credit.debtor}: {credit.text}"[:512],
+        external_id=credit.id,
+        returns_id=None,
+        actor=actor,
+        created_at=now,
+    )
+    return _store(tx, payment, [each.id for each in invoices if each.id in still_open], now)
+
+
+def match_entry(tx: PlatformTx, entry_id: str, invoice_id: str, *, id: str, actor: str, now: int) -> Payment:
+    """Record an entry of a bank statement that named no invoice as a payment of one. Raises RESOURCE_UNKNOWN, PARAMETER_INVALID,
+    STATE_CONFLICT."""
+    entry = stored.lock_entry(tx, entry_id)
+    if entry is None:
+        raise Fault(RESOURCE_UNKNOWN, message="There is no such entry.")
+    invoice = stored_invoices.find_invoice(tx, invoice_id)
+    if invoice is None or invoice.state is not InvoiceState.ISSUED or invoice.kind is not InvoiceKind.INVOICE:
+        _refuse("invoice_id", "there is no such issued invoice")
+        raise AssertionError
+    if decode_document(invoice.document).currency != entry.currency:
+        _refuse("invoice_id", "the invoice is in another currency")
+    stored_periods.lock_organization(tx, invoice.organization_id)
+    if entry.payment_id is not None or stored.find_by_external_id(tx, entry.id) is not None:
+        raise Fault(STATE_CONFLICT, message="The entry was matched already.")
+    credit = BankCredit(entry.id, entry.amount_minor, entry.currency, entry.value_on, entry.debtor, entry.text)
+    payment = _pay(tx, credit, [invoice], id=id, actor=actor, now=now)
+    stored.put_entry_payment(tx, entry_id, payment.id)
+    return payment
+
+
+def list_entries(tx: PlatformTx, window: PageWindow) -> Page[BankEntry]:
+    """Return entries of bank statements for which no invoice was found."""
+    return stored.list_entries(tx, window)
+
+
+# ---- Booking ------------------------------------------------------------------------------------------------------------
+
+
+def entries_of(payment: Payment) -> tuple[Entry, ...]:
+    """Return the entries of a payment: money or a loss against what the organization owes."""
+    pico = payment.amount_minor * 10 ** (12 - get_currency(payment.currency).minor_units)
+    pico = pico if payment.kind.is_source else -pico
+    account = WRITE_OFF if payment.kind is PaymentKind.WRITE_OFF else CASH
+    owed = Account(payment.organization_id, RECEIVABLE, payment.currency)
+    return Entry(Account(PLATFORM, account, payment.currency), pico), Entry(owed, -pico)

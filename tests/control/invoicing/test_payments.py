@@ -1,0 +1,323 @@
+"""Payments at control: recorded, matched from bank statements, settled, returned, written off and dunned; on each database."""
+
+import itertools
+from typing import Any
+
+import pytest
+
+from tests.control.invoicing.parties import BUYER, SELLER, add_parties
+from tests.control.invoicing.test_documents import credit, document_of, draft, issue, refused
+from tests.control.metering.test_collect import balances, take
+from tests.control.money.test_periods import NOW, SEPTEMBER, close
+from tests.link.samples import ORGANIZATION, OTHER_ORGANIZATION, admit, final, frames
+from tollway.control.invoicing import dunning, payments
+from tollway.control.invoicing.payments import CustomerAccount, ImportedStatement, WantedPayment
+from tollway.control.money import budgets
+from tollway.control.verification.verify import verify
+from tollway.domain.billing_classes import Quantities
+from tollway.domain.budgets import SUBJECT_BUDGETS_MAX, BudgetLevel, BudgetMode, BudgetWindow
+from tollway.domain.faults import STATE_CONFLICT, Fault
+from tollway.domain.ids import BUDGET, new_id
+from tollway.domain.money import CENT_PICO, PICO
+from tollway.domain.pages import PageWindow
+from tollway.domain.payments import Payment, PaymentKind, find_numbers
+from tollway.domain.quotas import DEFAULT_SIZES
+from tollway.domain.usage import Tick
+from tollway.storage import budgets as stored_budgets
+from tollway.storage import payments as stored_payments
+from tollway.storage.database import Database
+from tollway.storage.invoices import StoredInvoice
+from tollway.storage.record_archive import Archive
+
+GROSS = 64_260
+"""Gross amount of the invoice of each test: 540.00 EUR and 19 % tax."""
+
+DAY_US = 86_400_000_000
+DUE_AT = NOW + 14 * DAY_US
+ids_ = itertools.count(1)
+
+
+def next_id(prefix: str) -> str:
+    return new_id(prefix, NOW, next(ids_))
+
+
+@pytest.fixture
+def invoice(database: Database, archive: Archive) -> StoredInvoice:
+    large = final(admit(1), used=Quantities(2_000_000_000))
+    take(database, archive, frames([large.admit, large, Tick(at=SEPTEMBER.end_at)]))
+    close(database, SEPTEMBER.start_at)
+    add_parties(database)
+    (made,) = draft(database)
+    issued = issue(database, made.id)
+    assert document_of(issued).totals.gross_minor == GROSS
+    return issued
+
+
+def pay(database: Database, minor: int, kind: PaymentKind = PaymentKind.PAYMENT, *invoice_ids: str, now: int = NOW) -> Payment:
+    wanted = WantedPayment(kind, minor * CENT_PICO, None, "2026-12-02", "r", invoice_ids)
+    with database.platform() as tx:
+        return payments.record_payment(tx, ORGANIZATION, wanted, id=next_id("pay"), actor="key_1", now=now)
+
+
+def standing(database: Database) -> CustomerAccount:
+    with database.platform(write=False) as tx:
+        return payments.get_account(tx, ORGANIZATION)
+
+
+def open_and_balance(database: Database) -> tuple[list[int], int]:
+    found = standing(database)
+    return [each.open_minor for each in found.open], found.balance_minor
+
+
+def balance(database: Database, name: str) -> int:
+    return balances(database).get(name, 0) // CENT_PICO
+
+
+def test_partial_and_over_payment_settle_and_the_rest_can_be_paid_back(
+    database: Database, archive: Archive, invoice: StoredInvoice
+) -> None:
+    pay(database, 60_000)
+    assert open_and_balance(database) == ([4_260], 0)
+    pay(database, 5_000)
+    assert open_and_balance(database) == ([], 740)
+    with refused("More cannot be paid back"):
+        pay(database, 741, PaymentKind.REFUND)
+    pay(database, 700, PaymentKind.REFUND)
+    assert open_and_balance(database) == ([], 40)
+    assert balance(database, "platform/cash/EUR") == 64_300 and balance(database, f"{ORGANIZATION}/receivable/EUR") == -40
+    assert verify(database, archive).differences == []
+
+
+def test_returned_payment_opens_what_it_settled(database: Database, archive: Archive, invoice: StoredInvoice) -> None:
+    paid = pay(database, 70_000)
+    returned = {"value_on": "2026-12-05", "reference": "AM04", "actor": "key_1", "now": NOW}
+    with database.platform() as tx:
+        payments.return_payment(tx, paid.id, id=next_id("pay"), **returned)  # type: ignore[arg-type]
+    assert open_and_balance(database) == ([GROSS], 0) and balance(database, "platform/cash/EUR") == 0
+    with refused("not returned yet"), database.platform() as tx:
+        payments.return_payment(tx, paid.id, id=next_id("pay"), **returned)  # type: ignore[arg-type]
+    assert verify(database, archive).differences == []
+
+
+def test_write_off_and_credit_note_settle_the_invoice(database: Database, archive: Archive, invoice: StoredInvoice) -> None:
+    issue(database, credit(database, invoice.id, 1_000 * CENT_PICO).id)
+    assert open_and_balance(database) == ([GROSS - 1_190], 0)
+    with refused("More cannot be written off"):
+        pay(database, GROSS, PaymentKind.WRITE_OFF, invoice.id)
+    pay(database, GROSS - 1_190, PaymentKind.WRITE_OFF, invoice.id)
+    assert open_and_balance(database) == ([], 0) and balance(database, f"{ORGANIZATION}/receivable/EUR") == 0
+    assert balance(database, "platform/write_off/EUR") == GROSS - 1_190
+    assert verify(database, archive).differences == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason"),
+    [
+        ({"amount_pico": 0}, "above zero"),
+        ({"amount_pico": CENT_PICO + 1}, "smallest unit"),
+        ({"currency": "USD"}, "billed in EUR"),
+        ({"value_on": "soon"}, "must be a day"),
+        ({"invoice_ids": ("inv_0",)}, "no open invoice inv_0"),
+        ({"kind": PaymentKind.WRITE_OFF}, "names its invoices"),
+        ({"kind": PaymentKind.RETURN}, "names the payment"),
+    ],
+)
+def test_a_payment_that_cannot_be_is_refused(database: Database, wanted: dict[str, Any], reason: str) -> None:
+    given = WantedPayment(PaymentKind.PAYMENT, CENT_PICO, None, "2026-12-02", "r", ())._replace(**wanted)
+    with refused(reason), database.platform() as tx:
+        payments.record_payment(tx, ORGANIZATION, given, id=next_id("pay"), actor="key_1", now=NOW)
+
+
+def entry(amount: str, text: str, reference: str, **changes: str) -> str:
+    shown = {"sign": "CRDT", "status": "BOOK", "currency": "EUR"} | changes
+    return (
+        f"<Ntry><Amt Ccy='{shown['currency']}'>{amount}</Amt><CdtDbtInd>{shown['sign']}</CdtDbtInd><Sts><Cd>{shown['status']}</Cd></Sts>"
+        f"<ValDt><Dt>2026-12-03</Dt></ValDt><AcctSvcrRef>{reference}</AcctSvcrRef><NtryDtls><TxDtls>"
+        f"<RltdPties><Dbtr><Pty><Nm>Kunde</Nm></Pty></Dbtr></RltdPties><RmtInf><Ustrd>{text}</Ustrd></RmtInf></TxDtls></NtryDtls></Ntry>"
+    )
+
+
+def statement(*entries: str, name: str = "S1", iban: str = SELLER.bank_account.iban) -> str:
+    return (
+        "<?xml version='1.0'?><Document xmlns='urn:iso:std:iso:20022:tech:xsd:camt.053.001.08'><BkToCstmrStmt><Stmt>"
+        f"<Id>{name}</Id><Acct><Id><IBAN>{iban}</IBAN></Id></Acct>{''.join(entries)}</Stmt></BkToCstmrStmt></Document>"
+    )
+
+
+def load(database: Database, text: str) -> ImportedStatement:
+    with database.platform() as tx:
+        (found,) = payments.import_statements(tx, text, new_id=next_id, actor="key_1", now=NOW)
+    return found
+
+
+def test_159_bank_statement_pays_what_its_text_names_and_twice_changes_nothing(
+    database: Database, archive: Archive, invoice: StoredInvoice
+) -> None:
+    first = statement(
+        entry("600.00", "Rechnung re 2026 000001 danke", "A1"),
+        entry("10.5", "no number", "A2"),
+        entry("5", "RE-2026-000001", "A3", sign="DBIT"),
+        entry("5", "RE-2026-000001", "A4", status="PDNG"),
+        entry("5", "RE-2026-000001", "A5", currency="USD"),
+    )
+    found = load(database, first)
+    assert (len(found.payments), found.unmatched, found.known, found.others) == (1, 2, 0, 2)
+    before = balances(database)
+    assert load(database, first).known == 3
+    again = load(database, statement(entry("600.00", "Rechnung re 2026 000001 danke", "A1"), name="S2"))
+    assert (again.known, again.payments, balances(database)) == (1, [], before), "the entry of another file is known too"
+    assert open_and_balance(database) == ([GROSS - 60_000], 0)
+    with database.platform() as tx:
+        unmatched = payments.list_entries(tx, PageWindow()).items
+        (euros,) = (each for each in unmatched if each.currency == "EUR")
+        payments.match_entry(tx, euros.id, invoice.id, id=next_id("pay"), actor="key_1", now=NOW)
+        with refused("matched already"):
+            payments.match_entry(tx, euros.id, invoice.id, id=next_id("pay"), actor="key_1", now=NOW)
+        (dollars,) = (each for each in unmatched if each.currency == "USD")
+        with refused("another currency"):
+            payments.match_entry(tx, dollars.id, invoice.id, id=next_id("pay"), actor="key_1", now=NOW)
+    assert open_and_balance(database) == ([GROSS - 61_050], 0)
+    assert verify(database, archive).differences == []
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("no xml", "no XML"),
+        ("<a/>", "no statement"),
+        ("<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>", "document type"),
+        (statement(iban="DE02120300000000202051"), "no seller has the account"),
+        (statement(entry("1.001", "t", "r")), "cannot be"),
+        (statement(entry("-1", "t", "r")), "cannot be"),
+        (statement(entry("1e3", "t", "r")), "cannot be"),
+        (statement(entry("1", "t", "r", currency="QQQ")), "unknown currency"),
+        (statement(entry("1.\u00b2", "t", "r")), "cannot be"),
+        (statement(entry("9" * 15, "t", "r")), "above what is kept"),
+        (statement(entry("1", "t", "r")).replace("2026-12-03", "2026-99-99"), "no date"),
+        (statement(name="S" * 65), "longer than 64"),
+        ("x" * 900_001, "longer than"),
+    ],
+)
+def test_a_file_that_is_no_bank_statement_is_refused(database: Database, text: str, reason: str) -> None:
+    add_parties(database)
+    with refused(reason), database.platform() as tx:
+        payments.import_statements(tx, text, new_id=next_id, actor="key_1", now=NOW)
+
+
+@pytest.mark.parametrize(
+    ("text", "series", "found"),
+    [
+        ("Re.2026 / 000042, RE-2026-000043", "RE-2026", ["RE-2026-000042", "RE-2026-000043"]),
+        ("SVWZ+RE2026000042", "RE-2026", ["RE-2026-000042"]),
+        ("RE-2026-000042 12.11.2026", "RE-2026", ["RE-2026-000042"]),
+        ("RE-2026-1234567", "RE-2026", ["RE-2026-1234567"]),
+        ("RE-2026-0000421", "RE-2026", []),
+        ("RE-2026-000042X", "RE-2026", []),
+        ("RE-2026-000042", "E-2026", []),
+        ("GS-2026-000001", "RE-2026", []),
+        ("RE-2026-" + "9" * 400, "RE-2026", []),
+    ],
+)
+def test_numbers_are_found_as_people_type_them_and_no_other_ones(text: str, series: str, found: list[str]) -> None:
+    assert find_numbers(text, [series]) == found
+
+
+def test_credits_without_a_reference_of_the_bank_all_count_and_a_statement_is_known_by_its_content(
+    database: Database, invoice: StoredInvoice
+) -> None:
+    equal = entry("119.00", "RE-2026-000001", "NONREF")
+    other = entry("119.00", "RE-2026-000001 second", "NONREF")
+    assert len(load(database, statement(equal, equal, other)).payments) == 3
+    again = load(database, statement(other, equal, name="S2"))
+    assert (again.payments, again.known) == ([], 2)
+    next_year = load(database, statement(entry("1.00", "RE-2026-000001", "B1")))
+    assert (len(next_year.payments), next_year.known) == (1, 0), "the bank uses the name S1 again"
+    assert open_and_balance(database) == ([GROSS - 3 * 11_900 - 100], 0)
+
+
+def test_a_balance_pays_the_next_invoice_that_is_issued(database: Database, archive: Archive, invoice: StoredInvoice) -> None:
+    pay(database, GROSS + 100)
+    issue(database, credit(database, invoice.id, None).id)
+    assert open_and_balance(database) == ([], GROSS + 100)
+    (again,) = draft(database)
+    issue(database, again.id)
+    assert open_and_balance(database) == ([], 100)
+    assert verify(database, archive).differences == []
+
+
+def dun(database: Database, at: int) -> list[dict[str, object]]:
+    lines: list[dict[str, object]] = []
+    dunning.run(
+        database,
+        new_id=lambda: next_id(BUDGET),
+        now=lambda: at,
+        is_stopping=lambda: False,
+        log=lambda line: lines.append(dict(line)),
+    )
+    return lines
+
+
+def is_restricted(database: Database) -> bool:
+    with database.tenant(ORGANIZATION, write=False) as tx:
+        return bool(stored_budgets.list_named(tx, ORGANIZATION, dunning.OVERDUE_BUDGET))
+
+
+def test_an_unpaid_invoice_is_dunned_by_the_steps_of_its_seller_until_it_is_paid(database: Database, invoice: StoredInvoice) -> None:
+    assert dun(database, DUE_AT + 5 * DAY_US) == []
+    with database.platform() as tx:
+        dunning.set_hold(tx, invoice.id, "disputed", NOW)
+    assert dun(database, DUE_AT + 60 * DAY_US) == []
+    with database.platform() as tx:
+        dunning.set_hold(tx, invoice.id, None, NOW)
+    assert [(line["step"], line["action"]) for line in dun(database, DUE_AT + 8 * DAY_US)] == [(1, "remind")]
+    assert dun(database, DUE_AT + 8 * DAY_US) == [] and not is_restricted(database)
+    assert [(line["step"], line["action"]) for line in dun(database, DUE_AT + 40 * DAY_US)] == [(2, "restrict")]
+    assert is_restricted(database) and dun(database, DUE_AT + 400 * DAY_US) == []
+    with database.platform(write=False) as tx:
+        assert [each.step for each in dunning.list_open_notices(tx, None)] == [1, 2]
+        assert dunning.list_open_notices(tx, OTHER_ORGANIZATION) == []
+    pay(database, GROSS - 1)
+    dunning.release(database, [ORGANIZATION], NOW, print)
+    assert is_restricted(database), "a cent is open"
+    paid = pay(database, 1)
+    dun(database, DUE_AT + 41 * DAY_US)
+    assert not is_restricted(database) and BUYER.payment_days == 14
+    with database.platform(write=False) as tx:
+        assert stored_payments.list_overdue_ids(tx, "2099-01-01", after="", limit=10) == [], "a paid invoice is not looked at again"
+    with database.platform() as tx:
+        payments.return_payment(tx, paid.id, id=next_id("pay"), value_on="2026-12-05", reference="", actor="key_1", now=NOW)
+    dun(database, DUE_AT + 41 * DAY_US)
+    assert is_restricted(database), "what the bank took back is owed again"
+
+
+def test_no_budget_of_the_tenant_and_no_other_invoice_stands_against_a_restriction_and_a_hold_lifts_it(
+    database: Database, invoice: StoredInvoice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terms: dict[str, Any] = {"mode": BudgetMode.HARD, "window": BudgetWindow.TOTAL, "amount_pico": PICO, "currency": None}
+    terms |= {"project_id": None, "key_id": None, "thresholds": [], "is_operators": False, "sizes": DEFAULT_SIZES, "now": NOW}
+    with database.tenant(ORGANIZATION) as tx:
+        for number in range(SUBJECT_BUDGETS_MAX):
+            budgets.create_budget(tx, id=next_id(BUDGET), name=f"own {number}", **terms)
+    with monkeypatch.context() as patched:
+        patched.setattr(dunning, "take_step", fail)
+        assert [line["event"] for line in dun(database, DUE_AT + 40 * DAY_US)] == ["invoice_not_dunned"]
+    dun(database, DUE_AT + 40 * DAY_US)
+    dun(database, DUE_AT + 40 * DAY_US)
+    assert is_restricted(database)
+    with database.tenant(ORGANIZATION, write=False) as tx:
+        (restriction,) = stored_budgets.list_named(tx, ORGANIZATION, dunning.OVERDUE_BUDGET)
+    assert (restriction.mode, restriction.level, restriction.amount_pico) == (BudgetMode.HARD, BudgetLevel.ORGANIZATION, 1)
+    with database.platform() as tx:
+        dunning.set_hold(tx, invoice.id, "disputed", NOW)
+    dunning.release(database, [ORGANIZATION], NOW, print)
+    assert not is_restricted(database)
+    with database.platform() as tx:
+        dunning.set_hold(tx, invoice.id, None, NOW)
+    pay(database, GROSS)
+    with database.tenant(ORGANIZATION) as tx:
+        dunning.restrict(tx, id=next_id(BUDGET), now=NOW)
+    assert not is_restricted(database), "it was paid between the step and the restriction"
+
+
+def fail(*_: object) -> None:
+    raise Fault(STATE_CONFLICT, message="no")
