@@ -340,6 +340,10 @@ ROWS = {
         "a bank statement that is imported twice, in whole or in part, to be credited twice",
         "statements and entries are known by what the bank calls them: the second time changes nothing",
     ),
+    165: (
+        "events that claim to come from Stripe: not signed, signed by others, old, changed, or sent again",
+        "401 unless Stripe signed all of it within five minutes; each payment is recorded once",
+    ),
     160: (
         "an issued invoice that is edited in the database, with a digest that fits",
         "a trigger refuses it; past that, `tollway verify` computes it again from the events of its period",

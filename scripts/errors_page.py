@@ -301,7 +301,7 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "Correct the draft, or publish it with `--accept-warnings` ([prices.md](prices.md)).",
         ),
         "invalid_signature": (
-            "A report of leaked keys has no signature, or one that its sender did not make.",
+            "A report of leaked keys or an event of Stripe has no signature, one that its sender did not make, or an old one.",
             "Nothing, if nobody of yours sent it: it was not read ([keys.md](keys.md#leaked-keys)).",
         ),
         "reporter_keys_unavailable": (

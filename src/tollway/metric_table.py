@@ -184,6 +184,7 @@ CONTROL_METRICS = (
     _counter("tollway_control_job_failures", "runs", ("job",), "Failed runs of a periodic job in this process."),
     _gauge("tollway_control_job_duration_seconds", "seconds", "Duration of the latest run of a periodic job in this process.", ("job",)),
     _counter("tollway_control_sign_ins", "sign-ins", ("method", "result"), "Sign-ins of people: succeeded, refused or throttled."),
+    _counter("tollway_control_stripe_events", "events", ("result",), "Events of Stripe: recorded, known already, ignored or refused."),
     _counter("tollway_control_telemetry_spans_sent", "spans", (), "Spans that the collector of telemetry took."),
     _counter("tollway_control_telemetry_spans_dropped", "spans", (), "Spans that were dropped because the collector was away or too slow."),
     _counter("tollway_control_telemetry_traces_suppressed", "traces", (), "Traces that were not sent: too many in a second."),

@@ -45,6 +45,9 @@ OTHER_VARIABLES = {
     "TOLLWAY_LIMITS_REDIS_PASSWORD": "Password of the server of `gateway.limits.redis_url`. Gateways and control.",
     "TOLLWAY_GUARDRAIL_TOKEN": "Bearer token for the service at `gateway.guardrail.url`. Gateways.",
     "TOLLWAY_MAIL_PASSWORD": "Password of `control.mail.username` at the mail server. Control only.",
+    "TOLLWAY_STRIPE_KEY": "Secret or restricted key of the Stripe account that collects invoices: sk_... or rk_... Control only.",
+    "TOLLWAY_STRIPE_WEBHOOK_SECRET": "Secret with which Stripe signs events: whsec_..., or two with a comma while it is replaced. Control"
+    " only.",
     "TOLLWAY_OPERATOR_CLIENT_SECRET": "Client secret of `control.operator_sign_in.client_id` at the identity provider. Control only.",
     "TOLLWAY_VAULT_TOKEN": "Token of `control.key_encryption.vault_url`, if no file holds it. Control only.",
     "TOLLWAY_PLATFORM_KEY": "First operator key: tw_platform_... Control only.",
@@ -637,6 +640,13 @@ class LeakedKeysSection(msgspec.Struct, frozen=True, kw_only=True):
     """Address at which GitHub publishes these keys, or a mirror of it."""
 
 
+class StripeSection(msgspec.Struct, frozen=True, kw_only=True):
+    """The Stripe account that collects invoices, if there is a key (docs/payments.md)."""
+
+    url: str = "https://api.stripe.com"
+    """Address of the API, without a path."""
+
+
 class OperatorSignInSection(msgspec.Struct, frozen=True, kw_only=True):
     """The identity provider with which operators sign in (docs/sign-in.md). Keys of operators work with and without it."""
 
@@ -688,6 +698,7 @@ class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     audit: AuditSection = AuditSection()
     key_encryption: KeyEncryptionSection = KeyEncryptionSection()
     leaked_keys: LeakedKeysSection = LeakedKeysSection()
+    stripe: StripeSection = StripeSection()
     mail: MailSection = MailSection()
     operator_sign_in: OperatorSignInSection = OperatorSignInSection()
 

@@ -299,6 +299,8 @@ COMMAND_OF = {
     "list_bank_entries": "payments unmatched",
     "match_bank_entry": "payments match",
     "put_dunning_hold": "payments hold",
+    "list_invoice_syncs": "payments connectors",
+    "retry_invoice_sync": "payments retry",
     "list_dunning_notices": "payments dunning",
     "retrieve_statement_of_account": "payments account",
     "retrieve_own_statement_of_account": "payments account",
@@ -325,6 +327,7 @@ COMMAND_OF = {
 WITHOUT_COMMAND = {
     "create_token": "programs ask for tokens as OAuth describes it, each time that one ends",
     "report_leaked_keys_by_github": "GitHub's secret scanning sends it",
+    "receive_stripe_event": "Stripe sends it",
     "list_token_keys": "programs that verify tokens read it",
     "retrieve_server": "programs that ask for tokens read it",
     "list_nothing": "the list is always empty",

@@ -88,7 +88,7 @@ class TestEveryRoute:
                 assert route.access.name in {"organization", "platform", "node", "join token", "invitation", "session", "public"}
                 if route.access.name == "public":
                     health = {"/livez", "/readyz", "/metrics"}
-                    described = {"/openapi.json", "/reference", "/v1/leaked_keys/github"}
+                    described = {"/openapi.json", "/reference", "/v1/leaked_keys/github", "/v1/stripe/events"}
                     assert route.path in {*health, *described, *OAUTH_PATHS, *SIGN_IN_PATHS}
 
     def test_refuses_whoever_shows_no_key(self, control: Running) -> None:

@@ -16,6 +16,8 @@ from tollway.control.identity.operators import OperatorSignIn
 from tollway.control.identity.passwords import Passwords
 from tollway.control.identity.provider_metadata import MetadataCache
 from tollway.control.identity.sign_in_counts import SignInCounts
+from tollway.control.invoicing.stripe import StripeConnector
+from tollway.control.invoicing.stripe_events import EventCounts
 from tollway.control.jobs import JobStates
 from tollway.control.publish import Publications
 from tollway.control.reconciliation.reconcile import Reconciliation
@@ -47,6 +49,7 @@ class ControlPlane:
     `trusted_proxies`: proxies before the REST API whose `x-forwarded-for` says where a request came from. `data_keys`: those with which
     secrets of organizations are sealed; `vault` seals those of the platform. `github_reports`: verifies reports of leaked secrets; None
     takes none. `operator_sign_in`: the identity provider with which operators sign in; None without one.
+    `stripe`: collects invoices; None where it is not set up. `stripe_events`: counts its events for metrics.
     `tracer`: traces operations and jobs; `telemetry`: counts what was exported; None where telemetry is not exported.
     """
 
@@ -76,6 +79,8 @@ class ControlPlane:
     trusted_proxies: tuple[Network, ...] = ()
     github_reports: GithubReports | None = None
     operator_sign_in: OperatorSignIn | None = None
+    stripe: StripeConnector | None = None
+    stripe_events: EventCounts = field(default_factory=EventCounts)
     tracer: ControlTracer | None = None
     telemetry: Collector | None = None
 

@@ -36,6 +36,8 @@ class ActorKind(StrEnum):
     """An identity provider with which a person signs in, by the id of its connection."""
     SCANNER = "scanner"
     """A service that reports leaked secrets, by its name."""
+    CONNECTOR = "connector"
+    """A payment service that tells of payments, by its name."""
     JOIN_TOKEN = "join_token"
     INVITE = "invite"
     """The token of an invitation, which its person accepts."""

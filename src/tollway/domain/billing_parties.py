@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from tollway.domain.connectors import Connector
 from tollway.domain.countries import COUNTRIES, MISTAKEN_COUNTRIES
 from tollway.domain.tax import VatCheck, is_in_union, name_vat_prefix
 
@@ -24,6 +25,7 @@ PARTY_TEXT_MAX = 200
 """Longest field of a party, in characters."""
 
 _SERIES = re.compile(r"[A-Z0-9][A-Z0-9./-]{0,19}")
+_STRIPE_CUSTOMER = re.compile(r"cus_[0-9A-Za-z]{1,59}")
 _SCHEME = re.compile(r"[0-9A-Z]{2,4}")
 _VAT_ID = re.compile(r"[A-Z]{2}[0-9A-Z]{2,13}")
 
@@ -103,7 +105,7 @@ class LegalEntity(msgspec.Struct, frozen=True, kw_only=True):
     credit_note_series: str
     time_zone: str
     grace_days: int | None
-    dunning: tuple[DunningStep, ...]
+    dunning: tuple[DunningStep, ...] = ()
     created_at: int
     automatic_since: int = 0
 
@@ -130,6 +132,8 @@ class BillingAccount(msgspec.Struct, frozen=True, kw_only=True):
     buyer_reference: str
     purchase_order: str
     cost_centre: str
+    connector: Connector = Connector.NONE
+    connector_customer: str = ""
 
 
 class PartyProblem(NamedTuple):
@@ -178,6 +182,10 @@ def find_account_problem(account: BillingAccount) -> PartyProblem | None:
         return PartyProblem("vat_check", "it must be about the VAT id of the account")
     if not 0 <= account.payment_days <= PAYMENT_DAYS_MAX:
         return PartyProblem("payment_days", f"it must be from 0 to {PAYMENT_DAYS_MAX}")
+    if account.connector is Connector.STRIPE and not _STRIPE_CUSTOMER.fullmatch(account.connector_customer):
+        return PartyProblem("connector_customer", "Stripe knows its customers by an id such as cus_NffrFeUfNV2Hib")
+    if account.connector is Connector.NONE and account.connector_customer:
+        return PartyProblem("connector_customer", "an account without a connector has none")
     return None
 
 

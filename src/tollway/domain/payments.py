@@ -35,6 +35,7 @@ class PaymentOrigin(StrEnum):
 
     MANUAL = "manual"
     BANK_STATEMENT = "bank_statement"
+    STRIPE = "stripe"
 
 
 class Payment(msgspec.Struct, frozen=True, kw_only=True):

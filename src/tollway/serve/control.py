@@ -34,7 +34,9 @@ from tollway.control.identity.github_reports import GithubReports
 from tollway.control.identity.mail import MailDirectory, MailServer
 from tollway.control.identity.operators import OperatorSignIn
 from tollway.control.identity.scheduled_rotation import Scheduled
-from tollway.control.invoicing import automatic_issue, dunning
+from tollway.control.invoicing import automatic_issue, connectors, dunning
+from tollway.control.invoicing.connectors import Connectors
+from tollway.control.invoicing.stripe import StripeConnector
 from tollway.control.jobs import Job, JobRunner, Turn, in_thread
 from tollway.control.metering import retention
 from tollway.control.metering.quarantine import WaitingRecords
@@ -51,6 +53,7 @@ from tollway.control.secrets.key_encryption import KeyRing, derive_key
 from tollway.control.tenancy import content_logs, erasures, plans, stored_responses
 from tollway.domain import ids
 from tollway.domain.audit import Actor, ActorKind
+from tollway.domain.connectors import Connector
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
 from tollway.domain.federation import IdentityProvider
 from tollway.domain.keys import KeyOrigin
@@ -171,6 +174,7 @@ class ControlSettings:
     providers at addresses that are not public. `trusted_proxies`: proxies before the REST API, whose word on a client's address is taken.
     `key_ring`: what wraps the data keys of organizations; None for a key that is derived from `vault_key`. `github_keys_url`: where the
     keys are published with which GitHub signs reports of leaked secrets; None takes no reports.
+    `stripe`: the account that collects invoices; None without one.
     `operator_sign_in`: the identity provider with which operators sign in; None without one. `telemetry`: None sends none."""
 
     database_url: str = field(repr=False)
@@ -192,6 +196,7 @@ class ControlSettings:
     quotas: QuotaSizes = field(default_factory=lambda: DEFAULT_SIZES)
     limits_store: StoreOptions | None = None
     mail: MailServer | None = None
+    stripe: StripeConnector | None = None
     owner_database_url: str | None = field(default=None, repr=False)
     audit: AuditOptions = field(default_factory=AuditOptions)
     key_ring: KeyRing | None = None
@@ -325,6 +330,7 @@ def run_control(settings: ControlSettings) -> int:
                 trusted_proxies=settings.trusted_proxies,
                 github_reports=None if settings.github_keys_url is None else GithubReports(settings.github_keys_url, log),
                 operator_sign_in=settings.operator_sign_in,
+                stripe=settings.stripe,
                 tracer=None if telemetry is None else telemetry.tracer,
                 telemetry=telemetry,
                 mail=settings.mail or MailDirectory(settings.archive_directory.parent / "mail", lambda: new_id("mail")),
@@ -493,6 +499,20 @@ def _list_jobs(
             log=plane.log,
         )
 
+    collecting_database = _audit_job(plane, "payment.recorded", "connectors")
+    linked: Connectors = {} if plane.stripe is None else {Connector.STRIPE: plane.stripe}
+
+    def ask_connectors(turn: Turn) -> None:
+        paid = connectors.run(
+            collecting_database,
+            linked,
+            new_id=lambda: plane.new_id(ids.PAYMENT),
+            now=plane.now,
+            is_stopping=turn.is_over,
+            log=plane.log,
+        )
+        dunning.release(plane.database, paid, plane.now(), plane.log)
+
     signing_database = _audit_job(plane, "signing_key.updated", "signing_keys")
 
     def keep_signing_keys(_turn: Turn) -> None:
@@ -603,6 +623,12 @@ def _list_jobs(
             name="invoices",
             work=in_thread(issue_invoices),
             interval_seconds=automatic_issue.SECONDS,
+            deadline_seconds=automatic_issue.SECONDS,
+        ),
+        Job(
+            name="connectors",
+            work=in_thread(ask_connectors),
+            interval_seconds=connectors.SECONDS,
             deadline_seconds=automatic_issue.SECONDS,
         ),
         Job(

@@ -73,6 +73,7 @@ AUDITED: Mapping[sa.Table, str] = {
     schema_payments.bank_statements: "bank_statement",
     schema_payments.bank_entries: "bank_entry",
     schema_payments.dunning_holds: "dunning_hold",
+    schema_payments.invoice_syncs: "invoice_sync",
     schema_data_protection.leaked_keys: "leaked_key",
     schema_data_protection.erasures: "erasure",
     schema_prices.price_books: "price_book",

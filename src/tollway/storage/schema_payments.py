@@ -3,6 +3,7 @@
 import sqlalchemy as sa
 
 from tollway.domain.billing_parties import DunningAction
+from tollway.domain.connectors import Connector, SyncState
 from tollway.domain.payments import PaymentKind, PaymentOrigin
 from tollway.storage.schema import metadata, one_of
 
@@ -89,3 +90,23 @@ dunning_holds = sa.Table(  # invoices that are not dunned, such as while they ar
     sa.Column("reason", sa.String(512), nullable=False),
     sa.Column("held_at", sa.BigInteger, nullable=False),
 )
+
+invoice_syncs = sa.Table(  # invoices that a connector collects; drafts too
+    "invoice_syncs",
+    metadata,
+    sa.Column("invoice_id", sa.String(64), sa.ForeignKey("invoices.id"), primary_key=True),
+    sa.Column("organization_id", sa.String(64), sa.ForeignKey("organizations.id"), nullable=False),
+    sa.Column("connector", sa.String(16), nullable=False),
+    sa.Column("state", sa.String(32), nullable=False),
+    sa.Column("external_id", sa.String(128), nullable=False),  # empty until the connector has given one
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("next_at", sa.BigInteger),  # null while nothing is to be asked
+    sa.Column("problem", sa.String(512), nullable=False),
+    sa.Column("changed_at", sa.BigInteger, nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    one_of("connector", Connector),
+    one_of("state", SyncState),
+)
+sa.Index(None, invoice_syncs.c.organization_id)
+sa.Index(None, invoice_syncs.c.next_at)
+sa.Index(None, invoice_syncs.c.external_id)

@@ -30,8 +30,8 @@ OTHER_TABLES = {
     "usage_events", "quarantined_records", "usage_rollups", "ledger_transactions", "usage_adjustments", "billing_periods",  # follow usage
     "price_books", "price_terms", "limit_overrides", "credit_grants", "erasures",  # written by operators
     "credit_draws", "credit_topups", "credit_transactions", "credit_redraws", "credit_redraw_usage",  # follow usage and grants
-    "billing_accounts", "invoices", "invoice_transactions", # written by operators, and by jobs
-    "payments", "settlements", "dunning_notices", "dunning_holds",  # written by operators, from bank statements, and by jobs
+    "billing_accounts", "invoices", "invoice_transactions",  # written by operators, and by jobs
+    "payments", "settlements", "dunning_notices", "dunning_holds", "invoice_syncs",  # as are these, from banks too
     "credit_topup_rules", "data_keys",  # one for an organization
     "stored_responses", "stored_response_totals",  # bounded by RESPONSES_MAX and BYTES_MAX
     "content_logs", "content_log_totals", "content_deletions",  # bounded by BYTES_MAX

@@ -17,7 +17,7 @@ from tollway.settings import OperatorError
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 OrganizationFilter = Annotated[str | None, typer.Option("--organization", metavar="NAME|ID", help="Only of this organization.")]
-Day = Annotated[str | None, typer.Option("--on", metavar="DAY", help="Day of the bank, such as 2026-12-01; today without it.")]
+Day = Annotated[str | None, typer.Option("--value-on", metavar="DAY", help="Day of the bank, such as 2026-12-01; today without it.")]
 Reference = Annotated[str, typer.Option("--reference", metavar="TEXT", help="What it is known by, such as the text of the transfer.")]
 InvoiceId = Annotated[str, typer.Argument(metavar="INVOICE", help="Its id (inv_...), as `tollway invoices list` shows it.")]
 PAYMENT_COLUMNS = ["id", "organization", "kind", "amount", "currency", "value_on", "origin", "reference"]
@@ -49,7 +49,7 @@ def list_payments(
 def record(
     organization: OrganizationName,
     amount: Annotated[str, typer.Argument(help="Such as 119 or 119.00, in the organization's currency.")],
-    kind: Annotated[PaymentKind, typer.Option("--kind", help="payment, refund or write_off.")] = PaymentKind.PAYMENT,
+    kind: Annotated[PaymentKind, typer.Option("--kind", help="What it is: payment, refund or write_off.")] = PaymentKind.PAYMENT,
     invoices: Annotated[
         list[str] | None, typer.Option("--invoice", metavar="INVOICE", help="An invoice that it settles first (repeatable).")
     ] = None,
@@ -169,6 +169,40 @@ def dunning(
     if output is Output.TABLE:
         rows = with_times(rows, find_zone(zone or "UTC"), noticed="noticed_at")
     print_rows(output, ["invoice_id", "step", "action", "noticed"], rows, none="nothing was dunned")
+
+
+@app.command("connectors")
+def list_connectors(
+    organization: OrganizationFilter = None,
+    zone: Zone = None,
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List the invoices that a connector such as Stripe collects, and what each waits for."""
+    with connect(control_url, key, data_dir) as control:
+        organization_id = None if organization is None else control.get_organization(organization)["id"]
+        rows = list(control.list_all("/platform/invoice_syncs", organization_id=organization_id))
+        if output is Output.TABLE:
+            rows = with_organizations(control, rows, zone)
+    columns = ["id", "organization", "connector", "state", "is_parked", "problem", "external_id"]
+    print_rows(output, columns, rows, none="no connector collects an invoice")
+
+
+@app.command()
+def retry(
+    invoice: InvoiceId,
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Have the connector of an invoice asked again, also if it is parked."""
+    check_id(ids.INVOICE, invoice, "invoice", "see `tollway invoices list`")
+    with connect(control_url, key, data_dir) as control:
+        sync = control.post(f"/platform/invoices/{invoice}/sync", {})
+    print_json(sync) if output is Output.JSON else print(f"{sync['id']}: {sync['state']}, asked again within a minute")
 
 
 @app.command()

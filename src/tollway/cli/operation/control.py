@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +13,7 @@ from tollway.cli.databases import DatabaseUrl, chosen, find_owner_url, parse_dat
 from tollway.cli.processes import Config, DataDir, Link, find_limits_store, find_telemetry, inherit_or_open, read_settings
 from tollway.control.identity.mail import MailServer
 from tollway.control.identity.operators import OperatorSignIn
+from tollway.control.invoicing.stripe import StripeConnector
 from tollway.control.reconciliation.reconcile import ReconcileOptions
 from tollway.domain.money import parse_sum
 from tollway.domain.networks import Network, parse_network
@@ -22,7 +23,15 @@ from tollway.serve import data_directory
 from tollway.serve.control import AuditOptions, ControlSettings, now, run_control
 from tollway.serve.key_ring import make_key_ring
 from tollway.serve.sockets import parse_address
-from tollway.settings import ControlSection, LeakedKeysSection, MailSection, OperatorError, OperatorSignInSection, ReconcileSection
+from tollway.settings import (
+    ControlSection,
+    LeakedKeysSection,
+    MailSection,
+    OperatorError,
+    OperatorSignInSection,
+    ReconcileSection,
+    StripeSection,
+)
 
 
 def control(
@@ -84,6 +93,7 @@ def control(
             github_keys_url=_github_keys_url(settings.control.leaked_keys),
             operator_sign_in=_operator_sign_in(settings.control.operator_sign_in, os.environ.get("TOLLWAY_OPERATOR_CLIENT_SECRET")),
             mail=_mail_server(settings.control.mail, os.environ.get("TOLLWAY_MAIL_PASSWORD", "")),
+            stripe=_stripe(settings.control.stripe, os.environ),
         )
         raise typer.Exit(run_control(options))
 
@@ -101,6 +111,20 @@ def _github_keys_url(section: LeakedKeysSection) -> str | None:
     if re.fullmatch(r"https://[!-~]{1,2048}|http://(127\.0\.0\.1|localhost|\[::1\])[:/][!-~]{1,2048}", section.github_keys_url) is None:
         raise OperatorError("control.leaked_keys.github_keys_url must be an https URL")
     return section.github_keys_url if section.github else None
+
+
+def _stripe(section: StripeSection, environment: Mapping[str, str]) -> StripeConnector | None:
+    """Return the Stripe account that collects invoices; None without a key. Raises OperatorError for an address that is not https, but on
+    this host, and for keys and secrets that cannot be."""
+    if re.fullmatch(r"https://[A-Za-z0-9.:-]{1,255}|http://(127\.0\.0\.1|localhost|\[::1\])(:[0-9]{1,5})?", section.url) is None:
+        raise OperatorError("control.stripe.url must be https://HOST, without a path")
+    key, given = environment.get("TOLLWAY_STRIPE_KEY", ""), environment.get("TOLLWAY_STRIPE_WEBHOOK_SECRET", "")
+    secrets = tuple(each for each in given.split(",") if each)
+    if key and re.fullmatch(r"(sk|rk)_[0-9A-Za-z_]{8,255}", key) is None:
+        raise OperatorError("TOLLWAY_STRIPE_KEY must be a secret or restricted key of Stripe: sk_... or rk_...")
+    if len(secrets) > 2 or any(re.fullmatch(r"whsec_[!-~]{8,255}", each) is None for each in secrets):
+        raise OperatorError("TOLLWAY_STRIPE_WEBHOOK_SECRET must be one or two secrets of Stripe, with a comma: whsec_...")
+    return StripeConnector(section.url, key, secrets) if key else None
 
 
 def _trusted_proxies(texts: Sequence[str]) -> tuple[Network, ...]:
@@ -150,6 +174,7 @@ def find_control_problems(section: ControlSection) -> Iterator[OperatorError]:
         partial(_public_url, section.public_url),
         partial(_github_keys_url, section.leaked_keys),
         partial(_trusted_proxies, section.trusted_proxies),
+        partial(_stripe, section.stripe, {}),
     ]
     checks += [partial(parse_database_url, url) for url in (section.database_url, section.owner_database_url) if url is not None]
     for check in checks:

@@ -53,7 +53,7 @@ from tollway.control.api.identity import (
     service_accounts,
     users,
 )
-from tollway.control.api.invoicing import invoices, payments
+from tollway.control.api.invoicing import connectors, invoices, payments
 from tollway.control.api.metering import quarantined_records, reconciliation, records, request_log, usage
 from tollway.control.api.money import budgets, corrections, credits, ledger, periods, spend_limits
 from tollway.control.api.places import CALLER_REQUESTS_MAX, NODE_REQUESTS_MAX, Place, Places
@@ -131,6 +131,7 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     credits.router,
     invoices.router,
     payments.router,
+    connectors.router,
     quarantined_records.router,
     operator_keys.router,
     operators.router,
@@ -169,6 +170,7 @@ def create_apps(plane: ControlPlane, registry: CollectorRegistry | None = None) 
     registry.register(plane.reconciliation)
     registry.register(plane.jobs)
     registry.register(plane.sign_ins)
+    registry.register(plane.stripe_events)
     if plane.telemetry is not None:
         registry.register(plane.telemetry)
     counters = Counters(

@@ -173,6 +173,7 @@ EVENTS: Mapping[str, str] = {
     "import_bank_statement": "bank_statement.imported",
     "match_bank_entry": "bank_entry.matched",
     "put_dunning_hold": "dunning_hold.updated",
+    "retry_invoice_sync": "invoice_sync.retried",
     "rate_record": "quarantined_record.rated",
     "write_off_record": "quarantined_record.written_off",
     # Gateways
@@ -200,6 +201,7 @@ EVENTS: Mapping[str, str] = {
 
 UNRECORDED: Mapping[str, str] = {
     "report_leaked_keys_by_github": "records api_key.leak_reported itself, in the chain of each organization whose key it is",
+    "receive_stripe_event": "records payment.recorded itself, in the chain of each organization whose payments it changes",
     "check_draft": "computes and stores nothing",
     "search_scim": "is a list with its query in the body",
     "search_scim_users": "is a list with its query in the body",

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from tollway.control.invoicing import cii, parties, ubl
+from tollway.control.invoicing import cii, connectors, parties, ubl
 from tollway.control.invoicing.booking import entries_of, issue_id
 from tollway.control.invoicing.contents import Billed, CorrectionKey, Part, list_correction_keys, list_parts
 from tollway.control.invoicing.payments import settle_issued
@@ -195,6 +195,7 @@ def _insert(
         issue_at=None if entity.grace_days is None else now + entity.grace_days * DAY_US,
     )
     stored.insert_draft(tx, draft)
+    connectors.begin(tx, document, now)
     return draft
 
 
@@ -290,6 +291,7 @@ def issue(tx: PlatformTx, invoice_id: str, *, actor: str, now: int) -> StoredInv
         return found
     if found.state is InvoiceState.VOID:
         raise Fault(STATE_CONFLICT, message="The draft was voided.")
+    connectors.hand_over(tx, invoice_id, now)
     entity = parties.get_entity(tx, found.legal_entity_id)
     draft = _complete_reference(tx, found, decode_document(found.document))
     series = entity.credit_note_series if draft.kind is InvoiceKind.CREDIT_NOTE else entity.invoice_series

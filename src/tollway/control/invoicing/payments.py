@@ -21,6 +21,7 @@ from tollway.domain.currencies import get_currency
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.invoices import RECEIVABLE, Document, InvoiceKind, InvoiceState, decode_document, find_step
 from tollway.domain.ledger import Account, Entry
+from tollway.domain.money import AMOUNT_PICO_MAX
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.payments import BankEntry, OpenInvoice, Payment, PaymentKind, PaymentOrigin, Settlement, allocate, find_numbers
 from tollway.storage import billing_parties as stored_parties
@@ -104,6 +105,38 @@ def record_payment(tx: PlatformTx, organization_id: str, wanted: WantedPayment, 
         created_at=now,
     )
     return _store(tx, payment, wanted.invoice_ids, now)
+
+
+class ExternalPayment(NamedTuple):
+    """A movement of money that a connector tells of. `external_id`: by which it is known if it is told again."""
+
+    kind: PaymentKind
+    external_id: str
+    amount_minor: int
+    currency: str
+    value_on: str
+    origin: PaymentOrigin
+    reference: str
+
+
+def record_external(
+    tx: PlatformTx, organization_id: str, found: ExternalPayment, invoice_ids: Sequence[str], *, id: str, actor: str, now: int
+) -> Payment | None:
+    """Record what a connector tells of. Invoices that are settled already take nothing of it. Returns None if it is recorded already.
+
+    Raises PARAMETER_INVALID for an amount or a day that cannot be, STATE_CONFLICT for a refund of more than the organization's balance.
+    """
+    if found.amount_minor <= 0 or found.amount_minor * find_step(found.currency) > AMOUNT_PICO_MAX:
+        _refuse("amount", "it must be above zero, and at most what is kept")
+    if found.currency != _get_currency(tx, organization_id):
+        _refuse("currency", "the organization is billed in another one")
+    _check_day(found.value_on)
+    stored_periods.lock_organization(tx, organization_id)
+    if stored.find_by_external_id(tx, found.external_id) is not None:
+        return None
+    payment = Payment(id=id, organization_id=organization_id, returns_id=None, actor=actor, created_at=now, **found._asdict())
+    still_open = {each.id for each in read_account(tx, organization_id).open}
+    return _store(tx, payment, [each for each in invoice_ids if each in still_open], now)
 
 
 def _store(tx: PlatformTx, payment: Payment, invoice_ids: Sequence[str], now: int) -> Payment:

@@ -22,6 +22,7 @@ from tollway.domain.billing_parties import (
     Language,
     LegalEntity,
 )
+from tollway.domain.connectors import Connector
 from tollway.domain.tax import VatCheck
 
 
@@ -190,6 +191,13 @@ class BillingAccountWrite(In):
     ] = ""
     purchase_order: Annotated[OptionalText, Field(description="Purchase order (BT-13); empty for none.", examples=["PO-77"])] = ""
     cost_centre: Annotated[OptionalText, Field(description="Cost centre of the buyer (BT-19); empty for none.", examples=["4711"])] = ""
+    connector: Annotated[
+        Connector,
+        Field(strict=False, description="What collects its invoices: `stripe`; `none`: it pays by bank transfer.", examples=["none"]),
+    ] = Connector.NONE
+    connector_customer: Annotated[
+        OptionalText, Field(description="By which the connector knows it: an id of Stripe (cus_...); empty for none.", examples=[""])
+    ] = ""
 
     def value(self, organization_id: str) -> BillingAccount:
         """Return it for the operation."""
@@ -216,6 +224,8 @@ class BillingAccountWrite(In):
             buyer_reference=self.buyer_reference,
             purchase_order=self.purchase_order,
             cost_centre=self.cost_centre,
+            connector=self.connector,
+            connector_customer=self.connector_customer,
         )
 
 

@@ -58,7 +58,7 @@ class PaymentOut(Identified):
     amount: Annotated[str, Field(description="How much, as a decimal string.", examples=["119.00"])]
     currency: str
     value_on: Annotated[str, Field(description="Day of the bank.", examples=["2026-12-01"])]
-    origin: Annotated[str, Field(description="`manual` or `bank_statement`.", examples=["manual"])]
+    origin: Annotated[str, Field(description="`manual`, `bank_statement` or `stripe`.", examples=["manual"])]
     reference: Annotated[str, Field(description="What it is known by.", examples=["transfer"])]
     returns_id: Annotated[str | None, Field(description="Of a return, the payment that was taken back.", examples=[None])]
     created_at: int

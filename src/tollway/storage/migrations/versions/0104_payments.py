@@ -34,7 +34,7 @@ def upgrade() -> None:
         sa.Column("actor", sa.String(length=64), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.CheckConstraint("kind IN ('payment', 'refund', 'return', 'write_off')", name=op.f("ck_payments_kind_known")),
-        sa.CheckConstraint("origin IN ('manual', 'bank_statement')", name=op.f("ck_payments_origin_known")),
+        sa.CheckConstraint("origin IN ('manual', 'bank_statement', 'stripe')", name=op.f("ck_payments_origin_known")),
         sa.CheckConstraint("amount_minor > 0", name=op.f("ck_payments_amount_above_zero")),
         sa.CheckConstraint("(kind = 'return') = (returns_id IS NOT NULL)", name=op.f("ck_payments_return_of_a_payment")),
         sa.ForeignKeyConstraint(["organization_id"], ["organizations.id"], name=op.f("fk_payments_organization_id_organizations")),
