@@ -29,9 +29,6 @@ def compare_payments(tx: PlatformTx, add: Add) -> tuple[Sums, Sums]:
                 sums[entry.account.id] = sums.get(entry.account.id, 0) + entry.amount_pico
         if entries != right:
             add("ledger_entries", f"{payment.id} does not book what it says")
-        returned = payments.get(payment.returns_id or "")
-        if payment.kind is PaymentKind.RETURN and (returned is None or returned.amount_minor != payment.amount_minor):
-            add("payments", f"{payment.id} returns no payment of its amount")
     _compare_settlements(tx, payments, add)
     return replayed, owed
 
@@ -44,13 +41,14 @@ def _compare_settlements(tx: PlatformTx, payments: dict[str, Payment], add: Add)
         if found.state is InvoiceState.ISSUED:
             side = sources if found.kind is InvoiceKind.CREDIT_NOTE else targets
             side[found.id] = (found.organization_id, decode_document(found.document).totals.gross_minor)
-    given, taken = Counter[str](), Counter[str]()
+    given, taken, pairs = Counter[str](), Counter[str](), Counter[tuple[str, str]]()
     for organization_id, each in stored.iterate_settlements(tx):
         for held, id in ((sources, each.source_id), (targets, each.target_id)):
             if id not in held or held[id][0] != organization_id:
                 add("settlements", f"{id} is not there to be settled by {organization_id}")
         given[each.source_id] += each.amount_minor
         taken[each.target_id] += each.amount_minor
+        pairs[each.source_id, each.target_id] += each.amount_minor
     for held, sums in ((sources, given), (targets, taken)):
         for id, minor in sums.items():
             if id in held and not 0 <= minor <= held[id][1]:
@@ -58,3 +56,9 @@ def _compare_settlements(tx: PlatformTx, payments: dict[str, Payment], add: Add)
     for id, (_, whole) in targets.items():
         if id in payments and taken[id] != whole:
             add("settlements", f"{id} of {whole} takes {taken[id]}")
+    for payment in payments.values():
+        if payment.kind is PaymentKind.RETURN:
+            returned = payments.get(payment.returns_id or "")
+            is_whole = returned is not None and returned.amount_minor == payment.amount_minor == pairs[returned.id, payment.id]
+            if returned is None or returned.kind is not PaymentKind.PAYMENT or not is_whole:
+                add("payments", f"{payment.id} does not take back the payment that it returns")
