@@ -136,6 +136,10 @@ docs: $(VENV)/.dev  ## render the pages that are made from results and declarati
 	@$(VENV)/bin/python scripts/access_page.py
 	@$(VENV)/bin/python scripts/clients_page.py
 
+.PHONY: messages
+messages: $(VENV)/.dev  ## collect the texts of the console into its catalogues, where new ones wait for their translation
+	@$(VENV)/bin/python scripts/messages.py
+
 .PHONY: site
 site: $(VENV)/.dev  ## the documentation as a static site in build/site; ends with an error at a link that leads nowhere
 	@scripts/sdk.sh site $(VENV)/bin/uv "$(PYTHON)"

@@ -28,6 +28,7 @@ from tollway.control.api.app import create_apps
 from tollway.control.auditing import audit, audit_chains
 from tollway.control.auditing.audit import AuditedOperation
 from tollway.control.authentication import federation, token_exchange
+from tollway.control.console import routers as console
 from tollway.control.gateways import nodes
 from tollway.control.identity import keys, leaked_keys, operators, scheduled_rotation, sessions
 from tollway.control.identity.github_reports import GithubReports
@@ -383,7 +384,7 @@ async def serve(
         plane.log({"event": "descriptors_low", "connections_max": share.connections, "detail": warning})
     protocol = StrictProtocol.bounded(share.connections)
     registry = CollectorRegistry()
-    public_app, link_app = create_apps(plane, registry)
+    public_app, link_app = create_apps(plane, registry, console.ROUTERS)
     if telemetry is not None:
         telemetry.registry = registry
     exporting = None if telemetry is None else asyncio.create_task(telemetry.run(), name="telemetry")

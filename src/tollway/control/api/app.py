@@ -1,8 +1,8 @@
 """The two applications of a control process: the public REST API, and the internal link that gateways speak.
 
-Around every answer stands `Envelope`: the request id, `cache-control: no-store`, the cap on bodies and the deadline for their
-arrival, the cap on concurrent requests, one line of log, and the last resort that turns a defect into a 500 without a word about
-it.
+Around every answer stands `Envelope`: the request id, `cache-control: no-store` unless the answer says otherwise (files of the console,
+whose names follow from their content), the cap on bodies and the deadline for their arrival, the cap on concurrent requests, one line of
+log, and the last resort that turns a defect into a 500 without a word about it.
 """
 
 import asyncio
@@ -161,8 +161,9 @@ LINK_ROUTERS: Sequence[APIRouter] = (
 )
 
 
-def create_apps(plane: ControlPlane, registry: CollectorRegistry | None = None) -> tuple[FastAPI, FastAPI]:
-    """The public application and that of the link, which also shows the metrics of both. `registry`: takes these metrics.
+def create_apps(plane: ControlPlane, registry: CollectorRegistry | None = None, pages: Sequence[APIRouter] = ()) -> tuple[FastAPI, FastAPI]:
+    """The public application and that of the link, which also shows the metrics of both. `registry`: takes these metrics. `pages`: those of
+    the console, which the public application has beside the API.
 
     Raises TypeError if a route does not declare its access."""
     registry = registry or CollectorRegistry()
@@ -178,7 +179,7 @@ def create_apps(plane: ControlPlane, registry: CollectorRegistry | None = None) 
         _declare("tollway_control_refusals", registry),
     )
     return (
-        _create_app("api", plane, counters, [*PUBLIC_ROUTERS, *PAGE_ROUTERS, _health(), _description()], BODY_BYTES_MAX),
+        _create_app("api", plane, counters, [*PUBLIC_ROUTERS, *PAGE_ROUTERS, *pages, _health(), _description()], BODY_BYTES_MAX),
         _create_app("link", plane, counters, [*LINK_ROUTERS, _health(), _metrics(registry)], LINK_BODY_BYTES_MAX),
     )
 
@@ -344,7 +345,7 @@ class Envelope:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
-                headers["cache-control"] = "no-store"
+                headers.setdefault("cache-control", "no-store")
                 headers["x-content-type-options"] = "nosniff"
                 await send(message)
                 if is_head:

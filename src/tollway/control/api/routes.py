@@ -241,6 +241,11 @@ class ApiRoute(APIRoute):
 
     access: Access
 
+    def find_event(self) -> str | None:
+        """Return the event as which the audit trail records a request of this route; None for none. Raises TypeError if that is not
+        declared."""
+        return audited_operations.find_event(self.name, "GET" if self.methods == {"GET"} else "POST")
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The framework's handler behind our checks, in order: access, query parameters, body."""
         handle = super().get_route_handler()
@@ -248,7 +253,7 @@ class ApiRoute(APIRoute):
         if len(declared) != 1:
             raise TypeError(f"{self.name} {self.path} must declare exactly one access, not {len(declared)}")
         self.access = required = declared.pop()
-        event = audited_operations.find_event(self.name, "GET" if self.methods == {"GET"} else "POST")
+        event = self.find_event()
         queries = {name for flat in _flatten(self.dependant) for name in _query_names(flat)}
         is_open = any(flat.call is ignore_unknown_parameters for flat in _flatten(self.dependant))
         reads_json = self.body_field is not None
@@ -299,7 +304,7 @@ class ApiRoute(APIRoute):
                 strict.state.caller = caller = await run_in_threadpool(required.check, plane_of(strict), strict)
             plane = plane_of(strict)
             if event is not None and caller is not None:
-                operation = _describe_operation(strict, caller, event, self.name)
+                operation = describe_operation(strict, caller, event, self.name, strict.path_params)
                 if strict.method == "GET":
                     organization_id = caller.organization_id if isinstance(caller, Tenant) else None
                     await run_in_threadpool(
@@ -326,8 +331,9 @@ class ApiRoute(APIRoute):
         return answer
 
 
-def _describe_operation(request: Request, caller: Caller, event: str, name: str) -> AuditedOperation:
-    """Return what the audit trail says of a request, beside its changes."""
+def describe_operation(request: Request, caller: Caller, event: str, name: str, named_by: Mapping[str, str]) -> AuditedOperation:
+    """Return what the audit trail says of a request that carries out the operation `name`, beside its changes. `named_by`: the ids in the
+    path of the operation, in its order."""
     match caller:
         case JoiningCaller():
             kind = ActorKind.JOIN_TOKEN
@@ -341,10 +347,10 @@ def _describe_operation(request: Request, caller: Caller, event: str, name: str)
             kind = ActorKind.OPERATOR
     address = "" if request.client is None else request.client.host
     actor = Actor(kind=kind, id=caller.key_id, address=address, request_id=request.scope["tollway.request_id"])
-    named = next(reversed(request.path_params.items()), None)
+    named = next(reversed(named_by.items()), None)
     if named is None:
         return AuditedOperation(event=event, operation=name, actor=actor)
-    project_id = request.path_params.get("project_id", "")
+    project_id = named_by.get("project_id", "")
     target = Target(kind=named[0].removesuffix("_id"), id=_show_target(named[1]), project_id=_show_target(project_id))
     return AuditedOperation(event=event, operation=name, actor=actor, target=target)
 

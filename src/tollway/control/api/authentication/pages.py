@@ -90,9 +90,13 @@ class PageRoute(ApiRoute):
                 query = request.url.query
                 return redirect(f"/sign-in?next={quote(request.url.path + (f'?{query}' if query else ''), safe='')}")
             request.scope["tollway.fault"] = fault
-            return render_fault(fault)
+            return self.show_fault(request, fault)
 
         return show
+
+    def show_fault(self, request: Request, fault: Fault) -> Response:
+        """Return the page that a fault of `request` becomes."""
+        return render_fault(fault)
 
 
 def router() -> APIRouter:
@@ -153,10 +157,11 @@ def _cookie_name(origin: str) -> str:
 def find_secret(plane: ControlPlane, request: Request) -> str | None:
     """Return the secret of the session that the browser presents; None without one, or with several, of which another site of the domain
     may have set one."""
-    return _find_cookie(request, _cookie_name(get_origin(plane, request)))
+    return find_cookie(request, _cookie_name(get_origin(plane, request)))
 
 
-def _find_cookie(request: Request, name: str) -> str | None:
+def find_cookie(request: Request, name: str) -> str | None:
+    """Return the value of a cookie; None without it, or where there are several of that name."""
     pairs = (pair.strip().partition("=") for line in request.headers.getlist("cookie") for pair in line.split(";"))
     found = [value for each, _, value in pairs if each == name]
     return found[0] if len(found) == 1 else None
@@ -171,7 +176,7 @@ def keep_flow(plane: ControlPlane, request: Request, answer: Response, sealed: s
 
 def find_flow(plane: ControlPlane, request: Request) -> str | None:
     """Return what the browser kept while its person was at an identity provider."""
-    return _find_cookie(request, _flow_name(get_origin(plane, request)))
+    return find_cookie(request, _flow_name(get_origin(plane, request)))
 
 
 def _flow_name(origin: str) -> str:
@@ -204,34 +209,36 @@ def _set_cookie(answer: Response, name: str, origin: str, value: str, seconds: i
 
 def _check_session(plane: ControlPlane, request: Request) -> Tenant:
     if request.method not in ("GET", "HEAD"):
-        _require_own_origin(plane, request)
+        require_own_origin(plane, request)
     return access.identify_person(plane.database, plane.peppers, find_secret(plane, request), plane.now())
 
 
-def _read_credential(plane: ControlPlane, request: Request) -> bytes:
+def read_credential(plane: ControlPlane, request: Request) -> bytes:
+    """Return the bytes by which a request of a browser says who sends it."""
     return (find_secret(plane, request) or "").encode("latin-1")
 
 
 def _check_somebody(plane: ControlPlane, request: Request) -> Tenant | Operator:
     if request.method not in ("GET", "HEAD"):
-        _require_own_origin(plane, request)
-    operator = _find_operator(plane, request)
+        require_own_origin(plane, request)
+    operator = find_operator(plane, request)
     return operator or access.identify_person(plane.database, plane.peppers, find_secret(plane, request), plane.now())
 
 
-def _find_operator(plane: ControlPlane, request: Request) -> Operator | None:
+def find_operator(plane: ControlPlane, request: Request) -> Operator | None:
+    """Return the operator whose session the browser presents; None without one. Blocks."""
     secret = find_secret(plane, request)
     if plane.operator_issuer is None or secret is None or not keys.is_operator_session_secret(secret):
         return None
     return operators.find_by_secret(plane.database, plane.peppers, plane.operator_issuer, secret, plane.now())
 
 
-session = Access("session", _check_session, read_credential=_read_credential)
+session = Access("session", _check_session, read_credential=read_credential)
 """Access of a route for a person who signed in. The caller is a `Tenant`, as of a key of theirs, with its session in `live`."""
 
 Person = Annotated[Tenant, Depends(session)]
 
-somebody = Access("session", _check_somebody, read_credential=_read_credential)
+somebody = Access("session", _check_somebody, read_credential=read_credential)
 """Access of a route for a person who signed in, or an operator who did. The caller is a `Tenant` or an `Operator`, with the session in
 `live`."""
 
@@ -257,7 +264,7 @@ def find_visitor(plane: ControlPlane, request: Request) -> Visitor:
     secret = find_secret(plane, request)
     before = None if secret is None else sessions.find_session(plane.database, plane.peppers, secret, plane.now())
     address = "" if request.client is None else request.client.host
-    operator = _find_operator(plane, request)
+    operator = find_operator(plane, request)
     return Visitor(address, request.headers.get("user-agent", ""), request.scope["tollway.request_id"], before, operator)
 
 
@@ -270,7 +277,7 @@ def make_form_token(plane: ControlPlane, request: Request) -> str:
 async def read_form(plane: ControlPlane, request: Request, names: Iterable[str], *, has_session: bool = True) -> dict[str, str]:
     """Return the fields of a form, empty where they are missing. Raises FORM_REFUSED unless a page of this site, and of this session, sent
     it; MEDIA_TYPE_UNSUPPORTED, BODY_TOO_LARGE, REQUEST_INVALID."""
-    _require_own_origin(plane, request)
+    require_own_origin(plane, request)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
         raise Fault(MEDIA_TYPE_UNSUPPORTED, message="The form must be sent as browsers send it.")
     body = await read_body(request)
@@ -290,7 +297,8 @@ async def read_form(plane: ControlPlane, request: Request, names: Iterable[str],
     return {name: fields.get(name, "") for name in names}
 
 
-def _require_own_origin(plane: ControlPlane, request: Request) -> None:
+def require_own_origin(plane: ControlPlane, request: Request) -> None:
+    """Raise FORM_REFUSED unless the browser says that a page of this site sends the request."""
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     if (site is None and origin is None) or site not in (None, "same-origin") or origin not in (None, get_origin(plane, request)):
         raise Fault(FORM_REFUSED)

@@ -1,0 +1,137 @@
+"""How pages of the console are rendered: templates by language, the look that a viewer chose, notices after a form, and pages of faults.
+
+The look (language and theme) and the notice are cookies with a few known values: whoever sets them from elsewhere changes nothing else.
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tollway.control.api.authentication import pages
+from tollway.control.console import assets, charts, formats
+from tollway.control.console.languages import LANGUAGES, choose_language, get_texts, mark
+from tollway.domain.faults import Fault
+from tollway.wire.retry_after import retry_after
+
+HEADERS: Mapping[str, str] = {
+    **pages.HEADERS,
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self';"
+    " connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "cross-origin-resource-policy": "same-origin",
+}
+"""Headers of every page of the console: it runs our own files alone."""
+
+THEMES = ("system", "light", "dark")
+
+LOOK_COOKIE = "tollway_look"
+NOTICE_COOKIE = "tollway_notice"
+LOOK_SECONDS = 365 * 86_400
+NOTICE_SECONDS = 60
+"""Time for which a notice waits for the page that shows it."""
+
+NOTICES: Mapping[str, str] = {
+    "saved": mark("Saved."),
+    "created": mark("Created."),
+    "deleted": mark("Deleted."),
+    "archived": mark("Archived."),
+    "key_revoked": mark("The key was revoked."),
+    "secret_retired": mark("The secret before the latest rotation was retired."),
+    "pending": mark("Done, but not every gateway has confirmed it yet. Those that have not are on the page of the fleet."),
+}
+"""What a page says after a form was carried out, by a key that the browser brings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the viewer chose: a language of LANGUAGES, one of THEMES; and the key of NOTICES that this page shows, or none."""
+
+    language: str
+    theme: str = THEMES[0]
+    notice: str = ""
+
+
+def read_look(request: Request) -> Look:
+    """Return the look of a page, as the browser asks for it."""
+    language, _, theme = (pages.find_cookie(request, LOOK_COOKIE) or "").partition(".")
+    notice = pages.find_cookie(request, NOTICE_COOKIE) or ""
+    return Look(
+        choose_language(language, request.headers.get("accept-language", "")),
+        theme if theme in THEMES else THEMES[0],
+        notice if notice in NOTICES else "",
+    )
+
+
+def keep_look(answer: Response, origin: str, language: str, theme: str) -> Response:
+    """Let the browser keep a look."""
+    return _set_cookie(answer, origin, LOOK_COOKIE, f"{language}.{theme}", LOOK_SECONDS)
+
+
+def lead(origin: str, path: str, notice: str = "") -> Response:
+    """Return the answer that leads to a path of this site, where a notice is shown."""
+    answer = Response(status_code=303, headers={**HEADERS, "location": path})
+    return _set_cookie(answer, origin, NOTICE_COOKIE, notice, NOTICE_SECONDS) if notice else answer
+
+
+def _set_cookie(answer: Response, origin: str, name: str, value: str, seconds: int) -> Response:
+    secure = "; Secure" if origin.startswith("https:") else ""
+    answer.headers.append("set-cookie", f"{name}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}")
+    return answer
+
+
+# ---- Templates ----------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _get_environment(language: str) -> jinja2.Environment:
+    """Return the templates as they are written in one language."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tollway.control.console", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.i18n"],
+    )
+    texts = get_texts(language)
+    environment.install_gettext_callables(texts.gettext, texts.ngettext, newstyle=True)  # type: ignore[attr-defined]
+    environment.filters |= {
+        "number": functools.partial(formats.format_number, language),
+        "compact": functools.partial(formats.format_compact, language),
+        "time": functools.partial(formats.show_time, language),
+        "day": functools.partial(formats.show_day, language),
+        "milliseconds": functools.partial(formats.format_milliseconds, language),
+        "money": functools.partial(formats.show_money, language),
+    }
+    environment.globals |= {
+        "asset": assets.get_path,
+        "percent": functools.partial(formats.format_percent, language),
+        "draw_bars": functools.partial(charts.draw_bars, language),
+        "LANGUAGES": LANGUAGES,
+        "THEMES": THEMES,
+        "NOTICES": NOTICES,
+        "DASH": formats.DASH,
+    }
+    return environment
+
+
+def render(template: str, look: Look, *, status: int = 200, **values: Any) -> Response:
+    """Return a page. Every value is escaped."""
+    text = _get_environment(look.language).get_template(template).render(look=look, **values)
+    answer = Response(text, status, HEADERS, "text/html")
+    if look.notice:
+        answer.headers.append("set-cookie", f"{NOTICE_COOKIE}=; Path=/; Max-Age=0; HttpOnly; SameSite=Lax")
+    return answer
+
+
+def render_fault(look: Look, fault: Fault) -> Response:
+    """Return the page that a fault becomes."""
+    page = render("fault.html", look, status=fault.kind.status, fault=fault)
+    hint = retry_after(fault)
+    if hint is not None:
+        page.headers["retry-after"] = str(hint.seconds)
+    return page

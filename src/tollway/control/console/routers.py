@@ -1,0 +1,18 @@
+"""All pages of the console."""
+
+from collections.abc import Sequence
+
+from fastapi import APIRouter
+
+from tollway.control.console import assets, home
+from tollway.control.console.platform import organizations
+from tollway.control.console.tenant import keys, overview, projects
+
+ROUTERS: Sequence[APIRouter] = (
+    assets.router,
+    overview.router,
+    projects.router,
+    keys.router,
+    organizations.router,
+    home.router,  # last, because it answers for every other address
+)

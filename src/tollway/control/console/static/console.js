@@ -1,0 +1,15 @@
+// What scripts add to every page: the viewer's own time beside UTC, and a button that copies a secret. Pages work without them.
+
+for (const time of document.querySelectorAll("time[datetime*='T']")) {
+  const at = new Date(time.dateTime);
+  time.title = new Intl.DateTimeFormat(document.documentElement.lang, { dateStyle: "medium", timeStyle: "long" }).format(at);
+}
+
+for (const code of document.querySelectorAll("[data-copy]")) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "plain";
+  button.textContent = { de: "Kopieren" }[document.documentElement.lang] ?? "Copy";
+  button.addEventListener("click", () => navigator.clipboard.writeText(code.textContent));
+  code.after(" ", button);
+}

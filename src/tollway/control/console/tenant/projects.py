@@ -1,0 +1,84 @@
+"""Projects of an organization, and one project with its keys."""
+
+from typing import Annotated
+
+from fastapi import Query
+from starlette.responses import Response
+
+from tollway.control.api.identity import api_keys
+from tollway.control.api.schemas import PageQuery
+from tollway.control.api.tenancy import projects
+from tollway.control.api.tenancy.project_schemas import ProjectCreate, ProjectUpdate
+from tollway.control.console.forms import Form, form, make_body, require_typed
+from tollway.control.console.routing import Page, TenantPage
+from tollway.control.console.routing import router as new_router
+from tollway.domain.faults import Fault
+
+router = new_router()
+
+PATH = "/console/organizations/{organization_id}/projects"
+ONE = PATH + "/{project_id}"
+
+Listing = Annotated[PageQuery, Query()]
+
+
+@router.get(PATH, include_in_schema=False)
+def show_projects(page: TenantPage, query: Listing, include_archived: bool = False) -> Response:
+    """The projects of the organization."""
+    return _show_list(page, query, include_archived)
+
+
+@router.post(PATH, include_in_schema=False)
+def add_project(page: TenantPage, fields: Annotated[Form, form("name")]) -> Response:
+    """Create a project."""
+    try:
+        made = page.call(projects.create_project, body=make_body(ProjectCreate, fields))
+    except Fault as fault:
+        return _show_list(page, PageQuery(), False, fault)
+    return page.lead(f"/projects/{made.id}", "created")
+
+
+def _show_list(page: Page, query: PageQuery, include_archived: bool, fault: Fault | None = None) -> Response:
+    found = page.call(projects.list_projects, query=query, include_archived=include_archived)
+    may_create = page.allows(projects.create_project)
+    return page.show("tenant/projects.html", fault=fault, projects=found, include_archived=include_archived, may_create=may_create)
+
+
+@router.get(ONE, include_in_schema=False)
+def show_project(page: TenantPage, project_id: str, query: Listing) -> Response:
+    """One project, and its keys."""
+    return show_one_project(page, project_id, query)
+
+
+def show_one_project(page: Page, project_id: str, query: PageQuery | None = None, fault: Fault | None = None) -> Response:
+    """Return the page of a project, with the fault of the form before, if there is one."""
+    may_see_keys = page.allows(api_keys.list_project_keys, project_id)
+    return page.show(
+        "tenant/project.html",
+        fault=fault,
+        project=page.call(projects.retrieve_project, project_id=project_id),
+        keys=page.call(api_keys.list_project_keys, project_id=project_id, query=query or PageQuery()) if may_see_keys else None,
+        may_create_key=page.allows(api_keys.create_project_key, project_id),
+        may_write=page.allows(projects.update_project, project_id),
+    )
+
+
+@router.post(f"{ONE}/name", include_in_schema=False)
+def rename_project(page: TenantPage, project_id: str, fields: Annotated[Form, form("name")]) -> Response:
+    """Change the name of a project."""
+    try:
+        page.call(projects.update_project, project_id=project_id, body=make_body(ProjectUpdate, fields))
+    except Fault as fault:
+        return show_one_project(page, project_id, fault=fault)
+    return page.lead(f"/projects/{project_id}", "saved")
+
+
+@router.post(f"{ONE}/archive", include_in_schema=False)
+def archive_project_by_name(page: TenantPage, project_id: str, fields: Annotated[Form, form("confirmation")]) -> Response:
+    """Archive a project, whose name was typed."""
+    try:
+        require_typed(fields["confirmation"], page.call(projects.retrieve_project, project_id=project_id).name)
+        changed = page.call(projects.archive_project, project_id=project_id)
+    except Fault as fault:
+        return show_one_project(page, project_id, fault=fault)
+    return page.lead(f"/projects/{project_id}", "pending" if changed.pending_nodes else "archived")
