@@ -3,6 +3,7 @@
 A text that is new gets an empty translation, which a test finds; one that is gone is removed, and a translation that exists is kept.
 """
 
+import io
 from pathlib import Path
 
 from babel.messages.catalog import Catalog
@@ -24,7 +25,7 @@ KEYWORDS = {"_": None, "gettext": None, "ngettext": (1, 2), "mark": None}
 def collect() -> Catalog:
     """Return the texts of the console, without translations."""
     template = Catalog(charset="utf-8")
-    found = extract_from_dir(CONSOLE, METHODS, OPTIONS, KEYWORDS)  # type: ignore[arg-type]
+    found = extract_from_dir(CONSOLE, METHODS, OPTIONS, KEYWORDS)
     for _file, _line, message, _comments, _context in sorted(found, key=lambda each: (each[0], each[1])):
         template.add(message)
     return template
@@ -32,7 +33,7 @@ def collect() -> Catalog:
 
 def read_catalogue(path: Path) -> Catalog:
     """Return the catalogue of a language."""
-    return read_po(path.open("rb"), locale=path.stem)
+    return read_po(io.BytesIO(path.read_bytes()), locale=path.stem)
 
 
 def main() -> None:

@@ -1,30 +1,27 @@
 """Pages of the console: who sees which, what a form does, and what is refused."""
 
 import re
+import runpy
+from pathlib import Path
 
-import pytest
+import httpx2
+from fastapi.routing import APIRoute
 
-from tests.control.browsing import Browser, join
+from tests.control.browsing import Browser
+from tests.control.console.pages import PLATFORM_PAGES, TENANT_PAGES, fill_in, root_of
 from tests.control.harness import Running, TenantSetup
+from tollway.control.console.rendering import HEADERS
+from tollway.control.console.routers import ROUTERS
 
 
-@pytest.fixture(scope="module")
-def owner(control: Running, alice: TenantSetup) -> Browser:
-    return join(control, control.client(alice.admin_key), "owner@example.com", "owner")
-
-
-def root_of(tenant: TenantSetup) -> str:
-    return f"/console/organizations/{tenant.organization_id}"
-
-
-def test_console_leads_whoever_signed_in_to_their_organization(owner: Browser, alice: TenantSetup) -> None:
+def test_console_leads_whoever_signed_in_to_their_organization(owner: Browser, used: TenantSetup) -> None:
     page = owner.open("/console")
-    assert page.status_code == 200 and page.url.path == root_of(alice)
+    assert page.status_code == 200 and page.url.path == root_of(used)
     assert "Spend this month" in page.text and "owner@example.com" in page.text
 
 
-def test_person_creates_rotates_and_revokes_a_key_with_forms_alone(owner: Browser, alice: TenantSetup) -> None:
-    path = f"{root_of(alice)}/projects/{alice.project_id}"
+def test_person_creates_rotates_and_revokes_a_key_with_forms_alone(owner: Browser, used: TenantSetup) -> None:
+    path = f"{root_of(used)}/projects/{used.project_id}"
     owner.open(path)
     page = owner.send(f"{path}/keys", name="from the console", type="live", lifetime_days="30")
     secret = re.search(r'<code id="secret" data-copy>(tw_live_\w+)</code>', page.text)
@@ -40,3 +37,92 @@ def test_person_creates_rotates_and_revokes_a_key_with_forms_alone(owner: Browse
     done = owner.send(f"{one}/revoke", confirmation="from the console")
     assert done.url.path == path and "was revoked" in done.text
     assert owner.open(one).status_code == 404
+
+
+def test_every_page_is_in_the_table_of_the_walk() -> None:
+    listed = {f"/console/organizations/{{organization_id}}{each}" for each in TENANT_PAGES} | {
+        f"/console/platform{each}" for each in PLATFORM_PAGES
+    }
+    others = {"/console", "/console/{path:path}", "/console/assets/{name}"}
+    shown = {route.path for each in ROUTERS for route in each.routes if isinstance(route, APIRoute) and route.methods == {"GET"}}
+    assert shown == listed | others
+
+
+def test_167_every_form_of_another_site_or_without_a_token_is_refused_and_no_page_can_be_framed(
+    control: Running, owner: Browser, used: TenantSetup
+) -> None:
+    own = owner.open(root_of(used))
+    assert "frame-ancestors 'none'" in own.headers["content-security-policy"]
+    assert own.headers["content-security-policy"] == HEADERS["content-security-policy"] and own.headers["cache-control"] == "no-store"
+    tried = 0
+    for route in (route for each in ROUTERS for route in each.routes if isinstance(route, APIRoute)):
+        path = re.sub(r"\{\w+(:path)?\}", "x", route.path.replace("{organization_id}", used.organization_id))
+        with httpx2.Client(base_url=control.url) as nobody:
+            answer = nobody.request("POST" if "POST" in route.methods else "GET", path)
+        if "POST" in route.methods:
+            assert answer.status_code == 403
+            assert owner.post(path, {}, origin="https://evil.example").status_code == 403, path
+            assert owner.post(path, {}, sec_fetch_site="cross-site").status_code == 403, path
+            if not path.startswith("/console/platform"):
+                assert owner.post(path, {"form_token": "0" * 64}).status_code == 403, path
+            tried += 1
+        elif route.path != "/console/assets/{name}":
+            assert (answer.status_code, answer.headers["location"][:9]) == (303, "/sign-in?"), path
+    assert tried >= 9
+
+
+def test_52_pages_of_another_organization_answer_like_pages_that_never_were(
+    control: Running, owner: Browser, used: TenantSetup, bob: TenantSetup
+) -> None:
+    for path in TENANT_PAGES:
+        theirs = owner.open(fill_in(path, bob))
+        never = owner.open(re.sub(r"[0-9a-f]{32}", "0" * 32, fill_in(path, bob)))
+        assert theirs.status_code == never.status_code == 404 and theirs.text == never.text, path
+    own_root = root_of(used)
+    for path in TENANT_PAGES[2:]:  # their ids below one's own root
+        foreign = fill_in(path, bob).replace(root_of(bob), own_root)
+        theirs, never = owner.open(foreign), owner.open(re.sub(r"(proj|key)_[0-9a-f]{32}", r"\1_" + "0" * 32, foreign))
+        assert theirs.status_code == never.status_code == 404 and theirs.text == never.text, path
+    assert owner.open("/console/platform").status_code == 404
+
+
+def test_reader_is_shown_no_form_that_the_api_would_refuse(member: Browser, used: TenantSetup) -> None:
+    path = root_of(used) + "/projects"
+    assert "New project" not in member.open(path).text
+    refused = member.post(path, {"name": "mine", "form_token": find_token(member)})
+    assert refused.status_code == 403 and "projects.create" in refused.text
+
+
+def test_change_leaves_the_record_that_the_api_would_leave(control: Running, owner: Browser, used: TenantSetup) -> None:
+    path = fill_in("/projects/{project_id}", used)
+    owner.open(path)
+    owner.send(f"{path}/name", name="renamed on a page")
+    log = control.client(used.admin_key).get("/v1/organization/audit_logs", params={"event_types": ["project.updated"]}).json()
+    record = log["data"][0]
+    assert record["project"]["id"] == used.project_id and record["actor"]["type"] == "session"
+
+
+def test_169_cookies_of_the_look_change_nothing_else_and_no_address_leads_elsewhere(owner: Browser, used: TenantSetup) -> None:
+    owner.open(root_of(used))
+    page = owner.send("/console/look", language="de", theme="dark", back=root_of(used))
+    assert 'lang="de" data-theme="dark"' in page.text and "Ausgaben in diesem Monat" in page.text
+    owner.client.cookies.set("tollway_look", "xx.<script>")
+    assert '<html lang="en" data-theme="system">' in owner.open(root_of(used)).text
+    away = owner.post("/console/look", {"language": "de", "theme": "dark", "back": "//evil.example", "form_token": find_token(owner)})
+    assert away.url.host == "127.0.0.1"
+
+
+def find_token(browser: Browser) -> str:
+    found = re.search(r'name="form_token" value="([0-9a-f]{64})"', browser.page.text)
+    assert found is not None
+    return found.group(1)
+
+
+def test_every_text_has_its_translation() -> None:
+    messages = runpy.run_path(str(Path(__file__).parents[3] / "scripts" / "messages.py"))
+    wanted = {each.id for each in messages["collect"]() if each.id}
+    for path in messages["LANGUAGES"].glob("*.po"):
+        catalogue = messages["read_catalogue"](path)
+        texts = {each.id: each.string for each in catalogue if each.id}
+        assert set(texts) == wanted, "run `make messages`"
+        assert [each for each, text in texts.items() if not text or not all(text)] == []

@@ -1,4 +1,4 @@
-"""Files that pages load: style sheet and scripts. Their names contain a digest of their content, so browsers keep them for good."""
+"""Files that pages load: style sheet and scripts. Their names contain a digest of their content, so browsers keep them indefinitely."""
 
 import hashlib
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ router = pages.router()
 PATH = "/console/assets/"
 
 _TYPES = {"css": "text/css", "js": "text/javascript"}
-_FOR_EVER = "public, max-age=31536000, immutable"
+_INDEFINITELY = "public, max-age=31536000, immutable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,4 +54,4 @@ async def show_asset(name: str) -> Response:
     asset = _BY_PATH.get(PATH + name)
     if asset is None:
         raise Fault(RESOURCE_UNKNOWN)
-    return Response(asset.content, headers={"cache-control": _FOR_EVER}, media_type=asset.media_type)
+    return Response(asset.content, headers={"cache-control": _INDEFINITELY}, media_type=asset.media_type)

@@ -12,8 +12,6 @@ from decimal import Decimal
 from babel import dates
 from markupsafe import Markup
 
-from tollway.control.console import formats
-
 WIDTH, HEIGHT = 720, 200
 LEFT, BOTTOM, TOP = 56, 22, 8
 """Space (in units of the view box) for the labels of the axes, and above the highest bar."""
@@ -87,13 +85,3 @@ def _label_time(language: str, start: int, width_seconds: int) -> str:
     if width_seconds >= 86_400:
         return dates.format_skeleton("MMMd", moment, locale=language)
     return f"{moment:%H:%M}"
-
-
-def write_money(language: str, currency: str) -> Callable[[Decimal | int], str]:
-    """Return how amounts (in units of the currency) are written in a chart."""
-    return lambda value: formats.format_money(language, Decimal(value), currency)
-
-
-def write_number(language: str) -> Callable[[Decimal | int], str]:
-    """Return how whole numbers are written in a chart."""
-    return lambda value: formats.format_compact(language, round(value))

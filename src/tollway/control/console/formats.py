@@ -1,13 +1,13 @@
-"""Numbers, money and times as a language writes them. Money is exact: from decimal strings or pico, never through a float."""
+"""Numbers and money as a language writes them. Money is exact: from decimal strings or pico, never through a float."""
 
-from datetime import UTC, datetime
+from collections.abc import Callable
 from decimal import Decimal
 
-from babel import dates, numbers
+from babel import numbers
 from markupsafe import Markup
 
+from tollway.domain import money
 from tollway.domain.currencies import CURRENCIES
-from tollway.domain.money import PICO
 
 DECIMALS_MAX = 6
 """Decimals of an amount that would be nothing in the currency's smallest unit: what a request costs."""
@@ -41,7 +41,7 @@ def format_money(language: str, amount: Decimal, currency: str) -> str:
 
 def read_amount(value: str | int | Decimal) -> Decimal:
     """Return an amount in units of a currency: of a decimal string of the API, or of pico (an integer)."""
-    return Decimal(value) / PICO if isinstance(value, int) else Decimal(value)
+    return Decimal(money.format_amount(value) if isinstance(value, int) else value)
 
 
 def show_money(language: str, value: str | int | Decimal | None, currency: str) -> Markup | str:
@@ -53,33 +53,11 @@ def show_money(language: str, value: str | int | Decimal | None, currency: str) 
     return Markup('<data value="{}" title="{}">{}</data>').format(exact, exact, format_money(language, amount, currency))
 
 
-def show_time(language: str, at: int | None, *, with_seconds: bool = False) -> Markup | str:
-    """Return an instant (Unix seconds) in UTC for a page; a script adds the viewer's own time to it."""
-    if at is None:
-        return DASH
-    moment = datetime.fromtimestamp(at, UTC)
-    day = dates.format_date(moment, "medium", locale=language)
-    text = f"{day} {moment:%H:%M:%S}" if with_seconds else f"{day} {moment:%H:%M}"
-    return Markup('<time datetime="{}">{} UTC</time>').format(f"{moment:%Y-%m-%dT%H:%M:%SZ}", text)
+def write_money(language: str, currency: str) -> Callable[[Decimal | int], str]:
+    """Return how amounts (in units of the currency) are written in a chart."""
+    return lambda value: format_money(language, Decimal(value), currency)
 
 
-def show_day(language: str, at: int | None) -> Markup | str:
-    """Return the day of an instant (Unix seconds) in UTC for a page."""
-    if at is None:
-        return DASH
-    moment = datetime.fromtimestamp(at, UTC)
-    return Markup('<time datetime="{}">{}</time>').format(f"{moment:%Y-%m-%d}", dates.format_date(moment, "medium", locale=language))
-
-
-def format_percent(language: str, part: int | Decimal, whole: int | Decimal) -> str:
-    """Return a share as whole percent."""
-    return DASH if not whole else numbers.format_percent(float(part / whole), locale=language)
-
-
-def format_milliseconds(language: str, value: float | None) -> str:
-    """Return a span in milliseconds, in seconds from ten of them on."""
-    if value is None:
-        return DASH
-    if value >= 10_000:
-        return f"{numbers.format_decimal(round(value / 1000, 1), locale=language)} s"
-    return f"{numbers.format_decimal(round(value), locale=language)} ms"
+def write_number(language: str) -> Callable[[Decimal | int], str]:
+    """Return how whole numbers are written in a chart."""
+    return lambda value: format_compact(language, round(value))

@@ -9,8 +9,8 @@ from tollway.control.api.authentication.pages import SomebodySignedIn, choose_pa
 from tollway.control.api.routes import Plane
 from tollway.control.console import rendering
 from tollway.control.console.forms import Form, form
-from tollway.control.console.languages import LANGUAGES
 from tollway.control.console.routing import router as new_router
+from tollway.control.console.texts import LANGUAGES
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
 from tollway.domain.keys import Operator
 

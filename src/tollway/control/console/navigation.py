@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tollway.control.api.tenancy import organizations, projects
-from tollway.control.console.languages import mark
+from tollway.control.console.texts import mark
 
 
 @dataclass(frozen=True, slots=True)

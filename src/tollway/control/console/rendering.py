@@ -1,4 +1,4 @@
-"""How pages of the console are rendered: templates by language, the look that a viewer chose, notices after a form, and pages of faults.
+"""Rendering of the pages of the console: templates by language, the look that a viewer chose, notices after a form, and pages of faults.
 
 The look (language and theme) and the notice are cookies with a few known values: whoever sets them from elsewhere changes nothing else.
 """
@@ -13,8 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tollway.control.api.authentication import pages
-from tollway.control.console import assets, charts, formats
-from tollway.control.console.languages import LANGUAGES, choose_language, get_texts, mark
+from tollway.control.console import assets, charts, formats, times
+from tollway.control.console.texts import LANGUAGES, choose_language, get_texts, mark
 from tollway.domain.faults import Fault
 from tollway.wire.retry_after import retry_after
 
@@ -43,12 +43,12 @@ NOTICES: Mapping[str, str] = {
     "secret_retired": mark("The secret before the latest rotation was retired."),
     "pending": mark("Done, but not every gateway has confirmed it yet. Those that have not are on the page of the fleet."),
 }
-"""What a page says after a form was carried out, by a key that the browser brings."""
+"""Texts that a page says after a form was carried out, by a key that the browser brings."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What the viewer chose: a language of LANGUAGES, one of THEMES; and the key of NOTICES that this page shows, or none."""
+    """The look that a viewer chose: a language of LANGUAGES, one of THEMES; and the key of NOTICES that this page shows, or none."""
 
     language: str
     theme: str = THEMES[0]
@@ -102,14 +102,13 @@ def _get_environment(language: str) -> jinja2.Environment:
     environment.filters |= {
         "number": functools.partial(formats.format_number, language),
         "compact": functools.partial(formats.format_compact, language),
-        "time": functools.partial(formats.show_time, language),
-        "day": functools.partial(formats.show_day, language),
-        "milliseconds": functools.partial(formats.format_milliseconds, language),
+        "time": functools.partial(times.show_time, language),
+        "day": functools.partial(times.show_day, language),
+        "milliseconds": functools.partial(times.format_milliseconds, language),
         "money": functools.partial(formats.show_money, language),
     }
     environment.globals |= {
         "asset": assets.get_path,
-        "percent": functools.partial(formats.format_percent, language),
         "draw_bars": functools.partial(charts.draw_bars, language),
         "LANGUAGES": LANGUAGES,
         "THEMES": THEMES,

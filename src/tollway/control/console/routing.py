@@ -1,4 +1,4 @@
-"""Who may open pages of the console, and the `Page` that each endpoint is given: its viewer, the operations they may call, how it is shown.
+"""Access to the pages of the console, and the `Page` that each endpoint is given: its viewer, the operations they may call, its answer.
 
 A person sees their own organization. Another one's address answers exactly as one that does not exist. An operator sees each
 organization, as who acts for it, and the pages of the platform. Which parts of a page they see, the permission of each operation decides.

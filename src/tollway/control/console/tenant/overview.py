@@ -11,10 +11,11 @@ from tollway.control.api.metering.usage import CostParameters, UsageParameters
 from tollway.control.api.money import budgets
 from tollway.control.api.schemas import PageQuery
 from tollway.control.api.tenancy import organizations, projects
-from tollway.control.console.charts import BarChart, Series, write_money
-from tollway.control.console.languages import get_texts
+from tollway.control.console.charts import BarChart, Series
+from tollway.control.console.formats import write_money
 from tollway.control.console.routing import Page, TenantPage
 from tollway.control.console.routing import router as new_router
+from tollway.control.console.texts import get_texts
 from tollway.control.identity.access import Tenant
 
 router = new_router()

@@ -1,4 +1,4 @@
-"""Languages of the console: which one a page is written in, and its texts, from the catalogues beside (gettext).
+"""Languages of the console: which one a page is written in, and its texts, from the catalogues in `languages/` (gettext).
 
 English is what templates and modules say themselves. The other catalogues are read once, when the first page in that language is asked for.
 """
@@ -20,7 +20,8 @@ def get_texts(language: str) -> gettext.NullTranslations:
     """Return the texts of one of LANGUAGES."""
     if language == LANGUAGES[0]:
         return gettext.NullTranslations()
-    catalogue = read_po(io.BytesIO(files(__name__).joinpath(f"{language}.po").read_bytes()), locale=language)
+    source = files("tollway.control.console").joinpath("languages", f"{language}.po").read_bytes()
+    catalogue = read_po(io.BytesIO(source), locale=language)
     compiled = io.BytesIO()
     write_mo(compiled, catalogue)
     compiled.seek(0)

@@ -1,0 +1,76 @@
+"""An organization with requests of the last days, and people with different roles."""
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser as Chromium
+from playwright.sync_api import sync_playwright
+
+from tests.control.browsing import Browser, join
+from tests.control.harness import Running, TenantSetup, answered, make_tenant
+from tests.link.samples import EPOCH, NODE, admit, final, frames
+from tollway.domain import ids
+from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Outcome, Record
+
+DAY_US = 86_400_000_000
+REQUESTS = 24
+
+HOSTILE = """<script>alert(1)</script>"'><img src=x onerror=alert(2)>{{ 7 * 7 }}"""
+"""A name that would run if a page did not escape it (row 166 of the attacks)."""
+
+
+@pytest.fixture(scope="module")
+def used(control: Running) -> TenantSetup:
+    """An organization, a project and a key with hostile names, and requests of the last days."""
+    operator, tenant = control.operator(), make_tenant(control, HOSTILE)
+    now = control.plane.now()
+    answered(operator.post("/v1/platform/models", json={"name": "echo", "endpoints": ["chat/completions"]}))
+    with control.clock.set_to(now - 10 * DAY_US):
+        price = answered(operator.post("/v1/platform/prices", json={"model": "echo", "currency": "EUR", "input": "1", "output": "2"}))
+    control.prove_prices()
+    records: list[Record] = []
+    for number in range(REQUESTS):
+        at = now - number * DAY_US // 6 - 60_000_000
+        of = admit(
+            number,
+            request_id=ids.new_id(ids.REQUEST, at, number),
+            admitted_at=at,
+            organization_id=tenant.organization_id,
+            project_id=tenant.project_id,
+            key_id=tenant.key_id,
+            price_version=price["id"],
+            outcome_policy=OUTCOME_POLICY_CURRENT,
+        )
+        failed = number % 8 == 7
+        end = {"outcome": Outcome.UPSTREAM_ERROR, "error": "upstream_cut"} if failed else {}
+        records.extend([of, final(of, ended_at=at + 500_000, **end)])
+    answered(control.node(NODE).put(f"/v1/link/records/{NODE}/{EPOCH}/1", content=b"".join(frames(records))))
+    admin = control.client(tenant.admin_key)
+    budget = {"name": HOSTILE, "mode": "soft", "window": "month", "amount": "100", "currency": "EUR", "thresholds": [50]}
+    answered(admin.post("/v1/organization/budgets", json=budget))
+    return tenant
+
+
+@pytest.fixture(scope="module")
+def owner(control: Running, used: TenantSetup) -> Browser:
+    """A person who may do everything in the organization."""
+    return join(control, control.client(used.admin_key), "owner@example.com", "owner")
+
+
+@pytest.fixture(scope="module")
+def member(control: Running, used: TenantSetup) -> Browser:
+    """A person who has a role in the project alone."""
+    wanted = {"projects": [{"id": used.project_id, "role": "member"}]}
+    return join(control, control.client(used.admin_key), "member@example.com", "reader", **wanted)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Chromium]:
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("no Chromium (Debian: apt-get install chromium)")
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()

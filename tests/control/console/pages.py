@@ -1,0 +1,24 @@
+"""The pages of the console by their paths: the table that the walk in a browser, and the tests of access, go through."""
+
+from tests.control.harness import TenantSetup
+
+TENANT_PAGES = (
+    "",
+    "/projects",
+    "/projects/{project_id}",
+    "/projects/{project_id}/keys/{key_id}",
+)
+"""Pages of an organization, below its root."""
+
+PLATFORM_PAGES = ("",)
+"""Pages of the platform, below `/console/platform`."""
+
+
+def root_of(tenant: TenantSetup) -> str:
+    """Return the path below which the pages of an organization are."""
+    return f"/console/organizations/{tenant.organization_id}"
+
+
+def fill_in(path: str, tenant: TenantSetup, **others: str) -> str:
+    """Return the path of a page of an organization, with the ids of what the organization has."""
+    return root_of(tenant) + path.format(project_id=tenant.project_id, key_id=tenant.key_id, **others)
