@@ -331,7 +331,7 @@ class ApiRoute(APIRoute):
         return answer
 
 
-def describe_operation(request: Request, caller: Caller, event: str, name: str, named_by: Mapping[str, str]) -> AuditedOperation:
+def describe_operation(request: Request, caller: Caller, event: str, name: str, named_by: dict[str, str]) -> AuditedOperation:
     """Return what the audit trail says of a request that carries out the operation `name`, beside its changes. `named_by`: the ids in the
     path of the operation, in its order."""
     match caller:
