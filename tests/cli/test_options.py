@@ -12,7 +12,10 @@ from tollway.settings import OTHER_VARIABLES, SHORT_NAMES
 
 COMMANDS = dict(list_commands())
 
-DOCUMENTS = {"invoices download", "audit export", "organizations export", "periods export", "periods proof", "export", "spool export"}
+DOCUMENTS = {
+    *("invoices download", "invoices focus", "invoices books", "audit export", "organizations export"),
+    *("periods export", "periods proof", "export", "spool export"),
+}
 """Commands whose output is a document with a format of its own; `--file` says where it goes."""
 
 SHORT = {"--output": "-o", "--file": "-f", "--verbose": "-v"}

@@ -27,6 +27,7 @@ PARTY_TEXT_MAX = 200
 _SERIES = re.compile(r"[A-Z0-9][A-Z0-9./-]{0,19}")
 _STRIPE_CUSTOMER = re.compile(r"cus_[0-9A-Za-z]{1,59}")
 _SCHEME = re.compile(r"[0-9A-Z]{2,4}")
+_TAX_NAME = re.compile(r"S|AE|O|S:[A-Z]{2}")
 _VAT_ID = re.compile(r"[A-Z]{2}[0-9A-Z]{2,13}")
 
 
@@ -84,12 +85,29 @@ class DunningStep(msgspec.Struct, frozen=True, kw_only=True):
     action: DunningAction
 
 
+class Bookkeeping(msgspec.Struct, frozen=True, kw_only=True):
+    """Numbers of the accounting program of a seller, for what is exported to it (DATEV).
+
+    `consultant`, `client`: numbers of the tax adviser and of the seller there. `fiscal_year_month`: in which its fiscal year begins.
+    `account_digits`: length of the numbers of its accounts. `debtor_account`: of buyers that have none of their own. `revenue_accounts`:
+    the account of revenue by tax: a category (`S`, `AE`, `O`), or `S:FR` for the tax of another state.
+    """
+
+    consultant: int
+    client: int
+    fiscal_year_month: int
+    account_digits: int
+    debtor_account: int
+    revenue_accounts: dict[str, int]
+
+
 class LegalEntity(msgspec.Struct, frozen=True, kw_only=True):
     """A seller. Its invoices are numbered in `invoice_series`, its credit notes in `credit_note_series`, each without gaps.
 
     `grace_days`: a draft is issued without an approval so many days after it was made; None: an operator issues each. `registration`: what
     the law wants on business letters, such as the commercial register. `time_zone`: in which the day of issue is told. `automatic_since`:
-    when it got its grace period, in UTC microseconds; periods that had ended by then are drafted by an operator alone.
+    when it got its grace period, in UTC microseconds; periods that had ended by then are drafted by an operator alone. `bookkeeping`: None
+    where nothing is exported to an accounting program.
     """
 
     id: str
@@ -108,6 +126,7 @@ class LegalEntity(msgspec.Struct, frozen=True, kw_only=True):
     dunning: tuple[DunningStep, ...] = ()
     created_at: int
     automatic_since: int = 0
+    bookkeeping: Bookkeeping | None = None
 
 
 class BillingAccount(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +135,7 @@ class BillingAccount(msgspec.Struct, frozen=True, kw_only=True):
 
     `vat_check`: evidence about `vat_id`. `buyer_reference`: what the buyer wants to find the invoice by (BT-10; of authorities in Germany
     the Leitweg-ID). `purchase_order`: BT-13. `cost_centre`: BT-19. `payment_days`: from the issue to the due date.
+    `debtor_account`: its number in the seller's accounting program; None for the one of buyers without a number.
     """
 
     organization_id: str
@@ -134,6 +154,7 @@ class BillingAccount(msgspec.Struct, frozen=True, kw_only=True):
     cost_centre: str
     connector: Connector = Connector.NONE
     connector_customer: str = ""
+    debtor_account: int | None = None
 
 
 class PartyProblem(NamedTuple):
@@ -166,6 +187,20 @@ def find_entity_problem(entity: LegalEntity) -> PartyProblem | None:
         return PartyProblem("dunning", f"at most {DUNNING_STEPS_MAX} steps, each later than the one before, from 1 to 365 days")
     if any(step.action is DunningAction.RESTRICT for step in entity.dunning[:-1]):
         return PartyProblem("dunning", "only the last step can restrict")
+    return None if entity.bookkeeping is None else _find_bookkeeping_problem(entity.bookkeeping)
+
+
+def _find_bookkeeping_problem(bookkeeping: Bookkeeping) -> PartyProblem | None:
+    accounts = [bookkeeping.debtor_account, *bookkeeping.revenue_accounts.values()]
+    if not 4 <= bookkeeping.account_digits <= 8 or not 1 <= bookkeeping.fiscal_year_month <= 12:
+        return PartyProblem("bookkeeping", "accounts have from 4 to 8 digits, and a fiscal year begins in a month from 1 to 12")
+    if not 1001 <= bookkeeping.consultant <= 9_999_999 or not 1 <= bookkeeping.client <= 99_999:
+        return PartyProblem("bookkeeping", "the consultant is a number from 1001 to 9999999, the client from 1 to 99999")
+    if not all(0 < each < 10 ** (bookkeeping.account_digits + 1) for each in accounts):
+        return PartyProblem("bookkeeping", "an account is above zero and has at most one digit more than `account_digits`")
+    unknown = sorted(name for name in bookkeeping.revenue_accounts if not _TAX_NAME.fullmatch(name))
+    if unknown:
+        return PartyProblem("bookkeeping", f"{unknown[0]!r} is no tax: S, AE, O, or S: and a country, such as S:FR")
     return None
 
 
@@ -186,6 +221,8 @@ def find_account_problem(account: BillingAccount) -> PartyProblem | None:
         return PartyProblem("connector_customer", "Stripe knows its customers by an id such as cus_NffrFeUfNV2Hib")
     if account.connector is Connector.NONE and account.connector_customer:
         return PartyProblem("connector_customer", "an account without a connector has none")
+    if account.debtor_account is not None and not 0 < account.debtor_account < 10**9:
+        return PartyProblem("debtor_account", "it must be a number of at most nine digits, above zero")
     return None
 
 

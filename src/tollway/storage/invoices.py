@@ -5,7 +5,7 @@ other one can have taken a later number meanwhile: numbers have no gaps.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -17,12 +17,15 @@ from tollway.domain.ledger import Entry
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.periods import Period, PeriodState
 from tollway.storage import ledger
+from tollway.storage.bulk_statements import any_of
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.pages import fetch_page
 from tollway.storage.schema_credits import credit_draws, credit_grants
 from tollway.storage.schema_invoices import billing_accounts, invoice_files, invoice_transactions, invoices, legal_entities, number_series
 from tollway.storage.schema_money import ledger_transactions, usage_events
 from tollway.storage.schema_periods import billing_periods, usage_adjustments
+
+DAY_US = 86_400_000_000
 
 EVENTS_SUMMED = 20_000
 """Events that one statement sums."""
@@ -195,6 +198,17 @@ def list_unbilled_periods(tx: PlatformTx, *, after: str, limit: int) -> list[Unb
     ]
 
 
+def list_issued(tx: PlatformTx, legal_entity_id: str, issued: range, *, limit: int) -> list[StoredInvoice]:
+    """Return documents of a seller that were issued in a time (UTC microseconds), in the order of their issue; at most so many."""
+    query = (
+        sa.select(invoices)
+        .where(invoices.c.legal_entity_id == legal_entity_id, invoices.c.state == InvoiceState.ISSUED)
+        .where(invoices.c.issued_at >= issued.start, invoices.c.issued_at < issued.stop)
+        .order_by(invoices.c.issued_at, invoices.c.id)
+    )
+    return [_invoice(row) for row in tx.connection.execute(query.limit(limit))]
+
+
 def iterate_invoices(tx: PlatformTx) -> Iterator[StoredInvoice]:
     """Yield every document by legal entity, series and number, then those without: for verification."""
     order = (invoices.c.legal_entity_id, invoices.c.series, invoices.c.number, invoices.c.id)
@@ -288,35 +302,58 @@ class EventSum(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def iterate_event_sums(tx: Transaction, period: Period) -> Iterator[EventSum]:
-    """Yield what the events of a period come to. A statement sums EVENTS_SUMMED of them, so that none reaches its deadline however many
-    there are; the same key can come again."""
+    """Yield what the events of a period come to. The same key can come again."""
+    for row in _iterate_sums(tx, period, {}):
+        yield _event_sum(row)
+
+
+class ProjectSum(msgspec.Struct, frozen=True, kw_only=True):
+    """Sum of the events of one project and one UTC day (since 1970-01-01)."""
+
+    project_id: str
+    day: int
+    events: EventSum
+
+
+def iterate_project_sums(tx: Transaction, period: Period) -> Iterator[ProjectSum]:
+    """Yield what the events of a period come to, by project and UTC day. The same key can come again."""
+    for row in _iterate_sums(tx, period, {"project_id": usage_events.c.project_id, "day": usage_events.c.ended_at // DAY_US}):
+        yield ProjectSum(project_id=row.project_id, day=int(row.day), events=_event_sum(row))
+
+
+def _iterate_sums(tx: Transaction, period: Period, keys: Mapping[str, sa.ColumnElement[Any]]) -> Iterator[Any]:
+    """Yield rows of sums, by `keys` beside those of an EventSum. A statement sums EVENTS_SUMMED events, so that none reaches its deadline
+    however many there are."""
     event = usage_events.c
     costs = [event[f"{each}_pico"].label(f"{each}_pico") for each in BillingClass]
     late = sa.case((event.ended_at < period.start_at, 1), else_=0).label("late")
     has_cost = sa.or_(*(event[f"{each}_pico"] > 0 for each in BillingClass))
     charged_at = sa.case((has_cost, event.ended_at)).label("charged_at")
     columns = (event.event_id, event.model, event.service_tier, event.price_version, charged_at, late, *costs)
+    columns += tuple(key.label(name) for name, key in keys.items())
     own = sa.select(*columns).where(event.organization_id == period.organization_id, event.period_at == period.start_at)
     after, events = "", EVENTS_SUMMED
     while events == EVENTS_SUMMED:
         part = own.where(event.event_id > after).order_by(event.event_id).limit(EVENTS_SUMMED).subquery().c
-        key = (part.late, part.model, part.service_tier, part.price_version)
+        key = (part.late, part.model, part.service_tier, part.price_version, *(part[name] for name in keys))
         sums = [sa.func.sum(part[f"{each}_pico"]).label(f"{each}_pico") for each in BillingClass]
         spans = (sa.func.min(part.charged_at).label("first_at"), sa.func.max(part.charged_at).label("last_at"))
         counted = (sa.func.count().label("events"), sa.func.max(part.event_id).label("last"))
         rows = tx.connection.execute(sa.select(*key, *sums, *spans, *counted).group_by(*key)).all()
-        for row in rows:
-            amounts = {str(each): int(pico) for each in BillingClass if (pico := row._mapping[f"{each}_pico"])}
-            yield EventSum(
-                is_late=bool(row.late),
-                model=row.model,
-                service_tier=row.service_tier,
-                price_version=row.price_version,
-                amounts=amounts,
-                first_at=row.first_at,
-                last_at=row.last_at,
-            )
+        yield from rows
         events, after = sum(row.events for row in rows), max((row.last for row in rows), default="")
+
+
+def _event_sum(row: Any) -> EventSum:
+    return EventSum(
+        is_late=bool(row.late),
+        model=row.model,
+        service_tier=row.service_tier,
+        price_version=row.price_version,
+        amounts={str(each): int(pico) for each in BillingClass if (pico := row._mapping[f"{each}_pico"])},
+        first_at=row.first_at,
+        last_at=row.last_at,
+    )
 
 
 class Correction(msgspec.Struct, frozen=True, kw_only=True):
@@ -381,6 +418,14 @@ def post(tx: PlatformTx, transaction: InvoiceTransaction, entries: tuple[Entry, 
     if entries:  # one that credit covers to the pico moves nothing
         ledger.post_entries(tx, [(transaction.id, entries)], now)
     tx.connection.execute(invoice_transactions.insert(), [msgspec.structs.asdict(transaction)])
+
+
+def list_transactions(tx: PlatformTx, invoice_ids: Sequence[str]) -> dict[str, tuple[InvoiceTransaction, tuple[Entry, ...]]]:
+    """Return the transactions of documents with their entries, by document."""
+    query = sa.select(invoice_transactions).where(any_of(tx, invoice_transactions.c.invoice_id, list(invoice_ids)))
+    rows = tx.connection.execute(query).all()
+    entries = ledger.list_entries(tx, [row.id for row in rows])
+    return {row.invoice_id: (_transaction(row), entries.get(row.id, ())) for row in rows}
 
 
 def iterate_transactions(tx: PlatformTx) -> Iterator[tuple[InvoiceTransaction, tuple[Entry, ...]]]:

@@ -1,7 +1,7 @@
 """Organizations, projects and service accounts at rest. All but the operator's list are bound to one organization by `TenantTx`."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -12,7 +12,8 @@ from tollway.domain.pages import Page, PageWindow
 from tollway.domain.project_policies import ALL_TIERS, ModelPermissions, ServiceTiers
 from tollway.domain.rotation_schedules import RotationSchedule
 from tollway.domain.tenants import Organization, Project, ServiceAccount, Status
-from tollway.storage.database import PlatformTx, TenantTx
+from tollway.storage.bulk_statements import any_of
+from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.limits import delete_model_limits
 from tollway.storage.pages import fetch_page, split_ids
 from tollway.storage.schema import limit_overrides, organizations, projects, service_accounts
@@ -328,6 +329,12 @@ def _service_account(row: Any) -> ServiceAccount:
         role=row.role,
         created_at=row.created_at,
     )
+
+
+def find_project_names(tx: Transaction, project_ids: Sequence[str]) -> dict[str, str]:
+    """Return the names of those of these projects that there are."""
+    query = sa.select(projects.c.id, projects.c.name).where(any_of(tx, projects.c.id, project_ids))
+    return {row.id: row.name for row in tx.connection.execute(query)}
 
 
 def find_project_owners(tx: PlatformTx, project_ids: Iterable[str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tollway.cli.client import Control, ControlUrl, DataDir, Key, Organization, check_id, connect, connect_tenant
+from tollway.cli.invoicing.exports import export_books, export_focus
 from tollway.cli.invoicing.sellers import list_sellers, set_account, set_seller, show_account
 from tollway.cli.money.period_exports import find_period
 from tollway.cli.output import Output, OutputOption, print_fields, print_json, print_rows, written_whole
@@ -22,6 +23,8 @@ app.command("sellers")(list_sellers)
 app.command("set-seller")(set_seller)
 app.command("account")(show_account)
 app.command("set-account")(set_account)
+app.command("focus")(export_focus)
+app.command("books")(export_books)
 
 LISTED = "see `tollway invoices list`"
 COLUMNS = ["id", "number", "kind", "state", "organization", "net", "tax", "gross", "currency", "due_on"]

@@ -54,6 +54,7 @@ from tollway.control.api.identity import (
     users,
 )
 from tollway.control.api.invoicing import connectors, invoices, payments
+from tollway.control.api.invoicing import exports as invoice_exports
 from tollway.control.api.metering import quarantined_records, reconciliation, records, request_log, usage
 from tollway.control.api.money import budgets, corrections, credits, ledger, periods, spend_limits
 from tollway.control.api.places import CALLER_REQUESTS_MAX, NODE_REQUESTS_MAX, Place, Places
@@ -132,6 +133,7 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     invoices.router,
     payments.router,
     connectors.router,
+    invoice_exports.router,
     quarantined_records.router,
     operator_keys.router,
     operators.router,

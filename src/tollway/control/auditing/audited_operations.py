@@ -191,6 +191,7 @@ EVENTS: Mapping[str, str] = {
     "list_requests": "request_log.read",
     "retrieve_receipt": "receipt.read",
     "export_period": "billing_period.exported",
+    "export_books": "invoice.books_exported",
     "retrieve_record": "quarantined_record.read",
     "list_content": "content_log.read",
     "export_data": "organization.exported",

@@ -141,7 +141,8 @@ def known_invoice(invoice_id: str) -> str:
     return invoice_id
 
 
-def _known_entity(entity_id: str) -> str:
+def known_entity(entity_id: str) -> str:
+    """Return the id of a legal entity from a path. Raises RESOURCE_UNKNOWN for what cannot be one."""
     if not ids.is_id(ids.LEGAL_ENTITY, entity_id):
         raise Fault(RESOURCE_UNKNOWN, message=parties.UNKNOWN_ENTITY)
     return entity_id
@@ -176,14 +177,14 @@ def list_legal_entities(_caller: OperatorReader, plane: Plane, query: Annotated[
 def retrieve_legal_entity(_caller: OperatorReader, plane: Plane, entity_id: str) -> LegalEntityOut:
     """One seller."""
     with plane.database.platform(write=False) as tx:
-        return entity_out(parties.get_entity(tx, _known_entity(entity_id)))
+        return entity_out(parties.get_entity(tx, known_entity(entity_id)))
 
 
 @router.put("/v1/platform/legal_entities/{entity_id}")
 def update_legal_entity(_caller: OperatorWriter, plane: Plane, entity_id: str, body: LegalEntityWrite) -> LegalEntityOut:
     """Change a seller. Issued documents keep what they say of it."""
     with plane.database.platform() as tx:
-        created_at = parties.get_entity(tx, _known_entity(entity_id)).created_at
+        created_at = parties.get_entity(tx, known_entity(entity_id)).created_at
         entity = parties.put_entity(tx, body.value(entity_id, created_at), plane.now())
     return entity_out(entity)
 

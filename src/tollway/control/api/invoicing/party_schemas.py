@@ -15,6 +15,7 @@ from tollway.domain.billing_parties import (
     Address,
     BankAccount,
     BillingAccount,
+    Bookkeeping,
     Contact,
     DunningAction,
     DunningStep,
@@ -112,6 +113,31 @@ SeriesText = Annotated[str, Field(max_length=20, description="Prefix of the numb
 Vat = Annotated[Number, Field(description="VAT identification number; empty for none.", examples=["DE136695976"])]
 
 
+AccountNumber = Annotated[int, Field(ge=1, le=999_999_999)]
+
+
+class BookkeepingBody(In):
+    """Numbers of the seller's accounting program, for what is exported to it (DATEV)."""
+
+    consultant: Annotated[int, Field(ge=1001, le=9_999_999, description="Number of the tax adviser.", examples=[29098])]
+    client: Annotated[int, Field(ge=1, le=99_999, description="Number of the seller there.", examples=[55003])]
+    fiscal_year_month: Annotated[int, Field(ge=1, le=12, description="Month in which the fiscal year begins.", examples=[1])] = 1
+    account_digits: Annotated[int, Field(ge=4, le=8, description="Length of the numbers of accounts.", examples=[4])] = 4
+    debtor_account: Annotated[AccountNumber, Field(description="Account of buyers that have none of their own.", examples=[10000])]
+    revenue_accounts: Annotated[
+        dict[str, AccountNumber],
+        Field(
+            max_length=40,
+            description="Accounts of revenue, which compute the tax, by tax: `S`, `AE`, `O`, or `S:FR` for that of another state.",
+            examples=[{"S": 8400, "AE": 8336, "O": 8338}],
+        ),
+    ]
+
+    def value(self) -> Bookkeeping:
+        """Return it for the operation."""
+        return Bookkeeping(**self.model_dump())
+
+
 class LegalEntityWrite(In):
     """A seller."""
 
@@ -144,6 +170,7 @@ class LegalEntityWrite(In):
             examples=[[]],
         ),
     ] = ()
+    bookkeeping: Annotated[BookkeepingBody | None, Field(description="For exports to DATEV; null for none.")] = None
 
     def value(self, id: str, now: int) -> LegalEntity:
         """Return it for the operation."""
@@ -162,6 +189,7 @@ class LegalEntityWrite(In):
             time_zone=self.time_zone,
             grace_days=self.grace_days,
             dunning=tuple(DunningStep(after_days=each.after_days, action=each.action) for each in self.dunning),
+            bookkeeping=None if self.bookkeeping is None else self.bookkeeping.value(),
             created_at=now,
         )
 
@@ -198,6 +226,10 @@ class BillingAccountWrite(In):
     connector_customer: Annotated[
         OptionalText, Field(description="By which the connector knows it: an id of Stripe (cus_...); empty for none.", examples=[""])
     ] = ""
+    debtor_account: Annotated[
+        AccountNumber | None,
+        Field(description="Its number in the seller's accounting program; null: that of buyers without one.", examples=[10007]),
+    ] = None
 
     def value(self, organization_id: str) -> BillingAccount:
         """Return it for the operation."""
@@ -226,6 +258,7 @@ class BillingAccountWrite(In):
             cost_centre=self.cost_centre,
             connector=self.connector,
             connector_customer=self.connector_customer,
+            debtor_account=self.debtor_account,
         )
 
 
