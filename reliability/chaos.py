@@ -128,7 +128,7 @@ def run(scratch: Path, rows: Sequence[Row], seed: int) -> tuple[list[Outcome], l
             order = next(order for name, order in ORDERED.items() if model_of(name) == fault)
             hedging = {"hedge_after_ms": 1000, "hedge_percent": 50} if "hang" in fault else {}
             add_model(held.platform, fault, [(held.engines[0][1], f"sim-echo!{order}"), (held.engines[1][1], "sim-echo")], **hedging)
-        _wait_until_whole(held)
+        wait_until_whole(held)
         for number, row in enumerate(rows):
             missing = _find_missing(held, row)
             if missing is not None:
@@ -137,7 +137,7 @@ def run(scratch: Path, rows: Sequence[Row], seed: int) -> tuple[list[Outcome], l
             outcome = try_row(held, row, seed + number, operations)
             outcomes.append(outcome)
             print(f"{'FAILED' if outcome.wrong else 'passed'}  {outcome.describe()}", flush=True)
-        wrong = _end(held, operations)
+        wrong = end(held, operations)
     return outcomes, left_out, wrong
 
 
@@ -160,41 +160,46 @@ def try_row(held: Cluster, row: Row, seed: int, operations: Operations) -> Outco
     """Inject the fault of a row under load, end it, and check what happened."""
     outcome = Outcome(row)
     before = operations.statuses.copy()
-    with _traffic(held, row, seed, operations) as sent:
+    with traffic(held, seed, operations, row.model) as sent:
         time.sleep(BEFORE_SECONDS)
         with contextmanager(row.strike)(held):
             time.sleep(row.seconds)
             ended_at = time.monotonic()
         outcome.recovered_after = _wait_until_recovered(held, ended_at)
     _check_answers(row, outcome, sent)
+    if row.tells is not None and not outcome.answers[row.tells]:
+        outcome.wrong.append(f"no request ended with {row.tells}: the fault was none")
     outcome.control = operations.statuses - before
     _check_operations(row, outcome)
     if outcome.recovered_after is None or outcome.recovered_after > RECOVERY_SECONDS_MAX:
         outcome.wrong.append(f"back only after {outcome.recovered_after} s")
     try:
-        _wait_until_whole(held)
+        wait_until_whole(held)
         heard = [each for part in sent for each in part.heard]
-        outcome.billed_after = _check_bills(held, heard, outcome.wrong) - ended_at
+        outcome.billed_after = check_bills(held, heard, outcome.wrong) - ended_at
     except AssertionError as error:
         outcome.wrong.append(str(error))
     return outcome
 
 
 @contextmanager
-def _traffic(held: Cluster, row: Row, seed: int, operations: Operations) -> Iterator[list[Sent]]:
+def traffic(
+    held: Cluster, seed: int, operations: Operations, model: str | None = None, per_second: float = PER_SECOND
+) -> Iterator[list[Sent]]:
     """Requests to both gateways and operations of an administrator while the block runs; afterwards the list has what each gateway's
-    clients heard. They run in threads: PostgreSQL ends with the thread that started it, which is this one."""
+    clients heard. `model`: the one that is asked for, None for a mix. They run in threads: PostgreSQL ends with the thread that started it,
+    which is this one."""
     over = threading.Event()
     sent: list[Sent] = []
     failures: list[BaseException] = []
 
     def ask() -> None:
         try:
-            sent.extend(asyncio.run(_ask_all(held, row, seed, over)))
+            sent.extend(asyncio.run(_ask_all(held, model, seed, per_second, over)))
         except BaseException as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=ask), threading.Thread(target=_administrate, args=(held, operations, over))]
+    threads = [threading.Thread(target=ask), threading.Thread(target=administrate, args=(held, operations, over))]
     for thread in threads:
         thread.start()
     try:
@@ -207,7 +212,7 @@ def _traffic(held: Cluster, row: Row, seed: int, operations: Operations) -> Iter
         raise failures[0]
 
 
-async def _ask_all(held: Cluster, row: Row, seed: int, over: threading.Event) -> list[Sent]:
+async def _ask_all(held: Cluster, model: str | None, seed: int, per_second: float, over: threading.Event) -> list[Sent]:
     async def wait() -> None:
         while not over.is_set():
             await asyncio.sleep(0.05)
@@ -215,22 +220,22 @@ async def _ask_all(held: Cluster, row: Row, seed: int, over: threading.Event) ->
     done = asyncio.create_task(wait())
     key = held.platform.tenant.api_key
     sending = [
-        load.send_until(done, _make_asks(row, seed * 2 + number), gateway.url, key, per_second=PER_SECOND)
+        load.send_until(done, _make_asks(model, seed * 2 + number), gateway.url, key, per_second=per_second)
         for number, gateway in enumerate(held.gateways)
     ]
     return await asyncio.gather(*sending)
 
 
-def _make_asks(row: Row, seed: int) -> Iterator[Ask]:
-    """The mix for crashes, or requests to the row's model, every second of them a stream."""
+def _make_asks(model: str | None, seed: int) -> Iterator[Ask]:
+    """The mix for crashes, or requests to `model`, every second of them a stream."""
     for number, ask in enumerate(load.make_endless(seed)):
-        if row.model is None:
+        if model is None:
             yield ask
         else:
-            yield replace(ask, model=row.model, endpoint="chat/completions", text=f"{PREFIX} {number}", stream=number % 2 == 0)
+            yield replace(ask, model=model, endpoint="chat/completions", text=f"{PREFIX} {number}", stream=number % 2 == 0)
 
 
-def _administrate(held: Cluster, done: Operations, over: threading.Event) -> None:
+def administrate(held: Cluster, done: Operations, over: threading.Event) -> None:
     """Make a key, and now and then revoke one; each operation on a connection of its own."""
     path = f"/v1/organization/projects/{held.platform.tenant.project_id}/api_keys"
     headers = {"authorization": f"Bearer {held.platform.tenant.admin_key}"}
@@ -301,7 +306,7 @@ def _check_operations(row: Row, outcome: Outcome) -> None:
         outcome.wrong.append(f"no operation was answered {row.shows}: the fault was none")
 
 
-def _wait_until_whole(held: Cluster) -> None:
+def wait_until_whole(held: Cluster) -> None:
     """Wait until every process is up and every gateway knows what control knows."""
     for url in held.control_urls:
         wait_until_ready(f"{url}/readyz")
@@ -323,7 +328,7 @@ def read_attempts(held: Cluster) -> dict[str, list[Attempt]]:
     return merged
 
 
-def _check_bills(held: Cluster, heard: Sequence[Heard], wrong: list[str]) -> float:
+def check_bills(held: Cluster, heard: Sequence[Heard], wrong: list[str]) -> float:
     """Wait until every request that an engine heard of is billed; add what is wrong with the bills of `heard`. Return when that was."""
     deadline = time.monotonic() + SETTLE_SECONDS_MAX
     while True:
@@ -355,7 +360,7 @@ def _prices() -> dict[str, dict[str, str]]:
 # ---- The end ----------------------------------------------------------------------------------------------------------
 
 
-def _end(held: Cluster, operations: Operations) -> list[str]:
+def end(held: Cluster, operations: Operations) -> list[str]:
     """Stop the gateways and control in order; return what is wrong then."""
     wrong = _check_keys(held, operations)
     for name, part in [("gateway", gateway.part) for gateway in held.gateways] + [("control", control) for control in held.controls]:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ from reliability.platforms import (
     seed,
     wait_until_served,
 )
-from reliability.processes import MIGRATE_SECONDS, NO_TLS, WAIT_SECONDS, list_descendants, tollway
+from reliability.processes import ENVIRONMENT, MIGRATE_SECONDS, NO_TLS, WAIT_SECONDS, list_descendants
 from scripts import postgres
 from tests.storage.counter_servers import CounterServer, counter_server
 
@@ -57,6 +57,30 @@ GATEWAY_ENVIRONMENT = {
 
 LIMITS = {"requests_per_minute": 100_000, "output_tokens_per_minute": 100_000_000}
 """Limits of the tenant: no request is refused by them, and every request asks the server of counters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A version of Tollway: its interpreter and its sources."""
+
+    interpreter: str
+    sources: Path
+
+    def take_over(self, part: Part) -> None:
+        """Let a process be of this version from its next start on."""
+        part.interpreter = self.interpreter
+        part.environment = {**part.environment, "PYTHONPATH": str(self.sources)}
+
+    def migrate(self, data: Path, environment: Mapping[str, str]) -> None:
+        """Run `tollway migrate` of this version. AssertionError: it failed."""
+        command = [self.interpreter, "-m", "tollway", "migrate", "--data-dir", str(data)]
+        variables = {**ENVIRONMENT, **environment, "PYTHONPATH": str(self.sources)}
+        made = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=MIGRATE_SECONDS)
+        assert made.returncode == 0, made.stderr
+
+
+PRESENT = Release(sys.executable, Path(__file__).parents[1] / "src")
+"""The version whose tests these are."""
 
 
 @dataclass(slots=True)
@@ -101,6 +125,7 @@ class Cluster:
     balancer: Balancer
     controls: Sequence[Part]
     control_urls: Sequence[str]
+    control_link_urls: Sequence[str]
     link_port: int
     gateways: Sequence[Gateway]
     engines: Sequence[tuple[Part, str]]
@@ -152,8 +177,9 @@ def isolate(arguments: Sequence[str]) -> int | None:
 
 
 @contextmanager
-def cluster(scratch: Path, *, counters: str = "redis") -> Iterator[Cluster]:
-    """Run a cluster in the empty directory `scratch`. `counters`: the server of shared counters, redis or valkey."""
+def cluster(scratch: Path, *, counters: str = "redis", release: Release = PRESENT) -> Iterator[Cluster]:
+    """Run a cluster in the empty directory `scratch`. `counters`: the server of shared counters, redis or valkey. `release`: the version of
+    control and gateways."""
     with ExitStack() as held:
         ports = iter(held.enter_context(reserved_ports(3 + 2 * CONTROLS + 2 * GATEWAYS)))
         mounts = is_isolated() and _mount(scratch / "database", DISK_BYTES) and _mount(scratch / "gateway-1", DISK_BYTES // 4)
@@ -166,8 +192,7 @@ def cluster(scratch: Path, *, counters: str = "redis") -> Iterator[Cluster]:
         rest, link = next(ports), next(ports)
         data = scratch / "data"
         environment = {**urls, "TOLLWAY__GATEWAY__LIMITS__REDIS_URL": store.url}
-        made = tollway("migrate", "--data-dir", str(data), env=environment, wait_seconds=MIGRATE_SECONDS)
-        assert made.returncode == 0, made.stderr
+        release.migrate(data, environment)
         controls, control_urls, links = [], [], []
         for number in range(CONTROLS):
             public, own_link = next(ports), next(ports)
@@ -175,6 +200,7 @@ def cluster(scratch: Path, *, counters: str = "redis") -> Iterator[Cluster]:
             arguments = ("-m", "tollway", "control", "--data-dir", str(data), *where)
             own = {name: value for name, value in environment.items() if name != "TOLLWAY_OWNER_DATABASE_URL"}
             controls.append(Part(arguments, scratch / f"control-{number}", own))
+            release.take_over(controls[-1])
             held.callback(controls[-1].discard)
             control_urls.append(f"http://127.0.0.1:{public}")
             links.append(own_link)
@@ -217,6 +243,7 @@ def cluster(scratch: Path, *, counters: str = "redis") -> Iterator[Cluster]:
                 "TOLLWAY_JOIN_TOKEN": make_join_token(platform),
             }
             part = Part((*arguments,), scratch / f"out-{number}", own)
+            release.take_over(part)
             held.callback(part.discard)
             urls_of = {"url": f"http://127.0.0.1:{public}", "internal_url": f"http://127.0.0.1:{internal}"}
             gateways.append(Gateway(part=part, directory=directory, **urls_of))
@@ -232,6 +259,7 @@ def cluster(scratch: Path, *, counters: str = "redis") -> Iterator[Cluster]:
             balancer=balancer,
             controls=controls,
             control_urls=control_urls,
+            control_link_urls=[f"http://127.0.0.1:{port}" for port in links],
             link_port=link,
             gateways=gateways,
             engines=engines,

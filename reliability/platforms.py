@@ -72,12 +72,14 @@ def reserved_ports(count: int) -> Iterator[list[int]]:
 
 @dataclass(slots=True)
 class Part:
-    """One process that can be killed and started again: `arguments` follow the interpreter; it says where it is when it is ready."""
+    """One process that can be killed and started again: `arguments` follow the interpreter; it says where it is when it is ready.
+    `interpreter`: that of another version, whose sources `environment` names."""
 
     arguments: Sequence[str]
     directory: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     process: "subprocess.Popen[bytes] | None" = None
+    interpreter: str = sys.executable
     _said: int = 0
 
     @property
@@ -91,7 +93,7 @@ class Part:
         self._said = self.out.stat().st_size if self.out.exists() else 0
         with self.out.open("ab") as out:
             self.process = subprocess.Popen(
-                [sys.executable, *self.arguments],
+                [self.interpreter, *self.arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,

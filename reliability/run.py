@@ -29,7 +29,9 @@ from reliability import (
     restores,
     revocations,
     rollouts,
+    soaks,
     timings,
+    upgrades,
 )
 from reliability.records import Line
 from tests.simulation.run import main as simulate
@@ -100,6 +102,11 @@ def _choose_rows(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--record", action="store_true", help="keep the result of a part, too")
 
 
+def _choose_version(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says from which version is upgraded."""
+    parser.add_argument("--before", default=upgrades.PREVIOUS, metavar="COMMIT", help=f"the version before (default {upgrades.PREVIOUS})")
+
+
 def _choose_races(parser: argparse.ArgumentParser) -> None:
     """Add the options that say how many races, of how many clients, and when no more of them begin."""
     _option("--races", 1, "how often gateways race for a budget and for credit with each server, about 30 s each")(parser)
@@ -155,6 +162,7 @@ FIGURES: dict[str, tuple[Add, Take]] = {
     "R9": (_choose_part, lambda told: _try_bad_input(told.part)),
     "R10": (_option("--rollouts", 10, "how often the gateway is replaced"), lambda told: rollouts.measure(told.rollouts, told.seed)),
     "R11": (_option("--seconds", 60.0, "how long control is gone"), lambda told: outages.measure(told.seconds, told.seed)),
+    "R12": (_option("--seconds", 600.0, "how long it is used"), lambda told: soaks.measure(told.seconds, told.seed)),
     "R14": (
         _option("--times", 1, "how often the database is lost, each time with two ways back", database=True),
         lambda told: restores.measure(told.times, told.database, told.seed),
@@ -181,6 +189,7 @@ FIGURES: dict[str, tuple[Add, Take]] = {
         _choose_rows,
         lambda told: chaos.measure(told.only, told.seed, is_recorded=told.record or not told.only, arguments=sys.argv[1:]),
     ),
+    "R25": (_choose_version, lambda told: upgrades.measure(told.before, told.seed)),
     "R19": (_option("--requests", 50_000, "how many requests, about 2 ms each"), lambda told: hammer.measure(told.requests, told.seed)),
 }
 

@@ -37,10 +37,11 @@ NOT_STARTED = (*GONE, REFUSED_BY_SPOOL, "503 not_ready")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One fault. `seconds`: how long it lasts. `answers`: what requests to the gateways in `struck` may be told beside success; requests to
-    the others all succeed. `control`: statuses that operations at the REST API may be answered beside 200, 0 where the connection failed;
-    `shows`: one of these that must occur, or the fault was none. `model`: the one that is asked for; None for the mix of all. `needs`:
-    "isolation", "mounts" or a program without which the row cannot be tried."""
+    """One fault. `seconds`: how long it lasts. `answers`: ends of requests to the gateways in `struck` that are allowed beside success; all
+    requests to the others succeed. `control`: statuses that operations at the REST API may be answered beside 200, 0 where the connection
+    failed. `shows`: one of these that must occur, and `tells`: an end of a request that must, or the fault was none. `model`: the one that
+    is asked for; None for the mix of all. `needs`: "isolation", "mounts" or a program without which the row cannot be tried.
+    """
 
     part: str
     name: str
@@ -50,6 +51,7 @@ class Row:
     answers: Sequence[str] = ()
     control: Sequence[int] = ()
     shows: int | None = None
+    tells: str | None = None
     model: str | None = None
     needs: Sequence[str] = ()
 
@@ -115,6 +117,18 @@ def _ended(find: Callable[[Cluster], Sequence[Part]], sign: signal.Signals) -> S
             assert part.process is not None
             part.process.wait(WAIT_SECONDS)
             part.launch()
+
+    return strike
+
+
+def _ended_and_launched(find: Callable[[Cluster], Part]) -> Strike:
+    """A process that is killed and started again at once, whether or not it can begin."""
+
+    def strike(cluster: Cluster) -> Iterator[None]:
+        part = find(cluster)
+        part.end(signal.SIGKILL)
+        part.launch()
+        yield
 
     return strike
 
@@ -598,10 +612,21 @@ MATRIX: Sequence[Row] = (
     ),
     _row(
         "disk",
-        "a gateway's spool cannot be synced (EIO)",
-        _failing_calls(1, "fdatasync", "EIO"),
+        "a gateway's is full when it starts",
+        _both(_filled(lambda cluster: cluster.gateways[1].directory), _ended_and_launched(_gateway(1))),
+        seconds=5.0,
         struck=(1,),
-        answers=(*NOT_STARTED, "timeout"),
+        answers=NOT_STARTED,
+        tells=REFUSED_BY_SPOOL,
+        needs=("mounts",),
+    ),
+    _row(
+        "disk",
+        "a gateway's spool cannot be synced (EIO)",
+        _failing_calls(1, "io_submit,fdatasync", "EIO"),
+        struck=(1,),
+        answers=NOT_STARTED,
+        tells="broken",
         needs=("strace",),
     ),
     _row("disk", "the archive's is read-only", _read_only(lambda cluster: cluster.archive), needs=("isolation",)),

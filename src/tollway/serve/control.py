@@ -21,7 +21,7 @@ from pathlib import Path
 import httpx2
 import uvicorn
 import uvloop
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge
 
 from tollway.control import idempotency, publish
 from tollway.control.api.app import create_apps
@@ -62,6 +62,7 @@ from tollway.domain.money import PICO
 from tollway.domain.networks import Network
 from tollway.domain.quotas import DEFAULT_SIZES, QuotaSizes
 from tollway.domain.reconciliation import Tolerance
+from tollway.metric_table import find_metric
 from tollway.serve import garbage
 from tollway.serve.control_log import ControlLog
 from tollway.serve.control_telemetry import ControlTelemetry
@@ -384,7 +385,13 @@ async def serve(
         plane.log({"event": "descriptors_low", "connections_max": share.connections, "detail": warning})
     protocol = StrictProtocol.bounded(share.connections)
     registry = CollectorRegistry()
+<<<<<<< HEAD
     public_app, link_app = create_apps(plane, registry, console.ROUTERS)
+=======
+    row, loop = find_metric("tollway_control_tasks"), asyncio.get_running_loop()
+    Gauge(row.name, row.text, registry=registry).set_function(lambda: len(asyncio.all_tasks(loop)))
+    public_app, link_app = create_apps(plane, registry)
+>>>>>>> 1c3e6e51 (Use a cluster without a break for slopes, and upgrade it from the version before)
     if telemetry is not None:
         telemetry.registry = registry
     exporting = None if telemetry is None else asyncio.create_task(telemetry.run(), name="telemetry")

@@ -209,6 +209,7 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGUSR1, lambda: log.step_level(_now_us()))
     background = BackgroundTasks(plane.metrics, alarm, on_failure=stop.set)
+    plane.metrics.expose("tollway_tasks", lambda: len(asyncio.all_tasks(loop)))
     loop.set_exception_handler(background.report_callback)
     readers = BodyReaders(options.buffers.readers, alarm)
     if options.buffers.readers:
