@@ -234,8 +234,8 @@ FIGURES: Mapping[str, Figure] = {
         "A cluster of processes: PostgreSQL, Redis, two control processes behind HAProxy, two gateways, two engines. One after the other, "
         "a part is killed, frozen, slowed, filled, cut off or given a wrong clock, while both gateways are sent chat completions, "
         "completions, embeddings, responses and messages, most of them streams, and an administrator makes and revokes keys. Packets are "
-        "lost, reset and cut off by nftables in a network namespace of the run's own, clocks step by libfaketime, system calls fail by "
-        "strace, disks are file systems of a bounded size.",
+        "lost, reset and cut off by nftables in a network namespace of the run's own, clocks step by a library before the C library, "
+        "system calls fail by strace, disks are file systems of a bounded size.",
         "Requests and operations are answered as the row says: requests fail only at a gateway that is itself struck, or where an engine "
         "had begun to answer. Within 5 s after the end of the fault both gateways serve and the REST API takes a change, and nobody helps. "
         "Each request has one bill that the truth logs of the engines confirm. At the end every acknowledged key works, every revoked one "

@@ -6,6 +6,7 @@ that died, its end is the moment in which whoever supervises would start it agai
 
 import os
 import signal
+import struct
 import subprocess
 import threading
 import time
@@ -25,7 +26,8 @@ Strike = Callable[[Cluster], Iterator[None]]
 SLOW_PERIOD_SECONDS, SLOW_SHARE = 0.1, 0.8
 """A slow process is stopped for this share of each period."""
 
-FAKE_TIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
+CLOCK = Path(__file__).with_name("stepped_clock.c")
+"""A library that puts the clock of one process wrong."""
 
 COLUMNS = ("PostgreSQL", "counters", "control", "gateway", "disk", "clock", "network", "engine")
 
@@ -309,23 +311,24 @@ def _failing_calls(number: int, calls: str, error: str) -> Strike:
 # ---- Clocks -----------------------------------------------------------------------------------------------------------
 
 
-def _stepped(find: Callable[[Cluster], Part], steps: Sequence[str], scratch: Callable[[Cluster], Path]) -> Strike:
-    """A process whose clock makes steps: it begins with the right time. `steps` in the words of libfaketime, one a second. Ends with a
+def _stepped(find: Callable[[Cluster], Part], *steps: int) -> Strike:
+    """A process whose clock makes steps: it begins with the right time. `steps`: by how many seconds it is off, a second each. Ends with a
     process that has the machine's clock again."""
 
     def strike(cluster: Cluster) -> Iterator[None]:
-        part, file = find(cluster), scratch(cluster) / "clock"
-        _set_clock(file, "+0")
+        part = find(cluster)
+        library, file = part.directory / "stepped_clock.so", part.directory / "clock"
+        subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", str(library), str(CLOCK)], check=True)
+        file.write_bytes(struct.pack("l", 0))
         kept = part.environment
-        fake = {"LD_PRELOAD": FAKE_TIME, "FAKETIME_TIMESTAMP_FILE": str(file), "FAKETIME_NO_CACHE": "1"}
         part.end(signal.SIGTERM)
-        part.environment = {**kept, **fake, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+        part.environment = {**kept, "LD_PRELOAD": str(library), "CLOCK_OFFSET_FILE": str(file)}
         part.start()
         for step in steps:
             _set_clock(file, step)
             time.sleep(1.0)
         yield
-        _set_clock(file, "+0")
+        _set_clock(file, 0)
         part.end(signal.SIGTERM)
         part.environment = kept
         part.launch()
@@ -333,11 +336,10 @@ def _stepped(find: Callable[[Cluster], Part], steps: Sequence[str], scratch: Cal
     return strike
 
 
-def _set_clock(file: Path, offset: str) -> None:
-    """Replace the file in one step: it is read at every call."""
-    new = file.with_suffix(".new")
-    new.write_text(f"{offset}\n")
-    new.rename(file)
+def _set_clock(file: Path, offset: int) -> None:
+    """Change the number in place: the process has the file in its memory."""
+    with file.open("r+b", buffering=0) as clock:
+        clock.write(struct.pack("l", offset))
 
 
 # ---- The network ------------------------------------------------------------------------------------------------------
@@ -355,7 +357,8 @@ def _filtered(rule: str) -> Strike:
             "engine": cluster.engines[0][1].rpartition(":")[2],
             "gateway": cluster.gateways[1].url.rpartition(":")[2],
         }
-        table = f"table inet faults {{ chain packets {{ type filter hook input priority 0; {rule.format(**ports)}; }} }}"
+        rules = rule.format(**ports).replace("; ", "\n")
+        table = f"table inet faults {{\nchain packets {{\ntype filter hook input priority 0\n{rules}\n}}\n}}"
         subprocess.run(["nft", "-f", "-"], input=table, text=True, check=True)
         yield
         subprocess.run(["nft", "delete", "table", "inet", "faults"], check=True)
@@ -634,40 +637,40 @@ MATRIX: Sequence[Row] = (
     _row(
         "clock",
         "of a gateway goes 10 minutes ahead, and back",
-        _stepped(_gateway(1), ("+600",), lambda cluster: cluster.gateways[1].directory),
+        _stepped(_gateway(1), 600),
         struck=(1,),
         answers=NOT_STARTED,
-        needs=(FAKE_TIME,),
+        needs=("gcc",),
     ),
     _row(
         "clock",
         "of a gateway goes 10 minutes back, and ahead",
-        _stepped(_gateway(1), ("-600",), lambda cluster: cluster.gateways[1].directory),
+        _stepped(_gateway(1), -600),
         struck=(1,),
         answers=NOT_STARTED,
-        needs=(FAKE_TIME,),
+        needs=("gcc",),
     ),
     _row(
         "clock",
         "of a gateway makes steps of a minute",
-        _stepped(_gateway(1), ("+60", "-60", "+120", "-120"), lambda cluster: cluster.gateways[1].directory),
+        _stepped(_gateway(1), 60, -60, 120, -120),
         struck=(1,),
         answers=NOT_STARTED,
-        needs=(FAKE_TIME,),
+        needs=("gcc",),
     ),
     _row(
         "clock",
         "of a control process goes 10 minutes ahead, and back",
-        _stepped(_control(1), ("+600",), lambda cluster: cluster.gateways[1].directory),
+        _stepped(_control(1), 600),
         control=AWAY,
-        needs=(FAKE_TIME,),
+        needs=("gcc",),
     ),
     _row(
         "clock",
         "of a control process goes 10 minutes back, and ahead",
-        _stepped(_control(1), ("-600",), lambda cluster: cluster.gateways[1].directory),
+        _stepped(_control(1), -600),
         control=AWAY,
-        needs=(FAKE_TIME,),
+        needs=("gcc",),
     ),
     # The network
     _row("network", "PostgreSQL cut off for 3 s", _cut("database"), control=UNAVAILABLE, needs=("isolation",)),

@@ -31,13 +31,16 @@ REFUSED = ("which this version of Tollway does not know", "over which this versi
 def measure(commit: str, seed: int) -> list[Line]:
     """Take the figure and keep it. A clone without that commit takes none, and says so."""
     began = time.time()
-    with tempfile.TemporaryDirectory(prefix="tollway-upgrades-") as scratch:
-        place = Path(scratch) / "before"
+    with (
+        tempfile.TemporaryDirectory(prefix="tollway-before-") as sources,
+        tempfile.TemporaryDirectory(prefix="tollway-upgrades-") as scratch,
+    ):
+        place = Path(sources) / "tollway"
         if not unpack(commit, place):
             print(f"left out: this clone does not have the commit {commit}", flush=True)
             return []
         before = install(place)
-        wrong, sent, steps = run(Path(scratch) / "cluster", before, seed)
+        wrong, sent, steps = run(Path(scratch), before, seed)
     print("\n".join(wrong[:20]), flush=True)
     heard = [each for part in sent for each in part.heard]
     return [
@@ -72,8 +75,7 @@ def install(place: Path) -> Release:
 
 
 def run(scratch: Path, before: Release, seed: int) -> tuple[list[str], list[Sent], list[str]]:
-    """Upgrade, take back, upgrade again. Return what is wrong, what clients heard, and the steps."""
-    scratch.mkdir()
+    """Upgrade, take back, upgrade again, in the empty directory `scratch`. Return what is wrong, what clients heard, and the steps."""
     wrong: list[str] = []
     steps: list[str] = []
     operations = Operations()

@@ -180,7 +180,7 @@ def test_a_database_that_does_not_answer_is_an_error_without_its_password(tmp_pa
     assert "hush" not in finding.message
 
 
-def test_pending_migrations_are_a_warning_and_those_of_a_newer_version_an_error(prepared: Path) -> None:
+def test_pending_migrations_are_a_warning_and_those_of_a_newer_version_an_error_unless_it_lets_this_one_run(prepared: Path) -> None:
     file = prepared / "control" / "tollway.db"
     with closing(sqlite3.connect(file)) as database, database:
         database.execute("UPDATE alembic_version SET version_num = '0001'")
@@ -188,6 +188,9 @@ def test_pending_migrations_are_a_warning_and_those_of_a_newer_version_an_error(
     assert finding.state is CheckState.WARNING and "tollway migrate" in finding.remedy
     with closing(sqlite3.connect(file)) as database, database:
         database.execute("UPDATE alembic_version SET version_num = '9999'")
+    assert examine(prepared)["database"].state is CheckState.OK
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute("DELETE FROM compatible_revisions")
     assert examine(prepared)["database"].state is CheckState.ERROR
 
 

@@ -308,7 +308,7 @@ def _check_database(directory: Path, url: str | None) -> CheckResult:
         )
     except (DatabaseTooNew, ValueError, RuntimeError) as error:
         return CheckResult(name, CheckState.ERROR, str(error), "see docs/deployment.md")
-    return CheckResult(name, CheckState.OK, f"{version} answers, and its schema is that of this version")
+    return CheckResult(name, CheckState.OK, f"{version} answers, and this version may run over its schema")
 
 
 def find_control_url(directory: Path) -> str | None:
