@@ -385,13 +385,9 @@ async def serve(
         plane.log({"event": "descriptors_low", "connections_max": share.connections, "detail": warning})
     protocol = StrictProtocol.bounded(share.connections)
     registry = CollectorRegistry()
-<<<<<<< HEAD
-    public_app, link_app = create_apps(plane, registry, console.ROUTERS)
-=======
     row, loop = find_metric("tollway_control_tasks"), asyncio.get_running_loop()
     Gauge(row.name, row.text, registry=registry).set_function(lambda: len(asyncio.all_tasks(loop)))
-    public_app, link_app = create_apps(plane, registry)
->>>>>>> 1c3e6e51 (Use a cluster without a break for slopes, and upgrade it from the version before)
+    public_app, link_app = create_apps(plane, registry, console.ROUTERS)
     if telemetry is not None:
         telemetry.registry = registry
     exporting = None if telemetry is None else asyncio.create_task(telemetry.run(), name="telemetry")
