@@ -2,17 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import grpc
+import msgspec
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from tests.fakes import PATIENCE_SECONDS
+from tests.fakes import PATIENCE_SECONDS, until
 from tests.gateway.harness import KEY, NARROW_KEY, UNKNOWN_KEY, Gateway, Served, gateway
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.catalog import Engine
@@ -180,6 +181,78 @@ async def test_calls_and_streams_are_answered_counted_and_billed_as_the_engine_s
         record = records[final.admit.request_id]
         assert (final.outcome, final.admit.endpoint) == (Outcome.COMPLETED, "infer")
         assert (record.prompt_tokens, record.completion_tokens) == (final.used.input_tokens, final.used.output_tokens)
+
+
+@pytest.mark.parametrize("leaves_after", [0, 3])
+async def test_client_that_leaves_a_stream_pays_the_tokens_between_delivered_and_generated_and_no_request(
+    tmp_path: Path, leaves_after: int
+) -> None:
+    log = tmp_path / "truth.jsonl"
+    async with sim(log) as url, port({"m": served(url, "sim-echo!itl@20")}) as made:
+        stream = made.stream()
+        await stream.write(text("word " * 200, tokens=200).SerializeToString())
+        delivered = 0
+        for _ in range(leaves_after):
+            answer = MESSAGE("ModelStreamInferResponse").FromString(await asyncio.wait_for(stream.read(), PATIENCE_SECONDS))
+            delivered += read(answer.infer_response)["num_output_tokens"]
+        await until(lambda: bool(made.running.sink.admits))
+        stream.cancel()
+        final = await made.running.sink.settled()
+        await until(lambda: not truth.read_unended(log))
+    asked = [each for each in truth.read(log) if each.request_id == final.admit.request_id]
+    generated = sum(each.completion_tokens for each in asked)
+    assert final.outcome is Outcome.CLIENT_CANCELLED and all(each.ended == "aborted" for each in asked)
+    assert delivered <= final.used.output_tokens <= generated and billed(final) == final.used
+    assert final.used.input_tokens == (asked[0].prompt_tokens if delivered else 0)
+
+
+async def test_calls_are_shared_by_deployments_and_go_on_without_one_that_dies_or_is_drained() -> None:
+    asked = [0, 0]
+
+    def answering(number: int) -> tuple[Serve, Any]:
+        async def infer(message: bytes, context: Any) -> bytes:
+            asked[number] += 1
+            data: bytes = MESSAGE("ModelInferResponse")(model_name="m").SerializeToString()
+            return data
+
+        async def stream(messages: Any, context: Any) -> None:
+            async for _ in messages:
+                asked[number] += 1
+                await context.write(part(2))
+
+        return infer, stream
+
+    async def one_stream(made: Port) -> grpc.StatusCode:
+        calling = made.stream()
+        await calling.write(bent().SerializeToString())
+        await calling.done_writing()
+        await answers_of(calling)
+        code: grpc.StatusCode = await calling.code()
+        return code
+
+    async with engine(*answering(0)) as other:
+        async with engine(*answering(1)) as dying:
+            both = Served([other, dying], engine=Engine.KSERVE, upstream_model="sim-echo", one_tier=True)
+            async with AsyncExitStack() as held:
+                made = await held.enter_async_context(port({"m": both}))
+                await asyncio.gather(*(made.infer(bent()) for _ in range(16)))
+                assert min(asked) > 0, "both have their share"
+                (kept,) = [each for each in made.running.plane.upstreams.of("m") if each.deployment.base_url == other]
+                (drained,) = [each for each in made.running.plane.upstreams.of("m") if each is not kept]
+                living = drained.deployment
+                drained.deployment = msgspec.structs.replace(living, weight=0)
+                before = asked[1]
+                await asyncio.gather(*(made.infer(bent()) for _ in range(8)))
+                assert [await one_stream(made) for _ in range(2)] == [Code.OK] * 2 and asked[1] == before
+                drained.deployment = living
+                passing = held.pop_all()
+        async with passing:  # its engine has died
+            await asyncio.gather(*(made.infer(bent()) for _ in range(8)))
+            assert [await one_stream(made) for _ in range(4)] == [Code.OK] * 4 and asked[1] == before
+            await made.running.sink.settled(38)
+            finals = made.running.sink.finals
+    assert {each.outcome for each in finals} == {Outcome.COMPLETED} and len({each.admit.request_id for each in finals}) == 38
+    assert {each.deployment_id for each in finals[26:]} == {kept.deployment.id}
 
 
 async def test_call_without_counts_is_billed_by_the_request(tmp_path: Path) -> None:
