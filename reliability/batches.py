@@ -6,6 +6,7 @@ in the output may cost anything. That is checked by the ids of requests: those o
 amount. The bills themselves are held against the engine's truth log (`bill_checks.py`)."""
 
 import json
+import logging
 import random
 import shutil
 import signal
@@ -13,8 +14,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,11 +50,12 @@ class Outcome:
     repeated: int = 0
 
 
-def measure(lines: int, kills: int, database: str, seed: int) -> list[Line]:
-    """Take the figure; what went wrong is printed, and its directory is kept."""
+def measure(lines: int, kills: int, database: str, seed: int, *, has_bucket: bool = False) -> list[Line]:
+    """Take the figure; what went wrong is printed, and its directory is kept. `has_bucket`: files are in a bucket of a server that speaks
+    S3."""
     began = time.time()
     scratch = Path(tempfile.mkdtemp(prefix="tollway-batches-"))
-    outcome = run(scratch, lines, kills, database, seed)
+    outcome = run(scratch, lines, kills, database, seed, has_bucket=has_bucket)
     if outcome.wrong:
         print(f"kept: {scratch}\n" + "\n".join(outcome.wrong[:20]), flush=True)
     else:
@@ -61,7 +63,7 @@ def measure(lines: int, kills: int, database: str, seed: int) -> list[Line]:
     return [
         record(
             "R23",
-            case=database,
+            case=f"{database}, files in a bucket" if has_bucket else database,
             of="lines",
             n=lines,
             failures=len(outcome.wrong),
@@ -79,12 +81,14 @@ def measure(lines: int, kills: int, database: str, seed: int) -> list[Line]:
     ]
 
 
-def run(scratch: Path, lines: int, kills: int, database: str, seed: int) -> Outcome:
+def run(scratch: Path, lines: int, kills: int, database: str, seed: int, *, has_bucket: bool = False) -> Outcome:
     """One run in the directory `scratch`, which must be empty, with `kills` at most."""
     outcome, dice = Outcome(), random.Random(seed)
     with ExitStack() as held:
         files = scratch / "files"
         environment = {"TOLLWAY__GATEWAY__FILES__DIRECTORY": str(files), "TOLLWAY__GATEWAY__FILES__FREE_BYTES_MIN": "1024"}
+        if has_bucket:
+            environment |= held.enter_context(_bucket())
         if database == "postgres":
             (port,) = held.enter_context(reserved_ports(1))
             environment |= postgres.application_environment(held.enter_context(postgres.cluster(port)).url)
@@ -119,6 +123,25 @@ def run(scratch: Path, lines: int, kills: int, database: str, seed: int) -> Outc
         outcome.wrong += [*faults, *find_unbilled(answered, bills), *find_unanswered(answered, bills)]
         outcome.repeated = len(attempts.keys() - answered.keys())
     return outcome
+
+
+@contextmanager
+def _bucket() -> Iterator[dict[str, str]]:
+    """Return the variables of a platform whose files are in a new bucket of a server in this process."""
+    from moto.server import ThreadedMotoServer  # takes a second, only where it is used
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it tells of each request
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        url = f"http://{host}:{port}"
+        httpx2.put(f"{url}/tollway", timeout=WAIT_SECONDS, trust_env=False).raise_for_status()
+        settings = {"BUCKET": "tollway", "BUCKET_ENDPOINT": url}
+        named = {f"TOLLWAY__GATEWAY__FILES__{name}": value for name, value in settings.items()}
+        yield {**named, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+    finally:
+        server.stop()
 
 
 def find_unbilled(answered: Mapping[str, str], bills: Mapping[str, Bill]) -> list[str]:

@@ -86,6 +86,7 @@ def _option(name: str, default: float, text: str, *, database: bool = False) -> 
 def _lines_and_kills(parser: argparse.ArgumentParser) -> None:
     _option("--lines", 100_000, "how many lines, in batches of 50,000 at most", database=True)(parser)
     _option("--kills", 50, "how often a process is killed at most, every 3 to 8 s")(parser)
+    parser.add_argument("--bucket", action="store_true", help="keep the files in a bucket of a server that speaks S3")
 
 
 def _choose_attacks(parser: argparse.ArgumentParser) -> None:
@@ -183,7 +184,7 @@ FIGURES: dict[str, tuple[Add, Take]] = {
     ),
     "R23": (
         _lines_and_kills,
-        lambda told: batches.measure(told.lines, told.kills, told.database, told.seed),
+        lambda told: batches.measure(told.lines, told.kills, told.database, told.seed, has_bucket=told.bucket),
     ),
     "R24": (
         _choose_rows,

@@ -334,14 +334,23 @@ class FilesSection(msgspec.Struct, frozen=True, kw_only=True):
     directory: str | None = None
     """Directory of the store: `files` in the data directory for `tollway serve` and the demo. A gateway that runs apart has none unless
     it is named, and then nothing at `/v1/files`. Gateways that serve the same clients share one directory."""
+    bucket: str | None = None
+    """Bucket of an S3-compatible store that holds the files in place of the directory, where batches that run stay. Its credentials are
+    those of the process: the variables AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the identity of the machine or the pod."""
+    bucket_endpoint: str | None = None
+    """Address of that store, http(s)://host[:port]. Without one it is Amazon's in `bucket_region`."""
+    bucket_region: str = "us-east-1"
+    """Region of the bucket."""
+    bucket_prefix: str = ""
+    """Text before the names of the objects, such as `tollway/`."""
     lifetime_seconds: Annotated[int, msgspec.Meta(ge=3_600, le=2_592_000)] = 30 * 86_400
     """Time for which a file is kept whose client asks for no other."""
     organization_files_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1_000
     """Files of one organization; one more is answered 403."""
     organization_bytes_max: Bytes = 1024 * 1024 * 1024
-    """Disk space for the files of one organization; an upload beyond it is answered 403."""
+    """Space for the files of one organization; an upload beyond it is answered 403."""
     free_bytes_min: Bytes = 1024 * 1024 * 1024
-    """Disk space that stays free; an upload that would leave less is answered 503."""
+    """Disk space that stays free; an upload to the directory that would leave less is answered 503."""
 
 
 class BatchesSection(msgspec.Struct, frozen=True, kw_only=True):

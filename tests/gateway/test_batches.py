@@ -49,6 +49,7 @@ from tollway.gateway.batches import worker as worker_module
 from tollway.gateway.batches.lines import check_lines
 from tollway.gateway.batches.pace import Pace
 from tollway.gateway.batches.worker import BatchBounds, BatchWorker
+from tollway.gateway.ports import FileStore
 from tollway.gateway.request import RequestHead
 from tollway.storage.batch_directory import ActiveBatch, BatchDirectory
 from tollway.storage.tenant_files import FileBounds, FileDirectory
@@ -70,7 +71,7 @@ class Site(msgspec.Struct):
 
     running: Gateway
     store: BatchDirectory
-    files: FileDirectory
+    files: FileStore
     upstream: Upstream
     alarms: list[tuple[str, dict[str, object]]] = []
 

@@ -279,7 +279,8 @@ def test_124_stored_file_that_was_altered_or_moved_is_never_given(tmp_path: Path
     files.add(OWNER, file, (b"sec", b"ret"))
     place = tmp_path / "org_a" / "proj_a" / file.id
     assert files.read(OWNER, file.id) == b"secret" and files.list_files(OWNER) == [file]
-    for change in (lambda data: data[:-1], lambda data: data[:9] + b"x" + data[10:], lambda data: data[:-1] + b"\0", lambda data: b""):
+    bent = (lambda data: data[:9] + bytes([data[9] ^ 1]) + data[10:], lambda data: data[:-1] + bytes([data[-1] ^ 1]))
+    for change in (lambda data: data[:-1], *bent, lambda data: b""):
         with broken(place, change), pytest.raises(Fault) as caught:
             assert files.find(OWNER, file.id) is not None
             files.read(OWNER, file.id)

@@ -241,6 +241,10 @@ class FileStore(Protocol):
         """Delete a file. Return whether the project had it."""
         ...
 
+    def remove_expired(self) -> None:
+        """Remove files that have expired. Raises OSError."""
+        ...
+
 
 class ActiveBatch(Protocol):
     """A batch that its caller runs, until `release`. See `storage.batch_directory`."""

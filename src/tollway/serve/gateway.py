@@ -45,6 +45,7 @@ from tollway.gateway.guardrails import GuardrailBounds, Guardrails
 from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.open_inference.bounds import GrpcBounds
 from tollway.gateway.plane import Plane
+from tollway.gateway.ports import FileStore
 from tollway.gateway.prefix_routing import HeldPrefixes
 from tollway.gateway.realtime_sessions import RealtimeBounds, RealtimeSessions
 from tollway.gateway.relay import RelayBounds
@@ -220,8 +221,8 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
         plane.answer_store = answers
         background.start("answer files", partial(_remove_expired_answers, answers))
     worker: BatchWorker | None = None
-    if options.files.directory is not None and batches is not None:
-        files = FileDirectory(Path(options.files.directory), LocalVault(options.vault_key), options.files, _now_us)
+    if batches is not None:
+        files = _open_files(options)
         plane.file_store, plane.file_lifetime_seconds = files, options.files.lifetime_seconds
         plane.batch_store, plane.batch_lines_max = batches, options.batches.lines_max
         background.start("tenants' files", partial(_remove_expired_files, files, batches))
@@ -348,9 +349,25 @@ async def _remove_expired_answers(answers: AnswerFiles) -> None:
         await asyncio.sleep(ANSWERS_SECONDS)
 
 
+def _open_files(options: GatewayOptions) -> FileStore:
+    """Return the store of files: the bucket where one is named, else the directory."""
+    vault, bounds = LocalVault(options.vault_key), options.files
+    if bounds.bucket is None:
+        return FileDirectory(Path(bounds.directory or ""), vault, bounds, _now_us)
+    from tollway.storage.tenant_objects import FileBucket  # takes memory, only where it is on
+
+    return FileBucket(vault, bounds, _now_us)
+
+
 def _find_batches(options: GatewayOptions) -> BatchDirectory | None:
     """Return the store of batches, None where there is none."""
     if options.files.directory is None:
+        if options.files.bucket is not None:
+            raise OperatorError(
+                "gateway.files.bucket is set without gateway.files.directory",
+                hint="name a directory that the gateways share: batches that run are kept there",
+                exit_code=2,
+            )
         return None
     return BatchDirectory(
         Path(options.files.directory),
@@ -384,7 +401,7 @@ def _count_lines(batches: BatchDirectory) -> Callable[[Admit], bool]:
 
 
 def _start_batches(
-    plane: Plane, batches: BatchDirectory, files: FileDirectory, bounds: BatchBounds, alarm: Alarm, background: BackgroundTasks
+    plane: Plane, batches: BatchDirectory, files: FileStore, bounds: BatchBounds, alarm: Alarm, background: BackgroundTasks
 ) -> BatchWorker:
     """Return the worker of batches, which runs until it is stopped."""
     worker = BatchWorker(plane, batches, files, bounds, alarm)
@@ -396,7 +413,7 @@ def _start_batches(
     return worker
 
 
-async def _remove_expired_files(files: FileDirectory, batches: BatchDirectory) -> None:
+async def _remove_expired_files(files: FileStore, batches: BatchDirectory) -> None:
     """Remove files and batches of tenants once they have expired."""
     while True:
         await run_in_thread(files.remove_expired)

@@ -5,7 +5,7 @@ for the last one that it is the last. So pieces cannot be left out, added, repea
 
 import struct
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Protocol
 
 from tollway.storage.vault import LocalVault
 
@@ -15,20 +15,34 @@ _LENGTH: Final = struct.Struct(">I")
 _SEALED_BYTES_MAX: Final = PIECE_BYTES + 4_096
 
 
+class ByteSource(Protocol):
+    """Source of sealed content."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return the next bytes, so many unless it ends before."""
+        ...
+
+
 def write_pieces(target: BinaryIO, vault: LocalVault, context: str, content: Iterable[bytes]) -> None:
     """Seal `content` for `context`, piece by piece."""
+    for part in seal_pieces(vault, context, content):
+        target.write(part)
+
+
+def seal_pieces(vault: LocalVault, context: str, content: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield what `read_pieces` reads: `content` sealed for `context`, piece by piece."""
     number, held = 0, bytearray()
     for part in content:
         held += part
         while len(held) > PIECE_BYTES:  # what is held in the end is the last piece
-            _write(target, vault, f"{context}:{number}", bytes(held[:PIECE_BYTES]))
+            yield _seal(vault, f"{context}:{number}", bytes(held[:PIECE_BYTES]))
             del held[:PIECE_BYTES]
             number += 1
-    _write(target, vault, f"{context}:{number}:last", bytes(held))
+    yield _seal(vault, f"{context}:{number}:last", bytes(held))
 
 
-def read_pieces(source: BinaryIO, vault: LocalVault, context: str) -> Iterator[bytes]:
-    """Yield what `write_pieces` wrote. Raises ValueError or struct.error for content that was altered or is not whole."""
+def read_pieces(source: ByteSource, vault: LocalVault, context: str) -> Iterator[bytes]:
+    """Yield what was sealed. Raises ValueError or struct.error for content that was altered or is not whole."""
     number, length = 0, source.read(_LENGTH.size)
     while True:
         size = _LENGTH.unpack(length)[0]
@@ -42,7 +56,6 @@ def read_pieces(source: BinaryIO, vault: LocalVault, context: str) -> Iterator[b
         number += 1
 
 
-def _write(target: BinaryIO, vault: LocalVault, context: str, piece: bytes) -> None:
+def _seal(vault: LocalVault, context: str, piece: bytes) -> bytes:
     sealed = vault.seal_bytes(piece, context=context)
-    target.write(_LENGTH.pack(len(sealed)))
-    target.write(sealed)
+    return _LENGTH.pack(len(sealed)) + sealed

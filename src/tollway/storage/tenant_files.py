@@ -21,11 +21,11 @@ import msgspec
 from tollway.domain.faults import FILES_UNAVAILABLE, QUOTA_EXCEEDED, Fault
 from tollway.domain.files import EXPIRY_SECONDS_MAX, FileOwner, FilePurpose, StoredFile
 from tollway.domain.ids import ORGANIZATION
-from tollway.storage.sealed_pieces import read_pieces, write_pieces
+from tollway.storage.sealed_pieces import ByteSource, read_pieces, seal_pieces
 from tollway.storage.vault import LocalVault
 
 _LENGTH = struct.Struct(">I")
-_DESCRIPTION_BYTES_MAX = 16 * 1024
+DESCRIPTION_BYTES_MAX = 16 * 1024
 _UNREADABLE = (ValueError, struct.error, PermissionError)
 """Errors of opening one file while the disk is well."""
 _LOCK = ".lock"
@@ -35,11 +35,16 @@ _ABANDONED_SECONDS = 3_600
 
 
 class FileBounds(msgspec.Struct, frozen=True, kw_only=True):
-    """The store and its bounds. `directory`: where it is, None for no store. `lifetime_seconds`: of a file for which its client asks for no
-    other. `organization_files_max`, `organization_bytes_max`: of one organization. `free_bytes_min`: what stays free of
-    the disk."""
+    """The store and its bounds. `directory`: where it is, None for no store. `bucket`: of an S3-compatible store that holds the files in
+    place of the directory (`tenant_objects`), at `bucket_endpoint` (None: Amazon's) in `bucket_region`, under `bucket_prefix`.
+    `lifetime_seconds`: of a file for which its client asks for no other. `organization_files_max`, `organization_bytes_max`: of one
+    organization. `free_bytes_min`: what stays free of the disk."""
 
     directory: str | None = None
+    bucket: str | None = None
+    bucket_endpoint: str | None = None
+    bucket_region: str = "us-east-1"
+    bucket_prefix: str = ""
     lifetime_seconds: int = 30 * 86_400
     organization_files_max: int = 1_000
     organization_bytes_max: int = 1024 * 1024 * 1024
@@ -86,10 +91,9 @@ class FileDirectory:
             sync_directory(directory.parent)
 
     def _write(self, path: Path, owner: FileOwner, file: StoredFile, pieces: Iterable[bytes]) -> None:
-        description = self._vault.seal_bytes(msgspec.msgpack.encode(file), context=_find_context(owner, file.id, "description"))
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as target:
-            target.write(_LENGTH.pack(len(description)) + description)
-            write_pieces(target, self._vault, _find_context(owner, file.id, "content"), pieces)
+            for part in seal_file(self._vault, owner, file, pieces):
+                target.write(part)
             target.flush()
             os.fsync(target.fileno())
 
@@ -101,11 +105,7 @@ class FileDirectory:
             with suppress(FileNotFoundError):  # it was deleted meanwhile
                 sizes.append(path.stat().st_size)
         if len(sizes) >= bounds.organization_files_max or sum(sizes) + size > bounds.organization_bytes_max:
-            message = (
-                f"The organization stores as many files as it may ({bounds.organization_files_max} files,"
-                f" {bounds.organization_bytes_max} bytes). Delete some first."
-            )
-            raise Fault(QUOTA_EXCEEDED, message=message)
+            raise quota_fault(bounds)
 
     def _check_disk(self, size: int) -> None:
         """Raise Fault if the disk has not got so many bytes."""
@@ -136,8 +136,7 @@ class FileDirectory:
     def read_pieces(self, owner: FileOwner, id: str) -> Iterator[bytes]:
         """Yield the content of a file. Raises as `read` does."""
         with failures_told(), self._find_place(owner, id).open("rb") as source:
-            source.seek(_LENGTH.size + _LENGTH.unpack(source.read(_LENGTH.size))[0])
-            yield from read_pieces(source, self._vault, _find_context(owner, id, "content"))
+            yield from open_content(self._vault, owner, id, source)
 
     def delete(self, owner: FileOwner, id: str) -> bool:
         """Delete a file, also one that cannot be opened. Return whether the project had it. Raises Fault files_unavailable."""
@@ -191,10 +190,7 @@ class FileDirectory:
 
     def _read_any_description(self, owner: FileOwner, path: Path) -> StoredFile:
         with path.open("rb") as source:
-            size = _LENGTH.unpack(source.read(_LENGTH.size))[0]
-            sealed = source.read(min(size, _DESCRIPTION_BYTES_MAX))
-        opened = self._vault.unseal_bytes(sealed, context=_find_context(owner, path.name, "description"))
-        return msgspec.msgpack.decode(opened, type=StoredFile)
+            return open_description(self._vault, owner, path.name, source)
 
     @contextmanager
     def _locked(self, organization_id: str) -> Iterator[None]:
@@ -212,6 +208,40 @@ class FileDirectory:
         """Yield the finished files below a directory."""
         for root, _, names in os.walk(directory):
             yield from (Path(root, name) for name in names if name != _LOCK and not name.endswith(_UNFINISHED))
+
+
+def seal_file(vault: LocalVault, owner: FileOwner, file: StoredFile, content: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the bytes of a stored file."""
+    description = vault.seal_bytes(msgspec.msgpack.encode(file), context=_find_context(owner, file.id, "description"))
+    yield _LENGTH.pack(len(description)) + description
+    yield from seal_pieces(vault, _find_context(owner, file.id, "content"), content)
+
+
+def open_description(vault: LocalVault, owner: FileOwner, id: str, source: ByteSource) -> StoredFile:
+    """Return the description at the begin of a stored file. Raises ValueError or struct.error where it cannot be opened."""
+    return msgspec.msgpack.decode(
+        vault.unseal_bytes(_read_sealed(source), context=_find_context(owner, id, "description")), type=StoredFile
+    )
+
+
+def open_content(vault: LocalVault, owner: FileOwner, id: str, source: ByteSource) -> Iterator[bytes]:
+    """Yield the content of a stored file, read from its begin. Raises as `open_description` does."""
+    _read_sealed(source)
+    yield from read_pieces(source, vault, _find_context(owner, id, "content"))
+
+
+def _read_sealed(source: ByteSource) -> bytes:
+    """Return the sealed description."""
+    return source.read(min(_LENGTH.unpack(source.read(_LENGTH.size))[0], DESCRIPTION_BYTES_MAX))
+
+
+def quota_fault(bounds: FileBounds) -> Fault:
+    """Return the fault of an upload to an organization that stores as much as it may."""
+    message = (
+        f"The organization stores as many files as it may ({bounds.organization_files_max} files,"
+        f" {bounds.organization_bytes_max} bytes). Delete some first."
+    )
+    return Fault(QUOTA_EXCEEDED, message=message)
 
 
 @contextmanager
