@@ -3,12 +3,12 @@
 A request that the engine completed costs exactly what the engine generated, class by class, to the pico. One that ended
 otherwise is billed at least what its client counted and at most what the engine generated. A request that no engine
 ever heard of (a gateway can die between ADMIT and the first byte to the engine) may have left an event, but one that
-bills nothing."""
+bills nothing. Responses of realtime sessions have ids of the engine's, which no bill knows: they are compared by what they used."""
 
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -21,6 +21,13 @@ from pysqlite3 import dbapi2
 from tollway.simulator import truth
 
 TOKEN_CLASSES = ("input", "cached_input", "output", "reasoning")
+UNIT_CLASSES = ("seconds", "characters", "images")
+MEDIA = {"audio/transcriptions": "seconds", "audio/speech": "characters", "images/edits": "images"}
+"""Class by which each endpoint of sound and pictures is billed. Of a client that leaves, the second pays nevertheless: the engine was given
+its text."""
+REALTIME = "realtime"
+SESSION_PREFIX = "resp_"
+"""Begin of the ids of responses of realtime sessions in the truth log."""
 
 UNBILLED_ENDPOINTS = ("detokenize", "messages/count_tokens", "tokenize")
 """Endpoints whose requests cost nothing, however they end."""
@@ -61,6 +68,7 @@ class Attempt:
     generated: int | None
     reasoning: int
     ended: str | None
+    units: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +110,7 @@ def read_truth(path: Path) -> dict[str, list[Attempt]]:
             generated=ended.completion_tokens,
             reasoning=ended.reasoning_tokens,
             ended=ended.ended,
+            units=ended.units,
         )
         attempts.setdefault(request_id, []).append(attempt)
     for begun in truth.read_unended(path):
@@ -129,8 +138,9 @@ def read_bills(database_url: str) -> dict[str, Bill]:
     ended."""
     is_sqlite = database_url.startswith("sqlite")
     engine = sa.create_engine(database_url, poolclass=sa.NullPool, **({"module": dbapi2} if is_sqlite else {}))
-    columns = "event_id, usage_events.model, endpoint, outcome, attempts, source, input, cached_input, output, reasoning"
-    costs = ", ".join(f"usage_events.{name}_pico, compiled_prices.{name}_pico" for name in (*TOKEN_CLASSES, "request"))
+    classes = (*TOKEN_CLASSES, *UNIT_CLASSES)
+    columns = f"event_id, usage_events.model, endpoint, outcome, attempts, source, {', '.join(classes)}"
+    costs = ", ".join(f"usage_events.{name}_pico, compiled_prices.{name}_pico" for name in (*classes, "request"))
     with engine.connect() as connection:
         for table in ("event_conflicts", "quarantined_records"):
             assert connection.execute(sa.text(f"SELECT count(*) FROM {table}")).scalar() == 0, table
@@ -140,16 +150,13 @@ def read_bills(database_url: str) -> dict[str, Bill]:
         for event_id, *amounts_and_units in connection.execute(rated):
             pairs = zip(amounts_and_units[::2], amounts_and_units[1::2], strict=True)
             lines[event_id] = {
-                name: (amount // unit, unit, amount)
-                for name, (amount, unit) in zip((*TOKEN_CLASSES, "request"), pairs, strict=True)
-                if amount
+                name: (amount // unit, unit, amount) for name, (amount, unit) in zip((*classes, "request"), pairs, strict=True) if amount
             }
-    return {
-        event_id: Bill(
-            event_id, model, endpoint, outcome, attempts, source, dict(zip(TOKEN_CLASSES, used, strict=True)), lines.get(event_id, {})
-        )
-        for event_id, model, endpoint, outcome, attempts, source, *used in events
-    }
+    bills = {}
+    for event_id, model, endpoint, outcome, attempts, source, *used in events:
+        quantities = {name: quantity or 0 for name, quantity in zip(classes, used, strict=True)}
+        bills[event_id] = Bill(event_id, model, endpoint, outcome, attempts, source, quantities, lines.get(event_id, {}))
+    return bills
 
 
 def read_receipt(http: httpx2.Client, request_id: str) -> Bill:
@@ -163,6 +170,7 @@ def read_receipt(http: httpx2.Client, request_id: str) -> Bill:
         "cached_input": usage["input_cached_tokens"],
         "output": usage["output_tokens"] - usage["output_reasoning_tokens"],
         "reasoning": usage["output_reasoning_tokens"],
+        **dict.fromkeys(UNIT_CLASSES, 0),
     }
     lines = {line["billing_class"]: (line["quantity"], int(line["unit_price_pico"]), int(line["amount_pico"])) for line in body["lines"]}
     bill = Bill(body["id"], body["model"], body["endpoint"], body["outcome"], body["attempts"], body["usage_source"], used, lines)
@@ -186,15 +194,44 @@ def find_wrong(
     """Return what is wrong, in words: every request of the truth log must have its bill, no other request one that costs, and each must be
     right. With it, how many bills there are of each outcome, those of requests that no engine heard of as "unheard"."""
     by_id = {each.request_id: each for each in heard if each.request_id is not None}
-    wrong = [f"{request_id}: in the truth log {attempts[request_id]}, and not billed" for request_id in attempts.keys() - bills.keys()]
+    sessions = {id: attempts[id][-1] for id in attempts if id.startswith(SESSION_PREFIX)}
+    whole = {id for id, each in by_id.items() if id in sessions and each.ended == "complete"}
+    attempts = {id: found for id, found in attempts.items() if id not in sessions}
+    by_id = {id: each for id, each in by_id.items() if not id.startswith(SESSION_PREFIX)}
+    wrong = _check_sessions(sessions, whole, [bill for bill in bills.values() if bill.endpoint == REALTIME])
+    wrong += [f"{request_id}: in the truth log {attempts[request_id]}, and not billed" for request_id in attempts.keys() - bills.keys()]
     for request_id, bill in bills.items():
-        faults = _check_bill(bill, attempts.get(request_id, []), by_id.get(request_id))
+        faults = [] if bill.endpoint == REALTIME else _check_bill(bill, attempts.get(request_id, []), by_id.get(request_id))
         faults += _check_lines(bill, prices)
         wrong += [f"{request_id}: {fault}: {bill} {attempts.get(request_id)} {by_id.get(request_id)}" for fault in faults]
     for request_id, each in by_id.items():
         if each.ended == "complete" and (request_id not in bills or bills[request_id].outcome != "completed"):
             wrong.append(f"{request_id}: its client saw success, but {bills.get(request_id)}")
-    return wrong, Counter(bill.outcome if request_id in attempts else "unheard" for request_id, bill in bills.items())
+    outcomes = Counter(
+        bill.outcome if request_id in attempts or bill.endpoint == REALTIME else "unheard" for request_id, bill in bills.items()
+    )
+    return wrong, outcomes
+
+
+def _check_sessions(sessions: Mapping[str, Attempt], whole: Collection[str], bills: Iterable[Bill]) -> list[str]:
+    """Return what is wrong with the bills of responses in realtime sessions. `sessions`: what the engine did, by its own ids. `whole`:
+    those of which a client saw the end."""
+    done = Counter((each.prompt, each.cached, each.generated) for each in sessions.values() if each.ended == "completed")
+    seen = Counter((sessions[id].prompt, sessions[id].cached, sessions[id].generated) for id in whole)
+    billed: Counter[tuple[int, int, int | None]] = Counter()
+    cut = 0
+    for bill in bills:
+        if bill.outcome == "completed":
+            used = bill.used
+            billed[used["input"] + used["cached_input"], used["cached_input"], bill.generated] += 1
+        else:
+            cut += bill.generated
+    wrong = [f"a response of a session that used {each}: billed, and the engine has none" for each in billed - done]
+    wrong += [f"a response of a session that used {each}: its client saw the end, and it is not billed" for each in seen - billed]
+    made = sum(each.generated or 0 for each in sessions.values()) - sum(generated or 0 for _, _, generated in billed.elements())
+    if cut > made and all(each.generated is not None for each in sessions.values()):
+        wrong.append(f"responses of sessions that were cut: {cut} tokens billed, {made} generated")
+    return wrong
 
 
 def _check_bill(bill: Bill, attempts: list[Attempt], heard: Heard | None) -> list[str]:
@@ -217,8 +254,13 @@ def _check_bill(bill: Bill, attempts: list[Attempt], heard: Heard | None) -> lis
             "cached_input": cached,
             "output": (attempt.generated or 0) - attempt.reasoning,
             "reasoning": attempt.reasoning,
+            **{name: attempt.units if MEDIA.get(bill.endpoint) == name else 0 for name in UNIT_CLASSES},
         }
         return [] if attempt.ended == "completed" and used == right else [f"the engine says {attempt.ended} {right}"]
+    if bill.endpoint in MEDIA:
+        pays_whole = bill.endpoint == "audio/speech" and bill.outcome in ("client_cancelled", "gateway_crash")
+        due = attempt.units if pays_whole else 0
+        return [f"{due} units are due, or none"] if sum(bill.used.values()) not in (0, due) else []
     wrong = []
     delivered = heard.tokens if heard is not None else 0
     planned = heard.planned_tokens if heard is not None else None
@@ -256,8 +298,8 @@ def _check_lines(bill: Bill, prices: Prices) -> list[str]:
 
 
 def unit_pico(prices: Prices, model: str, billing_class: str) -> int:
-    """Pico-currency per unit: a price per million tokens has six decimals, one per request twelve."""
-    exact = Decimal(prices[model][billing_class]) * 10 ** (12 if billing_class == "request" else 6)
+    """Pico-currency per unit: a price per million tokens or characters has six decimals, one per request, second or image twelve."""
+    exact = Decimal(prices[model].get(billing_class, "0")) * 10 ** (12 if billing_class in ("request", "seconds", "images") else 6)
     assert exact == int(exact)
     return int(exact)
 

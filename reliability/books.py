@@ -11,7 +11,7 @@ import httpx2
 import sqlalchemy as sa
 from pysqlite3 import dbapi2
 
-from reliability.bill_checks import TOKEN_CLASSES, Bill
+from reliability.bill_checks import MEDIA, TOKEN_CLASSES, UNIT_CLASSES, Bill
 from reliability.platforms import Platform
 from reliability.processes import WAIT_SECONDS
 
@@ -20,6 +20,7 @@ LINE_ITEMS = {
     "cached_input_tokens": "cached_input",
     "output_tokens": "output",
     "reasoning_tokens": "reasoning",
+    **{name: name for name in UNIT_CLASSES},
     "requests": "request",
 }
 """Name of each billing class in the costs API."""
@@ -106,6 +107,8 @@ def usage_of(bills: Mapping[str, Bill]) -> dict[str, dict[str, Counter[str]]]:
     """Return what the usage API should say: by kind and model."""
     usage: dict[str, dict[str, Counter[str]]] = {"completions": {}, "embeddings": {}}
     for bill in bills.values():
+        if bill.endpoint in MEDIA:  # they have kinds of their own, which count no tokens; their costs are compared
+            continue
         kind = "embeddings" if bill.endpoint == "embeddings" else "completions"
         billed = {name: bill.lines[name][0] if name in bill.lines else 0 for name in TOKEN_CLASSES}
         sums = usage[kind].setdefault(bill.model, Counter())

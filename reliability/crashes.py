@@ -6,7 +6,8 @@ the supervisor and the postmaster by `_keep`, which does what systemd does, noug
 Half of the kills do not wait for anything to be whole again, so that starts and recoveries are struck as well. Beside the load, an
 administrator makes and revokes keys, and notes what was acknowledged.
 
-The load is chat completions, completions, embeddings, responses and messages. Beside it a batch is run: each of its lines must be
+The load is chat completions, completions, embeddings, responses and messages; pictures, sound, realtime sessions and calls by gRPC come
+from clients of their own (`modalities.py`). Beside it a batch is run: each of its lines must be
 answered once, and billed once. Files are uploaded and responses in the background asked for all the time; whichever was acknowledged must
 be there in the end, and each response made and billed once.
 
@@ -30,7 +31,7 @@ from typing import Any
 
 import httpx2
 
-from reliability import batches, books, load
+from reliability import batches, books, load, modalities
 from reliability.bill_checks import Bill, Heard, find_wrong, lines_of_log, read_bills, read_truth, wait_until_idle
 from reliability.load import Sent
 from reliability.platforms import PRICES, Part, Platform, kill_child, list_models, reserved_ports, supervised
@@ -56,7 +57,7 @@ FILE_BYTES = 50_000
 BATCH_LINES = 200
 BACKGROUND_PAUSE_SECONDS = 0.5
 
-ERRORS_ALLOWED = ("draining", "model_overloaded", "overloaded_error")
+ERRORS_ALLOWED = ("draining", "model_overloaded", "overloaded", "overloaded_error")
 """The errors that a client may be told while only our own processes die: an orphaned gateway ends what it has, and a gateway that comes
 back on a busy machine refuses what would wait too long for a place at the engine."""
 
@@ -161,13 +162,20 @@ def run(scratch: Path, kills: int, database: str, seed: int, *, per_second: floa
     with ExitStack() as held:
         truth = held.enter_context(_other_disk())
         server, over = None, threading.Event()
-        environment = {"TOLLWAY__GATEWAY__FILES__FREE_BYTES_MIN": "1024"}
+        grpc_port, engine_grpc_port = held.enter_context(reserved_ports(2))
+        environment = {
+            "TOLLWAY__GATEWAY__FILES__FREE_BYTES_MIN": "1024",
+            "TOLLWAY__GATEWAY__GRPC__LISTEN": f"127.0.0.1:{grpc_port}",
+        }
+        engine_options = ("--grpc-listen", f"127.0.0.1:{engine_grpc_port}")
         held.callback(over.set)
         if database == "postgres":
             (port,) = held.enter_context(reserved_ports(1))
             server = held.enter_context(postgres.cluster(port))
             environment |= postgres.application_environment(server.url)
-        platform, serving = held.enter_context(supervised(scratch, environment=environment, truth=truth))
+        platform, serving = held.enter_context(supervised(scratch, environment=environment, engine_options=engine_options, truth=truth))
+        modalities.prepare(platform, engine_grpc_port)
+        others = modalities.Clients(platform, grpc_port, seed)
         rig = Rig(platform, serving, server, dice, over)
         administration = Administration()
         administrator = threading.Thread(target=_administrate, args=(rig, administration), daemon=True)
@@ -181,6 +189,7 @@ def run(scratch: Path, kills: int, database: str, seed: int, *, per_second: floa
         asking = threading.Thread(target=_ask_in_background, args=(rig, background), daemon=True)
         for thread in (administrator, uploader, asking, threading.Thread(target=_keep, args=(rig,), daemon=True)):
             thread.start()
+        others.start()
         answered: dict[str, str] = {}
         wrong: list[str] = []
         try:
@@ -190,6 +199,7 @@ def run(scratch: Path, kills: int, database: str, seed: int, *, per_second: floa
             batches.read_output(platform, 0, batch, wrong, answered)
             rig.asked_all.set()
             asking.join(WAIT_SECONDS)
+            others.stop()
             wrong += _find_unfinished(platform, background)
             wait_until_idle(platform.truth_log)
             attempts = read_truth(platform.truth_log)
@@ -212,7 +222,8 @@ def run(scratch: Path, kills: int, database: str, seed: int, *, per_second: floa
         if verified.returncode != 0:
             wrong.append(f"verify: {verified.stdout}{verified.stderr}")
         bills = read_bills(platform.database_url)
-        faults, billed = find_wrong(attempts, bills, sent.heard, PRICES)
+        faults, billed = find_wrong(attempts, bills, [*sent.heard, *others.heard], {**PRICES, **modalities.PRICES})
+        wrong += others.wrong
         wrong += [*faults, *batches.find_unbilled(answered, bills), *_find_misbilled(platform, background, bills)]
         differences, compared = books.find_differences(platform, stated, bills)
         if quiet_seconds > QUIET_SECONDS_MAX:
@@ -220,7 +231,7 @@ def run(scratch: Path, kills: int, database: str, seed: int, *, per_second: floa
         for path in (platform.directory / "logs").glob("*.log*"):
             wrong += [f"defect: {line}" for line in lines_of_log(path) if line.get("event") == "defect"]
     ended = Counter(each.ended for each in sent.heard)
-    errors = Counter(f"{each.status} {each.code}" for each in sent.heard if each.code is not None)
+    errors = Counter(f"{each.status} {each.code}" for each in [*sent.heard, *others.heard] if each.code is not None)
     wrong += [f"{count} requests were told {error}" for error, count in errors.items() if error.rpartition(" ")[2] not in ERRORS_ALLOWED]
     return Outcome(
         wrong=wrong,
@@ -237,6 +248,7 @@ def run(scratch: Path, kills: int, database: str, seed: int, *, per_second: floa
             "clients": dict(ended),
             "errors": dict(errors),
             "bills": dict(billed),
+            "other_clients": dict(Counter(f"{each.model} {each.ended}" for each in others.heard)),
             "endpoints": dict(Counter(bill.endpoint for bill in bills.values())),
             "lines_of_a_batch": len(answered),
             "files": len(uploads),

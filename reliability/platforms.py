@@ -55,6 +55,9 @@ PRICES = {
 ENDPOINTS = ["chat/completions", "completions", "embeddings", "messages", "responses"]
 """Endpoints of every model."""
 
+USAGE_KINDS = ("completions", "embeddings", "images", "audio_speeches", "audio_transcriptions")
+"""Kinds in which the usage API counts requests."""
+
 FREE = ("--listen", "127.0.0.1:0", "--internal", "127.0.0.1:0", "--control-listen", "127.0.0.1:0", "--link", "127.0.0.1:0")
 
 
@@ -183,7 +186,7 @@ class Platform:
         query = {"start_time": int(time.time()) - 86_400, "limit": 2}
         try:
             with self.admin() as http:
-                pages = [http.get(f"/v1/organization/usage/{kind}", params=query) for kind in ("completions", "embeddings")]
+                pages = [http.get(f"/v1/organization/usage/{kind}", params=query) for kind in USAGE_KINDS]
         except httpx2.HTTPError:
             return None
         assert all(page.status_code == 200 for page in pages), [page.text for page in pages]

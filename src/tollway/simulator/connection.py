@@ -156,7 +156,7 @@ class Connection(asyncio.Protocol):
                 self._converse(simulator.exchange(self, endpoint, request))
                 return
             if request.method == b"POST":
-                status, kind, body = simulator.post(request.path, request.body)
+                status, kind, body = simulator.post(request)
             elif request.method == b"GET":
                 status, kind, body = simulator.get(request.path)
             else:

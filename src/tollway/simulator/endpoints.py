@@ -29,7 +29,7 @@ from tollway.simulator.requests import (
 )
 from tollway.simulator.settings import SimulatorSettings
 from tollway.simulator.tokens import BLOCK_TOKENS, Answer, Lengths, plan_answer
-from tollway.simulator.truth import Ended, TruthLog
+from tollway.simulator.truth import Ended, TruthLog, TruthRecord
 
 ENDPOINTS: dict[bytes, Endpoint] = {
     b"/v1/chat/completions": "chat",
@@ -111,7 +111,7 @@ class Simulator:
         self._attempts += 1
         settings = self.settings
         script = Script(
-            answer_id=request.headers.get(b"x-request-id", b"").decode("latin-1") or secrets.token_hex(16),
+            answer_id=_read_request_id(request),
             created_at_seconds=int(time.time()),
             model=model,
             order=order,
@@ -224,8 +224,9 @@ class Simulator:
             return 200, JSON, msgspec.json.encode(self._state())
         return 404, JSON, b'{"detail":"Not Found"}'
 
-    def post(self, path: bytes, body: bytes) -> tuple[int, bytes, bytes]:
+    def post(self, request: Request) -> tuple[int, bytes, bytes]:
         """Status, content type and body of a POST that needs no engine. Raises Refused."""
+        path, body = request.path, request.body
         if path == b"/tokenize":
             prompt = read_tokenize(body)
             answer = {
@@ -248,8 +249,32 @@ class Simulator:
             return 200, b"", b""
         of_media = media.answer(path, body)
         if of_media is not None:
-            return 200, *of_media
+            self._note_media(request, of_media.units)
+            return 200, of_media.kind, of_media.body
         return 404, JSON, b'{"detail":"Not Found"}'
+
+    def _note_media(self, request: Request, units: int) -> None:
+        self._attempts += 1
+        now_us = time.time_ns() // 1000
+        self.truth.append(
+            TruthRecord(
+                request_id=_read_request_id(request),
+                attempt_id=f"{self._life}-{self._attempts}",
+                model="",
+                endpoint=request.path.removeprefix(b"/v1/").decode("latin-1"),
+                prompt_tokens=0,
+                cached_tokens=0,
+                completion_tokens=0,
+                reasoning_tokens=0,
+                delivered_tokens=0,
+                ended="completed",
+                finish_reason=None,
+                terminator_sent=True,
+                started_at_us=now_us,
+                ended_at_us=now_us,
+                units=units,
+            )
+        )
 
     def _state(self) -> dict[str, object]:
         counters = self.engine.counters
@@ -288,3 +313,8 @@ class Simulator:
                 connection.drop("cut")
         finally:
             self.truth.close()
+
+
+def _read_request_id(request: Request) -> str:
+    """The id that came with a request, or one of its own."""
+    return request.headers.get(b"x-request-id", b"").decode("latin-1") or secrets.token_hex(16)

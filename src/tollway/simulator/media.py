@@ -1,9 +1,11 @@
-"""Answers about sound and images, whole and at once, without a place in the engine: as long as the file is, or the text.
+"""Answers about sound and images, whole and at once, without a place in the engine: as long as the file is, or the text. In the truth log
+each stands with its units.
 
 Forms are read by their boundary alone. What is not asked for by name has no effect.
 """
 
 import math
+from typing import NamedTuple
 
 import msgspec
 
@@ -25,10 +27,18 @@ class _Speech(msgspec.Struct):
 _SPEECH = msgspec.json.Decoder(_Speech)
 
 
-def answer(path: bytes, body: bytes) -> tuple[bytes, bytes] | None:
-    """Content type and body of the answer to a POST; None for a path of another API. Raises Refused (400)."""
+class MediaAnswer(NamedTuple):
+    """Content type and body of an answer. `units`: its images, seconds or characters."""
+
+    kind: bytes
+    body: bytes
+    units: int
+
+
+def answer(path: bytes, body: bytes) -> MediaAnswer | None:
+    """The answer to a POST; None for a path of another API. Raises Refused (400)."""
     if path == b"/v1/audio/speech":
-        return _WAVE, _speak(body)
+        return _speak(body)
     if path in (b"/v1/audio/transcriptions", b"/v1/audio/translations"):
         return _transcribe(_read_form(body))
     if path in (b"/v1/images/edits", b"/v1/images/variations"):
@@ -36,11 +46,11 @@ def answer(path: bytes, body: bytes) -> tuple[bytes, bytes] | None:
         if not any(name.startswith("image") for name in asked):
             raise bad_request("image is required", "image")
         count = int(asked.get("n", b"1"))
-        return _JSON, msgspec.json.encode({"created": 0, "data": [{"b64_json": _PICTURE}] * count})
+        return MediaAnswer(_JSON, msgspec.json.encode({"created": 0, "data": [{"b64_json": _PICTURE}] * count}), count)
     return None
 
 
-def _speak(body: bytes) -> bytes:
+def _speak(body: bytes) -> MediaAnswer:
     """Silence of the length that the text takes to be spoken, as WAV."""
     try:
         asked = _SPEECH.decode(body)
@@ -49,10 +59,11 @@ def _speak(body: bytes) -> bytes:
     size = math.ceil(len(asked.input) / _CHARACTERS_PER_SECOND * _SAMPLES_PER_SECOND)
     header = b"RIFF%bWAVEfmt \x10\0\0\0\x01\0\x01\0%b%b\x01\0\x08\0data%b"
     rate = _SAMPLES_PER_SECOND.to_bytes(4, "little")
-    return header % ((size + 36).to_bytes(4, "little"), rate, rate, size.to_bytes(4, "little")) + b"\x80" * size
+    sound: bytes = header % ((size + 36).to_bytes(4, "little"), rate, rate, size.to_bytes(4, "little")) + b"\x80" * size
+    return MediaAnswer(_WAVE, sound, len(asked.input))
 
 
-def _transcribe(asked: dict[str, bytes]) -> tuple[bytes, bytes]:
+def _transcribe(asked: dict[str, bytes]) -> MediaAnswer:
     file = asked.get("file")
     if file is None:
         raise bad_request("file is required", "file")
@@ -60,8 +71,8 @@ def _transcribe(asked: dict[str, bytes]) -> tuple[bytes, bytes]:
     seconds = math.ceil(len(file) / max(rate, 1))
     text = "word " * seconds
     if asked.get("response_format") in (b"text", b"srt", b"vtt"):
-        return _TEXT, text.encode()
-    return _JSON, msgspec.json.encode({"text": text, "usage": {"type": "duration", "seconds": seconds}})
+        return MediaAnswer(_TEXT, text.encode(), seconds)
+    return MediaAnswer(_JSON, msgspec.json.encode({"text": text, "usage": {"type": "duration", "seconds": seconds}}), seconds)
 
 
 def _read_form(body: bytes) -> dict[str, bytes]:

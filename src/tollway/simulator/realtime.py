@@ -1,7 +1,7 @@
 """Realtime sessions (OpenAI's events over a WebSocket), each response of which is a chat completion of the conversation so far.
 
-A response is an exchange like any other: it queues, takes its time, fails by the same plans and stands in the truth log. What the exchange
-writes as a stream of chat is told as events here. Sound is counted by its bytes and not understood.
+A response is an exchange like any other: it queues, takes its time, fails by the same plans and stands in the truth log, under its id.
+What the exchange writes as a stream of chat is told as events here. Sound is counted by its bytes and not understood.
 """
 
 import base64
@@ -165,7 +165,7 @@ class RealtimeSession:
         body["stream_options"] = {"include_usage": True}
         if isinstance(wish.get("max_output_tokens"), int):
             body["max_tokens"] = wish["max_output_tokens"]
-        headers = {name: value for name, value in self._headers.items() if name != b"x-request-id"}
+        headers = {**self._headers, b"x-request-id": id.encode()}
         request = Request(b"POST", b"/v1/chat/completions", headers, msgspec.json.encode(body), keep_alive=False, http_11=False)
         try:
             exchange = self._simulator.exchange(_Line(self, id), "chat", request)

@@ -34,7 +34,7 @@ class StartRecord(msgspec.Struct, frozen=True, tag_field="event", tag="start"):
     started_at_us: int
 
 
-class TruthRecord(msgspec.Struct, frozen=True, tag_field="event", tag="end"):
+class TruthRecord(msgspec.Struct, frozen=True, tag_field="event", tag="end", omit_defaults=True):
     """A request left the engine.
 
     `request_id` is the X-Request-Id that came with it (else the random part of the answer's id), `attempt_id` is
@@ -42,7 +42,8 @@ class TruthRecord(msgspec.Struct, frozen=True, tag_field="event", tag="end"):
     `delivered_tokens` of them were handed to the socket by writes that were not cut short. `ended`: completed (the
     answer came to its planned end, whether or not a fault then kept the terminator back), aborted (the client
     left), error (the engine said so), cut (it hung up), stall (it fell silent until the client left or it was
-    stopped), rejected. Token counts are what was generated, whatever a fault made the usage say.
+    stopped), rejected. Token counts are what was generated, whatever a fault made the usage say. `units`: images that were made, seconds
+    of sound that were read, or characters that were spoken.
     """
 
     request_id: str
@@ -59,6 +60,7 @@ class TruthRecord(msgspec.Struct, frozen=True, tag_field="event", tag="end"):
     terminator_sent: bool
     started_at_us: int
     ended_at_us: int
+    units: int = 0
 
 
 class TruthLog:
