@@ -82,8 +82,8 @@ test-engines: $(VENV)/.dev  ## the tests that need real engines (ENGINES="llamac
 	@TOLLWAY_TEST_ENGINES="$(ENGINES)" $(VENV)/bin/pytest -m engines $(ARGS)
 
 .PHONY: test-sdks
-test-sdks: $(VENV)/.dev  ## the tests of every line of the official SDKs, Python and JavaScript, of frameworks and Claude Code
-	@for sdk in openai-1 openai-2 js agents langchain pydantic-ai llama-index instructor litellm claude-code; do \
+test-sdks: $(VENV)/.dev  ## the tests of every line of the official SDKs, Python and JavaScript, of frameworks, Claude Code and Codex
+	@for sdk in openai-1 openai-2 js agents langchain pydantic-ai llama-index instructor litellm triton claude-code codex; do \
 		scripts/sdk.sh $$sdk $(VENV)/bin/uv "$(PYTHON)" || echo "==> $$sdk cannot be had here: its tests are skipped"; \
 	done
 	@TOLLWAY_RECORD_CLIENTS=1 $(VENV)/bin/pytest tests/sdks $(ARGS)

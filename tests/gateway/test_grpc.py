@@ -46,6 +46,7 @@ class Port:
     running: Gateway
     channel: grpc.aio.Channel
     listener: Listener
+    port: int
 
     async def call(self, method: str, request: Any, answer: str, key: str | None = KEY, **more: Any) -> Any:
         metadata = () if key is None else (("authorization", f"Bearer {key}"),)
@@ -78,7 +79,7 @@ async def port(
         try:
             at = await asyncio.wait_for(listens, PATIENCE_SECONDS)
             async with grpc.aio.insecure_channel(f"127.0.0.1:{at}", (("grpc.use_local_subchannel_pool", 1),)) as channel:
-                yield Port(running, channel, listener)
+                yield Port(running, channel, listener, at)
         finally:
             stop.set()
             await asyncio.wait_for(serving, PATIENCE_SECONDS)

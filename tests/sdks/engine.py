@@ -82,6 +82,25 @@ class AgentEngine:
         return stream_message({"type": "text", "text": text}, [{"type": "text_delta", "text": text}])
 
 
+class CodexEngine:
+    """Answers Codex, which always sends tools: has it read a file once by its shell, says what it read, and "Hello" to anything else."""
+
+    def __init__(self, note: str) -> None:
+        """`note`: path of the file to read, asked for by a message that has its name."""
+        self.bodies: list[dict[str, Any]] = []
+        self._note = note
+
+    def __call__(self, asked: Asked) -> Script:
+        body: dict[str, Any] = msgspec.json.decode(asked.body)
+        self.bodies.append(body)
+        results = [str(item["output"]) for item in body["input"] if item.get("type") == "function_call_output"]
+        if results:
+            return _responses(body, "The road is A1" if "A1" in results[-1] else f"no road in {results[-1]}")
+        if self._note not in str(body["input"]):
+            return _responses(body, "Hello")
+        return _responses(body, call=("exec_command", msgspec.json.encode({"cmd": f"cat {self._note}"}).decode()))
+
+
 def _forms(path: bytes, body: bytes) -> Script:
     if path.endswith(b"/edits"):
         return [whole({"created": 1, "data": [{"b64_json": "aGVsbG8="}], "pictures": body.count(b"filename=")})]
@@ -156,15 +175,17 @@ def stream_message(content: dict[str, Any], deltas: list[dict[str, Any]]) -> Scr
     return [STREAM_HEAD, *(part(event) for event in framed), END]
 
 
-def _responses(body: dict[str, Any]) -> Script:
-    if body.get("tools"):
-        item: dict[str, Any] = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "toll", "arguments": '{"road":"A1"}'}
+def _responses(body: dict[str, Any], said: str | None = None, call: tuple[str, str] = ("toll", '{"road":"A1"}')) -> Script:
+    """Return a response: `said`, or where tools are offered a call of one, by its name and arguments."""
+    if body.get("tools") and said is None:
+        item: dict[str, Any] = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": call[0], "arguments": call[1]}
         begun: dict[str, Any] = item | {"arguments": "", "status": "in_progress"}
-        inner = [{"type": "response.function_call_arguments.delta", "delta": piece} for piece in ('{"road"', ':"A1"}')]
-        inner.append({"type": "response.function_call_arguments.done", "arguments": item["arguments"], "name": "toll"})
+        inner = [{"type": "response.function_call_arguments.delta", "delta": piece} for piece in (call[1][:7], call[1][7:])]
+        inner.append({"type": "response.function_call_arguments.done", "arguments": call[1], "name": call[0]})
         place: dict[str, Any] = {"item_id": "fc_1", "output_index": 0}
     else:
-        text = '{"road":"A1","cents":250}' if (body.get("text") or {}).get("format", {}).get("type") == "json_schema" else "Hello"
+        is_json = (body.get("text") or {}).get("format", {}).get("type") == "json_schema"
+        text = said or ('{"road":"A1","cents":250}' if is_json else "Hello")
         part_of = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
         item = {"type": "message", "id": "msg_1", "role": "assistant", "content": [part_of]}
         begun = item | {"content": [], "status": "in_progress"}

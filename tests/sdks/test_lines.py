@@ -16,9 +16,10 @@ import pytest
 
 from tests.fakes import PATIENCE_SECONDS, Upstream
 from tests.gateway.harness import KEY, ORGANIZATION, Served, gateway
+from tests.gateway.test_grpc import port, served, sim
 from tests.gateway.test_test_keys import change
 from tests.sdks.conformance import PNG
-from tests.sdks.engine import AgentEngine, SdkEngine
+from tests.sdks.engine import AgentEngine, CodexEngine, SdkEngine
 from tollway.domain.catalog import TRANSLATED_ENDPOINTS
 from tollway.domain.prices import PriceTerms
 from tollway.domain.snapshot import OrganizationEntry
@@ -87,11 +88,62 @@ async def test_claude_code_without_a_terminal_answers_and_uses_its_tools(tmp_pat
         assert outcomes == [Outcome.COMPLETED] * 3 and len(engine.bodies) == 3
 
 
+async def test_codex_without_a_terminal_answers_and_uses_its_shell(tmp_path: Path) -> None:
+    program = find_codex()
+    note = tmp_path / "note.txt"
+    note.write_text("The road is A1.\n")
+    engine = CodexEngine(str(note))
+    async with Upstream(engine).listening() as upstream, gateway({"m": Served([upstream.url])}) as running:
+        wrong = {}
+        for row, ask, answer in [("codex_plain", "Say hello", "Hello"), ("codex_tools", f"Which road is in {note}?", "The road is A1")]:
+            names = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "KEY": KEY}
+            provider = f'model_providers.tollway={{name="Tollway",base_url="{running.url}/v1",env_key="KEY",wire_api="responses"}}'
+            settings = ('model_provider="tollway"', provider, 'web_search="disabled"', "features.multi_agent=false")
+            options = [text for setting in settings for text in ("-c", setting)]
+            command = [
+                str(program),
+                "exec",
+                "--skip-git-repo-check",
+                "--dangerously-bypass-approvals-and-sandbox",
+                "-m",
+                "m",
+                *options,
+                ask,
+            ]
+            said = (await run_program(command, names, tmp_path)).decode().strip()
+            wrong[row] = None if said == answer else said
+        record("codex", [{"row": row, "wrong": what} for row, what in wrong.items()])
+        assert not any(wrong.values()), wrong
+        outcomes = [final.outcome for final in running.sink.finals]
+        assert outcomes == [Outcome.COMPLETED] * 3 and len(engine.bodies) == 3
+        assert "client_metadata" not in engine.bodies[0], "the installation of a client is nobody else's business"
+
+
+async def test_triton_client_finds_a_server_of_its_protocol(tmp_path: Path) -> None:
+    interpreter = ROOT / ".venv-triton" / "bin" / "python"
+    if not interpreter.exists():
+        pytest.skip("tritonclient is not installed: `make test-sdks` installs it (requirements/triton.txt)")
+    async with sim(tmp_path / "truth.jsonl") as url, port({"m": served(url)}) as made:
+        command = [str(interpreter), str(HERE / "triton.py"), f"127.0.0.1:{made.port}", KEY]
+        out = await run_program(command, {"PATH": os.environ["PATH"]}, tmp_path)
+        rows = [json.loads(row) for row in out.splitlines()]
+        record("triton", rows)
+        assert [row["row"] for row in rows if not row["wrong"]] == ["infer", "stream", "errors", "health"], rows
+        assert [final.outcome for final in made.running.sink.finals] == [Outcome.COMPLETED] * 2
+
+
 PAGE = (ROOT / "docs" / "connecting-clients.md").read_text("utf-8")
 PROGRAMS = dict(re.findall(r"^## ([^\n]+)\n\n```[a-z]+\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
 """Programs of the page, by the client that they are for."""
 
-RUN_BY = {"OpenAI SDK": "openai", "Anthropic SDK": "openai", "LangChain": "langchain", "Vercel AI SDK": "js", "Claude Code": "claude-code"}
+RUN_BY = {
+    "OpenAI SDK": "openai",
+    "Anthropic SDK": "openai",
+    "LangChain": "langchain",
+    "Vercel AI SDK": "js",
+    "Claude Code": "claude-code",
+    "Codex": "codex",
+}
 
 
 @pytest.mark.parametrize("client", PROGRAMS)
@@ -101,12 +153,13 @@ async def test_program_of_the_page_prints_the_answer(client: str, tmp_path: Path
     directory = tmp_path
     if line == "js":
         directory, command = HERE, [find_node(), "--input-type=module", "-e", PROGRAMS[client]]
-    elif line == "claude-code":
-        names["PATH"] = f"{find_claude_code().parent}:{names['PATH']}"
+    elif line in ("claude-code", "codex"):
+        program = find_claude_code() if line == "claude-code" else find_codex()
+        names["PATH"] = f"{program.parent}:{names['PATH']}"
         command = ["bash", "-euc", PROGRAMS[client]]
     else:
         command = [str(find_interpreter(line)), "-c", PROGRAMS[client]]
-    engine = AgentEngine("no note") if line == "claude-code" else SdkEngine()
+    engine = {"claude-code": AgentEngine, "codex": CodexEngine}[line]("no note") if line in ("claude-code", "codex") else SdkEngine()
     async with Upstream(engine).listening() as upstream, gateway({"m": Served([upstream.url])}) as running:
         names |= {"GATEWAY": running.url, "KEY": KEY, "MODEL": "m"}
         out = await run_program(command, names, directory)
@@ -126,6 +179,14 @@ def find_claude_code() -> Path:
     program = next((HERE / "claude-code" / "node_modules" / "@anthropic-ai").glob("claude-code-*/claude"), None)
     if program is None:
         pytest.skip("Claude Code is not installed: `make test-sdks` installs it (tests/sdks/claude-code/package.json)")
+    return program
+
+
+def find_codex() -> Path:
+    """Return the program of Codex. Skip the test if it is not installed."""
+    program = next((HERE / "codex" / "node_modules" / "@openai").glob("codex-*/vendor/*/*/codex"), None)
+    if program is None:
+        pytest.skip("Codex is not installed: `make test-sdks` installs it (tests/sdks/codex/package.json)")
     return program
 
 
@@ -169,11 +230,13 @@ def record(client: str, rows: list[dict[str, Any]]) -> None:
 PACKAGES = {
     "agents": ("openai-agents", "openai"),
     "claude-code": ("@anthropic-ai/claude-code",),
+    "codex": ("@openai/codex",),
     "js": ("openai", "@anthropic-ai/sdk", "ai", "@ai-sdk/openai", "@ai-sdk/openai-compatible"),
     "openai": ("openai", "anthropic"),
     "openai-1": ("openai",),
     "openai-2": ("openai", "anthropic"),
     "langchain": ("langchain-openai", "langchain-anthropic"),
+    "triton": ("tritonclient",),
     "pydantic-ai": ("pydantic-ai-slim", "openai", "anthropic"),
     "llama-index": ("llama-index-llms-openai-like", "llama-index-embeddings-openai"),
     "instructor": ("instructor", "openai"),
@@ -182,7 +245,7 @@ PACKAGES = {
 """Packages of each client whose versions are recorded."""
 
 
-NPM_LOCKS = {"js": HERE / "package-lock.json", "claude-code": HERE / "claude-code" / "package-lock.json"}
+NPM_LOCKS = {"js": HERE / "package-lock.json"} | {name: HERE / name / "package-lock.json" for name in ("claude-code", "codex")}
 """Locks of the clients that npm installs."""
 
 

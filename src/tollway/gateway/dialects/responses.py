@@ -45,6 +45,7 @@ FIELDS: dict[str, Check] = {
     "access_programs": fields.refused(_NOT_OFFERED),
     "background": fields.refused(_NO_BACKGROUND),
     "background_options": fields.refused(_NOT_OFFERED),
+    "client_metadata": fields.nullable(fields.mapping),  # Codex says there which installation and session it is
     "context_management": fields.refused(_NOT_OFFERED),
     "conversation": fields.refused(_NO_CONVERSATIONS),
     "image": fields.refused(_NOT_OFFERED),
@@ -78,7 +79,7 @@ FIELDS: dict[str, Check] = {
     "user": fields.nullable(fields.text),
 }
 
-NOT_FORWARDED = openai_requests.NOT_FORWARDED - {"store"} | {"stream_options"}
+NOT_FORWARDED = openai_requests.NOT_FORWARDED - {"store"} | {"client_metadata", "stream_options"}
 """`stream_options` can only ask to pad events against readers of encrypted traffic, which no engine does."""
 
 ERROR_EVENT = b"event: error\n"
