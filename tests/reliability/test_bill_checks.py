@@ -1,0 +1,55 @@
+"""The comparison of bills with the truth log tells a right bill of sound, pictures and sessions from a wrong one."""
+
+import pytest
+
+from reliability.bill_checks import TOKEN_CLASSES, UNIT_CLASSES, Attempt, Bill, Ended, Heard, find_wrong
+
+PRICES = {"m": {"input": "1", "cached_input": "1", "output": "2", "reasoning": "3", "characters": "1", "images": "2", "request": "0"}}
+UNITS = {"input": 10**6, "output": 2 * 10**6, "characters": 10**6, "images": 2 * 10**12}
+
+
+def bill(endpoint: str, outcome: str = "completed", **used: int) -> Bill:
+    quantities = dict.fromkeys((*TOKEN_CLASSES, *UNIT_CLASSES), 0) | used
+    lines = {name: (count, UNITS[name], count * UNITS[name]) for name, count in used.items() if count}
+    return Bill("req_1", "m", endpoint, outcome, 1, "engine_final", quantities, lines)
+
+
+def made(ended: str = "completed", units: int = 0, prompt: int = 0, generated: int = 0) -> Attempt:
+    return Attempt(1, prompt, 0, generated, 0, ended, units)
+
+
+@pytest.mark.parametrize(
+    ("billed", "is_right"),
+    [
+        (bill("images/edits", images=3), True),
+        (bill("images/edits", images=2), False),
+        (bill("audio/speech", characters=3), False),
+        (bill("images/edits", "client_cancelled"), True),
+        (bill("images/edits", "client_cancelled", images=3), False),
+    ],
+)
+def test_units_are_those_that_the_engine_made(billed: Bill, is_right: bool) -> None:
+    attempt = made(units=3) if billed.endpoint == "images/edits" else made(units=4)
+    assert (not find_wrong({"req_1": [attempt]}, {"req_1": billed}, [], PRICES)[0]) is is_right
+
+
+def test_speech_that_is_left_is_billed_whole_or_not() -> None:
+    for characters, is_right in ((4, True), (0, True), (3, False)):
+        billed = bill("audio/speech", "client_cancelled", characters=characters)
+        assert (not find_wrong({"req_1": [made(units=4)]}, {"req_1": billed}, [], PRICES)[0]) is is_right
+
+
+@pytest.mark.parametrize(
+    ("output", "outcome", "ended", "is_right"),
+    [
+        (5, "completed", "complete", True),
+        (4, "completed", "complete", False),
+        (0, "client_cancelled", "complete", False),
+        (5, "client_cancelled", "left", True),
+        (6, "client_cancelled", "left", False),
+    ],
+)
+def test_responses_of_sessions_are_compared_by_what_they_used(output: int, outcome: str, ended: Ended, is_right: bool) -> None:
+    billed = bill("realtime", outcome, output=output) if outcome != "completed" else bill("realtime", outcome, input=7, output=output)
+    heard = [Heard("m", 0, "resp_1", 101, 5, ended)]
+    assert (not find_wrong({"resp_1": [made(prompt=7, generated=5)]}, {"req_1": billed}, heard, PRICES)[0]) is is_right
