@@ -25,18 +25,19 @@ FIGURES: Mapping[str, Figure] = {
     "R1": Figure(
         "Usage lost or doubled across crashes",
         "An open loop of 100 requests/s: chat completions, completions, embeddings, responses and messages, four of five of them "
-        "streams, some slow, some abandoned, some retried elsewhere; beside it a batch, uploads of files and responses in the "
-        "background. Every "
-        "1 to 5 s one process gets SIGKILL: the gateway, the control process, the supervisor above both or, on PostgreSQL, the "
+        "streams, some slow, some abandoned, some retried elsewhere; beside it edits of pictures, speech, transcripts, realtime "
+        "sessions, calls and streams by gRPC, a batch, uploads of files and responses in the background. "
+        "Every 1 to 5 s one process gets SIGKILL: the gateway, the control process, the supervisor above both or, on PostgreSQL, the "
         "postmaster. Each is started again 0 to 2 s later (gateway and control by the supervisor, at once). Before half of the "
         "kills everything works again; the others strike whatever there is, starts and recoveries among them. Beside it an "
         "administrator makes and revokes keys. The engine keeps a truth log of its own, in memory where the platform has the disk.",
         "Every request that the engine heard of has exactly one event, and no other request costs anything. What a client saw "
-        "complete is billed as completed, with the tokens of the truth log, class by class; what ended otherwise is billed at "
+        "complete is billed as completed, with the tokens, seconds, characters or images of the truth log, class by class; responses of "
+        "a session, whose ids no bill has, are compared by what they used. What ended otherwise is billed at "
         "least what was delivered and at most what was generated. `tollway verify` finds nothing. Every acknowledged key exists "
         "and works, every revoked one does not. Each line of the batch and each response in the background is answered and billed "
         "once; each file that was acknowledged is there. Nobody is told a 5xx but `draining` and, on a busy machine, "
-        "`model_overloaded`; nothing hangs; control answers 200 or 503. All is collected within 60 s.",
+        "`overloaded` or `model_overloaded`; nothing hangs; control answers 200 or 503. All is collected within 60 s.",
         "SIGKILL is not a power cut: what the kernel holds survives. One machine: no network between the parts fails. How soon "
         "things are back is shown and not checked: the machine does other things beside.",
         "python -m reliability R1 --kills 100 --database postgres --seed 1",
@@ -156,7 +157,7 @@ FIGURES: Mapping[str, Figure] = {
         "Batches across crashes",
         "Batches of up to 50,000 lines are submitted to a platform of one gateway and one control process. Every 3 to 8 s the gateway (two "
         "of three times) or the control process gets SIGKILL, and is started again by the supervisor. The engine repeats what each line "
-        "asks, and keeps a truth log.",
+        "asks, and keeps a truth log. With `--bucket` the files are in a bucket of a server that speaks S3.",
         "Each line stands in the output once, with its own answer, and the request that answered it is billed; no other request costs "
         "anything. Every bill is right by the truth log, and `tollway verify` finds nothing.",
         "Several gateways at one directory (`tests/gateway/test_batches.py` has two owners in turn), a power cut, a full disk.",
