@@ -94,7 +94,7 @@ def test_containers_may_write_their_volumes_and_nothing_else(helm: Path, values:
 
 def test_commands_options_and_variables_exist(helm: Path) -> None:
     page = (ROOT / "docs" / "cli.md").read_text()
-    secrets = set(re.findall(r"`(TOLLWAY_[A-Z]\w+)`", (ROOT / "docs" / "deployment.md").read_text()))
+    secrets = set(re.findall(r"`((?:TOLLWAY|AWS)_[A-Z]\w+)`", (ROOT / "docs" / "deployment.md").read_text()))
     for container, _ in list_containers(render(helm, "--values", str(CHART / "ci" / "everything.yaml"))):
         words = container["args"]
         if "command" in container:
