@@ -77,12 +77,6 @@ class Operator:
         return None if self.live is None else self.live.id
 
 
-def may_approve(asked: Operator, approver: Operator) -> bool:
-    """Return whether one operator may approve what another asked for: not if one person can have held both keys. An operator who signed in
-    is the same person whatever origin their groups give them now."""
-    return asked.origin is not approver.origin and asked.key_id != approver.key_id
-
-
 ROTATION_PAUSE_SECONDS = 10
 """Time after a rotation in which another one is refused: it is the same person's second click, or a second person at the same moment."""
 

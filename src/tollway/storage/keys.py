@@ -257,6 +257,18 @@ def put_platform_key(tx: PlatformTx, key: Key, digest: Digest) -> Key | None:
     return _platform_key(row) if row.revoked_at is None else None
 
 
+def list_makers(tx: PlatformTx, key_id: str) -> set[str]:
+    """Return a key of an operator, the key or the operator with whom it was made, and so on up to a key of the settings or an operator who
+    signed in. `key_id`: may be the id of an operator, whom nobody made."""
+    made = api_keys.c
+    chain = sa.select(sa.literal(key_id, sa.String(64)).label("id")).cte("makers", recursive=True)
+    makers = (
+        sa.select(made.created_by).join(chain, made.id == chain.c.id).where(made.organization_id.is_(None), made.created_by.is_not(None))
+    )
+    chain = chain.union(makers)
+    return set(tx.connection.execute(sa.select(chain.c.id)).scalars())
+
+
 def lock_origin(tx: PlatformTx, origin: KeyOrigin) -> None:
     """Let operators whose keys have this origin take turns until the transaction ends."""
     query = sa.select(api_keys.c.id).where(api_keys.c.organization_id.is_(None), api_keys.c.origin == origin)

@@ -1,19 +1,19 @@
 """Losses: what a gateway served and will never report is declared lost by an operator and a second person.
 
 Requests of the missing records are billed to nobody, and how many there were is not known, so no limit exempts a declaration: an operator
-asks, and a key of another origin approves (`domain.keys.may_approve`). Only the approval writes the declaration; until then the epoch
+asks, and a key of another origin approves (`approvals.may_approve`). Only the approval writes the declaration; until then the epoch
 blocks the close of its periods.
 """
 
 from collections.abc import Callable
 
-from tollway.control.approvals import SAME_ORIGIN
+from tollway.control.approvals import SAME_ORIGIN, may_approve
 from tollway.control.gateways.epochs import SILENCE_US
 from tollway.domain import ids
 from tollway.domain.corrections import ApprovalDecision
 from tollway.domain.epochs import Lost, LostRequest, LostRequestState
 from tollway.domain.faults import RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
-from tollway.domain.keys import Operator, may_approve
+from tollway.domain.keys import Operator
 from tollway.domain.pages import Page, PageWindow
 from tollway.storage import epochs as stored_epochs
 from tollway.storage import lost_requests as stored
@@ -65,7 +65,7 @@ def decide(tx: PlatformTx, request_id: str, decision: ApprovalDecision, *, appro
         raise Fault(RESOURCE_UNKNOWN, message="There is no such request.")
     if request.state is not LostRequestState.PENDING:
         raise Fault(STATE_CONFLICT, message=f"The request does not wait for approval: it is {request.state}.")
-    if decision is ApprovalDecision.APPROVED and not may_approve(request.actor, approver):
+    if decision is ApprovalDecision.APPROVED and not may_approve(tx, request.actor, approver):
         raise Fault(STATE_CONFLICT, message=SAME_ORIGIN)
     stored.insert_decision(tx, request, decision, approver, now)
     if decision is ApprovalDecision.APPROVED:

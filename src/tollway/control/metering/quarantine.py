@@ -13,13 +13,13 @@ records are rated by themselves once these are there (`WaitingRecords`), by the 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tollway.control.approvals import sum_moved_today
+from tollway.control.approvals import may_approve, sum_moved_today
 from tollway.control.metering.batches import Batch
 from tollway.control.metering.collect import book_batch, list_billing_accounts, retry_races
 from tollway.control.metering.rating import RatedBatch
 from tollway.control.metering.record_checks import Owners, reject_foreign
 from tollway.domain.faults import RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
-from tollway.domain.keys import Operator, may_approve
+from tollway.domain.keys import Operator
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.periods import Calendar
 from tollway.domain.quarantine import QuarantinedRecord, QuarantineState, Resolution, WriteOffRequest
@@ -188,7 +188,7 @@ def write_off(
     )
     stored.insert_write_off_request(tx, record, WriteOffRequest(actor, reason, amount_pico, currency, now))
     for request in stored.list_write_off_requests(tx, record):
-        if may_approve(request.actor, actor):
+        if may_approve(tx, request.actor, actor):
             agreed = Resolution(QuarantineState.WRITTEN_OFF, request.reason, request.actor.key_id, now, actor.key_id)
             return _resolve(tx, record, agreed)
     if not is_within_limit:

@@ -7,7 +7,7 @@ other way round: at the event's own price version, in the first period of the or
 import hashlib
 from dataclasses import dataclass
 
-from tollway.control.approvals import SAME_ORIGIN, sum_moved_today
+from tollway.control.approvals import SAME_ORIGIN, may_approve, sum_moved_today
 from tollway.control.money.ledger import PLATFORM, REVENUE, UNBILLED
 from tollway.domain import ids
 from tollway.domain.billing_classes import Quantities
@@ -22,7 +22,7 @@ from tollway.domain.corrections import (
     sum_lines,
 )
 from tollway.domain.faults import PARAMETER_INVALID, PARAMETER_MISSING, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
-from tollway.domain.keys import Operator, may_approve
+from tollway.domain.keys import Operator
 from tollway.domain.ledger import Account, AdjustmentCause, Entry, Posting
 from tollway.domain.money import AMOUNT_PICO_MAX
 from tollway.domain.pages import Page, PageWindow
@@ -105,7 +105,7 @@ def decide(tx: PlatformTx, adjustment_id: str, decision: ApprovalDecision, *, ap
     adjustment = get_adjustment(tx, adjustment_id)  # as it is now that nobody else can decide
     if adjustment.state is not AdjustmentState.PENDING:
         raise Fault(STATE_CONFLICT, message=f"The correction does not wait for approval: it is {adjustment.state}.")
-    if decision is ApprovalDecision.APPROVED and not may_approve(Operator(adjustment.actor, adjustment.actor_origin), approver):
+    if decision is ApprovalDecision.APPROVED and not may_approve(tx, Operator(adjustment.actor, adjustment.actor_origin), approver):
         raise Fault(STATE_CONFLICT, message=SAME_ORIGIN)
     stored.insert_decision(tx, adjustment, decision, approver, now)
     if decision is ApprovalDecision.APPROVED:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import msgspec
 
 from tollway.control import publish
-from tollway.control.approvals import SAME_ORIGIN
+from tollway.control.approvals import SAME_ORIGIN, may_approve
 from tollway.control.auditing import audit
 from tollway.control.auditing.audit import AuditedOperation
 from tollway.control.auditing.audit_chains import ERASED_RECORDS, ERASURE_EVENT
@@ -25,7 +25,7 @@ from tollway.domain.audit import Actor, ActorKind, AuditRecord, RowChange, Targe
 from tollway.domain.corrections import ApprovalDecision
 from tollway.domain.erasures import Erasure, ErasureState
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
-from tollway.domain.keys import Operator, may_approve
+from tollway.domain.keys import Operator
 from tollway.domain.pages import Page, PageWindow
 from tollway.storage import audit as stored_audit
 from tollway.storage import erasures as storage
@@ -88,7 +88,7 @@ def decide(tx: PlatformTx, erasure_id: str, decision: ApprovalDecision, *, appro
     if erasure.state is not ErasureState.PENDING:
         raise Fault(STATE_CONFLICT, message=f"The erasure does not wait for approval: it is {erasure.state}.")
     is_approved = decision is ApprovalDecision.APPROVED
-    if is_approved and not may_approve(erasure.actor, approver):
+    if is_approved and not may_approve(tx, erasure.actor, approver):
         raise Fault(STATE_CONFLICT, message=SAME_ORIGIN)
     if is_approved and not storage.is_ready(tx, erasure.organization_id, erasure.user_id):
         raise Fault(STATE_CONFLICT, message=NOT_READY)
