@@ -203,13 +203,13 @@ async def test_62_decisions_go_on_by_shares_and_are_exact_again_afterwards(fault
             one.counters.gateways = 2
             bound = one.bind(requests_per_day=20, concurrent_requests=16, tokens_per_day=1000)
             first = await one.reserve(bound, (1, 100, 0, 0, 0, 0))
-            assert first.states and first.is_admitted
+            assert first.numbers and first.is_admitted
             _break(server, fault)
             alone = []
             for _ in range(STRIKES_MAX + 12):
                 alone.append(await one.reserve(bound, (1, 10, 0, 0, 0, 0)))
             admitted = [hold for hold in alone if hold.is_admitted]
-            assert not any(hold.states for hold in alone)
+            assert not any(hold.numbers for hold in alone)
             assert 6 <= len(admitted) <= 8, "half of 16 at a time, one of which runs already"
             await until(lambda: "limits_store_unavailable" in one.alarms)
             _mend(server, fault)
@@ -258,7 +258,7 @@ async def test_62_loss_of_the_store_admits_nothing_that_was_used_before() -> Non
                 assert (await one.reserve(bound)).is_admitted
             server.kill()
             hold = await one.reserve(bound)
-            assert not hold.states and not hold.is_admitted
+            assert not hold.numbers and not hold.is_admitted
 
 
 async def test_62_store_that_was_flushed_learns_again_what_is_held(server: CounterServer) -> None:
@@ -317,7 +317,7 @@ async def test_62_admission_that_comes_after_the_deadline_is_released(server: Co
             hold = await one.reserve(bound)
         finally:
             server.signal(signal.SIGCONT)
-        assert hold.is_admitted and not hold.states
+        assert hold.is_admitted and not hold.numbers
         await until(lambda: one.store.is_available)
         one.settle(hold, ONE)
         async with asyncio.timeout(PATIENCE_SECONDS):

@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.storage.test_shared_counters import START_US, Model
 from tollway.domain.limits import MINUTE_NS, SECOND_NS, LevelLimits, LimitLevel, Limits
-from tollway.domain.shared_limits import CounterState, PreparedLimits, SharedCounter, StoreAnswer
+from tollway.domain.shared_limits import PreparedLimits, SharedCounter, StoreAnswer
 from tollway.gateway.counters import QUANTITIES, Units
 from tollway.gateway.shared_counters import SharedBound, SharedCounters, SharedHold
 from tollway.storage.shared_counters import prepare
@@ -42,7 +42,7 @@ class Store:
 
     def reserve(self, prepared: PreparedLimits, owner: str, units: tuple[int, ...], done: Callable[[StoreAnswer | None], None]) -> None:
         admitted, known, *numbers = self.model.reserve(owner, self.now_us(), units[1:])
-        done(StoreAnswer(bool(admitted), bool(known), tuple(CounterState(*numbers[at : at + 3]) for at in range(0, len(numbers), 3))))
+        done(StoreAnswer(bool(admitted), bool(known), tuple(numbers)))
 
     def read(self, prepared: PreparedLimits, done: Callable[[StoreAnswer | None], None]) -> None:
         raise AssertionError("no history reads the store")

@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.storage.test_shared_counters import START_US, Model
 from tollway.domain.limits import LevelLimits, LimitLevel, Limits
-from tollway.domain.shared_limits import CounterState, PreparedLimits, SharedCounter, StoreAnswer, list_counters
+from tollway.domain.shared_limits import PreparedLimits, SharedCounter, StoreAnswer, list_counters
 from tollway.gateway.counters import QUANTITIES, Units
 from tollway.gateway.limit import Undecided, limit
 from tollway.gateway.memory_counters import MemoryBound, MemoryCounters
@@ -132,8 +132,7 @@ class StoreLink:
     def reserve(self, prepared: PreparedLimits, owner: str, units: tuple[int, ...], done: Callable[[StoreAnswer | None], None]) -> None:
         def decide() -> StoreAnswer:
             admitted, known, *numbers = self._store.model.reserve(owner, self._store.now_us(), units[1:])
-            states = tuple(CounterState(*numbers[at : at + 3]) for at in range(0, len(numbers), 3))
-            return StoreAnswer(bool(admitted), bool(known), states)
+            return StoreAnswer(bool(admitted), bool(known), tuple(numbers))
 
         self._call(decide, done)
 
@@ -316,7 +315,7 @@ class Limiter:
                 world.fail(f"{truth.id} was refused, and counts all the same")
             raise
         hold = getattr(permit, "_hold", None)
-        if self.link is not None and hold is not None and not hold.states:
+        if self.link is not None and hold is not None and not hold.numbers:
             self.link.note_alone()
         units = (1, 0, 0, 0, 0, 0) if hold is None else hold.units
         self._limits.runs.append(Run(self._process.name, asked_at, world.now, units, truth))

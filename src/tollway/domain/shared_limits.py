@@ -39,13 +39,16 @@ class CounterState(NamedTuple):
     held: int
 
 
-class PreparedLimits(NamedTuple):
+class PreparedLimits:
     """The counters of one caller's requests to one model, in the form in which a store uses them: `keys` of what it stores, and `shape`,
-    its description of `counters`."""
+    its description of `counters`. Only the store that made it can use it."""
 
-    counters: tuple[SharedCounter, ...]
-    keys: tuple[bytes, ...]
-    shape: bytes
+    __slots__ = ("counters", "keys", "shape")
+
+    def __init__(self, counters: tuple[SharedCounter, ...], keys: tuple[bytes, ...], shape: bytes) -> None:
+        self.counters = counters
+        self.keys = keys
+        self.shape = shape
 
     def find_size_min(self, quantity: Quantity, default: int) -> int:
         """Return the size of the smallest limit on a quantity, `default` if there is none."""
@@ -54,11 +57,17 @@ class PreparedLimits(NamedTuple):
 
 class StoreAnswer(NamedTuple):
     """A store's decision. `is_lease_known`: the store knew the owner's lease; if it should have and did not, it has lost its contents.
-    `states`: of every counter after the decision."""
+    `numbers`: units, fraction and held units of every counter after the decision, as in `CounterState`: plain numbers, because an object
+    for each of a dozen counters costs a gateway more than all else of an answer."""
 
     is_admitted: bool
     is_lease_known: bool
-    states: tuple[CounterState, ...]
+    numbers: tuple[int, ...]
+
+
+def list_states(numbers: Sequence[int]) -> list[CounterState]:
+    """Return the states of counters from the numbers of a store's answer."""
+    return [CounterState(*numbers[at : at + 3]) for at in range(0, len(numbers), 3)]
 
 
 EMPTY = CounterState(0, 0, 0)

@@ -27,6 +27,7 @@ from tollway.domain.shared_limits import (
     find_reset_us,
     find_wait_us,
     list_standings,
+    list_states,
 )
 from tollway.gateway.counters import (
     END_USERS_MAX,
@@ -78,30 +79,42 @@ def divide(limits: Limits, gateways: int) -> Limits:
 
 
 class SharedRow(NamedTuple):
-    """Facts of one shared counter that each request needs. `window_us`: 0 for concurrent requests. `quantity`: the place in QUANTITIES;
-    `kind`: in HEADER_KINDS. `is_minute`: its window is a minute."""
+    """Facts of one shared counter that the end of each request needs. `is_rate`: False for concurrent requests. `quantity`: the place in
+    QUANTITIES. `is_minute`: its window is a minute."""
 
-    size: int
-    window_us: int
+    is_rate: bool
     quantity: int
-    kind: int
     is_minute: bool
+
+
+class SharedRate(NamedTuple):
+    """Facts of one shared rate that the headers of each answer need. `number`: its place among the counters; `kind`: in HEADER_KINDS."""
+
+    number: int
+    size: int
+    kind: int
 
 
 def _describe(counter: SharedCounter) -> SharedRow:
     quantity = QUANTITIES.index(counter.dimension.quantity)
-    return SharedRow(counter.size, counter.window_us, quantity, HEADER_KINDS_OF[quantity], counter.dimension.window_ns == MINUTE_NS)
+    return SharedRow(counter.window_us > 0, quantity, counter.dimension.window_ns == MINUTE_NS)
+
+
+def _list_rates(counters: Sequence[SharedCounter]) -> tuple[SharedRate, ...]:
+    kinds = [HEADER_KINDS_OF[QUANTITIES.index(counter.dimension.quantity)] for counter in counters]
+    return tuple(SharedRate(number, each.size, kinds[number]) for number, each in enumerate(counters) if each.window_us)
 
 
 class SharedBound(Bound):
     """The counters that bind one caller's requests to one model, where several gateways share them.
 
-    `prepared`: the shared counters, in the form of their store; `states`: how they stood at `seen_ns`, the store's last answer. `local`:
+    `prepared`: the shared counters, in the form of their store; `numbers`: how they stood at `seen_ns`, the store's last answer. `local`:
     the same counters of this process, each with this gateway's share of `gateways` of the limit; they decide while the store cannot.
-    `rows`: facts of the counters, in their order. `is_settled`: a request's end must be reported to the store.
+    `rows`: facts of the counters, in their order; `rates`: of those that are rates. `is_settled`: a request's end must be reported to the
+    store.
     """
 
-    __slots__ = ("gateways", "is_settled", "limits", "local", "organization_id", "prepared", "rows", "seen_ns", "states")
+    __slots__ = ("gateways", "is_settled", "limits", "local", "numbers", "organization_id", "prepared", "rates", "rows", "seen_ns")
 
     def __init__(
         self, organization_id: str, limits: Sequence[LevelLimits], prepared: PreparedLimits, local: MemoryBound, gateways: int
@@ -117,9 +130,10 @@ class SharedBound(Bound):
         self.prepared = prepared
         self.local = local
         self.gateways = gateways
-        self.states: tuple[CounterState, ...] = ()
+        self.numbers: tuple[int, ...] = ()
         self.seen_ns = 0
         self.rows = tuple(_describe(each) for each in prepared.counters)
+        self.rates = _list_rates(prepared.counters)
         quantities = {each.dimension.quantity for each in prepared.counters}
         has_holds = not quantities <= {Quantity.REQUESTS}
         self.is_settled = has_holds or any(each.dimension is CONCURRENT_REQUESTS for each in prepared.counters)
@@ -128,13 +142,13 @@ class SharedBound(Bound):
 class SharedHold(Hold):
     """The decision on one request, and what the request holds if it was admitted.
 
-    `states`: of the shared counters after the store's decision; empty if this gateway decided alone. `owner`: whose hold it is in the
+    `numbers`: of the shared counters after the store's decision; empty if this gateway decided alone. `owner`: whose hold it is in the
     store; empty if the store does not know it. `local`: the hold in this process's counters, if this gateway decided alone. `buckets`:
     where it counts as running in this process beside the store. `loss`: number of the store's losses before the decision. `question`: what
     the store was asked.
     """
 
-    __slots__ = ("_counters", "bound", "buckets", "local", "loss", "owner", "question", "states")
+    __slots__ = ("_counters", "bound", "buckets", "local", "loss", "numbers", "owner", "question")
 
     def __init__(self, counters: "SharedCounters", bound: SharedBound, units: Units, started_ns: int, loss: int) -> None:
         super().__init__(units, started_ns)
@@ -142,7 +156,7 @@ class SharedHold(Hold):
         self._counters = counters
         self.bound = bound
         self.loss = loss
-        self.states: tuple[CounterState, ...] = ()
+        self.numbers: tuple[int, ...] = ()
         self.owner = ""
         self.local: MemoryHold | None = None
         self.buckets: tuple[Bucket, ...] = ()
@@ -162,13 +176,13 @@ class SharedHold(Hold):
         self.is_decided = True
 
     def find_tightest(self, now_ns: int) -> list[Remainder | None]:
-        if self.states:
-            return find_shared_tightest(self.bound, self.states)
+        if self.numbers:
+            return find_shared_tightest(self.bound, self.numbers)
         return self.bound.local.find_tightest(now_ns)
 
     def find_refusal(self) -> Refusal:
-        if self.states:
-            return find_shared_refusal(self.bound.prepared.counters, self.states, self.units)
+        if self.numbers:
+            return find_shared_refusal(self.bound.prepared.counters, list_states(self.numbers), self.units)
         assert self.local is not None
         refusal = self.local.find_refusal()
         if refusal.is_permanent:  # more than this gateway's share, though perhaps not more than the limit
@@ -258,7 +272,7 @@ class SharedCounters(Counters):
                 return
             is_over = True
             if answer is not None:
-                done(list_standings(bound.prepared.counters, answer.states))
+                done(list_standings(bound.prepared.counters, list_states(answer.numbers)))
             else:
                 read_at_ns = self._clock()
                 self._prepare_share(bound, read_at_ns)
@@ -318,9 +332,9 @@ class SharedCounters(Counters):
     def _take(self, hold: SharedHold, owner: str, answer: StoreAnswer) -> None:
         """Take the store's answer for a request."""
         bound = hold.bound
-        bound.states, bound.seen_ns = answer.states, self._clock()
+        bound.numbers, bound.seen_ns = answer.numbers, self._clock()
         self.by_store += 1
-        hold.states = answer.states
+        hold.numbers = answer.numbers
         hold.is_admitted = answer.is_admitted
         has_lost = not answer.is_lease_known and owner == self._owner and self._held.get(bound.organization_id)
         if hold.is_admitted and bound.is_settled:
@@ -393,13 +407,14 @@ class SharedCounters(Counters):
             return
         self._alone_bounds[bound] = None
         elapsed_us = (now_ns - bound.seen_ns) // 1000
+        states = list_states(bound.numbers)
         for number, (counter, cell) in enumerate(_list_cells(bound)):
             if not counter.window_us:
                 continue
             before = max(cell.tat, now_ns * cell.scale)
             after = before
-            if bound.states:
-                state = drain(bound.states[number], elapsed_us, counter.size, counter.window_us)
+            if states:
+                state = drain(states[number], elapsed_us, counter.size, counter.window_us)
                 used = -(-(state.units + (state.fraction > 0) + state.held) // self.gateways)
                 after = max(before, now_ns * cell.scale + used * cell.cost)
             cell.tat = after
@@ -501,7 +516,7 @@ def list_moves(hold: SharedHold, used: Units) -> list[int]:
     for row in hold.bound.rows:
         quantity = row.quantity
         if quantity == REQUESTS:  # charged at admission
-            moves += (0 if row.window_us else 1, 0)
+            moves += (0 if row.is_rate else 1, 0)
         elif is_charged and row.is_minute:
             moves += (0, max(used[quantity] - units[quantity], 0))
         else:
@@ -531,21 +546,28 @@ def _charge_of(counter: SharedCounter, used: Units) -> int:
     return used[QUANTITIES.index(counter.dimension.quantity)] if counter.window_us else 0
 
 
-def find_shared_tightest(bound: SharedBound, states: Sequence[CounterState]) -> list[Remainder | None]:
-    """Return for each of HEADER_KINDS what is left of the limit that has the least left; None where there is none."""
-    rows = bound.rows
-    least, at = [0, 0, 0, 0], [-1, -1, -1, -1]
-    for number, (size, window_us, _, kind, _) in enumerate(rows):
-        if window_us:
-            units, fraction, held = states[number]
-            remaining = max(size - units - held - (1 if fraction else 0), 0)
-            if at[kind] < 0 or remaining < least[kind]:
-                least[kind], at[kind] = remaining, number
+def find_shared_tightest(bound: SharedBound, numbers: Sequence[int]) -> list[Remainder | None]:
+    """Return for each of HEADER_KINDS what is left of the limit that has the least left; None where there is none. `numbers`: as in
+    `StoreAnswer`."""
+    least, tightest = [0, 0, 0, 0], [-1, -1, -1, -1]
+    for number, size, kind in bound.rates:
+        at = number * 3
+        remaining = size - numbers[at] - numbers[at + 2]
+        if numbers[at + 1]:
+            remaining -= 1
+        if remaining < 0:
+            remaining = 0
+        if tightest[kind] < 0 or remaining < least[kind]:
+            least[kind], tightest[kind] = remaining, number
     counters = bound.prepared.counters
-    return [
-        None if number < 0 else Remainder(rows[number].size, left, find_reset_us(states[number], counters[number]) * 1000)
-        for left, number in zip(least, at, strict=True)
-    ]
+    found: list[Remainder | None] = []
+    for left, number in zip(least, tightest, strict=True):
+        if number < 0:
+            found.append(None)
+        else:
+            state = CounterState(*numbers[number * 3 : number * 3 + 3])
+            found.append(Remainder(counters[number].size, left, find_reset_us(state, counters[number]) * 1000))
+    return found
 
 
 def find_shared_refusal(counters: Sequence[SharedCounter], states: Sequence[CounterState], units: Units) -> Refusal:

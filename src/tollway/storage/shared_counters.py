@@ -23,14 +23,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
 
 from tollway.domain.limits import LevelLimits, Quantity
-from tollway.domain.shared_limits import CounterState, PreparedLimits, SharedCounter, StoreAnswer, list_counters
+from tollway.domain.shared_limits import CounterState, PreparedLimits, SharedCounter, StoreAnswer, list_counters, list_states
 from tollway.wire.resp import Reply, ReplyError, ReplyReader, encode_arguments, encode_command
 
 GRACE_SECONDS = 0.001
@@ -51,9 +50,6 @@ CONNECT_SECONDS = 1.0
 
 CALLS_MAX = 10_000
 """Calls that wait for replies. More than a server answers within the deadline of any of them."""
-
-STARTS_MAX = 10_000
-"""Callers' calls whose first part is kept encoded, about a kilobyte each."""
 
 LEASE_SECONDS = 10.0
 """A gateway that did not call for so long no longer holds anything. Gateways renew their leases every two seconds."""
@@ -246,7 +242,19 @@ class _CounterShape(NamedTuple):
     size: int
 
 
-def prepare(organization_id: str, limits: Sequence[LevelLimits]) -> PreparedLimits:
+class PreparedCalls(PreparedLimits):
+    """Limits in the form of the scripts, with the first parts of their calls in the name of `owner`, encoded: they are the same for each
+    request. Empty until the first call."""
+
+    __slots__ = ("owner", "reserve_start", "settle_start")
+
+    def __init__(self, counters: tuple[SharedCounter, ...], keys: tuple[bytes, ...], shape: bytes) -> None:
+        super().__init__(counters, keys, shape)
+        self.owner = ""
+        self.reserve_start = self.settle_start = b""
+
+
+def prepare(organization_id: str, limits: Sequence[LevelLimits]) -> PreparedCalls:
     """Return the limits of one organization in the form of the scripts."""
     counters: list[SharedCounter] = []
     keys = [_name_leases(organization_id)]
@@ -262,23 +270,21 @@ def prepare(organization_id: str, limits: Sequence[LevelLimits]) -> PreparedLimi
                 ]
             )
             counters += of_level
-    return PreparedLimits(tuple(counters), tuple(keys), msgspec.msgpack.encode(shape))
+    return PreparedCalls(tuple(counters), tuple(keys), msgspec.msgpack.encode(shape))
 
 
 def _name_leases(organization_id: str) -> bytes:
     return f"{_PREFIX}:{{{organization_id}}}:leases".encode()
 
 
-_make_state: Callable[[tuple[int, ...]], CounterState] = partial(tuple.__new__, CounterState)
-"""As `CounterState._make`, without a frame of Python for each of a request's dozen counters."""
 _read_answer = msgspec.msgpack.Decoder(tuple[int, ...]).decode
+_write_numbers = msgspec.msgpack.Encoder().encode
 
 
 def _decode_answer(reply: bytes) -> StoreAnswer:
     """Return the answer of a script. Raises ValueError if it is none."""
     numbers = _read_answer(reply)
-    states = tuple(map(_make_state, zip(numbers[2::3], numbers[3::3], numbers[4::3], strict=True)))
-    return StoreAnswer(bool(numbers[0]), bool(numbers[1]), states)
+    return StoreAnswer(numbers[0] == 1, numbers[1] == 1, numbers[2:])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -315,25 +321,37 @@ def parse_url(url: str) -> _Address:
 
 
 class _Call:
-    """A command that waits for its reply. `done`: receives the reply, or None if there is none in time; then a late reply as well."""
+    """A command that waits for its reply. `on_answer`: receives what a script answered, or None if there is no answer in time; then a late
+    one as well. `on_reply`: receives the reply itself. A call without either waits for the reply all the same, because replies come in the
+    order of their calls."""
 
-    __slots__ = ("command", "done", "is_overdue", "is_repeated", "sent_at")
+    __slots__ = ("command", "is_overdue", "is_repeated", "on_answer", "on_reply", "sent_at")
 
-    def __init__(self, command: bytes, done: "Callable[[Reply], None]", sent_at: float) -> None:
+    def __init__(self, command: bytes, sent_at: float, on_answer: "OnAnswer | None" = None, on_reply: "OnReply | None" = None) -> None:
         self.command = command
-        self.done = done
         self.sent_at = sent_at
+        self.on_answer = on_answer
+        self.on_reply = on_reply
         self.is_overdue = False
         self.is_repeated = False
 
 
-class _Connection(asyncio.Protocol):
-    """One connection: commands out, each reply to the call that it belongs to. `on_lost` is called once, with the reason."""
+OnAnswer = Callable[[StoreAnswer | None], None]
+OnReply = Callable[[Reply], None]
 
-    def __init__(self, on_lost: "Callable[[_Connection, str], None]") -> None:
+
+class _Connection(asyncio.Protocol):
+    """One connection: commands out, each reply to the call that it belongs to. `on_reply` is called with each call and its reply, and the
+    time of the loop; `on_lost` once, with the reason."""
+
+    def __init__(
+        self, on_reply: "Callable[[_Connection, _Call, Reply, float], None]", on_lost: "Callable[[_Connection, str], None]"
+    ) -> None:
         self.calls: deque[_Call] = deque()
+        self.loop = asyncio.get_running_loop()
         self.transport: asyncio.Transport | None = None
         self._reader = ReplyReader()
+        self._on_reply = on_reply
         self._on_lost = on_lost
         self._held: list[bytes] = []
         self._flush_timer: asyncio.TimerHandle | None = None
@@ -352,29 +370,32 @@ class _Connection(asyncio.Protocol):
             self.abort()
             self._on_lost(self, f"the server sent {error}")
             return
+        now = self.loop.time()
+        calls = self.calls
         for reply in replies:
-            if not self.calls:
+            if not calls:
                 self.abort()
                 self._on_lost(self, "the server sent a reply to nothing")
                 return
-            self.calls.popleft().done(reply)
+            self._on_reply(self, calls.popleft(), reply, now)
 
-    def send(self, command: bytes, done: Callable[[Reply], None], now: float, *, may_wait: bool = False) -> _Call:
-        """Send a command. One that `may_wait` goes with the next one, or after SETTLE_WAIT_SECONDS."""
-        call = _Call(command, done, now)
+    def send(self, call: _Call) -> None:
+        """Send the command of a call, after those that wait for it."""
         self.calls.append(call)
-        held = self._held
-        if may_wait:
-            held.append(command)
-            if self._flush_timer is None:
-                self._flush_timer = asyncio.get_running_loop().call_later(SETTLE_WAIT_SECONDS, self._flush)
-        elif self.transport is not None:
-            if held:
-                held.append(command)
-                command = b"".join(held)
-                held.clear()
+        if self.transport is not None:
+            command = call.command
+            if self._held:
+                self._held.append(command)
+                command = b"".join(self._held)
+                self._held.clear()
             self.transport.write(command)
-        return call
+
+    def send_later(self, call: _Call) -> None:
+        """Send the command of a call with the next one, or after SETTLE_WAIT_SECONDS."""
+        self.calls.append(call)
+        self._held.append(call.command)
+        if self._flush_timer is None:
+            self._flush_timer = self.loop.call_later(SETTLE_WAIT_SECONDS, self._flush)
 
     def _flush(self) -> None:
         self._flush_timer = None
@@ -429,7 +450,6 @@ class RedisCounters:
         self._timer: asyncio.TimerHandle | None = None
         self._lease = b"%d" % int(options.lease_seconds * 1_000_000)
         self._reason = ""
-        self._starts: dict[tuple[tuple[bytes, ...], bytes, bytes], bytes] = {}
 
     @property
     def is_available(self) -> bool:
@@ -442,83 +462,92 @@ class RedisCounters:
 
     # ---- Calls -------------------------------------------------------------------------------------------------------
 
-    def reserve(self, prepared: PreparedLimits, owner: str, units: tuple[int, ...], done: Callable[[StoreAnswer | None], None]) -> None:
+    def reserve(self, prepared: PreparedLimits, owner: str, units: tuple[int, ...], done: OnAnswer) -> None:
         """Admit a request at all levels, or change nothing."""
-        self._ask(prepared, owner, [msgspec.msgpack.encode(units), b""], done)
+        assert isinstance(prepared, PreparedCalls)
+        if prepared.owner != owner:
+            self._prepare_calls(prepared, owner)
+        encoded = _write_numbers(units)
+        self._call(b"%b$%d\r\n%b\r\n$0\r\n\r\n" % (prepared.reserve_start, len(encoded), encoded), done)
 
-    def read(self, prepared: PreparedLimits, done: Callable[[StoreAnswer | None], None]) -> None:
+    def read(self, prepared: PreparedLimits, done: OnAnswer) -> None:
         """Return the states of counters, as a refusal."""
-        self._ask(prepared, "", [_NO_UNITS, b"read"], done)
+        self._call(self._encode(RESERVE, prepared.keys, "", "", prepared.shape, [_NO_UNITS, b"read"]), done)
 
     def settle(self, prepared: PreparedLimits, owner: str, moves: Sequence[int], previous: str = "") -> None:
         """Change what an owner holds, and charge units."""
-        command = self._encode(SETTLE, prepared.keys, owner, previous, prepared.shape, [msgspec.msgpack.encode(moves)])
-        self._call(command, self._note_reply, may_wait=not previous)
+        assert isinstance(prepared, PreparedCalls)
+        encoded = _write_numbers(moves)
+        if previous:
+            self._call(self._encode(SETTLE, prepared.keys, owner, previous, prepared.shape, [encoded]), None)
+            return
+        if prepared.owner != owner:
+            self._prepare_calls(prepared, owner)
+        self._call(b"%b$%d\r\n%b\r\n" % (prepared.settle_start, len(encoded), encoded), None, may_wait=True)
 
     def renew(self, organization_id: str, owner: str, done: Callable[[bool], None]) -> None:
         """Renew the lease of an owner in an organization."""
 
-        def receive(reply: Reply) -> None:
-            if self._note_reply(reply) and isinstance(reply, bytes):
-                done(_decode_answer(reply).is_lease_known)
+        def receive(answer: StoreAnswer | None) -> None:
+            if answer is not None:
+                done(answer.is_lease_known)
 
         self._call(self._encode(SETTLE, (_name_leases(organization_id),), owner, "", _NO_SHAPE, [_NO_MOVES]), receive)
 
+    def _prepare_calls(self, prepared: PreparedCalls, owner: str) -> None:
+        """Encode what the calls for these limits in the name of `owner` have in common."""
+        prepared.owner = owner
+        prepared.reserve_start = self._encode_start(RESERVE, prepared.keys, owner, "", prepared.shape, 2)
+        prepared.settle_start = self._encode_start(SETTLE, prepared.keys, owner, "", prepared.shape, 1)
+
+    def _encode_start(self, script: Script, keys: tuple[bytes, ...], owner: str, previous: str, shape: bytes, rest: int) -> bytes:
+        """Return a call of a script up to its last `rest` arguments."""
+        parts = [b"EVALSHA", script.digest, b"%d" % len(keys), *keys, owner.encode(), self._lease, previous.encode(), shape]
+        return b"*%d\r\n%b" % (len(parts) + rest, encode_arguments(parts))
+
     def _encode(self, script: Script, keys: tuple[bytes, ...], owner: str, previous: str, shape: bytes, rest: Sequence[bytes]) -> bytes:
-        """Return a call of a script. What the calls of one caller have in common is encoded once."""
-        name = (keys, shape, script.digest + owner.encode())
-        start = None if previous else self._starts.get(name)
-        if start is None:
-            parts = [b"EVALSHA", script.digest, b"%d" % len(keys), *keys, owner.encode(), self._lease, previous.encode(), shape]
-            start = b"*%d\r\n%b" % (len(parts) + len(rest), encode_arguments(parts))
-            if not previous:
-                if len(self._starts) >= STARTS_MAX:
-                    self._starts.clear()
-                self._starts[name] = start
-        return start + encode_arguments(rest)
+        """Return a call of a script."""
+        return self._encode_start(script, keys, owner, previous, shape, len(rest)) + encode_arguments(rest)
 
-    def _ask(self, prepared: PreparedLimits, owner: str, rest: Sequence[bytes], done: Callable[[StoreAnswer | None], None]) -> None:
-        def receive(reply: Reply) -> None:
-            done(_decode_answer(reply) if self._note_reply(reply) and isinstance(reply, bytes) else None)
-
-        self._call(self._encode(RESERVE, prepared.keys, owner, "", prepared.shape, rest), receive)
-
-    def _call(self, command: bytes, done: Callable[[Reply], object], *, may_wait: bool = False) -> None:
+    def _call(self, command: bytes, on_answer: OnAnswer | None, *, may_wait: bool = False) -> None:
         connection = self._connection
         if connection is None or len(connection.calls) >= CALLS_MAX:
             self.metrics.refused += 1
-            done(None)
+            if on_answer is not None:
+                on_answer(None)
             return
-        loop_time = asyncio.get_running_loop().time
-        call: _Call | None = None
-
-        def receive(reply: Reply) -> None:
-            nonlocal call
-            if isinstance(reply, ReplyError) and reply.code == "NOSCRIPT" and call is not None and not call.is_repeated:
-                if self._connection is connection:
-                    self._load_scripts(connection)
-                    is_overdue = call.is_overdue
-                    call = connection.send(command, receive, call.sent_at)
-                    call.is_repeated, call.is_overdue = True, is_overdue
-                return
-            if reply is not None and call is not None:
-                self.metrics.seconds_max = max(self.metrics.seconds_max, loop_time() - call.sent_at)
-                if not call.is_overdue:
-                    self._strikes = 0
-            done(reply)
-
-        call = connection.send(command, receive, loop_time(), may_wait=may_wait)
+        call = _Call(command, connection.loop.time(), on_answer)
+        if may_wait:
+            connection.send_later(call)
+        else:
+            connection.send(call)
         if self._timer is None:
             self._arm()
 
-    def _note_reply(self, reply: Reply) -> bool:
-        """Return whether a reply is an answer. Without one the call counts against the server."""
+    def _receive(self, connection: _Connection, call: _Call, reply: Reply, now: float) -> None:
+        """Take the reply to a call."""
+        if call.on_reply is not None:
+            call.on_reply(reply)
+            return
         if isinstance(reply, bytes):
-            return True
-        if isinstance(reply, ReplyError):
-            self.metrics.failures += 1
-            self._open_circuit(f"the server answered {reply.code}")
-        return False
+            seconds = now - call.sent_at
+            if seconds > self.metrics.seconds_max:
+                self.metrics.seconds_max = seconds
+            if not call.is_overdue:
+                self._strikes = 0
+            if call.on_answer is not None:
+                call.on_answer(_decode_answer(reply))
+        elif isinstance(reply, ReplyError) and reply.code == "NOSCRIPT" and not call.is_repeated:
+            if self._connection is connection:
+                self._load_scripts(connection)
+                call.is_repeated = True
+                connection.send(call)
+        else:
+            if isinstance(reply, ReplyError):
+                self.metrics.failures += 1
+                self._open_circuit(f"the server answered {reply.code}")
+            if call.on_answer is not None:
+                call.on_answer(None)
 
     # ---- Deadlines ---------------------------------------------------------------------------------------------------
 
@@ -548,7 +577,8 @@ class RedisCounters:
         for call in overdue:
             self.metrics.unanswered += 1
             self._strikes += 1
-            call.done(None)
+            if call.on_answer is not None:
+                call.on_answer(None)
         if self._strikes >= STRIKES_MAX:
             self._open_circuit("the server did not answer in time")
 
@@ -568,7 +598,8 @@ class RedisCounters:
         self._is_available = False
         self._lost.set()
         for call in calls:
-            call.done(None)
+            if call.on_answer is not None:
+                call.on_answer(None)
 
     def _lose(self, connection: _Connection, reason: str) -> None:
         if connection is self._connection:
@@ -615,7 +646,7 @@ class RedisCounters:
         probe = self._encode(SETTLE, (_name_leases("probe"),), "probe", "", _NO_SHAPE, [_NO_MOVES])
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                _, connection = await loop.create_connection(lambda: _Connection(self._lose), address.host, address.port, ssl=self._tls)
+                _, connection = await loop.create_connection(self._make_connection, address.host, address.port, ssl=self._tls)
                 for command in [*self._list_greetings(), probe]:  # the first run of a script takes longer than the others
                     reply = await self._exchange(connection, command)
                     if isinstance(reply, ReplyError):
@@ -636,6 +667,9 @@ class RedisCounters:
         self._is_available = self._connection is connection
         return ""
 
+    def _make_connection(self) -> _Connection:
+        return _Connection(self._receive, self._lose)
+
     def _list_greetings(self) -> list[bytes]:
         address, commands = self._address, []
         if self._options.password is not None:
@@ -646,15 +680,20 @@ class RedisCounters:
         return commands + [encode_command([b"SCRIPT", b"LOAD", script.text]) for script in (RESERVE, SETTLE)]
 
     def _load_scripts(self, connection: _Connection) -> None:
-        now = asyncio.get_running_loop().time()
         for script in (RESERVE, SETTLE):
-            connection.send(encode_command([b"SCRIPT", b"LOAD", script.text]), lambda _: None, now).is_overdue = True
+            call = _Call(encode_command([b"SCRIPT", b"LOAD", script.text]), connection.loop.time(), on_reply=lambda _: None)
+            call.is_overdue = True  # it does not count against the server
+            connection.send(call)
 
     async def _exchange(self, connection: _Connection, command: bytes) -> Reply:
         """Return the reply to a command of the handshake."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Reply] = loop.create_future()
-        connection.send(command, lambda reply: None if future.done() else future.set_result(reply), loop.time())
+        future: asyncio.Future[Reply] = connection.loop.create_future()
+
+        def receive(reply: Reply) -> None:
+            if not future.done():
+                future.set_result(reply)
+
+        connection.send(_Call(command, connection.loop.time(), on_reply=receive))
         return await future
 
 
@@ -670,7 +709,7 @@ def read_states(options: StoreOptions, organization_id: str, limits: Sequence[Le
         store.read(prepare(organization_id, limits), answered.set_result)
         answer = await answered
         store.disconnect("the counters were read")
-        return None if answer is None else answer.states
+        return None if answer is None else tuple(list_states(answer.numbers))
 
     return asyncio.run(read())
 
