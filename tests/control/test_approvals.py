@@ -36,7 +36,7 @@ CASES = [
     (("key_of_settings_first", FIRST), ("key_settings_second", SECOND), True),
     ((ADA, SECOND), ("key_of_settings_first", FIRST), True),
 ]
-"""Who asked, who approves, and whether that is allowed."""
+"""Operators who asked and who approve, and whether that is allowed."""
 
 
 def test_approver_who_may_have_held_the_key_of_who_asked_is_refused(database: Database) -> None:
