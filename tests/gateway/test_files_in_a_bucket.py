@@ -154,6 +154,16 @@ def test_expired_object_is_not_found_and_then_removed_and_one_that_cannot_be_ope
     assert bucket.list_names() == ["notes/of/somebody"]
 
 
+def test_files_of_an_erased_organization_are_removed_and_those_of_others_stay(bucket: Bucket) -> None:
+    clock, now = Clock(), int(time.time())
+    clock.now = now * 1_000_000
+    files, left = bucket.open(clock), described("b", now)
+    files.add(OWNER, described("a", now), (b"secret",))
+    files.add(FileOwner("org_b", "proj_a"), left, (b"secret",))
+    files.remove_organization(OWNER.organization_id)
+    assert bucket.list_names() == [f"org_b/proj_a/{left.id}"]
+
+
 def test_long_file_is_stored_in_parts_and_read_in_ranges_of_one_version(bucket: Bucket) -> None:
     files = bucket.open(Clock())
     size = PART_BYTES + 1_000_000

@@ -180,6 +180,13 @@ class CertificateEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kin
     rules: tuple[CertificateMapping, ...]
 
 
+class ErasureEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="erasure", omit_defaults=True):
+    """An organization (`id`) that was erased: gateways remove what their directories hold of it. It stays in the snapshot, for gateways
+    that come back later."""
+
+    id: str
+
+
 Entry = (
     OrganizationEntry
     | ProjectEntry
@@ -190,6 +197,7 @@ Entry = (
     | SigningKeyEntry
     | IssuerEntry
     | CertificateEntry
+    | ErasureEntry
 )
 
 

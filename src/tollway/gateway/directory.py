@@ -23,6 +23,7 @@ from tollway.domain.snapshot import (
     Change,
     DeploymentEntry,
     Entry,
+    ErasureEntry,
     IssuerEntry,
     KeyEntry,
     ModelEntry,
@@ -144,6 +145,7 @@ class _Maps:
         self.signing_keys: dict[str, SigningKeyEntry] = {}
         self.issuers: dict[str, IssuerEntry] = {}
         self.certificates: dict[str, CertificateEntry] = {}
+        self.erased: dict[str, ErasureEntry] = {}
 
     def list_budgets(self, subject_ids: tuple[str, ...]) -> tuple[BudgetEntry, ...]:
         """Return the budgets of these things, in their order."""
@@ -439,6 +441,10 @@ class Directory:
         """Return every budget, by id."""
         return self._maps.budgets
 
+    def list_erased(self) -> list[str]:
+        """Return the ids of the organizations that were erased."""
+        return list(self._maps.erased)
+
     # Told by the link.
 
     def begin_reset(self) -> None:
@@ -496,6 +502,7 @@ class Directory:
                 "signing_key": maps.signing_keys,
                 "issuer": maps.issuers,
                 "certificate": maps.certificates,
+                "erasure": maps.erased,
             }
             by_kind.get(change.kind, maps.deployments).pop(change.id, None)  # type: ignore[attr-defined]
         self._drop_callers()
@@ -552,3 +559,5 @@ def _put(maps: _Maps, entry: Entry) -> None:
             maps.issuers[entry.id] = entry
         case CertificateEntry():
             maps.certificates[entry.id] = entry
+        case ErasureEntry():
+            maps.erased[entry.id] = entry

@@ -241,6 +241,10 @@ class FileStore(Protocol):
         """Delete a file. Return whether the project had it."""
         ...
 
+    def remove_organization(self, organization_id: str) -> None:
+        """Remove every file of an organization, which was erased. Raises OSError."""
+        ...
+
     def remove_expired(self) -> None:
         """Remove files that have expired. Raises OSError."""
         ...

@@ -7,6 +7,7 @@ would be true. A process that finds the disk of its spool full, failing or read-
 (`link/spool_wait.py`), then goes on by itself."""
 
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -95,8 +96,11 @@ AGE_CHECK_SECONDS = 0.5
 ANSWERS_SECONDS = 60.0
 """Interval at which stored answers that have expired are removed."""
 
-FILES_SECONDS = 600.0
-"""Interval at which files of tenants that have expired are removed; they are not found any more before."""
+ERASED_SECONDS = 60.0
+"""Interval at which files of organizations that were erased are looked for."""
+
+FILES_TURNS = 10
+"""After so many times ERASED_SECONDS files of tenants that have expired are removed; they are not found any more before."""
 
 NOTICE_SECONDS = 2.0
 """Time after which a gateway that is not ready says what it waits for."""
@@ -219,13 +223,13 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
     if options.idempotency.lifetime_seconds:
         answers = AnswerFiles(options.directory / "answers", LocalVault(options.vault_key), options.idempotency, _now_us)
         plane.answer_store = answers
-        background.start("answer files", partial(_remove_expired_answers, answers))
+        background.start("answer files", partial(remove_answers, answers, plane.directory))
     worker: BatchWorker | None = None
     if batches is not None:
         files = _open_files(options)
         plane.file_store, plane.file_lifetime_seconds = files, options.files.lifetime_seconds
         plane.batch_store, plane.batch_lines_max = batches, options.batches.lines_max
-        background.start("tenants' files", partial(_remove_expired_files, files, batches))
+        background.start("tenants' files", partial(remove_files, files, batches, plane.directory))
         worker = _start_batches(plane, batches, files, options.batches, alarm, background)
     if options.response_cache.total_bytes_max:
         cache = plane.response_cache = ResponseCache(options.response_cache)
@@ -342,9 +346,11 @@ async def _find_context(options: GatewayOptions, plane: Plane, background: Backg
     return trust.find_context
 
 
-async def _remove_expired_answers(answers: AnswerFiles) -> None:
-    """Remove stored answers once they have expired."""
+async def remove_answers(answers: AnswerFiles, directory: Directory) -> None:
+    """Remove stored answers once they have expired, and those of organizations that were erased."""
     while True:
+        for organization_id in directory.list_erased():
+            await run_in_thread(answers.remove_organization, organization_id)
         await run_in_thread(answers.remove_expired)
         await asyncio.sleep(ANSWERS_SECONDS)
 
@@ -413,12 +419,17 @@ def _start_batches(
     return worker
 
 
-async def _remove_expired_files(files: FileStore, batches: BatchDirectory) -> None:
-    """Remove files and batches of tenants once they have expired."""
-    while True:
-        await run_in_thread(files.remove_expired)
-        await run_in_thread(batches.remove_expired)
-        await asyncio.sleep(FILES_SECONDS)
+async def remove_files(files: FileStore, batches: BatchDirectory, directory: Directory) -> None:
+    """Remove files and batches of tenants once they have expired, and those of organizations that were erased: again in each turn, because
+    a batch that ran when its organization was erased may leave its output afterwards."""
+    for turn in itertools.count():
+        for organization_id in directory.list_erased():
+            await run_in_thread(batches.remove_organization, organization_id)
+            await run_in_thread(files.remove_organization, organization_id)
+        if turn % FILES_TURNS == 0:
+            await run_in_thread(files.remove_expired)
+            await run_in_thread(batches.remove_expired)
+        await asyncio.sleep(ERASED_SECONDS)
 
 
 async def _wait_for_spool(serving: asyncio.Task[None], opening: Coroutine[None, None, Spool]) -> Spool | None:

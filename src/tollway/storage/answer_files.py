@@ -25,6 +25,7 @@ from tollway.domain.faults import (
     SPOOL_UNAVAILABLE,
     Fault,
 )
+from tollway.storage.tenant_files import remove_tree
 from tollway.storage.vault import LocalVault
 
 _LENGTH = struct.Struct(">Q")
@@ -188,6 +189,10 @@ class AnswerFiles:
                 if not os.fstat(descriptor).st_size:
                     path.unlink(missing_ok=True)
             os.close(descriptor)
+
+    def remove_organization(self, organization_id: str) -> None:
+        """Remove every answer of an organization. Raises OSError."""
+        remove_tree(self._directory / organization_id)
 
     def remove_expired(self) -> None:
         """Remove files that have expired, and those that were left empty; count what the rest takes. Raises OSError."""

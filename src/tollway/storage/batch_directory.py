@@ -33,7 +33,7 @@ from tollway.domain.faults import FILES_UNAVAILABLE, QUOTA_EXCEEDED, STATE_CONFL
 from tollway.domain.files import FileOwner
 from tollway.domain.ids import ORGANIZATION, REQUEST
 from tollway.storage.sealed_pieces import read_pieces, write_pieces
-from tollway.storage.tenant_files import failures_told, sync_directory
+from tollway.storage.tenant_files import failures_told, remove_tree, sync_directory
 from tollway.storage.vault import LocalVault
 
 BATCHES: Final = "batches"
@@ -252,6 +252,22 @@ class BatchDirectory:
             with suppress(FileNotFoundError):
                 found.update(_split_ids((place / name / _ATTEMPTS).read_bytes()))
         return found
+
+    def remove_organization(self, organization_id: str) -> None:
+        """Remove every batch of an organization, those that have not ended among them, but for the ids of the requests that answered their
+        lines: a gateway that died may still have to bill them. Raises OSError, struct.error or ValueError."""
+        for name in _list_names(self._active):
+            if name.startswith(f"{organization_id}."):
+                (self._active / name).unlink(missing_ok=True)
+        for place in self._root.glob(f"{organization_id}/*/*"):
+            if place.name.endswith(_UNFINISHED):
+                remove_tree(place)
+            elif left := [name for name in _list_names(place) if name not in (_ANSWERED, _ATTEMPTS)]:
+                with suppress(FileNotFoundError):  # another process does the same
+                    _keep_answered(place)
+                for name in left:
+                    (place / name).unlink(missing_ok=True)
+                sync_directory(place)
 
     def remove_expired(self) -> None:
         """Remove batches that are not shown any more, and what submissions that died left. Raises OSError."""

@@ -24,6 +24,7 @@ from tollway.domain.snapshot import (
     CertificateEntry,
     DeploymentEntry,
     Entry,
+    ErasureEntry,
     IssuerEntry,
     KeyEntry,
     ModelEntry,
@@ -39,6 +40,7 @@ from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.roles import ROLE_COLUMNS, names_role
 from tollway.storage.schema import END_USER_PREFIX, api_keys, deployments, models, organizations, projects, service_accounts
 from tollway.storage.schema_budgets import budgets
+from tollway.storage.schema_data_protection import erasures
 from tollway.storage.schema_people import custom_roles
 from tollway.storage.schema_tokens import client_certificates, identity_providers, token_signing_keys
 from tollway.wire.client_certificates import read_pem
@@ -54,6 +56,7 @@ ENTRY_KINDS: tuple[type[Entry], ...] = (
     SigningKeyEntry,
     IssuerEntry,
     CertificateEntry,
+    ErasureEntry,
 )
 """In the order of a snapshot: what an entry refers to comes before it."""
 
@@ -310,6 +313,11 @@ def _certificates(tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
             )
 
 
+def _erasures(tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
+    """Yield the organizations of which nothing is left but what an erasure leaves."""
+    yield from (ErasureEntry(id=row.organization_id) for row in rows)
+
+
 _ACCOUNT = "account_"
 """Prefix of the columns of a key's service account."""
 
@@ -331,4 +339,9 @@ _ROWS: dict[type[Entry], tuple[sa.Select[Any], sa.Column[str], Callable[[Transac
         _issuers,
     ),
     CertificateEntry: (sa.select(client_certificates), client_certificates.c.id, _certificates),
+    ErasureEntry: (
+        sa.select(erasures).where(erasures.c.user_id.is_(None), erasures.c.are_rows_erased),
+        erasures.c.organization_id,
+        _erasures,
+    ),
 }

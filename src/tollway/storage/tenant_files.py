@@ -11,10 +11,12 @@ counts in the quota until it is deleted, or every file of its age has expired.
 
 import fcntl
 import os
+import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 
 import msgspec
 
@@ -149,6 +151,10 @@ class FileDirectory:
             sync_directory(place.parent)
         return True
 
+    def remove_organization(self, organization_id: str) -> None:
+        """Remove every file of an organization. Raises OSError."""
+        remove_tree(self._directory / organization_id)
+
     def remove_expired(self) -> None:
         """Remove files that have expired, and what processes that died left unfinished. Raises OSError, of the first that cannot be
         removed, after the others were."""
@@ -253,6 +259,18 @@ def failures_told() -> Iterator[None]:
         raise Fault(FILES_UNAVAILABLE, retry_after_seconds=1, detail=f"file store: {error.strerror}") from None
     except (ValueError, struct.error) as error:
         raise Fault(FILES_UNAVAILABLE, detail=f"file store: a file cannot be opened: {type(error).__name__}") from None
+
+
+def remove_tree(directory: Path) -> None:
+    """Remove a directory with all that is in it, durably, also while another process does the same. Raises OSError."""
+
+    def note(_: object, __: object, raised: tuple[type[BaseException], BaseException, TracebackType]) -> None:
+        if not isinstance(raised[1], FileNotFoundError):
+            raise raised[1]
+
+    if directory.exists():
+        shutil.rmtree(directory, onerror=note)
+        sync_directory(directory.parent)
 
 
 def sync_directory(directory: Path) -> None:

@@ -154,6 +154,14 @@ class FileBucket:
             obstore.delete(self._store, _find_name(owner, id))
         return True
 
+    def remove_organization(self, organization_id: str) -> None:
+        """Remove every file of an organization. Raises OSError."""
+        try:
+            for each in self._list(organization_id):
+                obstore.delete(self._store, _find_name(each.owner, each.id))
+        except BaseError as error:
+            raise OSError(f"the bucket of files: {type(error).__name__}") from None
+
     def remove_expired(self) -> None:
         """Remove files that have expired; those that cannot be opened when every file of their age has. Raises OSError where the store
         fails."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx2
+import msgspec
 import pytest
 import sqlalchemy as sa
 
@@ -12,6 +13,7 @@ from tests.control.harness import Running, TenantSetup, answered, make_tenant
 from tests.control.metering.test_collect import exchanges, take
 from tests.control.test_routes import refused
 from tests.link.samples import ORGANIZATION, OTHER_ORGANIZATION, frames
+from tollway.control import publish
 from tollway.control.auditing import audit, audit_chains
 from tollway.control.auditing.audit import AuditedOperation
 from tollway.control.auditing.audit_chains import ChainsReport
@@ -24,6 +26,7 @@ from tollway.domain.erasures import Erasure, ErasureState
 from tollway.domain.faults import STATE_CONFLICT, Fault
 from tollway.domain.keys import KeyOrigin, Operator
 from tollway.domain.people import Invite, User
+from tollway.domain.snapshot import Change, ErasureEntry
 from tollway.serve.control import new_id
 from tollway.storage import erasures as stored_erasures
 from tollway.storage import people as stored_people
@@ -150,6 +153,10 @@ def test_erased_organization_has_no_names_and_its_ledger_verifies(
     carry_out(database, 4)
     with database.tenant(ORGANIZATION, write=False) as tx:
         assert tenants.get_organization(tx).name == ORGANIZATION != name
+    with database.platform(write=False) as tx:  # for gateways that follow, and for those that come back later
+        found = publish.find_changes(tx, 0, 10_000)
+        assert found is not None and msgspec.json.decode(found[-1][1], type=Change).entry == ErasureEntry(id=ORGANIZATION)
+        assert msgspec.json.encode(ErasureEntry(id=ORGANIZATION)) in b"".join(publish.read_snapshot(tx)).splitlines()
     assert find_texts(database, "192.0.2.7") == set()
     assert verify(database, archive).differences == []
     assert verify_chains(database).findings == []
