@@ -74,8 +74,15 @@ class BankAccount(msgspec.Struct, frozen=True, kw_only=True):
 class DunningAction(StrEnum):
     """Action at a step of dunning."""
 
-    REMIND = "remind"  # a reminder is recorded, for whoever sends it
+    REMIND = "remind"  # a reminder is recorded
     RESTRICT = "restrict"  # further requests are refused until the invoice is paid
+
+
+class DunningChannel(StrEnum):
+    """Way in which the customer is told of a step of dunning."""
+
+    NONE = "none"  # by a person
+    MAIL = "mail"  # to the contact of the billing account
 
 
 class DunningStep(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +90,7 @@ class DunningStep(msgspec.Struct, frozen=True, kw_only=True):
 
     after_days: int
     action: DunningAction
+    channel: DunningChannel = DunningChannel.NONE
 
 
 class Bookkeeping(msgspec.Struct, frozen=True, kw_only=True):

@@ -130,6 +130,16 @@ class DunningNotice(msgspec.Struct, frozen=True, kw_only=True):
     noticed_at: int
 
 
+class DunningLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """A letter about a step of dunning that is still to be sent. `attempts`: failed ones."""
+
+    invoice_id: str
+    step: int
+    organization_id: str
+    action: DunningAction
+    attempts: int = 0
+
+
 def find_due_step(steps: Sequence[DunningStep], taken: int, overdue_days: int) -> int | None:
     """Return the next step of dunning (from 1) of an invoice that has been due for so many days, of which `taken` steps were taken; None
     if there is none. Steps are taken one after the other, also where several became due at once."""

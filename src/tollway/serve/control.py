@@ -35,7 +35,7 @@ from tollway.control.identity.github_reports import GithubReports
 from tollway.control.identity.mail import MailDirectory, MailServer
 from tollway.control.identity.operators import OperatorSignIn
 from tollway.control.identity.scheduled_rotation import Scheduled
-from tollway.control.invoicing import automatic_issue, connectors, dunning
+from tollway.control.invoicing import automatic_issue, connectors, dunning, reminders
 from tollway.control.invoicing.connectors import Connectors
 from tollway.control.invoicing.stripe import StripeConnector
 from tollway.control.jobs import Job, JobRunner, Turn, in_thread
@@ -502,6 +502,7 @@ def _list_jobs(
             is_stopping=turn.is_over,
             log=plane.log,
         )
+        reminders.send_due(plane.database, plane.mail, is_stopping=turn.is_over, log=plane.log)
 
     collecting_database = _audit_job(plane, "payment.recorded", "connectors")
     linked: Connectors = {} if plane.stripe is None else {Connector.STRIPE: plane.stripe}

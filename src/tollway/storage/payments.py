@@ -10,12 +10,20 @@ from tollway.domain.billing_parties import DunningAction
 from tollway.domain.invoices import InvoiceKind, InvoiceState
 from tollway.domain.ledger import Entry
 from tollway.domain.pages import Page, PageWindow
-from tollway.domain.payments import BankEntry, DunningNotice, Payment, PaymentKind, PaymentOrigin, Settlement
+from tollway.domain.payments import BankEntry, DunningLetter, DunningNotice, Payment, PaymentKind, PaymentOrigin, Settlement
 from tollway.storage import ledger
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.pages import fetch_page
 from tollway.storage.schema_invoices import invoices
-from tollway.storage.schema_payments import bank_entries, bank_statements, dunning_holds, dunning_notices, payments, settlements
+from tollway.storage.schema_payments import (
+    bank_entries,
+    bank_statements,
+    dunning_holds,
+    dunning_letters,
+    dunning_notices,
+    payments,
+    settlements,
+)
 
 ROWS_FETCHED = 500
 """Rows that are read at once where there may be many."""
@@ -219,6 +227,32 @@ def insert_notice(tx: PlatformTx, organization_id: str, notice: DunningNotice) -
     """Store that a step of dunning was taken; one that is there stays."""
     insert = tx.insert(dunning_notices).values(organization_id=organization_id, **msgspec.structs.asdict(notice))
     tx.connection.execute(insert.on_conflict_do_nothing())
+
+
+def insert_letter(tx: PlatformTx, letter: DunningLetter) -> None:
+    """Store that a letter is to be sent; one that is there stays."""
+    tx.connection.execute(tx.insert(dunning_letters).values(msgspec.structs.asdict(letter)).on_conflict_do_nothing())
+
+
+def list_letters(tx: PlatformTx, *, limit: int) -> list[DunningLetter]:
+    """Return letters that are to be sent, those that failed least often at the top."""
+    table = dunning_letters.c
+    query = sa.select(dunning_letters).order_by(table.attempts, table.invoice_id, table.step).limit(limit)
+    return [DunningLetter(**{**row._mapping, "action": DunningAction(row.action)}) for row in tx.connection.execute(query)]
+
+
+def put_letter_attempts(tx: PlatformTx, letter: DunningLetter, attempts: int) -> None:
+    """Store how often a letter failed."""
+    tx.connection.execute(dunning_letters.update().where(*_is_letter(letter)).values(attempts=attempts))
+
+
+def delete_letter(tx: PlatformTx, letter: DunningLetter) -> None:
+    """Remove a letter that was sent, or is not to be sent."""
+    tx.connection.execute(dunning_letters.delete().where(*_is_letter(letter)))
+
+
+def _is_letter(letter: DunningLetter) -> tuple[sa.ColumnElement[bool], ...]:
+    return dunning_letters.c.invoice_id == letter.invoice_id, dunning_letters.c.step == letter.step
 
 
 def list_notices_of(tx: Transaction, invoice_id: str) -> list[DunningNotice]:

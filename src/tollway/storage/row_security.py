@@ -70,7 +70,7 @@ READ_ONLY = frozenset(
         *("credit_grants", "credit_draws", "credit_transactions", "credit_topup_rules", "credit_topups"),
         *("credit_redraws", "credit_redraw_usage"),
         *("billing_accounts", "invoices", "invoice_files", "invoice_transactions"),
-        *("payments", "settlements", "dunning_notices", "dunning_holds", "invoice_syncs"),
+        *("payments", "settlements", "dunning_notices", "dunning_letters", "dunning_holds", "invoice_syncs"),
     }
 )
 """Tables of which an organization sees its own rows (and general ones), and writes none."""

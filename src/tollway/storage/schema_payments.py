@@ -82,6 +82,18 @@ dunning_notices = sa.Table(  # append-only
 )
 sa.Index(None, dunning_notices.c.organization_id)
 
+dunning_letters = sa.Table(  # still to be sent; removed then
+    "dunning_letters",
+    metadata,
+    sa.Column("invoice_id", sa.String(64), sa.ForeignKey("invoices.id"), primary_key=True),
+    sa.Column("step", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("organization_id", sa.String(64), sa.ForeignKey("organizations.id"), nullable=False),
+    sa.Column("action", sa.String(16), nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    one_of("action", DunningAction),
+)
+sa.Index(None, dunning_letters.c.organization_id)
+
 dunning_holds = sa.Table(  # invoices that are not dunned, such as while they are disputed
     "dunning_holds",
     metadata,

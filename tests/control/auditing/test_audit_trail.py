@@ -34,7 +34,7 @@ TABLES_WITHOUT_RESOURCES = {
     "content_logs", "content_log_totals", "content_deletions",  # what requests said, where a project logs it
     "idempotency_keys", "job_leases", "stored_responses", "stored_response_totals", "used_assertions",  # of requests and processes
     "device_logins", "sign_in_attempts", "sign_in_links",  # of people who are about to sign in
-    "settlements", "dunning_notices",  # follow from payments and due dates
+    "settlements", "dunning_notices", "dunning_letters",  # follow from payments and due dates
     "invoice_files", "invoice_transactions", "number_series",  # follow from invoices that are issued
     "period_blocks",  # follows from the events of a period
 }  # fmt: skip

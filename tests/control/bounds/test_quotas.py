@@ -31,7 +31,7 @@ OTHER_TABLES = {
     "price_books", "price_terms", "limit_overrides", "credit_grants", "erasures",  # written by operators
     "credit_draws", "credit_topups", "credit_transactions", "credit_redraws", "credit_redraw_usage",  # follow usage and grants
     "billing_accounts", "invoices", "invoice_transactions",  # written by operators, and by jobs
-    "payments", "settlements", "dunning_notices", "dunning_holds", "invoice_syncs",  # as are these, from banks too
+    "payments", "settlements", "dunning_notices", "dunning_letters", "dunning_holds", "invoice_syncs",  # as are these, from banks too
     "credit_topup_rules", "data_keys",  # one for an organization
     "stored_responses", "stored_response_totals",  # bounded by RESPONSES_MAX and BYTES_MAX
     "content_logs", "content_log_totals", "content_deletions",  # bounded by BYTES_MAX

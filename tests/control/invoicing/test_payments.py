@@ -1,26 +1,32 @@
 """Payments at control: recorded, matched from bank statements, settled, returned, written off and dunned; on each database."""
 
 import itertools
+from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.control.invoicing.parties import BUYER, SELLER, add_parties
 from tests.control.invoicing.test_documents import credit, document_of, draft, issue, refused
 from tests.control.metering.test_collect import balances, take
 from tests.control.money.test_periods import NOW, SEPTEMBER, close
 from tests.link.samples import ORGANIZATION, OTHER_ORGANIZATION, admit, final, frames
-from tollway.control.invoicing import dunning, payments
-from tollway.control.invoicing.payments import CustomerAccount, ImportedStatement, WantedPayment
+from tollway.control.identity.mail import MailFailure, Message, MessageRefused
+from tollway.control.invoicing import dunning, payments, reminders
+from tollway.control.invoicing.payments import CustomerAccount, ExternalPayment, ImportedStatement, WantedPayment
 from tollway.control.money import budgets
 from tollway.control.verification.verify import verify
 from tollway.domain.billing_classes import Quantities
+from tollway.domain.billing_parties import Contact, DunningAction, DunningChannel, DunningStep
 from tollway.domain.budgets import SUBJECT_BUDGETS_MAX, BudgetLevel, BudgetMode, BudgetWindow
 from tollway.domain.faults import STATE_CONFLICT, Fault
 from tollway.domain.ids import BUDGET, new_id
 from tollway.domain.money import CENT_PICO, PICO
 from tollway.domain.pages import PageWindow
-from tollway.domain.payments import Payment, PaymentKind, find_numbers
+from tollway.domain.payments import Payment, PaymentKind, PaymentOrigin, find_numbers
 from tollway.domain.quotas import DEFAULT_SIZES
 from tollway.domain.usage import Tick
 from tollway.storage import budgets as stored_budgets
@@ -288,6 +294,107 @@ def test_an_unpaid_invoice_is_dunned_by_the_steps_of_its_seller_until_it_is_paid
         payments.return_payment(tx, paid.id, id=next_id("pay"), value_on="2026-12-05", reference="", actor="key_1", now=NOW)
     dun(database, DUE_AT + 41 * DAY_US)
     assert is_restricted(database), "what the bank took back is owed again"
+
+
+@dataclass
+class Post:
+    """Mail that is kept; `failure`: raised in place of it."""
+
+    sent: list[Message] = field(default_factory=list)
+    failure: MailFailure | None = None
+
+    def send(self, message: Message) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.sent.append(message)
+
+
+def send_letters(database: Database, post: Post) -> list[str]:
+    lines: list[str] = []
+    reminders.send_due(database, post, is_stopping=lambda: False, log=lambda line: lines.append(str(line["event"])))
+    return lines
+
+
+def test_steps_by_mail_are_written_once_unless_the_server_is_away_and_not_about_what_is_paid(
+    database: Database, invoice: StoredInvoice
+) -> None:
+    steps = (
+        DunningStep(after_days=7, action=DunningAction.REMIND, channel=DunningChannel.MAIL),
+        DunningStep(after_days=30, action=DunningAction.RESTRICT, channel=DunningChannel.MAIL),
+    )
+    buyer = msgspec.structs.replace(BUYER, contact=Contact(name="Einkauf", email="einkauf@kunde.example"))
+    add_parties(database, buyer, dunning=steps)
+    dun(database, DUE_AT + 8 * DAY_US)
+    away, post = Post(failure=MailFailure("away")), Post()
+    assert send_letters(database, away) == ["dunning_letter_not_sent"]
+    assert (send_letters(database, post), send_letters(database, post)) == ([], [])
+    (letter,) = post.sent
+    assert (letter.recipient, letter.subject) == ("einkauf@kunde.example", "Zahlungserinnerung zur Rechnung RE-2026-000001")
+    assert "Offen sind 642.60 EUR" in letter.text and SELLER.bank_account.iban in letter.text and "Kunde" not in letter.text
+    dun(database, DUE_AT + 40 * DAY_US)
+    pay(database, GROSS)
+    assert send_letters(database, post) == [] and len(post.sent) == 1, "it was paid before the letter went"
+
+
+def test_letters_that_nobody_takes_are_given_up(database: Database, invoice: StoredInvoice) -> None:
+    steps = tuple(DunningStep(after_days=days, action=DunningAction.REMIND, channel=DunningChannel.MAIL) for days in (1, 2, 3))
+    add_parties(database, dunning=steps)
+    dun(database, DUE_AT + 2 * DAY_US)
+    assert send_letters(database, Post()) == ["dunning_letter_given_up"], "the contact has no address"
+    add_parties(database, msgspec.structs.replace(BUYER, contact=Contact(email="a@kunde.example")), dunning=steps)
+    dun(database, DUE_AT + 3 * DAY_US)
+    assert send_letters(database, Post(failure=MessageRefused("no"))) == ["dunning_letter_given_up"]
+    dun(database, DUE_AT + 4 * DAY_US)
+    away = Post(failure=MailFailure("away"))
+    tried = [send_letters(database, away) for _ in range(reminders.ATTEMPTS_MAX + 1)]
+    assert tried[-3:] == [["dunning_letter_not_sent"], ["dunning_letter_given_up"], []]
+
+
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from(["pay", "told", "refund", "return", "write_off", "credit"]), st.integers(1, 40_000), st.integers(0, 3)),
+        min_size=8,
+        max_size=20,
+    )
+)
+def test_whatever_is_paid_told_twice_returned_and_credited_settlements_conserve_money(
+    database: Database, archive: Archive, invoice: StoredInvoice, steps: list[tuple[str, int, int]]
+) -> None:
+    """Each example goes on with the books of the one before."""
+    for kind, minor, at in steps:
+        before = standing(database)
+        try:
+            apply(database, invoice, kind, minor, at)
+        except Fault:
+            assert standing(database) == before, "what is refused changes nothing"
+        found = standing(database)
+        assert not (found.open and found.balance_minor), "who has a balance owes nothing"
+        owed = sum(each.open_minor for each in found.open) - found.balance_minor
+        assert balance(database, f"{ORGANIZATION}/receivable/EUR") == owed
+    assert verify(database, archive).differences == []
+
+
+def apply(database: Database, invoice: StoredInvoice, kind: str, minor: int, at: int) -> None:
+    """Do one thing; `at` chooses the payment that is returned, or that a connector tells of again."""
+    if kind == "told":
+        told = ExternalPayment(PaymentKind.PAYMENT, f"stripe/pi_{at}", 1_000 + at, "EUR", "2026-12-03", PaymentOrigin.STRIPE, "in_1")
+        before = None
+        for _ in range(2):
+            with database.platform() as tx:
+                payments.record_external(tx, ORGANIZATION, told, [invoice.id], id=next_id("pay"), actor="stripe", now=NOW)
+            assert before in (None, standing(database)), "told again, it changes nothing"
+            before = standing(database)
+    elif kind == "return":
+        with database.platform() as tx:
+            made = payments.list_payments(tx, PageWindow(), organization_id=ORGANIZATION).items
+            returned = made[at % len(made)].id if made else "pay_0"
+            payments.return_payment(tx, returned, id=next_id("pay"), value_on="2026-12-05", reference="", actor="key_1", now=NOW)
+    elif kind == "credit":
+        issue(database, credit(database, invoice.id, (minor % 5_000 + 1) * CENT_PICO).id)
+    else:
+        named = {"write_off": [invoice.id]}.get(kind, [])
+        pay(database, minor, {"pay": PaymentKind.PAYMENT}.get(kind) or PaymentKind(kind), *named)
 
 
 def test_no_budget_of_the_tenant_and_no_other_invoice_stands_against_a_restriction_and_a_hold_lifts_it(

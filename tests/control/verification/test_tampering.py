@@ -82,7 +82,8 @@ OTHER_TABLES = {
     "publish_head", "changes", "nodes", "join_tokens", "limit_reports", "job_leases",  # what gateways are told and tell, and who runs a job
     "credit_topup_rules", "credit_topups",  # what to ask a customer for; what was granted counts
     "credit_redraws", "credit_redraw_usage",  # which draws of open months are made anew
-    "bank_statements", "bank_entries", "dunning_notices", "dunning_holds", "invoice_syncs",  # what banks say, and is done about payment
+    "bank_statements", "bank_entries", "dunning_notices", "dunning_letters", "dunning_holds",  # what banks say, and what is done
+    "invoice_syncs",  # about payment
     "legal_entities", "billing_accounts",  # who sells and who is billed; a document has a copy of both
     "compatible_revisions",  # which versions may run over the schema
     "refused_epochs",  # which runs wait for a clock or an operator

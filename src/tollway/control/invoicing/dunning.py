@@ -1,9 +1,10 @@
 """Dunning: what is done about invoices that are not paid when they are due.
 
-The steps are data of the seller. The job takes one step at a time for each overdue invoice: a reminder is recorded, for whoever sends it;
-the last step may restrict the organization, by a hard budget of one pico that refuses its requests (429 `insufficient_quota`). The recorded
-steps decide, and the budget follows them: it is there as long as an invoice for which such a step was taken is open and not held. So the
-next run corrects what a crash left undone. Nothing is deleted. An invoice that is held, such as while it is disputed, is not dunned.
+The steps are data of the seller. The job takes one step at a time for each overdue invoice: a reminder is recorded, and sent where the step
+says so (`reminders`); the last step may restrict the organization, by a hard budget of one pico that refuses its requests (429
+`insufficient_quota`). The recorded steps decide, and the budget follows them: it is there as long as an invoice for which such a step was
+taken is open and not held. So the next run corrects what a crash left undone. Nothing is deleted. An invoice that is held, such as while it
+is disputed, is not dunned.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -12,10 +13,11 @@ from datetime import UTC, date, datetime, timedelta
 from tollway.control.invoicing import parties
 from tollway.control.invoicing.payments import read_account
 from tollway.control.money import budgets
+from tollway.domain.billing_parties import DunningChannel
 from tollway.domain.budgets import Budget
 from tollway.domain.faults import DATABASE_UNAVAILABLE, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.invoices import InvoiceKind, InvoiceState, decode_document
-from tollway.domain.payments import DunningNotice, find_due_step
+from tollway.domain.payments import DunningLetter, DunningNotice, find_due_step
 from tollway.storage import budgets as stored_budgets
 from tollway.storage import invoices as stored_invoices
 from tollway.storage import payments as stored
@@ -94,19 +96,6 @@ def _day_of(at: int) -> str:
 
 def take_step(tx: PlatformTx, invoice_id: str, now: int) -> DunningNotice | None:
     """Record the next step of dunning for an invoice, if one is due: it is open, not held, and overdue for long enough (days of UTC)."""
-    notice = _find_step(tx, invoice_id, now)
-    if notice is not None:
-        stored.insert_notice(tx, _get_organization(tx, invoice_id), notice)
-    return notice
-
-
-def _get_organization(tx: PlatformTx, invoice_id: str) -> str:
-    invoice = stored_invoices.find_invoice(tx, invoice_id)
-    assert invoice is not None, "documents are never deleted"
-    return invoice.organization_id
-
-
-def _find_step(tx: PlatformTx, invoice_id: str, now: int) -> DunningNotice | None:
     invoice = stored_invoices.lock_invoice(tx, invoice_id)
     if invoice is None or invoice.state is not InvoiceState.ISSUED or stored.find_hold(tx, invoice_id) is not None:
         return None
@@ -118,7 +107,13 @@ def _find_step(tx: PlatformTx, invoice_id: str, now: int) -> DunningNotice | Non
     step = find_due_step(steps, taken, overdue.days)
     if step is None:
         return None
-    return DunningNotice(invoice_id=invoice_id, step=step, action=steps[step - 1].action, noticed_at=now)
+    due = steps[step - 1]
+    notice = DunningNotice(invoice_id=invoice_id, step=step, action=due.action, noticed_at=now)
+    stored.insert_notice(tx, invoice.organization_id, notice)
+    if due.channel is DunningChannel.MAIL:
+        letter = DunningLetter(invoice_id=invoice_id, step=step, organization_id=invoice.organization_id, action=due.action)
+        stored.insert_letter(tx, letter)
+    return notice
 
 
 def restrict(tx: TenantTx, *, id: str, now: int) -> None:

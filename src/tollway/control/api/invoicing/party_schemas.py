@@ -18,6 +18,7 @@ from tollway.domain.billing_parties import (
     Bookkeeping,
     Contact,
     DunningAction,
+    DunningChannel,
     DunningStep,
     ElectronicAddress,
     Language,
@@ -96,6 +97,10 @@ class DunningStepBody(In):
             examples=["remind"],
         ),
     ]
+    channel: Annotated[
+        DunningChannel,
+        Field(strict=False, description="`mail`: to the contact of the billing account; `none`: nothing is sent.", examples=["mail"]),
+    ] = DunningChannel.NONE
 
 
 class VatCheckBody(In):
@@ -188,7 +193,7 @@ class LegalEntityWrite(In):
             credit_note_series=self.credit_note_series,
             time_zone=self.time_zone,
             grace_days=self.grace_days,
-            dunning=tuple(DunningStep(after_days=each.after_days, action=each.action) for each in self.dunning),
+            dunning=tuple(DunningStep(**each.model_dump()) for each in self.dunning),
             bookkeeping=None if self.bookkeeping is None else self.bookkeeping.value(),
             created_at=now,
         )
