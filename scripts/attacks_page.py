@@ -398,6 +398,11 @@ ROWS = {
         "links and servers where the checks of links do not look: texts in place of media objects, tools that an engine would run",
         "400 `invalid_value`",
     ),
+    146: (
+        "fields of engines whose members do what the fields themselves may not: arguments of the function that renders a template, which"
+        " pad a prompt or make the engine fail; expressions and grammars beyond their bounds in `structured_outputs`",
+        "400 `invalid_value`",
+    ),
     150: (
         "gRPC: no key, messages that are none, tensors whose bytes disagree with their shapes, shared memory, sequences, too much metadata,"
         " compressed messages, methods that administer an engine",

@@ -225,7 +225,28 @@ def test_value_of_a_field_beyond_its_bound_is_refused(field: str, value: Any, po
     assert (caught.value.kind, caught.value.param) == (faults.PARAMETER_INVALID, field)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"padding": "max_length"}, {"truncation": True}, {"return_tensors": "pt"}, {"return_dict": True}, {"add_generation_prompt": True},
+        {"continue_final_message": True}, {"max_length": 10**9}, {"return_assistant_tokens_mask": True}, {"image_prompts": ["a"]},
+    ],
+)  # fmt: skip
+def test_146_arguments_of_a_template_that_make_the_engine_pad_or_fail_are_refused(value: dict[str, Any]) -> None:
+    for field in ("chat_template_kwargs", "chat_template_args"):
+        with pytest.raises(Fault, match=faults.PARAMETER_INVALID.code):
+            ask(chat() | {field: value}, unknown_parameters=UnknownParameters.FORWARD)
+
+
+@pytest.mark.parametrize("value", [{"regex": "a" * 65_537}, {"choice": ["a"] * 1025}, {"choice": ["a" * 1025]}, {"grammar": "a" * 65_537}])
+def test_146_structures_beyond_the_bounds_of_their_own_fields_are_refused(value: dict[str, Any]) -> None:
+    with pytest.raises(Fault, match=faults.PARAMETER_INVALID.code):
+        ask(chat() | {"structured_outputs": value}, unknown_parameters=UnknownParameters.FORWARD)
+
+
 INSIDE: list[tuple[str, Any]] = [
+    ("structured_outputs", {"choice": ["a", "b"]}),
+    ("structured_outputs", {"json": {"type": "object"}, "whitespace_pattern": None}),
     ("stop", ["a"] * 64),
     ("logit_bias", {"50256": -100, "1": 0.5}),
     ("stop_token_ids", [0, 128_009]),

@@ -201,7 +201,13 @@ def _check_fields(asked: dict[str, Any], dialect: Dialect, grant: ModelGrant, dr
 
 def _count_choices(asked: dict[str, Any], dialect: Dialect) -> int:
     """Return how many outputs the engine generates for one prompt: of `best_of` candidates it returns `n`."""
-    return max([asked[field] or 1 for field in ("n", "best_of") if field in asked and field in dialect.fields], default=1)
+    most = 1
+    for field in ("n", "best_of"):
+        if field in asked and field in dialect.fields:
+            wished = asked[field]
+            if wished and wished > most:
+                most = wished
+    return most
 
 
 def _cap_output(asked: dict[str, Any], dialect: Dialect, cap: int | None, sequences: int) -> tuple[int | None, int | None]:

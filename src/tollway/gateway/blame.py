@@ -59,18 +59,20 @@ def may_retry(fault: Fault, call: Call) -> bool:
 class RetryBudget:
     """Retries over the whole process: at most a fifth of the requests, with a reserve of a few when there is little traffic.
 
-    When every engine fails, unlimited retries would multiply the load on what is left.
+    When every engine fails, unlimited retries would multiply the load on what is left. MOST is what can be saved up.
     """
 
     RATIO = 0.2
     RESERVE = 10.0
+    MOST = 100.0
 
     def __init__(self) -> None:
         self._tokens = self.RESERVE
 
     def earn(self) -> None:
         """A request came in."""
-        self._tokens = min(self._tokens + self.RATIO, 10 * self.RESERVE)
+        tokens = self._tokens + self.RATIO
+        self._tokens = tokens if tokens < self.MOST else self.MOST
 
     def spend(self) -> bool:
         """Return whether one more retry may be made; takes it."""

@@ -19,12 +19,32 @@ WORDS_MAX = 256
 WORD_CHARACTERS_MAX = 1024
 """Words or stop expressions in a list, and their length. Engines compare each of them with the text after every token."""
 
-_TEMPLATE_ARGUMENTS_OWN = frozenset({"chat_template", "conversation", "documents", "messages", "tokenize", "tokenizer_kwargs", "tools"})
-"""Arguments of the function that renders a chat template: a value here would replace the gateway's or the engine's own."""
+_TEMPLATE_ARGUMENTS_OWN = frozenset(
+    {
+        "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "documents", "image_prompts", "messages",
+        "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "tokenize", "tokenizer_kwargs", "tools", "truncation",
+    }
+)  # fmt: skip
+"""Arguments of the function that renders a chat template and makes tokens of it (`apply_chat_template` of transformers, to which SGLang 0.5
+hands what a request names): a value here would replace the gateway's or the engine's own, pad a short prompt to the whole context, or
+end in an error of the engine."""
+
+CHOICES_MAX = 1024
+"""Texts of which an answer must be one."""
 
 
 def _is_template_arguments(value: Any) -> bool:
     return type(value) is dict and _TEMPLATE_ARGUMENTS_OWN.isdisjoint(value) and NEVER_FORWARDED.isdisjoint(value)
+
+
+_choices = fields.list_of(CHOICES_MAX, fields.text_up_to(WORD_CHARACTERS_MAX))
+
+
+def _is_structure(value: Any) -> bool:
+    """Return whether a value is an object whose texts and choices keep the bounds of the fields for one kind of structure each."""
+    return type(value) is dict and all(
+        len(each) <= TEXT_MAX if type(each) is str else type(each) is not list or _choices.allows(each) for each in value.values()
+    )
 
 
 _flag = fields.nullable(fields.boolean)
@@ -63,7 +83,7 @@ ENGINE_FIELDS: dict[str, Check] = {
     "ebnf": _long_text,
     "echo": _flag,
     "grammar": _long_text,
-    "guided_choice": fields.nullable(fields.list_of(1024, fields.text_up_to(WORD_CHARACTERS_MAX))),
+    "guided_choice": fields.nullable(_choices),
     "guided_decoding_backend": _long_text,
     "guided_grammar": _long_text,
     "guided_json": _any_of(_object, _long_text),
@@ -106,7 +126,7 @@ ENGINE_FIELDS: dict[str, Check] = {
     "stop_regex": _any_of(fields.nullable(fields.text_up_to(WORD_CHARACTERS_MAX)), _words),
     "stop_token_ids": fields.nullable(fields.list_of(WORDS_MAX, fields.integer(0, TOKENS_MAX))),
     "stream_reasoning": _flag,
-    "structured_outputs": _object,
+    "structured_outputs": fields.nullable(Check(_is_structure)),
     "thinking": fields.nullable(_any_of(fields.boolean, fields.mapping)),
     "thinking_token_budget": _count,
     "timings_per_token": _flag,
