@@ -34,6 +34,11 @@ COLUMNS = ("PostgreSQL", "counters", "control", "gateway", "disk", "clock", "net
 REFUSED_BY_SPOOL = "503 metering_unavailable"
 GONE = ("refused", "broken", "503 draining")
 """Ends of requests to a gateway whose process ends."""
+CUT_OFF = ("200 upstream_*", "200 api_error", "50? upstream_*", "50? api_error")
+"""Ends of requests that an engine had begun to answer, whole or as a stream, when it went."""
+TOO_MANY_RETRIES = ("50? upstream_*",)
+"""Ends of requests whose first attempt failed while the gateway's retries, a share of its requests, were spent: half of all first attempts
+go to a deployment that fails each of them and is not ejected while it only says that it is busy."""
 NOT_STARTED = (*GONE, REFUSED_BY_SPOOL, "503 not_ready")
 
 
@@ -685,14 +690,14 @@ MATRIX: Sequence[Row] = (
     _row("network", "connections of the link reset", _reset("link"), needs=("isolation",)),
     _row("network", "5 % of the packets of the link lost", _losing("link", 5), needs=("isolation",)),
     _row("network", "30 % of the packets of the link lost", _losing("link", 30), needs=("isolation",)),
-    _row("network", "one engine cut off", _cut("engine"), struck=(0, 1), answers=("error",), needs=("isolation",)),
-    _row("network", "connections to one engine reset", _reset("engine"), struck=(0, 1), answers=("error",), needs=("isolation",)),
+    _row("network", "one engine cut off", _cut("engine"), struck=(0, 1), answers=CUT_OFF, needs=("isolation",)),
+    _row("network", "connections to one engine reset", _reset("engine"), struck=(0, 1), answers=CUT_OFF, needs=("isolation",)),
     _row("network", "5 % of the packets to one engine lost", _losing("engine", 5), needs=("isolation",)),
     _row("network", "5 % of the packets to a gateway lost", _losing("gateway", 5), needs=("isolation",)),
     # Engines
-    *(_row("engine", fault, _nothing, model=model_of(fault)) for fault in ORDERED),
-    _row("engine", "killed", _ended(_one(_engine), KILL), struck=(0, 1), answers=("error",)),
-    _row("engine", "frozen for 7 s", _frozen(_of(_engine)), seconds=7.0, struck=(0, 1), answers=("error",)),
-    _row("engine", "stopped, and started after 3 s", _ended(_one(_engine), TERM), struck=(0, 1), answers=("error",)),
+    *(_row("engine", fault, _nothing, model=model_of(fault), struck=(0, 1), answers=TOO_MANY_RETRIES) for fault in ORDERED),
+    _row("engine", "killed", _ended(_one(_engine), KILL), struck=(0, 1), answers=CUT_OFF),
+    _row("engine", "frozen for 7 s", _frozen(_of(_engine)), seconds=7.0, struck=(0, 1), answers=CUT_OFF),
+    _row("engine", "stopped, and started after 3 s", _ended(_one(_engine), TERM), struck=(0, 1), answers=CUT_OFF),
     _row("engine", "slow: it runs for a fifth of the time", _slow(_of(_engine))),
 )

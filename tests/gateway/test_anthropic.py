@@ -145,6 +145,20 @@ async def test_an_engine_that_dies_at_any_byte_is_never_a_success() -> None:
         assert made.sink.finals[-1].used == Quantities(input=7, output=2)
 
 
+@pytest.mark.parametrize("reason", [b"null", b'"abort"'])
+async def test_a_stream_that_its_engine_aborts_ends_with_an_error_and_is_no_success(reason: bytes) -> None:
+    """vLLM drains so: what runs too long ends with a message_delta without a reason, and a message_stop."""
+    aborted = START + DELTA + FINISH.replace(b'"end_turn"', reason) + STOP
+    upstream = Upstream([STREAM_HEAD + framed(aborted) + b"0\r\n\r\n", Do.FIN])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as made:
+        async with to(made) as client:
+            with pytest.raises(anthropic.APIError):
+                async for _ in await client.messages.create(model="m", max_tokens=6, messages=MESSAGES, stream=True):
+                    pass
+        await made.sink.settled(1)
+    assert made.sink.finals[0].outcome is Outcome.UPSTREAM_ERROR
+
+
 @pytest.mark.parametrize("options", [5, "x", [1], {"include_usage": True}])
 async def test_stream_options_of_another_api_are_forwarded_and_change_nothing(running: Gateway, options: Any) -> None:
     """An unknown field of any type is the engine's to validate; the gateway reads no meaning into it."""

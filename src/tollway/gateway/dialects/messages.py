@@ -87,7 +87,8 @@ class _Answer(msgspec.Struct):
 
 
 _ERROR = msgspec.Raw(b'"error"')
-_ABORT = msgspec.Raw(b'"abort"')
+_ABORTED = (msgspec.Raw(b'"abort"'), msgspec.Raw(b"null"))
+"""Reasons of an end that is none: where vLLM aborts, the end of its stream gives the reason null. Every other end has one."""
 
 _answer = msgspec.json.Decoder(_Answer)
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -134,7 +135,7 @@ def read_answer(body: bytes, context: AnswerContext) -> Answer:
     answer = decode_answer(body, context)
     if is_absent(answer.content):
         raise Fault(faults.UPSTREAM_INVALID, detail="answer without content")
-    if answer.stop_reason == _ABORT:
+    if answer.stop_reason in _ABORTED:
         raise Fault(faults.UPSTREAM_FAILED, detail="the engine aborted the request")
     used, anomaly = None, None
     if not is_absent(answer.usage):
@@ -171,7 +172,7 @@ class MessageStream(TypedStream):
         elif name == b"message_start":
             return self._start(data, event)
         elif name == b"message_delta":
-            if _members(event.delta).get("stop_reason", ABSENT) == _ABORT:
+            if _members(event.delta).get("stop_reason", ABSENT) in _ABORTED:
                 raise Fault(faults.UPSTREAM_FAILED, detail="the engine aborted the request")
             if not is_absent(event.usage):
                 self._take_usage(event.usage)
