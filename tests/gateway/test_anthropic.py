@@ -147,7 +147,7 @@ async def test_an_engine_that_dies_at_any_byte_is_never_a_success() -> None:
 
 @pytest.mark.parametrize("reason", [b"null", b'"abort"'])
 async def test_a_stream_that_its_engine_aborts_ends_with_an_error_and_is_no_success(reason: bytes) -> None:
-    """vLLM drains so: what runs too long ends with a message_delta without a reason, and a message_stop."""
+    """A draining vLLM ends so what runs too long: a message_delta without a reason, and a message_stop."""
     aborted = START + DELTA + FINISH.replace(b'"end_turn"', reason) + STOP
     upstream = Upstream([STREAM_HEAD + framed(aborted) + b"0\r\n\r\n", Do.FIN])
     async with upstream.listening(), gateway({"m": Served([upstream.url])}) as made:
