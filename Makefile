@@ -134,6 +134,7 @@ docs: $(VENV)/.dev  ## render the pages that are made from results and declarati
 	@$(VENV)/bin/python scripts/attacks_page.py
 	@$(VENV)/bin/python scripts/errors_page.py
 	@$(VENV)/bin/python scripts/access_page.py
+	@$(VENV)/bin/python scripts/events_page.py
 	@$(VENV)/bin/python scripts/clients_page.py
 
 .PHONY: messages

@@ -348,6 +348,11 @@ ROWS = {
         "an issued invoice that is edited in the database, with a digest that fits",
         "a trigger refuses it; past that, `tollway verify` computes it again from the events of its period",
     ),
+    162: (
+        "a webhook to a private address: as a number, in an IPv6 form, by a name, or by a name that resolves to another address later",
+        "400 with the field at creation; at each attempt all addresses are checked and the connection is made to a checked one",
+    ),
+    163: ("webhook endpoints that answer slowly", "each attempt ends after 10 s, and those of other organizations do not wait for them"),
     138: ("a batch that goes on after its key was revoked", "what runs is interrupted, nothing more is sent, the batch is `failed`"),
     155: (
         "bodies that are not what an API takes: of another type, broken, empty, doubled, compressed, deep; at every API",

@@ -300,6 +300,10 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "The check of a draft of prices has warnings, such as a change by more than a factor of ten.",
             "Correct the draft, or publish it with `--accept-warnings` ([prices.md](prices.md)).",
         ),
+        "webhook_unreachable": (
+            "A test event did not reach the webhook endpoint: its name, its address, its certificate or the receiver failed.",
+            "The message says which; see which addresses are allowed in [events.md](events.md#addresses).",
+        ),
         "invalid_signature": (
             "A report of leaked keys or an event of Stripe has no signature, one that its sender did not make, or an old one.",
             "Nothing, if nobody of yours sent it: it was not read ([keys.md](keys.md#leaked-keys)).",

@@ -530,6 +530,12 @@ def test_the_page_of_metrics_is_in_step_with_their_table(tree: Tree) -> None:
     assert tree["docs/metrics.md"] == render(), "run `make docs`"
 
 
+def test_the_pages_of_events_are_in_step_with_their_catalogue(tree: Tree) -> None:
+    page = runpy.run_path(str(ROOT / "scripts" / "events_page.py"))
+    assert tree["docs/event-types.md"] == page["render"](), "run `make docs`"
+    assert (ROOT / "docs" / "events.schema.json").read_text("utf-8") == page["render_schema"](), "run `make docs`"
+
+
 def test_the_page_of_attacks_is_in_step_with_the_tests_that_try_them(tree: Tree) -> None:
     render = runpy.run_path(str(ROOT / "scripts" / "attacks_page.py"))["render"]
     assert tree["docs/attacks.md"] == render(), "run `make docs`"

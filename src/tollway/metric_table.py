@@ -184,6 +184,7 @@ CONTROL_METRICS = (
     ),
     _counter("tollway_control_job_failures", "runs", ("job",), "Failed runs of a periodic job in this process."),
     _gauge("tollway_control_job_duration_seconds", "seconds", "Duration of the latest run of a periodic job in this process.", ("job",)),
+    _counter("tollway_control_webhook_attempts", "attempts", ("result",), "Attempts to deliver to webhooks: succeeded or failed."),
     _counter("tollway_control_sign_ins", "sign-ins", ("method", "result"), "Sign-ins of people: succeeded, refused or throttled."),
     _counter("tollway_control_stripe_events", "events", ("result",), "Events of Stripe: recorded, known already, ignored or refused."),
     _gauge("tollway_control_tasks", "tasks", "Tasks of the event loop: a few for the process, one or two for each request that runs."),

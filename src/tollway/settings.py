@@ -688,6 +688,9 @@ class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     """Addresses or networks of the proxies in front of the REST API and its pages, such as 10.0.0.0/8. The client is then the right-most
     address in their x-forwarded-for that is not trusted itself: attempts to sign in are counted by it, and sessions and the audit trail
     name it. Without proxies it is the address that connects, and the header is ignored."""
+    webhook_networks: tuple[str, ...] = ()
+    """Private networks that webhooks of organizations may reach, by http too, such as 10.20.0.0/16. Others must have public addresses and
+    HTTPS. Every organization can have requests sent to any address in them."""
     private_issuers: str = ""
     """Issuers of identity providers for the sign-in of people that are in a private network, separated by spaces, such as
     https://login.corp.internal. Others must have public addresses and HTTPS."""
@@ -699,6 +702,9 @@ class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     retention_months: Annotated[int, msgspec.Meta(ge=0, le=1_200)] = 0
     """Whole months after which the events of a month (UTC) are removed on PostgreSQL, once all periods in which they are booked are
     closed. Rollups, ledger and archive stay. 0 keeps everything; SQLite always keeps everything."""
+    usage_parquet: bool = False
+    """True writes each hour of usage as Parquet once it is closed, into `control/usage` of the data directory
+    (docs/usage-files.md). Needs `pip install tollway[parquet]`."""
     reconcile: ReconcileSection = ReconcileSection()
     corrections: CorrectionsSection = CorrectionsSection()
     periods: PeriodsSection = PeriodsSection()

@@ -33,6 +33,7 @@ from tollway.control.secrets.key_encryption import KeyRing, derive_key
 from tollway.domain import ids
 from tollway.domain import keys as domain_keys
 from tollway.domain.keys import KeyOrigin, KeyType
+from tollway.domain.networks import Network
 from tollway.domain.quotas import DEFAULT_SIZES, QuotaSizes
 from tollway.serve import control as serve_control
 from tollway.serve.sockets import url_of
@@ -192,10 +193,12 @@ def running(
     issuers: frozenset[str] = frozenset(),
     github_keys_url: str | None = None,
     operator_sign_in: OperatorSignIn | None = None,
+    webhook_networks: tuple[Network, ...] = (),
 ) -> Iterator[Running]:
     """A control plane over the migrated database at `database_url`, for the length of the block. `quotas`: their sizes. `public_url`: the
     address under which it says that it is reached. `issuers`: identity providers on loopback that it trusts. `github_keys_url`: where the
-    keys are that sign reports of leaked secrets; None takes none. `operator_sign_in`: the provider with which operators sign in."""
+    keys are that sign reports of leaked secrets; None takes none. `operator_sign_in`: the provider with which operators sign in.
+    `webhook_networks`: private networks that webhooks may reach."""
     database, clock = Database.open(database_url), ControlClock()
     platform_key, second_platform_key, node_key = mint(KeyType.PLATFORM), mint(KeyType.PLATFORM), mint(KeyType.NODE)
     with database.platform() as tx:
@@ -229,6 +232,7 @@ def running(
         private_issuers=issuers,
         github_reports=None if github_keys_url is None else GithubReports(github_keys_url, log),
         operator_sign_in=operator_sign_in,
+        webhook_networks=webhook_networks,
         passwords=Passwords(memory_kib=256),  # what the product takes, each time, would be most of the time of a test
     )
     database.on_publish(plane.publications.advance)

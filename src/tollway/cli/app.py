@@ -50,6 +50,11 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     ),
     "sign-in": ("identity.sign_in:app", "Identity providers with which people sign in: list, create, update, delete."),
     "certificates": ("identity.certificates:app", "Client certificates and their rules: list, upload, activate, deactivate, delete."),
+    "webhooks": (
+        "eventing.webhooks:app",
+        "Webhook endpoints: list, create, update, enable, delete, rotate-secret, test, deliveries, replay.",
+    ),
+    "events": ("eventing.events:app", "Events: list, follow and forward them, and their types."),
     "scim": ("identity.scim:app", "The directory that provisions people and groups: show its address, create its token."),
     "keys": ("identity.keys:app", "API keys: create, list, revoke."),
     "limits": ("tenancy.limits:app", "Limits of organizations, projects, service accounts and keys, and quotas: show, set."),

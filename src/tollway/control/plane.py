@@ -9,6 +9,7 @@ from pathlib import Path
 
 from prometheus_client.registry import Collector
 
+from tollway.control.eventing.delivery import WebhookCounts
 from tollway.control.identity.github_reports import GithubReports
 from tollway.control.identity.keys import Ingredients, Pepper
 from tollway.control.identity.mail import Mail
@@ -50,6 +51,7 @@ class ControlPlane:
     secrets of organizations are sealed; `vault` seals those of the platform. `github_reports`: verifies reports of leaked secrets; None
     takes none. `operator_sign_in`: the identity provider with which operators sign in; None without one.
     `stripe`: collects invoices; None where it is not set up. `stripe_events`: counts its events for metrics.
+    `webhook_networks`: private networks that webhooks may reach, which the operator trusts. `webhooks`: counts for metrics.
     `tracer`: traces operations and jobs; `telemetry`: counts what was exported; None where telemetry is not exported.
     """
 
@@ -81,6 +83,8 @@ class ControlPlane:
     operator_sign_in: OperatorSignIn | None = None
     stripe: StripeConnector | None = None
     stripe_events: EventCounts = field(default_factory=EventCounts)
+    webhook_networks: tuple[Network, ...] = ()
+    webhooks: WebhookCounts = field(default_factory=WebhookCounts)
     tracer: ControlTracer | None = None
     telemetry: Collector | None = None
 

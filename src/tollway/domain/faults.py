@@ -146,6 +146,9 @@ PROVIDER_UNAVAILABLE = FaultKind(
     code="identity_provider_unavailable", status=502, blame=_T, message="The identity provider cannot be reached. Try again later.",
     type="upstream_error",
 )  # fmt: skip
+WEBHOOK_UNREACHABLE = FaultKind(
+    code="webhook_unreachable", status=502, blame=_T, message="The webhook endpoint did not answer.", type="upstream_error"
+)
 MODEL_UNKNOWN = FaultKind(code="model_not_found", status=404, blame=_T, message="The model does not exist or you do not have access to it.")
 ENDPOINT_UNSUPPORTED = _client("endpoint_not_supported", 400, "This model cannot be used with this endpoint.")
 

@@ -53,6 +53,8 @@ LEGAL_ENTITY = "entity"
 INVOICE = "inv"
 PAYMENT = "pay"
 BANK_STATEMENT = "stmt"
+EVENT = "evt"
+WEBHOOK_ENDPOINT = "hook"
 
 RANDOM_BITS = 74
 """Random bits that one UUIDv7 takes: rand_a (12) and rand_b (62)."""

@@ -41,6 +41,8 @@ class Permission(StrEnum):
     SCIM_WRITE = "scim.write"
     PRICES_READ = "prices.read"
     AUDIT_READ = "audit.read"
+    WEBHOOKS_READ = "webhooks.read"
+    WEBHOOKS_WRITE = "webhooks.write"
     CONTENT_READ = "content.read"
     DATA_EXPORT = "data.export"
 
@@ -59,6 +61,8 @@ class Permission(StrEnum):
     PLATFORM_KEYS_READ = "platform.keys.read"
     PLATFORM_KEYS_WRITE = "platform.keys.write"
     PLATFORM_AUDIT_READ = "platform.audit.read"
+    PLATFORM_WEBHOOKS_READ = "platform.webhooks.read"
+    PLATFORM_WEBHOOKS_WRITE = "platform.webhooks.write"
     PLATFORM_ERASURES_READ = "platform.erasures.read"
     PLATFORM_ERASURES_WRITE = "platform.erasures.write"
 

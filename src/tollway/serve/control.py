@@ -29,6 +29,8 @@ from tollway.control.auditing import audit, audit_chains
 from tollway.control.auditing.audit import AuditedOperation
 from tollway.control.authentication import federation, token_exchange
 from tollway.control.console import routers as console
+from tollway.control.eventing import delivery, searches
+from tollway.control.eventing.delivery import Sender
 from tollway.control.gateways import nodes
 from tollway.control.identity import keys, leaked_keys, operators, scheduled_rotation, sessions
 from tollway.control.identity.github_reports import GithubReports
@@ -39,7 +41,7 @@ from tollway.control.invoicing import automatic_issue, connectors, dunning, remi
 from tollway.control.invoicing.connectors import Connectors
 from tollway.control.invoicing.stripe import StripeConnector
 from tollway.control.jobs import Job, JobRunner, Turn, in_thread
-from tollway.control.metering import retention
+from tollway.control.metering import retention, usage_exports
 from tollway.control.metering.quarantine import WaitingRecords
 from tollway.control.money import credits
 from tollway.control.money.automatic_closing import close_due
@@ -72,6 +74,7 @@ from tollway.serve.http_protocol import StrictProtocol
 from tollway.serve.sockets import url_of
 from tollway.serve.telemetry_export import TelemetryOptions
 from tollway.storage.database import Database
+from tollway.storage.parquet_files import UsageFiles
 from tollway.storage.shared_counters import StoreOptions
 from tollway.storage.vault import LocalVault
 from tollway.telemetry import LogWriter
@@ -130,6 +133,9 @@ TOPUPS_SECONDS = 60.0
 WAITING_SECONDS = 60.0
 """Interval of the job that rates records which waited for a price or an organization. It reads one number while nothing was published."""
 
+EVENT_SEARCHES_SECONDS = 60.0
+"""Interval of the job that tells of keys that expire soon and of expired credit, and removes old events."""
+
 CHECKPOINT_SECONDS = 3_600.0
 """Interval of the job that signs the ends of the audit trail's chains: what was recorded since could be removed from the end unnoticed."""
 
@@ -174,6 +180,7 @@ class ControlSettings:
     `limits_store`: where gateways share the counters of limits. `mail`: the server that takes mail; None writes it as files beside the
     archive. `public_url`: the address under which clients reach the REST API; None if it is not known. `private_issuers`: identity
     providers at addresses that are not public. `trusted_proxies`: proxies before the REST API, whose word on a client's address is taken.
+    `webhook_networks`: private networks that webhooks may reach. `usage_files`: where hours of usage are written; None writes none.
     `key_ring`: what wraps the data keys of organizations; None for a key that is derived from `vault_key`. `github_keys_url`: where the
     keys are published with which GitHub signs reports of leaked secrets; None takes no reports.
     `stripe`: the account that collects invoices; None without one.
@@ -205,6 +212,8 @@ class ControlSettings:
     public_url: str | None = None
     private_issuers: frozenset[str] = frozenset()
     trusted_proxies: tuple[Network, ...] = ()
+    webhook_networks: tuple[Network, ...] = ()
+    usage_files: UsageFiles | None = None
     github_keys_url: str | None = None
     operator_sign_in: OperatorSignIn | None = None
     telemetry: TelemetryOptions | None = None
@@ -330,6 +339,7 @@ def run_control(settings: ControlSettings) -> int:
                 public_url=settings.public_url,
                 private_issuers=settings.private_issuers,
                 trusted_proxies=settings.trusted_proxies,
+                webhook_networks=settings.webhook_networks,
                 github_reports=None if settings.github_keys_url is None else GithubReports(settings.github_keys_url, log),
                 operator_sign_in=settings.operator_sign_in,
                 stripe=settings.stripe,
@@ -361,6 +371,7 @@ async def _serve_until_signal(plane: ControlPlane, settings: ControlSettings, te
         settings.reconcile,
         retention_months=settings.retention_months,
         audit_options=settings.audit,
+        usage_files=settings.usage_files,
         telemetry=telemetry,
     )
 
@@ -374,10 +385,12 @@ async def serve(
     *,
     retention_months: int = 0,
     audit_options: AuditOptions = NO_AUDIT,
+    usage_files: UsageFiles | None = None,
     telemetry: ControlTelemetry | None = None,
 ) -> None:
     """Serve both applications on their listening sockets until `stop` is set; then finish what runs, within
-    STOP_SECONDS_MAX. `options`: how engines' counters are read meanwhile; None reads none. `audit_options`: of the audit trail."""
+    STOP_SECONDS_MAX. `options`: how engines' counters are read meanwhile; None reads none. `audit_options`: of the audit trail.
+    `usage_files`: where hours of usage are written; None writes none."""
     limit = raise_limit()
     share = share_out(limit, CONNECTIONS_MAX, for_each=2, reserve=RESERVE)
     if share.missing:
@@ -396,7 +409,10 @@ async def serve(
     holder = plane.new_id("control")
     runner = JobRunner(plane.database, holder, plane.jobs, stop, plane.now, plane.log, plane.tracer)
     async with open_client() as client, asyncio.TaskGroup() as tasks:
-        tasks.create_task(runner.run(_list_jobs(plane, holder, client, options, retention_months, audit_options)))
+        jobs = _list_jobs(plane, holder, client, options, retention_months, audit_options)
+        if usage_files is not None:
+            jobs.append(_make_usage_files_job(plane, usage_files))
+        tasks.create_task(runner.run(jobs))
         for server, listener in servers.items():
             tasks.create_task(server.serve(sockets=[listener]))
         while not all(server.started for server in servers):
@@ -538,6 +554,22 @@ def _list_jobs(
         new_ingredients=plane.new_ingredients,
     )
 
+    def search_events(turn: Turn) -> None:
+        searches.tell_of_what_is_due(plane.database, turn.at)
+        searches.remove_old(plane.database, turn.at, turn.is_over)
+
+    sender = Sender(
+        database=plane.database,
+        recorded=_audit_job(plane, "webhook_endpoint.disabled", "webhooks"),
+        open_vault=plane.open_vault,
+        networks=plane.webhook_networks,
+        mail=plane.mail,
+        now=plane.now,
+        random=lambda: int.from_bytes(plane.random_bytes(4), "big") / 2**32,
+        log=plane.log,
+        counts=plane.webhooks,
+    )
+
     def rotate_keys(turn: Turn) -> None:
         for step in (scheduled_rotation.rotate_due, scheduled_rotation.give_notices):
             for line in step(scheduled, turn.at):
@@ -635,6 +667,19 @@ def _list_jobs(
             work=in_thread(ask_connectors),
             interval_seconds=connectors.SECONDS,
             deadline_seconds=automatic_issue.SECONDS,
+        ),
+        Job(
+            name="event_searches",
+            work=in_thread(search_events),
+            interval_seconds=EVENT_SEARCHES_SECONDS,
+            deadline_seconds=MONTHS_SECONDS,
+        ),
+        Job(
+            name="webhooks",
+            work=sender.run,
+            interval_seconds=delivery.SECONDS,
+            deadline_seconds=delivery.DEADLINE_SECONDS,
+            is_leased=False,
         ),
         Job(
             name="event_months",
@@ -735,6 +780,16 @@ def _audit_job(plane: ControlPlane, event: str, name: str) -> Database:
     """Return the database as a job uses it: each of its transactions that changes a resource is recorded in the audit trail as `event`."""
     operation = AuditedOperation(event=event, operation=name, actor=Actor(kind=ActorKind.JOB, id=name))
     return plane.database.recording(audit.record_changes(operation, new_id=plane.new_id, now=plane.now))
+
+
+def _make_usage_files_job(plane: ControlPlane, files: UsageFiles) -> Job:
+    """Return the job that writes hours of usage once they are closed."""
+
+    def write(turn: Turn) -> None:
+        for line in usage_exports.write_due(plane.database, files, turn.at, turn.is_over):
+            plane.log(line)
+
+    return Job(name="usage_files", work=in_thread(write), interval_seconds=usage_exports.SECONDS, deadline_seconds=CLOSING_DEADLINE_SECONDS)
 
 
 def _make_checkpoints_job(plane: ControlPlane, key: bytes, retention_days: int) -> Job:

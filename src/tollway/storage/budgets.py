@@ -26,8 +26,10 @@ from tollway.domain.budgets import (
     find_budget_of_each,
 )
 from tollway.domain.credits import EVERYWHERE, CreditPlace
+from tollway.domain.events import EventType, new_event
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.periods import Bounds
+from tollway.storage import outbox
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.pages import fetch_page, split_ids
 from tollway.storage.schema import organizations
@@ -411,9 +413,25 @@ def insert_alerts(tx: Transaction, alerts: Sequence[BudgetAlert]) -> None:
         for each in alerts
     ]
     if rows:
-        insert = tx.insert(budget_alerts).values(rows).on_conflict_do_nothing().returning(budget_alerts.c.budget_id)
-        for budget_id in sorted(set(tx.connection.execute(insert).scalars())):
+        stored = tx.connection.execute(tx.insert(budget_alerts).values(rows).on_conflict_do_nothing().returning(budget_alerts)).all()
+        for budget_id in sorted({row.budget_id for row in stored}):
+            _tell_of_alerts(tx, budget_id, [_alert(row) for row in stored if row.budget_id == budget_id])
             _remove_old_alerts(tx, budget_id)
+
+
+def _tell_of_alerts(tx: Transaction, budget_id: str, alerts: Sequence[BudgetAlert]) -> None:
+    """Store events of alerts of a budget. One of an end user is told of as the budget that it belongs to."""
+    row = tx.connection.execute(sa.select(budgets.c.organization_id, budgets.c.parent_id).where(budgets.c.id == budget_id)).one()
+    events = []
+    for each in alerts:
+        said = {
+            "id": row.parent_id or budget_id,
+            "threshold_percent": each.threshold,
+            "window_start_at": each.window_start_at // 1_000_000,
+        }
+        key = f"{budget_id} {each.window_start_at} {each.threshold} {each.limit_pico}"
+        events.append(new_event(EventType.BUDGET_THRESHOLD_REACHED, row.organization_id, at=each.crossed_at, data=said, key=key))
+    outbox.append(tx, events)
 
 
 def _remove_old_alerts(tx: Transaction, budget_id: str) -> None:

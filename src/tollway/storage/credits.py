@@ -12,9 +12,10 @@ import sqlalchemy as sa
 
 from tollway.domain.billing_classes import BillingClass
 from tollway.domain.credits import MINUTE_US, CreditGrant, CreditMove, CreditScope, CreditTransaction, CreditUsage, GrantCategory
+from tollway.domain.events import EventType, new_event
 from tollway.domain.ledger import Entry
 from tollway.domain.pages import Page, PageWindow
-from tollway.storage import ledger
+from tollway.storage import ledger, outbox
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.pages import fetch_page, split_ids
 from tollway.storage.schema_credits import credit_draws, credit_grants, credit_redraw_usage, credit_redraws, credit_transactions
@@ -50,11 +51,13 @@ def insert_grant(tx: PlatformTx, grant: CreditGrant) -> None:
             voided_at=grant.voided_at,
         )
     )
+    outbox.append(tx, [new_event(EventType.CREDIT_GRANTED, grant.organization_id, at=grant.created_at, data={"id": grant.id})])
 
 
 def void_grant(tx: PlatformTx, grant: CreditGrant, at: int) -> None:
     """Store that no request from an instant on can use a grant."""
     tx.connection.execute(credit_grants.update().where(credit_grants.c.id == grant.id).values(voided_at=at))
+    outbox.append(tx, [new_event(EventType.CREDIT_VOIDED, grant.organization_id, at=at, data={"id": grant.id})])
 
 
 def close_grants(tx: PlatformTx, grant_ids: Sequence[str], now: int) -> None:

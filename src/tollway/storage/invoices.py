@@ -12,11 +12,12 @@ import msgspec
 import sqlalchemy as sa
 
 from tollway.domain.billing_classes import BillingClass
+from tollway.domain.events import EventType, new_event
 from tollway.domain.invoices import InvoiceKind, InvoiceState
 from tollway.domain.ledger import Entry
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.periods import Period, PeriodState
-from tollway.storage import ledger
+from tollway.storage import ledger, outbox
 from tollway.storage.bulk_statements import any_of
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.pages import fetch_page
@@ -83,20 +84,28 @@ def insert_draft(tx: PlatformTx, draft: StoredInvoice) -> None:
             issue_at=draft.issue_at,
         )
     )
+    said = {"id": draft.id, "organization_id": draft.organization_id}
+    outbox.append(tx, [new_event(EventType.INVOICE_DRAFTED, None, at=draft.created_at, data=said)])
 
 
 def void_draft(tx: PlatformTx, invoice_id: str, now: int) -> None:
     """Store that a draft is never issued."""
-    tx.connection.execute(invoices.update().where(invoices.c.id == invoice_id).values(state=InvoiceState.VOID, voided_at=now))
+    void = invoices.update().where(invoices.c.id == invoice_id).values(state=InvoiceState.VOID, voided_at=now)
+    owner = tx.connection.execute(void.returning(invoices.c.organization_id)).scalar_one()
+    said = {"id": invoice_id, "organization_id": owner}
+    outbox.append(tx, [new_event(EventType.INVOICE_VOIDED, None, at=now, data=said)])
 
 
 def put_issued(tx: PlatformTx, invoice_id: str, document: str, issue: Issue) -> None:
     """Store that a draft was issued as this document."""
-    tx.connection.execute(
+    stored = (
         invoices.update()
         .where(invoices.c.id == invoice_id)
         .values(state=InvoiceState.ISSUED, document=document, **msgspec.structs.asdict(issue))
     )
+    owner = tx.connection.execute(stored.returning(invoices.c.organization_id)).scalar_one()
+    said = {"id": invoice_id, "series": issue.series, "number": issue.number, "due_on": issue.due_on}
+    outbox.append(tx, [new_event(EventType.INVOICE_ISSUED, owner, at=issue.issued_at, data=said)])
 
 
 def take_number(tx: PlatformTx, legal_entity_id: str, series: str) -> int:

@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from tollway.domain.catalog import Endpoint
+from tollway.domain.events import EventType, new_event
 from tollway.domain.keys import Key, KeyOrigin, KeyType, PreviousSecret, Rotation, SecretUse, shorten_digest
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.roles import Grant, find_built_in
 from tollway.domain.rotation_schedules import RotationSchedule
 from tollway.domain.tenants import ServiceAccount, Status
+from tollway.storage import outbox
 from tollway.storage.database import PlatformTx, TenantTx
 from tollway.storage.limits import delete_model_limits, read_limits
 from tollway.storage.pages import fetch_page, split_ids
@@ -36,6 +38,8 @@ class Digest:
 def insert_key(tx: TenantTx, key: Key, digest: Digest) -> None:
     """Store a new key of the organization."""
     tx.connection.execute(api_keys.insert().values(organization_id=tx.organization_id, **_columns(key, digest)))
+    said = {"id": key.id, "project_id": key.project_id}
+    outbox.append(tx, [new_event(EventType.API_KEY_CREATED, tx.organization_id, at=key.created_at, data=said)])
 
 
 def find_project_key(tx: TenantTx, project_id: str, key_id: str) -> Key | None:
@@ -106,6 +110,8 @@ def rotate_key(tx: TenantTx, key: Key, previous: PreviousSecret, digest: Digest,
             rotation_notice=None,
         )
     )
+    said = {"id": key.id, "project_id": key.project_id, "old_secret_expires_at": previous.expires_at // 1_000_000}
+    outbox.append(tx, [new_event(EventType.API_KEY_ROTATED, tx.organization_id, at=now, data=said)])
 
 
 def keep_uncollected(tx: TenantTx, key_id: str, sealed: bytes | None) -> None:
@@ -386,6 +392,7 @@ def _revoke(tx: TenantTx, which: sa.ColumnElement[bool], now: int) -> list[str]:
     )
     ids = sorted(tx.connection.execute(revoked).scalars())
     delete_model_limits(tx, ids)
+    outbox.append(tx, [new_event(EventType.API_KEY_REVOKED, tx.organization_id, at=now, data={"id": each}) for each in ids])
     return ids
 
 

@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 import msgspec
 import sqlalchemy as sa
 
+from tollway.domain.events import EventType, new_event
 from tollway.domain.keys import KeyType
 from tollway.domain.leaked_keys import LeakAction, LeakedKey, LeakSource
 from tollway.domain.pages import Page, PageWindow
+from tollway.storage import outbox
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.pages import fetch_page
 from tollway.storage.schema import api_keys
@@ -65,6 +67,8 @@ def put_leak(tx: TenantTx, leak: LeakedKey) -> bool:
     """Store a report. One of the same secret before stays, but for what was done now. Return whether it is the first."""
     stored = tx.insert(leaked_keys).values(msgspec.structs.asdict(leak)).on_conflict_do_nothing().returning(_C.id)
     if tx.connection.execute(stored).first() is not None:
+        said = {"id": leak.id, "key_id": leak.key_id, "action": str(leak.action)}
+        outbox.append(tx, [new_event(EventType.API_KEY_LEAKED, tx.organization_id, at=leak.reported_at, data=said)])
         return True
     if leak.action in (LeakAction.REVOKED, LeakAction.RETIRED):
         same = sa.and_(_C.organization_id == tx.organization_id, _C.key_id == leak.key_id, _C.redacted == leak.redacted)

@@ -7,11 +7,12 @@ import msgspec
 import sqlalchemy as sa
 
 from tollway.domain.billing_parties import DunningAction
+from tollway.domain.events import EventType, new_event
 from tollway.domain.invoices import InvoiceKind, InvoiceState
 from tollway.domain.ledger import Entry
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.payments import BankEntry, DunningLetter, DunningNotice, Payment, PaymentKind, PaymentOrigin, Settlement
-from tollway.storage import ledger
+from tollway.storage import ledger, outbox
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.pages import fetch_page
 from tollway.storage.schema_invoices import invoices
@@ -36,6 +37,8 @@ def insert_payment(tx: PlatformTx, payment: Payment, entries: tuple[Entry, ...],
     ledger.post_entries(tx, [(payment.id, entries)], now)
     values = {**msgspec.structs.asdict(payment), "external_id": payment.external_id or None}
     tx.connection.execute(payments.insert(), [values])
+    said = {"id": payment.id, "kind": str(payment.kind)}
+    outbox.append(tx, [new_event(EventType.PAYMENT_RECORDED, payment.organization_id, at=payment.created_at, data=said)])
 
 
 def find_payment(tx: Transaction, payment_id: str) -> Payment | None:
@@ -226,7 +229,9 @@ def list_issued(tx: Transaction, organization_id: str) -> list[tuple[str, Invoic
 def insert_notice(tx: PlatformTx, organization_id: str, notice: DunningNotice) -> None:
     """Store that a step of dunning was taken; one that is there stays."""
     insert = tx.insert(dunning_notices).values(organization_id=organization_id, **msgspec.structs.asdict(notice))
-    tx.connection.execute(insert.on_conflict_do_nothing())
+    if tx.connection.execute(insert.on_conflict_do_nothing().returning(dunning_notices.c.step)).first() is not None:
+        said = {"id": notice.invoice_id, "step": notice.step, "action": str(notice.action)}
+        outbox.append(tx, [new_event(EventType.INVOICE_OVERDUE, organization_id, at=notice.noticed_at, data=said)])
 
 
 def insert_letter(tx: PlatformTx, letter: DunningLetter) -> None:

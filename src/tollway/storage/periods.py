@@ -14,8 +14,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
+from tollway.domain.events import EventType, new_event
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.periods import Bounds, Calendar, Closing, Period, PeriodClosure, PeriodState, period_id
+from tollway.storage import outbox
 from tollway.storage.bulk_statements import any_of
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.pages import fetch_page
@@ -122,7 +124,7 @@ def freeze(tx: PlatformTx, period: Period, closing: Closing) -> None:
 def close(tx: PlatformTx, period: Period, closed: PeriodClosure) -> None:
     """Store the digests of a frozen period permanently. A second call with the same result changes nothing."""
     amounts = {"usage": _to_text(closed.amounts), "corrections": str(closed.adjustments_pico)}
-    tx.connection.execute(
+    stored = tx.connection.execute(
         billing_periods.update()
         .where(billing_periods.c.id == period.id, billing_periods.c.state == PeriodState.CLOSING)
         .values(
@@ -138,6 +140,9 @@ def close(tx: PlatformTx, period: Period, closed: PeriodClosure) -> None:
             period_hash=closed.period_hash,
         )
     )
+    if stored.rowcount:
+        closing = new_event(EventType.BILLING_PERIOD_CLOSED, period.organization_id, at=closed.closed_at, data={"id": period.id})
+        outbox.append(tx, [closing])
 
 
 def insert_block(tx: PlatformTx, period: Period, block: Block) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from tollway.domain.credits import Topup, TopupInterval, TopupRule
+from tollway.domain.events import EventType, new_event
 from tollway.domain.pages import Page, PageWindow
+from tollway.storage import outbox
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.pages import fetch_page
 from tollway.storage.schema import organizations
@@ -85,7 +87,9 @@ def insert_topup(tx: PlatformTx, topup: Topup) -> None:
         requested_at=topup.requested_at,
         period_at=topup.period_at,
     )
-    tx.connection.execute(insert.on_conflict_do_nothing())
+    if tx.connection.execute(insert.on_conflict_do_nothing().returning(credit_topups.c.id)).first() is not None:
+        said = {"id": topup.id, "is_low": topup.period_at is None}
+        outbox.append(tx, [new_event(EventType.CREDIT_TOPUP_REQUESTED, topup.organization_id, at=topup.requested_at, data=said)])
 
 
 def find_latest(tx: Transaction, organization_id: str) -> Topup | None:

@@ -31,6 +31,7 @@ TABLES_WITHOUT_RESOURCES = {
     "credit_redraws", "credit_redraw_usage",  # which draws are made anew
     "engine_hours", "engine_members", "engine_readings", "engine_usage",  # what engines counted
     "epochs", "event_conflicts", "limit_reports", "quarantined_records", "usage_events", "usage_rollups",  # what gateways send
+    "outbox_events", "event_counters", "event_searches", "webhook_deliveries",  # what is told to programs outside
     "content_logs", "content_log_totals", "content_deletions",  # what requests said, where a project logs it
     "idempotency_keys", "job_leases", "stored_responses", "stored_response_totals", "used_assertions",  # of requests and processes
     "device_logins", "sign_in_attempts", "sign_in_links",  # of people who are about to sign in

@@ -40,6 +40,8 @@ OTHER_TABLES = {
     "user_credentials", "user_sessions", "sign_in_links", "user_identities",  # one of each for a person, or SESSIONS_MAX
     "sign_in_connections",  # bounded by CONNECTIONS_MAX
     "client_certificates", "certificate_rules",  # bounded by CERTIFICATES_MAX and RULES_MAX; each rule has a key, which is counted
+    "outbox_events", "webhook_deliveries",  # follow what happens, and kept for KEPT_SECONDS
+    "webhook_endpoints",  # bounded by ENDPOINTS_MAX
     "scim_users", "scim_groups",  # of people and groups, which are counted
     "group_members", "role_assignments",  # of people, groups and roles, which are counted
 }  # fmt: skip

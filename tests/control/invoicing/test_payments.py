@@ -1,6 +1,7 @@
 """Payments at control: recorded, matched from bank statements, settled, returned, written off and dunned; on each database."""
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,9 +31,11 @@ from tollway.domain.payments import Payment, PaymentKind, PaymentOrigin, find_nu
 from tollway.domain.quotas import DEFAULT_SIZES
 from tollway.domain.usage import Tick
 from tollway.storage import budgets as stored_budgets
+from tollway.storage import outbox
 from tollway.storage import payments as stored_payments
 from tollway.storage.database import Database
 from tollway.storage.invoices import StoredInvoice
+from tollway.storage.outbox import EventFilter
 from tollway.storage.record_archive import Archive
 
 GROSS = 64_260
@@ -294,6 +297,16 @@ def test_an_unpaid_invoice_is_dunned_by_the_steps_of_its_seller_until_it_is_paid
         payments.return_payment(tx, paid.id, id=next_id("pay"), value_on="2026-12-05", reference="", actor="key_1", now=NOW)
     dun(database, DUE_AT + 41 * DAY_US)
     assert is_restricted(database), "what the bank took back is owed again"
+    with database.platform(write=False) as tx:
+        told = Counter(str(each.type) for each in outbox.list_events(tx, PageWindow(limit=100), EventFilter()).items)
+    assert told == {
+        "billing_period.closed": 1,
+        "invoice.drafted": 1,
+        "invoice.issued": 1,
+        "invoice.overdue": 2,
+        "payment.recorded": 3,
+        "invoice.paid": 1,
+    }
 
 
 @dataclass

@@ -26,6 +26,8 @@ NOBODY: dict[str, Any] = {"notification_channel": {"type": "email", "recipients"
 
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/organization/projects": {"name": "x"},
+    "/v1/webhook_endpoints/{webhook_endpoint_id}/test": {"event_type": "invoice.issued"},
+    "/v1/webhook_endpoints/{webhook_endpoint_id}/replay": {"since": 1, "until": 2},
     "/v1/organization/projects/{project_id}": {"name": "x"},
     "/v1/organization/projects/{project_id}/api_keys": {"name": "x"},
     "/v1/organization/projects/{project_id}/service_accounts": {"name": "x"},
@@ -78,6 +80,7 @@ class TestAnotherTenantsIds:
             **add_people(control, bob),
             **add_federation(control, bob),
             **add_certificate(control, bob),
+            "webhook_endpoint_id": add_webhook(control, bob),
         }
         assert answered(control.client(bob.admin_key).get(f"/v1/organization/periods/{theirs['period_id']}"))["state"] == "open"
         hers = add_people(control, alice) | add_federation(control, alice) | add_certificate(control, alice)
@@ -85,7 +88,7 @@ class TestAnotherTenantsIds:
         for route in create_apps(control.plane)[0].routes:
             path: str = getattr(route, "path", "")
             names = re.findall(r"\{(\w+)\}", path)
-            if not path.startswith(("/v1/organization/", "/v1/projects/")) or not names:
+            if not path.startswith(("/v1/organization/", "/v1/projects/", "/v1/webhook_endpoints/")) or not names:
                 continue
             foreign = dict(theirs, key_id=bob.admin_key_id) if "admin_api_keys" in path else theirs
             own = {"project_id": alice.project_id, "key_id": alice.key_id, "service_account_id": alice.service_account_id, **hers}
@@ -364,6 +367,13 @@ def add_certificate(control: Running, tenant: TenantSetup) -> dict[str, str]:
     account = {"project_id": tenant.project_id, "service_account_id": tenant.service_account_id, "matchers": {"dns": "x"}}
     rule = answered(admin.post(f"/v1/organization/certificates/{certificate}/rules", json=account))["id"]
     return {"certificate_id": certificate, "certificate_rule_id": rule}
+
+
+def add_webhook(control: Running, tenant: TenantSetup) -> str:
+    """Return the id of a webhook endpoint of an organization, which gets nothing."""
+    body = {"name": "x", "url": "https://192.0.0.9/", "event_types": ["invoice.issued"]}  # an address that needs no name server
+    made: str = answered(control.client(tenant.admin_key).post("/v1/webhook_endpoints", json=body))["id"]
+    return made
 
 
 def sign_in(control: Running, admin: httpx2.Client, user_id: str) -> str:

@@ -89,6 +89,7 @@ OTHER_TABLES = {
     "refused_epochs",  # which runs wait for a clock or an operator
     "content_logs", "content_log_totals", "content_deletions", "leaked_keys",  # what requests said, and what was found in public
     "erasures",  # what was destroyed, and by whom
+    "outbox_events", "event_counters", "event_searches", "webhook_endpoints", "webhook_deliveries",  # what is told to whom
     "idempotency_keys", "stored_responses", "stored_response_totals",  # what was answered
     "data_keys",  # with which secrets are sealed
     "audit_heads", "audit_records", "audit_checkpoints", "audit_cuts",  # who changed what

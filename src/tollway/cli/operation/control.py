@@ -32,6 +32,7 @@ from tollway.settings import (
     ReconcileSection,
     StripeSection,
 )
+from tollway.storage.parquet_files import ParquetMissing, UsageFiles
 
 
 def control(
@@ -89,7 +90,9 @@ def control(
             log_level=settings.log.level,
             public_url=_public_url(settings.control.public_url),
             private_issuers=frozenset(settings.control.private_issuers.split()),
-            trusted_proxies=_trusted_proxies(settings.control.trusted_proxies),
+            trusted_proxies=_networks("trusted_proxies", settings.control.trusted_proxies),
+            usage_files=_usage_files(directory, settings.control),
+            webhook_networks=_networks("webhook_networks", settings.control.webhook_networks),
             github_keys_url=_github_keys_url(settings.control.leaked_keys),
             operator_sign_in=_operator_sign_in(settings.control.operator_sign_in, os.environ.get("TOLLWAY_OPERATOR_CLIENT_SECRET")),
             mail=_mail_server(settings.control.mail, os.environ.get("TOLLWAY_MAIL_PASSWORD", "")),
@@ -127,12 +130,22 @@ def _stripe(section: StripeSection, environment: Mapping[str, str]) -> StripeCon
     return StripeConnector(section.url, key, secrets) if key else None
 
 
-def _trusted_proxies(texts: Sequence[str]) -> tuple[Network, ...]:
-    """Return the networks of proxies. Raises OperatorError for what is not one."""
+def _usage_files(directory: Path, section: ControlSection) -> UsageFiles | None:
+    """Return where hours of usage are written. Raises OperatorError if what writes them is not installed."""
+    if not section.usage_parquet:
+        return None
+    try:
+        return UsageFiles(directory / "control" / "usage")
+    except ParquetMissing as missing:
+        raise OperatorError(f"control.usage_parquet: {missing}") from None
+
+
+def _networks(setting: str, texts: Sequence[str]) -> tuple[Network, ...]:
+    """Return the networks of a setting. Raises OperatorError for what is not one."""
     try:
         return tuple(map(parse_network, texts))
     except ValueError as error:
-        raise OperatorError(f"control.trusted_proxies: {error}") from None
+        raise OperatorError(f"control.{setting}: {error}") from None
 
 
 def _mail_server(section: MailSection, password: str) -> MailServer | None:
@@ -173,8 +186,9 @@ def find_control_problems(section: ControlSection) -> Iterator[OperatorError]:
         partial(_approval_above, section.corrections.approval_above),
         partial(_public_url, section.public_url),
         partial(_github_keys_url, section.leaked_keys),
-        partial(_trusted_proxies, section.trusted_proxies),
         partial(_stripe, section.stripe, {}),
+        partial(_networks, "trusted_proxies", section.trusted_proxies),
+        partial(_networks, "webhook_networks", section.webhook_networks),
     ]
     checks += [partial(parse_database_url, url) for url in (section.database_url, section.owner_database_url) if url is not None]
     for check in checks:

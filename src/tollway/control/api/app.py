@@ -40,6 +40,7 @@ from tollway.control.api.authentication import (
 from tollway.control.api.bounds import limits
 from tollway.control.api.catalog import catalog, deployments, price_books, prices
 from tollway.control.api.database_figures import DatabaseFigures
+from tollway.control.api.eventing import events, webhooks
 from tollway.control.api.gateways import link, losses, nodes
 from tollway.control.api.identity import (
     api_keys,
@@ -150,6 +151,8 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     certificates.router,
     tokens.router,
     scim.router,
+    webhooks.router,
+    events.router,
     unsupported.router,
 )
 PAGE_ROUTERS: Sequence[APIRouter] = (sign_in_pages.router, account_pages.router, device_pages.router, provider_pages.router)
@@ -174,6 +177,7 @@ def create_apps(plane: ControlPlane, registry: CollectorRegistry | None = None, 
     registry.register(plane.jobs)
     registry.register(plane.sign_ins)
     registry.register(plane.stripe_events)
+    registry.register(plane.webhooks)
     if plane.telemetry is not None:
         registry.register(plane.telemetry)
     counters = Counters(

@@ -187,6 +187,17 @@ EVENTS: Mapping[str, str] = {
     "create_lost_requests": "lost_records.requested",
     "approve_lost_request": "lost_records.declared",
     "reject_lost_request": "lost_records.rejected",
+    # Events
+    "create_webhook_endpoint": "webhook_endpoint.created",
+    "update_webhook_endpoint": "webhook_endpoint.updated",
+    "delete_webhook_endpoint": "webhook_endpoint.deleted",
+    "rotate_webhook_secret": "webhook_endpoint.secret_rotated",
+    "replay_webhook_deliveries": "webhook_endpoint.replayed",
+    "create_platform_webhook_endpoint": "webhook_endpoint.created",
+    "update_platform_webhook_endpoint": "webhook_endpoint.updated",
+    "delete_platform_webhook_endpoint": "webhook_endpoint.deleted",
+    "rotate_platform_webhook_secret": "webhook_endpoint.secret_rotated",
+    "replay_platform_webhook_deliveries": "webhook_endpoint.replayed",
     # Sensitive reads: what single requests were, and what was recorded here
     "list_requests": "request_log.read",
     "retrieve_receipt": "receipt.read",
@@ -201,6 +212,8 @@ EVENTS: Mapping[str, str] = {
 }
 
 UNRECORDED: Mapping[str, str] = {
+    "test_webhook_endpoint": "sends an example to an endpoint and changes nothing",
+    "test_platform_webhook_endpoint": "as test_webhook_endpoint",
     "report_leaked_keys_by_github": "records api_key.leak_reported itself, in the chain of each organization whose key it is",
     "receive_stripe_event": "records payment.recorded itself, in the chain of each organization whose payments it changes",
     "check_draft": "computes and stores nothing",

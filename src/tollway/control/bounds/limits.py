@@ -6,12 +6,13 @@ from tollway.control import publish
 from tollway.control.bounds import quotas
 from tollway.domain import ids
 from tollway.domain.catalog import find_group
+from tollway.domain.events import EventType, new_event
 from tollway.domain.faults import MODEL_UNKNOWN, PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
 from tollway.domain.limits import UNLIMITED, LevelLimits, LimitLevel, Limits, LimitSubject, find_problem
 from tollway.domain.plans import ALL_MODELS
 from tollway.domain.quotas import Quota, QuotaSizes
 from tollway.domain.snapshot import Entry, KeyEntry, OrganizationEntry, ProjectEntry
-from tollway.storage import catalog, plans
+from tollway.storage import catalog, outbox, plans
 from tollway.storage import keys as stored_keys
 from tollway.storage import limits as storage
 from tollway.storage.database import TenantTx, Transaction
@@ -83,6 +84,9 @@ def put_limits(tx: TenantTx, subject: LimitSubject, limits: Limits, now: int, mo
             quotas.require(tx, sizes, Quota.MODEL_LIMITS, now)
         storage.put_model_limits(tx, subject, model, limits)
     _publish(tx, subject, now)
+    if limits != before:
+        said = {"level": str(subject.level), "id": subject.id, "model": model}
+        outbox.append(tx, [new_event(EventType.LIMIT_UPDATED, tx.organization_id, at=now, data=said, key=model or "")])
     return limits
 
 

@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -10,6 +11,7 @@ import msgspec
 from tollway.control import publish
 from tollway.domain import addresses, ids
 from tollway.domain.catalog import GROUP_PREFIX, MODEL_NAME, Deployment, Model
+from tollway.domain.events import EventType, new_event
 from tollway.domain.faults import (
     MODEL_UNKNOWN,
     NAME_TAKEN,
@@ -24,6 +26,7 @@ from tollway.domain.snapshot import DeploymentEntry, ModelEntry
 from tollway.domain.tenants import Status
 from tollway.engines.table import ENGINES, list_missing
 from tollway.storage import catalog as storage
+from tollway.storage import outbox
 from tollway.storage import prices as stored_prices
 from tollway.storage.database import PlatformTx
 
@@ -99,7 +102,9 @@ def archive_model(tx: PlatformTx, name: str, now: int) -> Model:
     model = msgspec.structs.replace(get_model(tx, name), status=Status.ARCHIVED, published=False)
     storage.put_model(tx, model)
     publish.publish(tx, ModelEntry, [name], now)
-    publish.publish(tx, DeploymentEntry, storage.archive_deployments(tx, name), now)
+    archived = storage.archive_deployments(tx, name)
+    publish.publish(tx, DeploymentEntry, archived, now)
+    _tell(tx, EventType.DEPLOYMENT_ARCHIVED, archived, name, now)
     return model
 
 
@@ -145,6 +150,7 @@ def create_deployment(tx: PlatformTx, deployment: Deployment, now: int) -> Deplo
     _check_endpoints(model, deployment, "engine")
     storage.insert_deployment(tx, deployment)
     publish.publish(tx, DeploymentEntry, [deployment.id], now)
+    _tell(tx, EventType.DEPLOYMENT_CREATED, [deployment.id], deployment.model, now)
     return deployment
 
 
@@ -178,6 +184,7 @@ def update_deployment(tx: PlatformTx, deployment_id: str, changed: dict[str, obj
         _check_endpoints(get_model(tx, deployment.model), deployment, "translated_endpoints")
     storage.put_deployment(tx, deployment)
     publish.publish(tx, DeploymentEntry, [deployment_id], now)
+    _tell(tx, EventType.DEPLOYMENT_UPDATED, [deployment_id], deployment.model, now)
     return deployment
 
 
@@ -203,7 +210,13 @@ def archive_deployment(tx: PlatformTx, deployment_id: str, now: int) -> Deployme
     deployment = msgspec.structs.replace(found, status=Status.ARCHIVED, credential=None)
     storage.put_deployment(tx, deployment)
     publish.publish(tx, DeploymentEntry, [deployment_id], now)
+    if found.status is not Status.ARCHIVED:
+        _tell(tx, EventType.DEPLOYMENT_ARCHIVED, [deployment_id], deployment.model, now)
     return deployment
+
+
+def _tell(tx: PlatformTx, type: EventType, deployment_ids: Iterable[str], model: str, now: int) -> None:
+    outbox.append(tx, [new_event(type, None, at=now, data={"id": each, "model": model}) for each in deployment_ids])
 
 
 # ---- Upstream addresses -----------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ note is a source like a payment, and settles the invoice that it corrects first.
 first, at once or as soon as one is issued: an organization with a balance owes nothing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from tollway.control.money.ledger import PLATFORM
 from tollway.domain import ids
 from tollway.domain.billing_parties import LegalEntity
 from tollway.domain.currencies import get_currency
+from tollway.domain.events import EventType, new_event
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.invoices import RECEIVABLE, Document, InvoiceKind, InvoiceState, decode_document, find_step
 from tollway.domain.ledger import Account, Entry
@@ -26,6 +27,7 @@ from tollway.domain.pages import Page, PageWindow
 from tollway.domain.payments import BankEntry, OpenInvoice, Payment, PaymentKind, PaymentOrigin, Settlement, allocate, find_numbers
 from tollway.storage import billing_parties as stored_parties
 from tollway.storage import invoices as stored_invoices
+from tollway.storage import outbox
 from tollway.storage import payments as stored
 from tollway.storage import periods as stored_periods
 from tollway.storage import prices as stored_prices
@@ -166,7 +168,15 @@ def _store(tx: PlatformTx, payment: Payment, invoice_ids: Sequence[str], now: in
     stored.insert_settlements(tx, payment.organization_id, settled, now)
     if payment.kind is PaymentKind.PAYMENT:
         _settle_balance(tx, payment.organization_id, now)
+    _tell_paid(tx, payment.organization_id, by_id, now)
     return payment
+
+
+def _tell_paid(tx: PlatformTx, organization_id: str, open_before: Iterable[str], now: int) -> None:
+    """Tell of the invoices of `open_before` of which nothing is open now."""
+    still_open = {each.id for each in read_account(tx, organization_id).open}
+    paid = sorted(set(open_before) - still_open)
+    outbox.append(tx, [new_event(EventType.INVOICE_PAID, organization_id, at=now, data={"id": each}) for each in paid])
 
 
 def _settle_balance(tx: PlatformTx, organization_id: str, now: int) -> None:
@@ -207,11 +217,13 @@ def return_payment(tx: PlatformTx, payment_id: str, *, id: str, value_on: str, r
         actor=actor,
         created_at=now,
     )
+    open_before = [each.id for each in read_account(tx, payment.organization_id).open]
     stored.insert_payment(tx, returned, entries_of(returned), now)
     taken = [Settlement(source_id=payment_id, target_id=target_id, amount_minor=-minor) for target_id, minor in given.items() if minor]
     whole = Settlement(source_id=payment_id, target_id=id, amount_minor=payment.amount_minor)
     stored.insert_settlements(tx, payment.organization_id, [*taken, whole], now)
     _settle_balance(tx, payment.organization_id, now)
+    _tell_paid(tx, payment.organization_id, open_before, now)
     return returned
 
 
@@ -219,12 +231,14 @@ def settle_issued(tx: PlatformTx, document: Document, now: int) -> None:
     """Settle what a document that was issued allows: a credit note the invoice that it corrects, an invoice with what the organization has
     paid before. The organization is locked."""
     corrected_id = document.corrects.id if document.kind is InvoiceKind.CREDIT_NOTE and document.corrects is not None else None
-    for each in read_account(tx, document.organization_id).open:
+    open_before = read_account(tx, document.organization_id).open
+    for each in open_before:
         part = min(each.open_minor, document.totals.gross_minor)
         if each.id == corrected_id and part:
             settled = Settlement(source_id=document.id, target_id=each.id, amount_minor=part)
             stored.insert_settlements(tx, document.organization_id, [settled], now)
     _settle_balance(tx, document.organization_id, now)
+    _tell_paid(tx, document.organization_id, [each.id for each in open_before], now)
 
 
 def _get_currency(tx: PlatformTx, organization_id: str) -> str:

@@ -1,0 +1,100 @@
+"""Hours of usage as Parquet: written once they are closed, written again as a whole when an event comes later, and read by DuckDB."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from tests.control.metering.test_collect import balances, take
+from tests.link.samples import EPOCH, ORGANIZATION, OTHER_ORGANIZATION, OTHER_PRICE, admit, final, frames
+from tollway.cli.operation import control
+from tollway.control.metering import usage_exports
+from tollway.domain import ids
+from tollway.domain.usage import Record, Tick
+from tollway.settings import ControlSection, OperatorError
+from tollway.storage import parquet_files
+from tollway.storage.database import Database
+from tollway.storage.parquet_files import UsageFiles
+from tollway.storage.record_archive import Archive
+from tollway.storage.usage_hours import HOUR_US
+
+HOUR = EPOCH - EPOCH % HOUR_US
+
+
+def query(files: Path, sql: str) -> list[tuple[Any, ...]]:
+    """Ask DuckDB about all hours."""
+    return duckdb.sql(sql.replace("USAGE", f"read_parquet('{files}/hour=*/usage-*.parquet')")).fetchall()
+
+
+def write(database: Database, files: UsageFiles, now: int) -> list[tuple[object, object, object]]:
+    """Run the job; return hour, events and whether it was replaced of each line."""
+    lines = list(usage_exports.write_due(database, files, now, lambda: False))
+    return [(line["hour"], line["events"], line["is_replaced"]) for line in lines]
+
+
+def name(number: int) -> str:
+    """The id of a request that is admitted in HOUR."""
+    return ids.new_id(ids.REQUEST, EPOCH + number * 1000, number)
+
+
+def exchange(number: int, **changes: Any) -> list[Record]:
+    of = admit(number, request_id=name(number), **changes)
+    return [of, final(of)]
+
+
+def test_an_hour_is_written_when_it_is_closed_and_again_when_an_event_comes_later(
+    database: Database, archive: Archive, tmp_path: Path
+) -> None:
+    directory = tmp_path / "usage"
+    files, now = UsageFiles(directory), HOUR + HOUR_US + 1
+    other = {"organization_id": OTHER_ORGANIZATION, "price_version": OTHER_PRICE.id}
+    first = frames([*exchange(1), *exchange(2, **other)])
+    take(database, archive, first)
+    assert write(database, files, now) == [], "its gateway may have more of that hour"
+    ticked = frames([*exchange(1), *exchange(2, **other), Tick(at=HOUR + 2 * HOUR_US), *exchange(3)])
+    take(database, archive, ticked[len(first) : -2], first_seq=len(first) + 1)
+    ((hour, events, is_replaced),) = write(database, files, now)
+    assert (events, is_replaced) == (2, False) and str(hour).endswith(":00:00Z")
+    assert write(database, files, now) == [], "what is written and whole is left alone"
+    before = files.find_manifest(HOUR)
+    take(database, archive, ticked[-2:], first_seq=len(ticked) - 1)
+    assert write(database, files, now) == [(hour, 3, True)]
+    manifest = files.find_manifest(HOUR)
+    assert before is not None and manifest is not None and manifest.file != before.file
+    (folder,) = directory.iterdir()
+    assert {each.name for each in folder.iterdir()} == {"manifest.json", manifest.file}, "the file before is gone"
+    content = (folder / manifest.file).read_bytes()
+    assert (len(content), hashlib.sha256(content).hexdigest(), manifest.rows) == (manifest.bytes, manifest.sha256, 3)
+    assert query(directory, "SELECT event_id FROM USAGE ORDER BY 1") == [(name(number),) for number in (1, 2, 3)]
+    columns = [row[0] for row in query(directory, "DESCRIBE SELECT * FROM USAGE") if str(row[0]).endswith("_pico")]
+    total = " + ".join(f"coalesce({each}, 0)::HUGEINT" for each in columns)
+    by_owner = dict(query(directory, f"SELECT organization_id, sum({total}) FROM USAGE GROUP BY 1"))
+    assert by_owner[ORGANIZATION] == balances(database)[f"{ORGANIZATION}/unbilled/EUR"], "the same as the ledger"
+    assert by_owner[OTHER_ORGANIZATION] == balances(database)[f"{OTHER_ORGANIZATION}/unbilled/USD"]
+    assert manifest.amount_pico == {"EUR": str(by_owner[ORGANIZATION]), "USD": str(by_owner[OTHER_ORGANIZATION])}
+    kinds = dict(row[:2] for row in query(directory, "DESCRIBE SELECT ended_at, input, test FROM USAGE"))
+    assert kinds == {"ended_at": "TIMESTAMP WITH TIME ZONE", "input": "BIGINT", "test": "BOOLEAN"}
+
+
+def test_hours_that_an_outage_left_are_caught_up(database: Database, archive: Archive, tmp_path: Path) -> None:
+    files = UsageFiles(tmp_path / "usage")
+    take(database, archive, frames([*exchange(1), Tick(at=HOUR + 200 * HOUR_US)]))
+    assert len(write(database, files, HOUR + HOUR_US)) == 1
+    later = HOUR + 100 * HOUR_US
+    written = write(database, files, later)
+    assert len(written) == 99 and {events for _, events, _ in written} == {0}
+    assert write(database, files, later) == []
+    assert files.list_hours() == [HOUR + number * HOUR_US for number in range(100)]
+
+
+def test_without_pyarrow_the_setting_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    assert control._usage_files(tmp_path, ControlSection()) is None
+    assert control._usage_files(tmp_path, ControlSection(usage_parquet=True)) is not None
+    monkeypatch.setattr(parquet_files.importlib, "import_module", missing)
+    with pytest.raises(OperatorError, match=r"pip install tollway\[parquet\]"):
+        control._usage_files(tmp_path, ControlSection(usage_parquet=True))
