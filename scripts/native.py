@@ -18,6 +18,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "tollway"
 
 HOT = [
     "domain/ids.py",
+    "domain/shared_limits.py",
     "gateway/authenticate.py",
     "gateway/authorize.py",
     "gateway/blame.py",
@@ -46,10 +47,12 @@ HOT = [
     "gateway/upstreams/health.py",
     "gateway/upstreams/upstream.py",
     "link/spool.py",
+    "storage/shared_counters.py",
     "telemetry.py",
     "wire/bodies.py",
     "wire/http.py",
     "wire/progress_slots.py",
+    "wire/resp.py",
     "wire/segments.py",
 ]
 """The modules that a request runs through, without gaps: each crossing between compiled and interpreted classes costs what compiling
