@@ -74,7 +74,7 @@ OAUTH_PATHS = {
 
 SIGN_IN_PATHS = {
     *("/sign-in", "/sign-in/code", "/sign-in/{connection_id}", "/sign-in/{connection_id}/callback"),
-    *("/link", "/join", "/assets/pages.css", "/signed-out"),
+    *("/sign-in/operators/key", "/link", "/join", "/assets/pages.css", "/signed-out"),
 }
 """Paths of pages on which people sign in, and to which their sign-out leads."""
 

@@ -22,6 +22,8 @@ class SignInMethod(StrEnum):
     """An invitation, which they accepted."""
     PROVIDER = "provider"
     """The identity provider of the organization."""
+    KEY = "key"
+    """A key of operators."""
     DEVICE = "device"
     """A session of a browser approved the command line (RFC 8628)."""
 

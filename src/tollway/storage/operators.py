@@ -6,12 +6,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from tollway.domain.keys import KeyOrigin, Operator
+from tollway.domain.keys import KeyOrigin, KeyType, Operator
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.roles import Role, find_built_in
 from tollway.domain.sessions import LIFETIMES, OperatorSession, SessionKind, SignInMethod
 from tollway.storage.database import PlatformTx
 from tollway.storage.pages import fetch_page
+from tollway.storage.schema import api_keys
 from tollway.storage.schema_sign_in import operator_sessions, operators
 from tollway.storage.sessions import REMOVED_MAX, SessionTokens
 
@@ -29,6 +30,10 @@ class SignedInOperator:
     role: Role | None
     origin: KeyOrigin
     signed_in_at: int
+
+
+KEY_ISSUER = "key"
+"""Issuer of operators who signed in with a key of theirs, whose id is their subject: no provider has it, whose issuers are addresses."""
 
 
 def put_operator(tx: PlatformTx, operator: SignedInOperator) -> None:
@@ -72,9 +77,9 @@ def insert_session(tx: PlatformTx, session: OperatorSession, tokens: SessionToke
     tx.connection.execute(operator_sessions.insert().values(values))
 
 
-def find_live(tx: PlatformTx, issuer: str, digests: Sequence[bytes], now: int) -> Operator | None:
+def find_live(tx: PlatformTx, issuer: str | None, digests: Sequence[bytes], now: int) -> Operator | None:
     """Return who has the session with one of `digests`, if it may act at `now`: it has not ended, and its operator has a role, by the
-    provider `issuer`."""
+    provider `issuer`, or by a key that may act. `issuer`: None without a provider."""
     columns = operator_sessions.c
     token_is_valid = sa.or_(columns.token_expires_at.is_(None), columns.token_expires_at > now)
     row = _find(tx, issuer, now, columns.digest.in_(digests), token_is_valid)
@@ -151,11 +156,19 @@ def _joined() -> sa.Select[Any]:
     return sa.select(operator_sessions, *columns).join(operators, operators.c.id == operator_sessions.c.operator_id)
 
 
-def _find(tx: PlatformTx, issuer: str, now: int, *conditions: sa.ColumnElement[bool]) -> Any:
-    """Return the row of the session that meets the conditions, if it may act at `now`; None otherwise."""
-    query = _joined().where(
-        *conditions, operator_sessions.c.expires_at > now, operators.c.issuer == issuer, operators.c.role_id.is_not(None)
+def _find(tx: PlatformTx, issuer: str | None, now: int, *conditions: sa.ColumnElement[bool]) -> Any:
+    """Return the row of the session that meets the conditions, if it may act at `now`; None otherwise. Its operator signed in with the
+    provider `issuer`, or with a key that may still act."""
+    key = sa.select(api_keys.c.id).where(
+        api_keys.c.id == operators.c.subject,
+        api_keys.c.type == KeyType.PLATFORM,
+        api_keys.c.revoked_at.is_(None),
+        sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > now),
     )
+    is_known = sa.and_(operators.c.issuer == KEY_ISSUER, key.exists())
+    if issuer is not None:
+        is_known = sa.or_(operators.c.issuer == issuer, is_known)
+    query = _joined().where(*conditions, operator_sessions.c.expires_at > now, is_known, operators.c.role_id.is_not(None))
     row = tx.connection.execute(query).one_or_none()
     return None if row is None or _session(row).ends_at() <= now else row
 

@@ -8,16 +8,83 @@ from playwright.sync_api import Browser as Chromium
 from playwright.sync_api import sync_playwright
 
 from tests.control.browsing import Browser, join
-from tests.control.harness import Running, TenantSetup, answered, make_tenant
+from tests.control.harness import Running, TenantSetup, answered, make_tenant, running
 from tests.link.samples import EPOCH, NODE, admit, final, frames
+from tests.storage.databases import SqliteTemplate
+from tollway.control.identity import operators
+from tollway.control.identity.operators import OperatorSignIn, SignedInOperator
 from tollway.domain import ids
+from tollway.domain.keys import RANDOM_BYTES, KeyOrigin
+from tollway.domain.roles import AUDITOR, OPERATOR, Role
 from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Outcome, Record
 
 DAY_US = 86_400_000_000
 REQUESTS = 24
 
+ISSUER = "https://login.example.com"
+
 HOSTILE = """<script>alert(1)</script>"'><img src=x onerror=alert(2)>{{ 7 * 7 }}"""
 """A name that would run if a page did not escape it (row 166 of the attacks)."""
+
+
+@pytest.fixture(scope="module")
+def control(sqlite_template: SqliteTemplate, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A control plane with an identity provider of operators, who are signed in without asking it."""
+    directory, nobody = tmp_path_factory.mktemp("control"), frozenset[str]()
+    provider = OperatorSignIn(
+        issuer=ISSUER,
+        client_id="tollway",
+        client_secret=None,
+        groups_claim="groups",
+        operator_groups=nobody,
+        second_operator_groups=nobody,
+        auditor_groups=nobody,
+    )
+    with sqlite_template.copied(directory) as url, running(url, directory / "archive", operator_sign_in=provider) as started:
+        yield started
+
+
+def sign_in_operator(control: Running, role: Role = OPERATOR) -> Browser:
+    """Return the browser of somebody with a role of the platform, who is signed in."""
+    plane, subject = control.plane, role.name
+    who = SignedInOperator(
+        id=operators.make_operator_id(ISSUER, subject),
+        issuer=ISSUER,
+        subject=subject,
+        email=f"{subject}@example.com",
+        name=subject,
+        role=role,
+        origin=KeyOrigin.FIRST,
+        signed_in_at=plane.now(),
+    )
+    with plane.database.platform() as tx:
+        operators.note_sign_in(tx, who)
+        begun = operators.begin_session(
+            tx,
+            who,
+            id=plane.new_id(ids.OPERATOR_SESSION),
+            address="",
+            agent="",
+            id_token=None,
+            random_bytes=plane.random_bytes(RANDOM_BYTES),
+            pepper=plane.pepper,
+            now=plane.now(),
+        )
+    browser = Browser(control)
+    browser.client.cookies.set("tollway_session", begun.secret)
+    return browser
+
+
+@pytest.fixture(scope="module")
+def operator(control: Running) -> Browser:
+    """Someone who may do everything at the platform."""
+    return sign_in_operator(control)
+
+
+@pytest.fixture(scope="module")
+def auditor(control: Running) -> Browser:
+    """Someone who may read everything at the platform, and change nothing."""
+    return sign_in_operator(control, AUDITOR)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +113,8 @@ def used(control: Running) -> TenantSetup:
         end = {"outcome": Outcome.UPSTREAM_ERROR, "error": "upstream_cut"} if failed else {}
         records.extend([of, final(of, ended_at=at + 500_000, **end)])
     answered(control.node(NODE).put(f"/v1/link/records/{NODE}/{EPOCH}/1", content=b"".join(frames(records))))
+    deployment = {"model": "echo", "base_url": "http://127.0.0.1:9", "engine": "vllm", "upstream_model": "echo"}
+    answered(operator.post("/v1/platform/deployments", json=deployment))
     admin = control.client(tenant.admin_key)
     budget = {"name": HOSTILE, "mode": "soft", "window": "month", "amount": "100", "currency": "EUR", "thresholds": [50]}
     answered(admin.post("/v1/organization/budgets", json=budget))

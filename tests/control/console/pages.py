@@ -1,6 +1,6 @@
 """The pages of the console by their paths: the table that the walk in a browser, and the tests of access, go through."""
 
-from tests.control.harness import TenantSetup
+from tests.control.harness import Running, TenantSetup, answered
 
 TENANT_PAGES = (
     "",
@@ -10,7 +10,7 @@ TENANT_PAGES = (
 )
 """Pages of an organization, below its root."""
 
-PLATFORM_PAGES = ("",)
+PLATFORM_PAGES = ("", "/fleet", "/periods", "/periods/{period_id}", "/reconciliation", "/anomalies", "/audit")
 """Pages of the platform, below `/console/platform`."""
 
 
@@ -22,3 +22,9 @@ def root_of(tenant: TenantSetup) -> str:
 def fill_in(path: str, tenant: TenantSetup, **others: str) -> str:
     """Return the path of a page of an organization, with the ids of what the organization has."""
     return root_of(tenant) + path.format(project_id=tenant.project_id, key_id=tenant.key_id, **others)
+
+
+def fill_in_platform(path: str, control: Running, tenant: TenantSetup) -> str:
+    """Return the path of a page of the platform, with the ids of what the organization has."""
+    listed = answered(control.operator().get("/v1/platform/periods", params={"organization_id": tenant.organization_id}))["data"]
+    return "/console/platform" + path.format(period_id=listed[0]["id"])

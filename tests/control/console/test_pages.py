@@ -8,8 +8,8 @@ import httpx2
 from fastapi.routing import APIRoute
 
 from tests.control.browsing import Browser
-from tests.control.console.pages import PLATFORM_PAGES, TENANT_PAGES, fill_in, root_of
-from tests.control.harness import Running, TenantSetup
+from tests.control.console.pages import PLATFORM_PAGES, TENANT_PAGES, fill_in, fill_in_platform, root_of
+from tests.control.harness import Running, TenantSetup, answered
 from tollway.control.console.rendering import HEADERS
 from tollway.control.console.routers import ROUTERS
 
@@ -100,6 +100,55 @@ def test_change_leaves_the_record_that_the_api_would_leave(control: Running, own
     log = control.client(used.admin_key).get("/v1/organization/audit_logs", params={"event_types": ["project.updated"]}).json()
     record = log["data"][0]
     assert record["project"]["id"] == used.project_id and record["actor"]["type"] == "session"
+
+
+def test_operator_drains_a_deployment_and_takes_it_back_and_an_auditor_cannot(
+    control: Running, operator: Browser, auditor: Browser, used: TenantSetup
+) -> None:
+    (deployment,) = answered(control.operator().get("/v1/platform/deployments"))["data"]
+    action = f"/console/platform/deployments/{deployment['id']}/weight"
+    assert action not in auditor.open("/console/platform/fleet").text
+    token = find_token(auditor)
+    assert auditor.post(action, {"weight": "0", "form_token": token}).status_code == 403
+    operator.open("/console/platform/fleet")
+    assert "drained" in operator.send(action, weight="0").text
+    assert "drained" not in operator.send(action, weight="1").text
+    bad = operator.send("/console/platform/deployments", 400, model="echo", base_url="ftp://x", engine="vllm", upstream_model="x")
+    assert "base_url" in bad.text
+
+
+def test_operator_sees_what_keeps_a_period_from_being_closed(control: Running, operator: Browser, used: TenantSetup) -> None:
+    path = fill_in_platform("/periods/{period_id}", control, used)
+    assert "It has not ended yet." in operator.open(path).text and "<summary>Close" not in operator.page.text
+    assert operator.open(re.sub(r"[0-9a-f]{32}", "0" * 32, path)).status_code == 404
+    assert path in operator.open("/console/platform/periods").text
+
+
+def test_operator_reads_who_changed_what_with_each_field_before_and_after(operator: Browser, used: TenantSetup) -> None:
+    page = operator.open("/console/platform/audit?event_types=deployment.updated&actor_ids=&resource_ids=")
+    assert "deployment.updated" in page.text and '<th scope="row">weight</th>' in page.text
+    assert operator.open("/console/platform/audit?limit=0").status_code == 400
+
+
+def test_operator_signs_in_with_a_key_and_is_out_when_it_is_revoked(control: Running, used: TenantSetup) -> None:
+    made = answered(control.operator().post("/v1/platform/keys", json={"name": "k", "role": "auditor"}))
+    browser = Browser(control)
+    browser.open("/sign-in/operators/key")
+    for wrong in ("tw_platform_" + "0" * 40, used.admin_key, used.secret, "x"):
+        assert "not a key of operators" in browser.send("/sign-in/operators/key", 401, key=wrong).text
+    page = browser.send("/sign-in/operators/key", key=made["value"])
+    assert page.url.path == "/console/platform" and "New organization" not in page.text
+    assert "audit" in browser.open("/account").text and "Signed out" in browser.send("/sign-out").text
+    browser.open("/sign-in/operators/key")
+    browser.send("/sign-in/operators/key", key=made["value"])
+    answered(control.operator().delete(f"/v1/platform/keys/{made['id']}"))
+    assert browser.open("/console/platform").url.path == "/sign-in"
+
+
+def test_operator_opens_an_organization_as_who_acts_for_it(operator: Browser, used: TenantSetup, bob: TenantSetup) -> None:
+    for tenant in (used, bob):
+        assert operator.open(root_of(tenant)).status_code == 200
+    assert operator.open(re.sub(r"[0-9a-f]{32}", "0" * 32, root_of(bob))).status_code == 404
 
 
 def test_169_cookies_of_the_look_change_nothing_else_and_no_address_leads_elsewhere(owner: Browser, used: TenantSetup) -> None:

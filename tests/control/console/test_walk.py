@@ -10,7 +10,7 @@ from playwright.sync_api import Browser as Chromium
 from playwright.sync_api import Page
 
 from tests.control.browsing import Browser
-from tests.control.console.pages import TENANT_PAGES, fill_in
+from tests.control.console.pages import PLATFORM_PAGES, TENANT_PAGES, fill_in, fill_in_platform
 from tests.control.harness import Running, TenantSetup
 
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text()
@@ -40,13 +40,29 @@ def opened(chromium: Chromium, control: Running, viewer: Browser, look: str = LO
 
 
 def test_166_every_page_is_without_barriers_complaints_and_foreign_scripts(
-    chromium: Chromium, control: Running, owner: Browser, used: TenantSetup
+    chromium: Chromium, control: Running, owner: Browser, operator: Browser, used: TenantSetup
 ) -> None:
+    pages = [(owner, fill_in(path, used)) for path in TENANT_PAGES]
+    pages += [(operator, fill_in_platform(path, control, used)) for path in PLATFORM_PAGES]
     for look in LOOKS:
-        with opened(chromium, control, owner, look) as page:
-            page.on("dialog", lambda dialog: dialog.dismiss())
-            for path in TENANT_PAGES:
-                page.goto(control.url + fill_in(path, used))
-                page.evaluate(AXE)
-                assert page.evaluate(SERIOUS) == [], (look, path)
-                assert page.evaluate("document.querySelectorAll('main script, main img').length") == 0, path
+        for viewer in (owner, operator):
+            with opened(chromium, control, viewer, look) as page:
+                for path in (path for who, path in pages if who is viewer):
+                    page.goto(control.url + path)
+                    page.evaluate(AXE)
+                    assert page.evaluate(SERIOUS) == [], (look, path)
+                    assert page.evaluate("document.querySelectorAll('main script, main img').length") == 0, path
+
+
+def test_keyboard_alone_reaches_and_sends_a_form(chromium: Chromium, control: Running, owner: Browser, used: TenantSetup) -> None:
+    with opened(chromium, control, owner) as page:
+        page.goto(control.url + fill_in("/projects", used))
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.getAttribute('href')") == "#content"
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            if page.evaluate("document.activeElement.name") == "name":
+                break
+        page.keyboard.type("by keyboard")
+        page.keyboard.press("Enter")
+        page.get_by_role("heading", name="by keyboard").wait_for()

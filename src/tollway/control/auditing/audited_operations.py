@@ -227,6 +227,7 @@ UNRECORDED: Mapping[str, str] = {
     "sign_in": "records login.succeeded or login.failed itself, once it is known who signs in",
     "sign_in_with_code": "as sign_in",
     "sign_in_with_link": "as sign_in",
+    "sign_in_with_operator_key": "as sign_in",
     "join_organization": "as sign_in; and invite.accepted",
     "find_device": "looks for a code",
     "create_device_code": "asks for a code, which a person approves or denies",

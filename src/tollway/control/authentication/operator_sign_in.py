@@ -1,5 +1,8 @@
-"""Signing in with the identity provider of the platform: which operator it is whom the provider proved (`provider_flow`), and what they may
-do by their groups. Whoever is in none of the groups of the settings is refused, and loses the role that they had."""
+"""Signing in as an operator: with the identity provider of the platform, or with a key of operators.
+
+Of whom the provider proved (`provider_flow`) the groups decide what they may do. Whoever is in none of the groups of the settings is
+refused, and loses the role that they had.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,13 +13,13 @@ from tollway.control.authentication import provider_flow, sign_in
 from tollway.control.authentication.provider_flow import Proven, ProviderClient
 from tollway.control.authentication.provider_sign_in import GROUPS_MAX, SUBJECT_CHARACTERS_MAX
 from tollway.control.authentication.sign_in import Visitor
-from tollway.control.identity import operators
+from tollway.control.identity import access, operators
 from tollway.control.identity.operators import BegunSession, MappedRole, OperatorSignIn, SignedInOperator
 from tollway.control.plane import ControlPlane
 from tollway.domain import ids
 from tollway.domain.audit import Actor, ActorKind, Target
-from tollway.domain.faults import SIGN_IN_REFUSED, Fault
-from tollway.domain.keys import RANDOM_BYTES, KeyOrigin, Operator
+from tollway.domain.faults import KEY_INVALID, SIGN_IN_REFUSED, Fault
+from tollway.domain.keys import RANDOM_BYTES, KeyOrigin, KeyType, Operator
 from tollway.domain.sessions import SignInMethod
 from tollway.storage import operators as storage
 
@@ -69,6 +72,52 @@ def enter(plane: ControlPlane, proven: Proven, visitor: Visitor) -> BegunSession
         raise provider_flow.refuse(plane, CLIENT_ID, "the person is in none of the groups of operators")
     sign_in.end_session_before(plane, visitor)
     plane.sign_ins.count(SignInMethod.PROVIDER, "succeeded")
+    return begun
+
+
+def enter_with_key(plane: ControlPlane, secret: str, visitor: Visitor) -> BegunSession:
+    """Begin a session of whoever presents a key of operators, with its role and origin. It ends with the key. Raises SIGN_IN_REFUSED,
+    SIGN_INS_EXCEEDED."""
+    sign_in.count_operator_key(plane, visitor.address)
+    now = plane.now()
+    try:
+        key = access.identify(plane.database, plane.peppers, plane.pepper_version, secret.encode("ascii", "replace"), now)
+    except Fault as fault:
+        if fault.kind is not KEY_INVALID:
+            raise
+        raise sign_in.Refused(SignInMethod.KEY, None) from None
+    if key.type is not KeyType.PLATFORM or key.origin is None or len(key.grants) != 1:
+        raise sign_in.Refused(SignInMethod.KEY, None)
+    sign_in.take_back_address(plane, visitor.address)
+    operator = SignedInOperator(
+        id=operators.make_operator_id(operators.KEY_ISSUER, key.id),
+        issuer=operators.KEY_ISSUER,
+        subject=key.id,
+        email="",
+        name=key.id,
+        role=key.grants[0].role,
+        origin=key.origin,
+        signed_in_at=now,
+    )
+    actor = Actor(kind=ActorKind.OPERATOR, id=key.id, address=visitor.address, request_id=visitor.request_id)
+    target = Target(kind="operator", id=operator.id)
+    operation = AuditedOperation(event="login.succeeded", operation="sign_in_with_operator_key", actor=actor, target=target)
+    with plane.database.recording(audit.record_in(operation, new_id=plane.new_id, now=now)).platform() as tx:
+        operators.note_sign_in(tx, operator)
+        begun = operators.begin_session(
+            tx,
+            operator,
+            id=plane.new_id(ids.OPERATOR_SESSION),
+            address=visitor.address,
+            agent=visitor.agent,
+            id_token=None,
+            method=SignInMethod.KEY,
+            random_bytes=plane.random_bytes(RANDOM_BYTES),
+            pepper=plane.pepper,
+            now=now,
+        )
+    sign_in.end_session_before(plane, visitor)
+    plane.sign_ins.count(SignInMethod.KEY, "succeeded")
     return begun
 
 

@@ -287,6 +287,11 @@ def count_device_code(plane: ControlPlane, user_id: str) -> None:
     _count_one(plane, f"device\0{user_id}", CODE_ATTEMPTS_MAX)
 
 
+def count_operator_key(plane: ControlPlane, address: str) -> None:
+    """Count an attempt at a key of operators from a network address. Raises SIGN_INS_EXCEEDED."""
+    _count_one(plane, _name_address(address), ADDRESS_ATTEMPTS_MAX)
+
+
 def take_back_device_code(plane: ControlPlane, user_id: str) -> None:
     """Do not count the last attempt of a person, whose code was right. The wrong ones before it stay counted: whoever begins a login has a
     right code at hand."""

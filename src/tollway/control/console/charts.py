@@ -13,7 +13,7 @@ from babel import dates
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 720, 200
-LEFT, BOTTOM, TOP = 56, 22, 8
+LEFT, BOTTOM, TOP = 88, 22, 8
 """Space (in units of the view box) for the labels of the axes, and above the highest bar."""
 
 COLOURS = 8

@@ -4,6 +4,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from tollway.control.api.auditing import audit_logs
+from tollway.control.api.gateways import nodes
+from tollway.control.api.metering import reconciliation
+from tollway.control.api.money import periods
 from tollway.control.api.tenancy import organizations, projects
 from tollway.control.console.texts import mark
 
@@ -30,7 +34,17 @@ TENANT: tuple[Section, ...] = (
     Section(mark("Access"), (Entry(mark("Projects"), "/projects", projects.list_projects),)),
 )
 
-PLATFORM: tuple[Section, ...] = (Section("", (Entry(mark("Organizations"), "", organizations.list_organizations),)),)
+PLATFORM: tuple[Section, ...] = (
+    Section("", (Entry(mark("Organizations"), "", organizations.list_organizations), Entry(mark("Fleet"), "/fleet", nodes.list_nodes))),
+    Section(
+        mark("Money"),
+        (
+            Entry(mark("Billing periods"), "/periods", periods.list_periods),
+            Entry(mark("Reconciliation"), "/reconciliation", reconciliation.list_reconciliation),
+        ),
+    ),
+    Section(mark("Records"), (Entry(mark("Audit trail"), "/audit", audit_logs.list_platform_audit_logs),)),
+)
 
 
 def list_sections(sections: Iterable[Section], allows: Callable[[Callable[..., Any]], bool]) -> list[Section]:

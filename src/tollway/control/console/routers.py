@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fastapi import APIRouter
 
 from tollway.control.console import assets, home
-from tollway.control.console.platform import organizations
+from tollway.control.console.platform import audit, fleet, organizations, periods, reconciliation
 from tollway.control.console.tenant import keys, overview, projects
 
 ROUTERS: Sequence[APIRouter] = (
@@ -14,5 +14,9 @@ ROUTERS: Sequence[APIRouter] = (
     projects.router,
     keys.router,
     organizations.router,
+    fleet.router,
+    periods.router,
+    reconciliation.router,
+    audit.router,
     home.router,  # last, because it answers for every other address
 )

@@ -4,7 +4,8 @@ A person sees their own organization. Another one's address answers exactly as o
 organization, as who acts for it, and the pages of the platform. Which parts of a page they see, the permission of each operation decides.
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
 
@@ -38,6 +39,8 @@ _ROUTES: Mapping[Operation, ApiRoute] = {
     route.endpoint: route for each in PUBLIC_ROUTERS for route in each.routes if isinstance(route, ApiRoute)
 }
 
+_EMPTY = re.compile(rb"(?:^|&)[^&=]*=(?=&|$)")
+
 
 class ConsoleRoute(PageRoute):
     """A route of the console. The operations that its page calls leave their own records in the audit trail."""
@@ -45,6 +48,16 @@ class ConsoleRoute(PageRoute):
     def find_event(self) -> str | None:
         """None: see the class."""
         return None
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler of `PageRoute`, without query parameters that have no value: forms send the fields that were left empty."""
+        show = super().get_route_handler()
+
+        async def show_filtered(request: Request) -> Response:
+            request.scope["query_string"] = _EMPTY.sub(b"", request.scope["query_string"]).lstrip(b"&")
+            return await show(request)
+
+        return show_filtered
 
     def show_fault(self, request: Request, fault: Fault) -> Response:
         """Return the page that a fault of `request` becomes, in the language and theme of the viewer."""

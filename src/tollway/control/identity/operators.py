@@ -27,6 +27,7 @@ from tollway.domain.sessions import (
 )
 from tollway.storage import operators as storage
 from tollway.storage.database import Database, PlatformTx
+from tollway.storage.operators import KEY_ISSUER as KEY_ISSUER  # of `begin_session`, for sign-in
 from tollway.storage.operators import SignedInOperator as SignedInOperator  # of `list_operators`, for the API
 from tollway.storage.sessions import SessionTokens
 
@@ -93,11 +94,12 @@ def begin_session(
     address: str,
     agent: str,
     id_token: bytes | None,
+    method: SignInMethod = SignInMethod.PROVIDER,
     random_bytes: bytes,
     pepper: Pepper,
     now: int,
 ) -> BegunSession:
-    """Begin a session of a browser. `id_token`: of the sign-in, sealed."""
+    """Begin a session of a browser. `id_token`: of the sign-in with a provider, sealed. `method`: how the operator proved who they are."""
     made = keys.new_operator_session_secret(random_bytes)
     session = OperatorSession(
         id=id,
@@ -105,7 +107,7 @@ def begin_session(
         email=operator.email,
         name=operator.name,
         kind=SessionKind.BROWSER,
-        method=SignInMethod.PROVIDER,
+        method=method,
         address=address[:64],
         agent="".join(each if each.isprintable() else " " for each in agent[:AGENT_CHARACTERS_MAX]),
         created_at=now,
@@ -123,8 +125,9 @@ def insert_session(tx: PlatformTx, session: OperatorSession, tokens: SessionToke
     storage.insert_session(tx, session, tokens, id_token)
 
 
-def find_by_secret(database: Database, peppers: Mapping[int, bytes], issuer: str, secret: str, now: int) -> Operator | None:
-    """Return who has the session with this well-formed secret, if it may act at `now`; it was used now."""
+def find_by_secret(database: Database, peppers: Mapping[int, bytes], issuer: str | None, secret: str, now: int) -> Operator | None:
+    """Return who has the session with this well-formed secret, if it may act at `now`; it was used now. `issuer`: of the identity
+    provider of the platform; None without one, where operators sign in with keys alone."""
     digests = [keys.digest(pepper, secret.encode()) for pepper in peppers.values()]
     with database.platform(write=False) as tx:
         found = storage.find_live(tx, issuer, digests, now)

@@ -32,6 +32,7 @@ from tollway.control.identity.sessions import Begun
 from tollway.control.plane import ControlPlane
 from tollway.domain.faults import Fault
 from tollway.domain.keys import Operator
+from tollway.domain.sessions import SignInMethod
 
 router = pages.router()
 
@@ -137,6 +138,8 @@ def _end_session(plane: ControlPlane, caller: Tenant | Operator) -> _Ended | Non
     """End the session of a caller. Return what the sign-out at the provider needs; None if no provider began it that can be asked."""
     if isinstance(caller, Operator):
         id_token = operator_sign_in.end_own_session(plane, caller)
+        if caller.live is None or caller.live.method is SignInMethod.KEY:
+            return None
         return _Ended(operator_sign_in.make_client(plane), id_token)
     live = get_live(caller)
     proof = sign_in.end_own_session(plane, live)

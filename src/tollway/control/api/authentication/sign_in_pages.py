@@ -13,6 +13,7 @@ from tollway.control.api.authentication import pages
 from tollway.control.api.authentication.pages import choose_path, find_visitor, keep_session, read_form, redirect, render
 from tollway.control.api.identity.invites import JOIN_PATH
 from tollway.control.api.routes import Plane, public
+from tollway.control.authentication import operator_sign_in
 from tollway.control.authentication import sign_in as flows
 from tollway.control.authentication.sign_in import CodeNeeded, Refused, Visitor
 from tollway.control.identity import access, credentials
@@ -25,6 +26,8 @@ router = pages.router()
 
 LINK_PATH = "/link"
 """Path of the page of one-time links."""
+
+OPERATOR_KEY_PATH = "/sign-in/operators/key"
 
 NAME_CHARACTERS_MAX = 256
 
@@ -60,6 +63,29 @@ async def sign_in(plane: Plane, request: Request) -> Response:
         shown = {"organization": organization[:64], "next": path, "email": form["email"][:320], "error": SIGN_IN_REFUSED.message}
         return render("sign_in.html", status=401, background=_recording(plane, refused, visitor), **shown)
     return _continue(plane, request, result, path)
+
+
+@router.get(OPERATOR_KEY_PATH, dependencies=[Depends(public)], include_in_schema=False)
+def show_operator_key(plane: Plane) -> Response:
+    """The form for a key of operators."""
+    return _show_operator_key(plane)
+
+
+def _show_operator_key(plane: ControlPlane, error: str = "", status: int = 200, background: BackgroundTask | None = None) -> Response:
+    has_provider = plane.operator_sign_in is not None
+    return render("operator_key.html", status=status, background=background, error=error, has_provider=has_provider)
+
+
+@router.post(OPERATOR_KEY_PATH, dependencies=[Depends(public)], include_in_schema=False)
+async def sign_in_with_operator_key(plane: Plane, request: Request) -> Response:
+    """Sign in as an operator, by a key of operators."""
+    form = await read_form(plane, request, ("key",), has_session=False)
+    visitor = await run_in_threadpool(find_visitor, plane, request)
+    try:
+        begun = await run_in_threadpool(operator_sign_in.enter_with_key, plane, form["key"].strip(), visitor)
+    except Refused as refused:
+        return _show_operator_key(plane, "This is not a key of operators that may sign in.", 401, _recording(plane, refused, visitor))
+    return keep_session(plane, request, redirect("/console/platform"), begun.secret)
 
 
 @router.post("/sign-in/code", dependencies=[Depends(public)], include_in_schema=False)

@@ -1,0 +1,21 @@
+"""The audit trail of the platform: what concerns no single organization."""
+
+from typing import Annotated
+
+from fastapi import Query
+from starlette.responses import Response
+
+from tollway.control.api.auditing import audit_logs
+from tollway.control.api.auditing.audit_logs import AuditQuery
+from tollway.control.console.routing import PlatformPage
+from tollway.control.console.routing import router as new_router
+
+router = new_router()
+
+
+@router.get("/console/platform/audit", include_in_schema=False)
+def show_audit(page: PlatformPage, query: Annotated[AuditQuery, Query()]) -> Response:
+    """What was changed and by whom, with each field before and after. Looking at it is recorded in it."""
+    return page.show(
+        "audit.html", records=page.call(audit_logs.list_platform_audit_logs, query=query), query=query, path=f"{page.root}/audit"
+    )

@@ -1,0 +1,98 @@
+"""The fleet: gateways, and the deployments that they send requests to, which can be drained and taken back."""
+
+from typing import Annotated
+
+from starlette.responses import Response
+
+from tollway.control.api.catalog import deployments
+from tollway.control.api.catalog.deployment_schemas import DeploymentCreate, DeploymentUpdate
+from tollway.control.api.gateways import nodes
+from tollway.control.api.schemas import NodeCreate, PageQuery
+from tollway.control.console.forms import Form, form, make_body, require_typed
+from tollway.control.console.routing import Page, PlatformPage
+from tollway.control.console.routing import router as new_router
+from tollway.domain.catalog import Engine
+from tollway.domain.faults import Fault
+
+router = new_router()
+
+PATH = "/console/platform/fleet"
+DEPLOYMENTS = "/console/platform/deployments"
+
+DEPLOYMENTS_MAX = 100
+"""Deployments of one page: the most that the API lists at once."""
+
+
+@router.get(PATH, include_in_schema=False)
+def show_fleet(page: PlatformPage, after: str | None = None) -> Response:
+    """Gateways and deployments."""
+    return _show(page, after=after)
+
+
+def _show(page: Page, *, after: str | None = None, fault: Fault | None = None, secret: str | None = None) -> Response:
+    may_see_deployments = page.allows(deployments.list_deployments)
+    query = PageQuery(limit=DEPLOYMENTS_MAX, after=after)
+    return page.show(
+        "platform/fleet.html",
+        fault=fault,
+        secret=secret,
+        nodes=page.call(nodes.list_nodes).data,
+        deployments=page.call(deployments.list_deployments, query=query) if may_see_deployments else None,
+        engines=list(Engine),
+        may_write_nodes=page.allows(nodes.create_node),
+        may_write_deployments=page.allows(deployments.create_deployment),
+    )
+
+
+@router.post(f"{PATH}/nodes", include_in_schema=False)
+def add_node(page: PlatformPage, fields: Annotated[Form, form("name")]) -> Response:
+    """Register a gateway, and show its key this once."""
+    try:
+        made = page.call(nodes.create_node, body=make_body(NodeCreate, fields))
+    except Fault as fault:
+        return _show(page, fault=fault)
+    return _show(page, secret=made.key.value)
+
+
+@router.post(f"{PATH}/nodes/{{node_id}}/revoke", include_in_schema=False)
+def revoke_gateway(page: PlatformPage, node_id: str, fields: Annotated[Form, form("confirmation")]) -> Response:
+    """Revoke a gateway, whose id was typed."""
+    try:
+        require_typed(fields["confirmation"], node_id)
+        page.call(nodes.revoke_node, node_id=node_id)
+    except Fault as fault:
+        return _show(page, fault=fault)
+    return page.lead("/fleet", "node_revoked")
+
+
+@router.post(DEPLOYMENTS, include_in_schema=False)
+def add_deployment(
+    page: PlatformPage, fields: Annotated[Form, form("model", "base_url", "engine", "upstream_model", "region", "credential")]
+) -> Response:
+    """Connect an engine to a model."""
+    try:
+        page.call(deployments.create_deployment, body=make_body(DeploymentCreate, fields))
+    except Fault as fault:
+        return _show(page, fault=fault)
+    return page.lead("/fleet", "created")
+
+
+@router.post(f"{DEPLOYMENTS}/{{deployment_id}}/weight", include_in_schema=False)
+def set_weight(page: PlatformPage, deployment_id: str, fields: Annotated[Form, form("weight")]) -> Response:
+    """Give a deployment its share of the requests of its model; 0 drains it."""
+    try:
+        page.call(deployments.update_deployment, deployment_id=deployment_id, body=make_body(DeploymentUpdate, fields))
+    except Fault as fault:
+        return _show(page, fault=fault)
+    return page.lead("/fleet", "saved")
+
+
+@router.post(f"{DEPLOYMENTS}/{{deployment_id}}/archive", include_in_schema=False)
+def archive_deployment_by_id(page: PlatformPage, deployment_id: str, fields: Annotated[Form, form("confirmation")]) -> Response:
+    """Archive a deployment, whose id was typed."""
+    try:
+        require_typed(fields["confirmation"], deployment_id)
+        page.call(deployments.archive_deployment, deployment_id=deployment_id)
+    except Fault as fault:
+        return _show(page, fault=fault)
+    return page.lead("/fleet", "archived")
