@@ -15,7 +15,7 @@ router = new_router()
 
 @router.get("/console/platform/audit", include_in_schema=False)
 def show_audit(page: PlatformPage, query: Annotated[AuditQuery, Query()]) -> Response:
-    """What was changed and by whom, with each field before and after. Looking at it is recorded in it."""
+    """The changes and who made them, with each field before and after. Looking at it is recorded in it."""
     return page.show(
         "audit.html", records=page.call(audit_logs.list_platform_audit_logs, query=query), query=query, path=f"{page.root}/audit"
     )
