@@ -24,11 +24,12 @@ import httpx2
 from reliability import load
 from reliability.bill_checks import Attempt, Bill, Heard, find_wrong, lines_of_log, read_bills, read_truth
 from reliability.clusters import Cluster, add_model, cluster, is_isolated, isolate, wait_until_ready
+from reliability.fleet_faults import ORDERED
 from reliability.load import PREFIX, Ask, Sent
 from reliability.platforms import PRICES, list_models, wait_until_served
 from reliability.processes import NO_TLS, WAIT_SECONDS, tollway
 from reliability.records import RESULTS, Line, record
-from reliability.strikes import COLUMNS, MATRIX, ORDERED, Row, model_of
+from reliability.strikes import COLUMNS, MATRIX, Row, model_of
 
 PER_SECOND = 12.0
 """Requests to each gateway."""

@@ -10,7 +10,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from reliability.clusters import Cluster, execute
+from reliability.fleet_faults import ORDERED
 from reliability.platforms import Part
 from reliability.processes import WAIT_SECONDS, list_descendants
 
@@ -470,21 +471,6 @@ AWAY = (0, 502, 503, 504)
 """Statuses of operations while no control process answers the balancer."""
 KILL, STOP, TERM = signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM
 
-ORDERED: Mapping[str, str] = {
-    "resets": "drop",
-    "closes": "drop:fin",
-    "hangs": "hang",
-    "begins and hangs": "stall@0",
-    "drips": "drip",
-    "is slow": "ttft@700",
-    "answers 429": "status@429",
-    "answers 500": "status@500",
-    "answers 503": "status@503",
-    "sends an error as its first event": "error@0:503",
-    "breaks off before the first token": "cut@0",
-}
-"""Faults that one deployment has with every request, as the simulated engine is told them: each has a model of its own."""
-
 
 def _nothing(cluster: Cluster) -> Iterator[None]:
     yield
@@ -495,7 +481,7 @@ def _row(part: str, name: str, strike: Strike, **more: object) -> Row:
 
 
 def model_of(fault: str) -> str:
-    """Return the name of the model whose first deployment has this fault of ORDERED."""
+    """Return the name of the model whose first deployment has this fault of `fleet_faults.ORDERED`."""
     return "engine-" + fault.replace(" ", "-")
 
 
