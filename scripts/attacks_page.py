@@ -353,6 +353,10 @@ ROWS = {
         "400 with the field at creation; at each attempt all addresses are checked and the connection is made to a checked one",
     ),
     163: ("webhook endpoints that answer slowly", "each attempt ends after 10 s, and those of other organizations do not wait for them"),
+    161: (
+        "contracts and bills of another organization; a contract that begins in a closed month; a charge that is edited in an export",
+        "404 as for one that does not exist; 400; the verifier computes the charge again from the records",
+    ),
     138: ("a batch that goes on after its key was revoked", "what runs is interrupted, nothing more is sent, the batch is `failed`"),
     155: (
         "bodies that are not what an API takes: of another type, broken, empty, doubled, compressed, deep; at every API",

@@ -134,9 +134,14 @@ class Invoice:
                     (grant,) = (account.split("/")[1].partition(":")[2] for account in entries if account != unbilled)
                     category = export.grants[grant].category
                     burned[category] = burned.get(category, 0) + int(amount)
+            agreed = [[line["description"], int(line["amount_pico"])] for line in document["lines"] if line["kind"] == "contract"]
+            added, given_back = self.list_contracts(export)
+            same("the lines of contracts", agreed, added)
+            burned.update(given_back)
             same("the allowances", {each["kind"]: int(each["amount_pico"]) for each in document["allowances"]}, burned)
         else:
-            require(document["cancels"] or not usage, "a document that corrects another one bills usage")
+            is_own = any(line["kind"] in ("usage", "late_usage", "contract") for line in document["lines"])
+            require(document["cancels"] or not is_own, "a document that corrects another one bills usage, or contracts")
         sums = {}
         for event_id, corrections in export.corrected.items():
             for model, ended_at, amount in corrections:
@@ -158,6 +163,21 @@ class Invoice:
             base = 1_000_000 if unit in PER_MILLION else 1
             rows.append(["late_usage" if late else "usage", model, tier, name, amount // unit_price, unit, base, unit_price, amount])
         return rows
+
+    @staticmethod
+    def list_contracts(export):
+        """The lines of contracts, as description and amount, and the allowances for what they give back, by kind."""
+        added, given_back = [], {}
+        kinds = {"service_credit": "service_credit", "drawdown": "commitment"}
+        for line in (line for part in export.charge[0]["parts"] for line in part["lines"]) if export.charge else ():
+            amount, kind = int(line["amount_pico"]), line["kind"]
+            if amount > 0 and kind != "lapse":
+                name = line["name"] or ", ".join(filter(None, (line["model"], line["billing_class"])))
+                added.append([f"{kind}: {name}" if name else kind, amount])
+            elif amount < 0:
+                kind = kinds.get(kind, "discount")
+                given_back[kind] = given_back.get(kind, 0) - amount
+        return added, given_back
 
     @staticmethod
     def describe(line):

@@ -20,8 +20,10 @@ What is computed again, from the records that the gateways wrote ("payload", byt
   6. That each unit price is the published one at the discount of the organization's price list.
   7. Which grants of credit the period's usage burns, in the order of burning, and what the close of the period booked on each: that, and
      what was left of those that had ended.
-  8. The period's totals, what it moved on each account, and the digests of its corrections, of the prices, terms and outcome policies
-     that apply in it, of credit, and of the gateways' watermarks.
+  8. What contracts add to the period: tiers, free units, discounts, service credits, commitments, fees and minimums, from its sums. What a
+     commitment had come to before the period is taken from the export.
+  9. The period's totals, what it moved on each account, and the digests of its corrections, of the prices, terms and outcome policies
+     that apply in it, of credit, of contracts, and of the gateways' watermarks.
 
 What this cannot see is a request that was never recorded: keep your own list of request ids (the header x-request-id).
 """
@@ -232,6 +234,8 @@ class Event:
         export.check_admission(self.price, admit, where)
         policy = export.policies.get(admit["outcome_policy"])
         require(policy is not None, f"{where}: its outcome policy {admit['outcome_policy']} is not in the export")
+        self.tier, self.outcome, self.admitted_at = tier, record["outcome"], admit["admitted_at"]
+        self.first_token_at = record.get("first_token_at")
         self.lines = rate(bill(record, policy), self.price)
         self.amounts = amounts_of(self.lines)
         self.total = sum(self.amounts.values())
@@ -350,11 +354,157 @@ def burn(grants, usage):
     return burned
 
 
+# ---- Contracts ---------------------------------------------------------------------------------------------------------
+
+FAILED = ("upstream_error", "timeout", "gateway_crash")
+ON_USAGE = ("tiered_price", "free_units", "discount", "service_credit", "drawdown")
+NO_SKU = ("", "", "")
+
+
+def rate_tiers(price, quantity):
+    """Return what a quantity costs by the tiers of a price."""
+    amount = below = 0
+    for tier in price["tiers"]:
+        edge = quantity if tier["up_to"] is None else min(quantity, tier["up_to"])
+        if price["schedule"] == "volume" and edge < quantity:
+            continue
+        if price["schedule"] == "volume":
+            return quantity * int(tier["unit_price_pico"])
+        amount, below = amount + (edge - below) * int(tier["unit_price_pico"]), edge
+    return amount
+
+
+def sku_of(row):
+    """The model, tier and class of a tiered price or of free units."""
+    return (row["model"], row["service_tier"], row["billing_class"])
+
+
+class Contract:
+    """A contract that covers a part of the period, with the usage of that part."""
+
+    def __init__(self, row, period):
+        self.id, self.terms, self.start_at, self.end_at = row["id"], row["terms"], row["valid_from"], row["valid_until"]
+        self.span = (period["start_at"], period["end_at"])
+        self.is_first, self.is_last = self.start_at >= self.span[0], self.end_at is not None and self.end_at <= self.span[1]
+        self.start_at = max(self.start_at, self.span[0])
+        self.end_at = self.span[1] if self.end_at is None else min(self.end_at, self.span[1])
+        require(self.start_at < self.end_at, f"contract {self.id} is not valid in the period")
+        self.consumed, self.drawn = int(row["consumed_before_pico"]), int(row["drawn_before_pico"])
+        self.usage, self.measures = {}, [[0, 0] for _ in self.terms["service_levels"]]
+        require(self.consumed >= 0 and self.drawn >= 0, f"contract {self.id} came to less than nothing before the period")
+
+    def add(self, event):
+        """Add an event that ended in the part; a late one counts at the start of the period."""
+        if not self.start_at <= max(event.ended_at, self.span[0]) < self.end_at:
+            return
+        for name, quantity, _, amount in event.lines:
+            if amount:
+                total = self.usage.setdefault((event.model, event.tier, name), [0, 0])
+                total[0], total[1] = total[0] + quantity, total[1] + amount
+        for level, measure in zip(self.terms["service_levels"], self.measures):  # noqa: B905 (Python 3.9)
+            if level["objective"] == "availability":
+                is_counted, is_met = True, event.outcome not in FAILED
+            else:
+                is_counted = event.first_token_at is not None
+                is_met = is_counted and event.first_token_at - event.admitted_at <= level["within_ms"] * 1000
+            if is_counted and not event.is_test:
+                measure[0], measure[1] = measure[0] + 1, measure[1] + is_met
+
+    def prorate(self, amount):
+        """The share of an amount for the part, by time."""
+        start_at, length = self.span[0], self.span[1] - self.span[0]
+        return amount * (self.end_at - start_at) // length - amount * (self.start_at - start_at) // length
+
+    def charge(self, owed):
+        """The part as it should be, and how much may be given back after it. `owed`: how much it may give back."""
+        terms, lines = self.terms, []
+
+        def line(kind, amount, quantity=0, sku=NO_SKU, name=""):
+            model, tier, billing_class = sku
+            row = {"kind": kind, "amount_pico": str(amount), "model": model, "service_tier": tier, "billing_class": billing_class}
+            lines.append({**row, "quantity": str(quantity), "name": name})
+
+        def give_back(kind, amount, quantity=0, sku=NO_SKU):
+            nonlocal owed
+            amount = min(amount, owed)
+            if amount > 0:
+                owed -= amount
+                line(kind, -amount, quantity, sku)
+
+        def changed():
+            return sum(int(each["amount_pico"]) for each in lines)
+
+        for price in sorted(terms["tiered_prices"], key=sku_of):
+            quantity, amount = self.usage.get(sku_of(price), (0, 0))
+            change = rate_tiers(price, quantity) - amount
+            if change > 0:
+                owed += change
+                line("tiered_price", change, quantity, sku_of(price))
+            give_back("tiered_price", -change, quantity, sku_of(price))
+        for free in sorted(terms["free_units"], key=sku_of):
+            total, amount = self.usage.get(sku_of(free), (0, 0))
+            quantity = min(self.prorate(int(free["quantity"])), total)
+            if quantity:
+                give_back("free_units", amount * quantity // total, quantity, sku_of(free))
+        used = sum(amount for _, amount in self.usage.values())
+        give_back("discount", (used + changed()) * terms["discount_bp"] // 10_000)
+        net = used + changed()
+        for level, (counted, met) in zip(terms["service_levels"], self.measures):  # noqa: B905 (Python 3.9)
+            if met * 10_000 < counted * level["target_bp"]:
+                give_back("service_credit", net * level["credit_bp"] // 10_000, counted - met)
+        commitment = terms["commitment"] or {"amount_pico": "0", "is_prepaid": False}
+        committed, is_prepaid, drawn = int(commitment["amount_pico"]), commitment["is_prepaid"], self.drawn
+        if is_prepaid:
+            before = changed()
+            give_back("drawdown", min(net, committed - drawn))
+            drawn += before - changed()
+        for fee in terms["fees"]:
+            seats = terms["seats"] if fee["is_per_seat"] else 0
+            amount = self.prorate(int(fee["amount_pico"]) * (seats or 1))
+            if amount:
+                line("seat_fee" if seats else "platform_fee", amount, seats, name=fee["name"])
+        missing = self.prorate(int(terms["minimum_pico"])) - net
+        if missing > 0:
+            line("minimum", missing)
+        if is_prepaid and self.is_first:
+            line("prepayment", committed)
+        if is_prepaid and self.is_last and committed > drawn:
+            line("lapse", committed - drawn)
+        if committed and not is_prepaid and self.is_last and committed > self.consumed + net:
+            line("true_up", committed - self.consumed - net)
+        part = {
+            "contract_id": self.id,
+            "start_at": self.start_at,
+            "end_at": self.end_at,
+            "used_pico": str(used),
+            "net_pico": str(net),
+            "consumed_before_pico": str(self.consumed),
+            "drawn_before_pico": str(self.drawn),
+            "measures": [{"counted": counted, "met": met} for counted, met in self.measures],
+            "lines": lines,
+        }
+        return part, owed
+
+
 # ---- An export ---------------------------------------------------------------------------------------------------------
 
 # Order of lines. Those of CONDITIONS are what events were admitted under: the hash of the period covers them by a digest.
 CONDITIONS = ("outcome_policy", "price", "terms")
-ORDER = ("export", "organization", "period", *CONDITIONS, "transaction", "grant", "credit", "adjustment", "event", "account", "end")
+ORDER = (
+    "export",
+    "organization",
+    "period",
+    *CONDITIONS,
+    "transaction",
+    "grant",
+    "credit",
+    "contract",
+    "contract_charge",
+    "adjustment",
+    "event",
+    "account",
+    "end",
+)
 
 
 class Export:
@@ -382,6 +532,8 @@ class Export:
         self.moved, self.accounts = {}, {}
         self.adjustments, self.adjusted, self.adjustments_digest = 0, 0, hashlib.sha256()
         self.grants, self.credits, self.usage, self.credits_digest = {}, {}, {}, hashlib.sha256()  # usage: what each place costs
+        self.contracts, self.charge, self.contracts_digest = [], None, hashlib.sha256()
+        self.burned = self.contracts_total = 0
         self.given, self.targets = {}, {}  # event id: what corrections booked here add to it; its leaf, until it is met
         self.ended = False
 
@@ -400,6 +552,8 @@ class Export:
             self.conditions_digest.update(write({"type": kind, **row}) + b"\n")
         if kind in ("grant", "credit"):
             self.credits_digest.update(write({"type": kind, **row}) + b"\n")
+        if kind in ("contract", "contract_charge"):
+            self.contracts_digest.update(write({"type": kind, **row}) + b"\n")
         try:
             getattr(self, f"take_{kind}")(row)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -497,7 +651,9 @@ class Export:
             accounts = {f"{self.organization}/credit:{grant.id}/{self.currency}": pico, f"{owner}/{kind}/{self.currency}": -pico}
             right[transaction_id(start_at, cause)] = (str(pico), accounts)
 
-        for id, pico in burn(self.grants.values(), self.usage).items():
+        burned = burn(self.grants.values(), self.usage)
+        self.burned = sum(burned.values())
+        for id, pico in burned.items():
             book(self.grants[id], "burn", pico, "unbilled", self.organization)
         for grant in self.grants.values():
             if grant.ends_at <= start_at and grant.left:
@@ -507,6 +663,47 @@ class Export:
             same(f"transaction {id}: what it books on credit", self.credits.get(id), right.get(id))
         digest = self.credits_digest.hexdigest() if self.grants else None
         same("the digest of credit", self.period.get("credits_digest"), digest)
+
+    def take_contract(self, row):
+        contract = Contract(row, self.period)
+        require(not self.contracts or self.contracts[-1].end_at <= contract.start_at, f"contract {contract.id} overlaps another")
+        self.contracts.append(contract)
+
+    def take_contract_charge(self, row):
+        require(self.charge is None, "what contracts add stands twice")
+        self.charge = (row, entries_of(row))
+
+    def check_contracts(self):
+        """Compare what contracts add to the period with what they come to."""
+        digest = self.contracts_digest.hexdigest() if self.contracts else None
+        same("the digest of contracts", self.period.get("contracts_digest"), digest)
+        if not self.contracts:
+            require(self.charge is None, "there is a charge without a contract")
+            return 0
+        require(self.charge is not None, "what contracts add is missing")
+        row, entries = self.charge
+        start_at, parts, owed = self.period["start_at"], [], max(sum(self.totals.values()) + min(self.adjusted, 0) - self.burned, 0)
+        for contract in self.contracts:
+            part, owed = contract.charge(owed)
+            parts.append(part)
+        same("what contracts come to", row["parts"], parts)
+        same("the id of what contracts add", row["id"], transaction_id(start_at, f"contract/{self.organization}/{start_at}"))
+        moved, billed = {}, 0
+        for each in (line for part in parts for line in part["lines"]):
+            amount, kind = int(each["amount_pico"]), each["kind"]
+            account = "deferred_revenue" if kind in ("prepayment", "drawdown") else f"contract_revenue:{kind}"
+            if kind == "lapse":
+                moved["deferred_revenue"] = moved.get("deferred_revenue", 0) + amount
+                account = "breakage"
+            else:
+                billed += amount
+            moved[account] = moved.get(account, 0) - amount
+        right = {f"platform/{account}/{self.currency}": amount for account, amount in moved.items() if amount}
+        if billed:
+            right[f"{self.organization}/unbilled/{self.currency}"] = billed
+        same("what contracts book", entries, right)
+        same("what contracts add to the period", self.period["contracts_pico"], str(billed))
+        return billed
 
     def take_event(self, row):
         event = Event(row, self)
@@ -518,6 +715,8 @@ class Export:
         self.tree.add(event.leaf)
         for name, amount in event.amounts.items():
             self.totals[name] += amount
+        for contract in self.contracts:
+            contract.add(event)
         if self.grants and event.total:
             self.usage[event.burns] = self.usage.get(event.burns, 0) + event.total
         booking = self.find_booking(*event.place)
@@ -603,6 +802,7 @@ class Export:
         same("the number of corrections", period["adjustments"], self.adjustments)
         same("the digest of the prices and terms", period["conditions_digest"], self.conditions_digest.hexdigest())
         self.check_credits()
+        self.contracts_total = self.check_contracts()
         same("the digest of the corrections", period["adjustments_digest"], self.adjustments_digest.hexdigest())
         same("what the corrections come to", period["adjustments_pico"], str(self.adjusted))
         same("what the period moved by account", self.accounts, self.moved)
@@ -610,13 +810,13 @@ class Export:
         same("what the period moved on the account of the organization", unbilled, sum(self.totals.values()) + self.adjusted)
 
     def summary(self):
-        total = sum(self.totals.values()) + self.adjusted
+        total = sum(self.totals.values()) + self.adjusted + self.contracts_total
         amount = f"{'-' if total < 0 else ''}{abs(total) // 10**12}.{abs(total) % 10**12:012d} {self.currency}"
         covers = [epoch["cover"] for epoch in self.period["report"]["epochs"]]
         written_off = sum(each["records"] for each in self.period["report"].get("written_off", ()))
         return (
             f"everything agrees: {self.tree.size} events ({self.late} of them late), {self.adjustments} corrections, "
-            f"{len(self.transactions)} transactions, {len(self.credits)} on credit, "
+            f"{len(self.transactions)} transactions, {len(self.credits)} on credit, {len(self.contracts)} contracts, "
             f"{len(covers)} gateway runs ({covers.count('lost')} declared lost), "
             f"{written_off} records written off\n"
             f"total {amount}\nMerkle root {self.tree.root().hex()}\nhash {self.period['period_hash']}"

@@ -60,6 +60,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "limits": ("tenancy.limits:app", "Limits of organizations, projects, service accounts and keys, and quotas: show, set."),
     "plans": ("tenancy.plans:app", "Limits that organizations subscribe to, and overrides of limits: list, create, set, assign, override."),
     "budgets": ("money.budgets:app", "What may be spent: list, show, create, update, raise, archive."),
+    "contracts": ("money.contracts:app", "Contracts of organizations: list, create, end, bill, preview."),
     "credits": ("money.credits:app", "Credit of organizations: list, statement, grant, void, prepaid, topup, topups."),
     "batches": ("metering.batches:app", "Batches of requests, at a gateway: submit, list, show, cancel, output."),
     "quote": ("money.quote:quote", "What a request would cost, and what would refuse it now."),

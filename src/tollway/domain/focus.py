@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from tollway.domain.billing_classes import BILLING_CLASSES, PER_MILLION, Unit
 from tollway.domain.csv_cells import escape_text
-from tollway.domain.invoices import MILLION, AllowanceKind, Document, InvoiceKind, InvoiceLine, LineKind, UsageKey, find_step
+from tollway.domain.invoices import CONTRACT_ALLOWANCES, MILLION, AllowanceKind, Document, InvoiceKind, InvoiceLine, LineKind, UsageKey, find_step
 from tollway.domain.money import PICO, format_amount
 
 SERVICE_NAME: Final = "Model inference"
@@ -139,7 +139,8 @@ def make_rows(document: Document, shares: Shares, project_names: Mapping[str, st
         pico = -sign * allowance.amount_pico
         # Paid credit was bought before: it settles the usage, whose cost stays effective. Other credit makes usage cheaper.
         effective_pico = 0 if allowance.kind is AllowanceKind.PAID else pico
-        text = f"{allowance.kind.capitalize()} credit"
+        text = allowance.kind.replace("_", " ").capitalize()
+        text = text if allowance.kind in CONTRACT_ALLOWANCES else f"{text} credit"
         yield _make_row(document, ChargeCategory.CREDIT, text, billed_pico=pico, effective_pico=effective_pico)
         rest_pico -= pico
     if document.totals.tax_minor:

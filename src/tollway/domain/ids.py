@@ -55,6 +55,7 @@ PAYMENT = "pay"
 BANK_STATEMENT = "stmt"
 EVENT = "evt"
 WEBHOOK_ENDPOINT = "hook"
+CONTRACT = "contract"
 
 RANDOM_BITS = 74
 """Random bits that one UUIDv7 takes: rand_a (12) and rand_b (62)."""

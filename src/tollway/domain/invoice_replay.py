@@ -11,7 +11,9 @@ from typing import Any
 import msgspec
 
 from tollway.domain.billing_classes import BillingClass, with_default_prices
+from tollway.domain.contracts import ContractPart
 from tollway.domain.invoices import (
+    CONTRACT_ALLOWANCES,
     Document,
     LineKind,
     ServiceDays,
@@ -19,7 +21,9 @@ from tollway.domain.invoices import (
     days_of_service,
     find_step,
     find_violations,
+    make_contract_lines,
     make_usage_lines,
+    sum_given_back,
 )
 from tollway.domain.periods import find_zone
 from tollway.domain.prices import rate
@@ -43,6 +47,7 @@ def find_differences(document: Document, lines: Iterable[bytes]) -> Iterator[str
     if period is None:
         return
     prices: dict[str, Any] = {}
+    parts: tuple[ContractPart, ...] = ()
     sums, late, ended = Counter[UsageKey](), [2**63, 0], False
     for row in map(msgspec.json.decode, lines):
         match row["type"]:
@@ -63,6 +68,8 @@ def find_differences(document: Document, lines: Iterable[bytes]) -> Iterator[str
                         sums[key] += line.amount_pico
                         if is_late:
                             late = [min(late[0], final.ended_at), max(late[1], final.ended_at)]
+            case "contract_charge":
+                parts = msgspec.convert(row["parts"], tuple[ContractPart, ...], strict=False)
             case "end":
                 ended = True
     if not ended:
@@ -73,6 +80,12 @@ def find_differences(document: Document, lines: Iterable[bytes]) -> Iterator[str
         service = days_of_service(period.start_at, period.end_at, zone)
         late_days = days_of_service(late[0], late[1] + 1, zone) if late[1] else None
         yield from _compare_usage(document, sums, service, late_days)
+        agreed = [msgspec.structs.replace(line, number=0) for line in document.lines if line.kind is LineKind.CONTRACT]
+        if agreed != make_contract_lines(parts, zone, find_step(document.currency)):
+            yield "its lines are not what contracts add to the period"
+        given_back = {each.kind: each.amount_pico for each in document.allowances if each.kind in CONTRACT_ALLOWANCES}
+        if given_back != sum_given_back(parts):
+            yield "its allowances are not what contracts give back"
 
 
 def _compare_usage(document: Document, sums: Counter[UsageKey], service: ServiceDays, late: ServiceDays | None) -> Iterator[str]:

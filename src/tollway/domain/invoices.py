@@ -20,6 +20,8 @@ import msgspec
 
 from tollway.domain.billing_classes import BILLING_CLASSES, BillingClass, Unit
 from tollway.domain.billing_parties import Address, BankAccount, BillingAccount, Contact, ElectronicAddress, Language, LegalEntity
+from tollway.domain.contracts import ContractPart
+from tollway.domain.contracts import LineKind as ContractLineKind
 from tollway.domain.currencies import get_currency
 from tollway.domain.money import round_half_up
 from tollway.domain.tax import TaxCategory, TaxDecision
@@ -59,15 +61,19 @@ class LineKind(StrEnum):
     USAGE = "usage"
     LATE_USAGE = "late_usage"  # served before the period, and known only after the period of its service was closed
     CORRECTION = "correction"  # corrections of requests of one model
+    CONTRACT = "contract"  # what a contract adds: a fee, a minimum, a commitment, the higher price of a tier
     CREDIT = "credit"  # of a credit note: given back without a correction of usage
 
 
 class AllowanceKind(StrEnum):
-    """Credit that usage burned, by its category."""
+    """Credit that usage burned, by its category, and what contracts give back."""
 
     PAID = "paid"
     PROMOTIONAL = "promotional"
     GOODWILL = "goodwill"
+    DISCOUNT = "discount"  # tiers, free units and discounts
+    SERVICE_CREDIT = "service_credit"
+    COMMITMENT = "commitment"  # usage that was prepaid
 
 
 class UsageKey(NamedTuple):
@@ -109,7 +115,7 @@ class InvoiceLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Allowance(msgspec.Struct, frozen=True, kw_only=True):
-    """Credit that the usage of the invoice burned: it reduces what is taxed. Rounded as a line is."""
+    """Credit that the usage of the invoice burned, or what a contract gives back: it reduces what is taxed. Rounded as a line is."""
 
     kind: AllowanceKind
     amount_pico: int
@@ -272,6 +278,44 @@ def make_correction_lines(corrections: Mapping[str, int], service: ServiceDays, 
     ]
 
 
+CONTRACT_ALLOWANCES: Final = (AllowanceKind.DISCOUNT, AllowanceKind.SERVICE_CREDIT, AllowanceKind.COMMITMENT)
+"""Allowances for what contracts give back."""
+
+_GIVEN_BACK = {ContractLineKind.SERVICE_CREDIT: AllowanceKind.SERVICE_CREDIT, ContractLineKind.DRAWDOWN: AllowanceKind.COMMITMENT}
+
+
+def make_contract_lines(parts: Iterable[ContractPart], zone: tzinfo, step: int) -> list[InvoiceLine]:
+    """Return a line for each amount that contracts add to a period. Its description is the kind, and the name or the model and class."""
+    return [
+        _make_line(
+            kind=LineKind.CONTRACT,
+            description=": ".join(filter(None, (str(line.kind), line.name or ", ".join(filter(None, (line.model, line.billing_class)))))),
+            model=line.model,
+            service_tier=line.service_tier,
+            billing_class=line.billing_class,
+            quantity=1,
+            unit="",
+            price_base=1,
+            unit_price_pico=line.amount_pico,
+            service=days_of_service(part.start_at, part.end_at, zone),
+            account=UNBILLED,
+            step=step,
+        )
+        for part in parts
+        for line in part.lines
+        if line.kind is not ContractLineKind.LAPSE and line.amount_pico > 0
+    ]
+
+
+def sum_given_back(parts: Iterable[ContractPart]) -> dict[AllowanceKind, int]:
+    """Return what contracts give back of the usage of a period, as allowances, in pico-currency above zero."""
+    sums: dict[AllowanceKind, int] = {}
+    for line in (line for part in parts for line in part.lines if line.amount_pico < 0):
+        kind = _GIVEN_BACK.get(line.kind, AllowanceKind.DISCOUNT)
+        sums[kind] = sums.get(kind, 0) - line.amount_pico
+    return sums
+
+
 def make_credit_line(description: str, amount_pico: int, service: ServiceDays, step: int) -> InvoiceLine:
     """Return the line of a credit note that gives an amount back, above zero."""
     return _make_line(
@@ -338,8 +382,8 @@ def _make_line(
 
 
 def make_allowances(burned: Mapping[AllowanceKind, int], lines: Sequence[InvoiceLine], step: int) -> list[Allowance]:
-    """Return the allowances for credit that was burned, by category in pico-currency. Each is rounded as a line is; together they are at
-    most what the rounded lines come to, and exactly that where credit covers all of them: what is covered leaves nothing to pay."""
+    """Return the allowances for credit that was burned and for what contracts give back, in pico-currency. Each is rounded as a line is;
+    together they are at most what the rounded lines come to, and exactly that where they cover all of them: nothing is left to pay then."""
     left_pico = sum(line.amount_pico for line in lines)
     left_minor = max(sum(line.net_minor for line in lines), 0)
     allowances = []
@@ -517,7 +561,7 @@ def list_movements(document: Document) -> list[Movement]:
     against: dict[str, int] = {}
     for line in document.lines:
         against[line.account] = against.get(line.account, 0) + line.amount_pico
-    # Credit has paid its part of what was unbilled when the period was closed.
+    # Credit and contracts have taken their part of what was unbilled when the period was closed.
     against[UNBILLED] = against.get(UNBILLED, 0) - sum(each.amount_pico for each in document.allowances)
     exact_pico = sum(against.values())
     movements = [

@@ -63,8 +63,9 @@ class PeriodClosure:
 
     `conditions_digest`: of the prices, terms and outcome policies of what is booked in it (`control.money.conditions`); None if it was
     closed before there was one. `credits_digest`: of the grants that its usage could burn and of what was booked on them
-    (`control.money.closed_credits`); None if there are none, or if it was closed before there was one. `period_hash`: of its whole
-    statement (`domain.proofs.hash_statement`); None before it is computed.
+    (`control.money.closed_credits`); None if there are none, or if it was closed before there was one. `contracts_pico`: what contracts
+    add to it, `contracts_digest`: of these and of what was booked by them (`control.money.contracts`); None without a contract.
+    `period_hash`: of its whole statement (`domain.proofs.hash_statement`); None before it is computed.
     """
 
     closed_at: int
@@ -76,7 +77,14 @@ class PeriodClosure:
     amounts: Mapping[str, int]
     conditions_digest: bytes | None
     credits_digest: bytes | None = None
+    contracts_pico: int = 0
+    contracts_digest: bytes | None = None
     period_hash: bytes | None = None
+
+    @property
+    def total_pico(self) -> int:
+        """Sum of the period, with corrections and contracts."""
+        return sum(self.amounts.values()) + self.adjustments_pico + self.contracts_pico
 
 
 @dataclass(frozen=True, slots=True)

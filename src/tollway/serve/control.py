@@ -43,7 +43,7 @@ from tollway.control.invoicing.stripe import StripeConnector
 from tollway.control.jobs import Job, JobRunner, Turn, in_thread
 from tollway.control.metering import retention, usage_exports
 from tollway.control.metering.quarantine import WaitingRecords
-from tollway.control.money import credits
+from tollway.control.money import contracts, credits
 from tollway.control.money.automatic_closing import close_due
 from tollway.control.plane import ControlPlane
 from tollway.control.publish import Publications
@@ -543,6 +543,9 @@ def _list_jobs(
         while credits.ask_for_due_topup(plane.database, turn.at) and not turn.is_over():
             pass
 
+    def open_contract_periods(turn: Turn) -> None:
+        contracts.open_due_periods(plane.database, turn.at, turn.is_over)
+
     def redraw_credit(turn: Turn) -> None:
         while credits.redraw_one(plane.database, turn.is_over) and not turn.is_over():
             pass
@@ -686,6 +689,12 @@ def _list_jobs(
             work=in_thread(keep_months),
             interval_seconds=MONTHS_SECONDS,
             deadline_seconds=MONTHS_SECONDS,
+        ),
+        Job(
+            name="contract_periods",
+            work=in_thread(open_contract_periods),
+            interval_seconds=contracts.OPEN_SECONDS,
+            deadline_seconds=contracts.OPEN_SECONDS,
         ),
         Job(
             name="credit_redraws",

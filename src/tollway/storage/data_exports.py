@@ -45,6 +45,7 @@ CHILDREN: Mapping[str, tuple[Child, ...]] = {
         ("credit_transactions", [("ledger_entries", ("transaction_id",))]),
         ("invoice_transactions", [("ledger_entries", ("transaction_id",))]),
         ("payments", [("ledger_entries", ("transaction_id",))]),
+        ("contract_charges", [("ledger_entries", ("transaction_id",))]),
         ("invoices", [("invoice_files", ("invoice_id",))]),
         ("billing_periods", [("period_blocks", ("period_id",))]),
         ("quarantined_records", [("quarantine_resolutions", _RECORD), ("write_off_requests", _RECORD)]),

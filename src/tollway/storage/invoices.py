@@ -169,11 +169,12 @@ def list_due_drafts(tx: PlatformTx, now: int, *, after: str, limit: int) -> list
 
 class UnbilledPeriod(msgspec.Struct, frozen=True, kw_only=True):
     """A closed period that no document bills, of an organization whose seller has a grace period, which it got at `automatic_since`.
-    `usage_pico`: what its usage comes to. `adjustments`: corrections that are booked in it."""
+    `usage_pico`, `contracts_pico`: what its usage comes to, and what contracts add. `adjustments`: corrections that are booked in it."""
 
     id: str
     end_at: int
     usage_pico: int
+    contracts_pico: int
     adjustments: int
     automatic_since: int
 
@@ -190,7 +191,7 @@ def list_unbilled_periods(tx: PlatformTx, *, after: str, limit: int) -> list[Unb
         .where(
             legal_entities.c.grace_days.is_not(None),
             period.state == PeriodState.CLOSED,
-            sa.or_(period.events > 0, period.adjustments > 0),
+            sa.or_(period.events > 0, period.adjustments > 0, period.contracts_digest.is_not(None)),
             period.id > after,
             ~sa.exists(billed),
         )
@@ -200,6 +201,7 @@ def list_unbilled_periods(tx: PlatformTx, *, after: str, limit: int) -> list[Unb
             id=row.id,
             end_at=row.end_at,
             usage_pico=sum(map(int, json.loads(row.amounts).get("usage", {}).values())),
+            contracts_pico=int(json.loads(row.amounts).get("contracts", 0)),
             adjustments=row.adjustments,
             automatic_since=json.loads(row.details).get("automatic_since", 0),
         )

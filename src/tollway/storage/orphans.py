@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from tollway.storage.database import PlatformTx
 from tollway.storage.schema import metadata
+from tollway.storage.schema_contracts import contract_charges
 from tollway.storage.schema_credits import credit_transactions
 from tollway.storage.schema_invoices import invoice_transactions
 from tollway.storage.schema_money import ledger_entries, ledger_transactions
@@ -48,6 +49,7 @@ def _iterate_references() -> Iterator[Reference]:
         for key in table.foreign_key_constraints:
             target = key.referred_table.alias()  # a table may refer to itself
             yield table, key.referred_table, [(each.parent, target.c[each.column.name]) for each in key.elements]
-    ids = [sa.select(table.c.id) for table in (ledger_transactions, credit_transactions, invoice_transactions, payments)]
+    booking = (ledger_transactions, credit_transactions, invoice_transactions, payments, contract_charges)
+    ids = [sa.select(table.c.id) for table in booking]
     transactions = sa.union_all(*ids).subquery()
     yield ledger_entries, ledger_transactions, [(ledger_entries.c.transaction_id, transactions.c.id)]

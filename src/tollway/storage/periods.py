@@ -123,7 +123,9 @@ def freeze(tx: PlatformTx, period: Period, closing: Closing) -> None:
 
 def close(tx: PlatformTx, period: Period, closed: PeriodClosure) -> None:
     """Store the digests of a frozen period permanently. A second call with the same result changes nothing."""
-    amounts = {"usage": _to_text(closed.amounts), "corrections": str(closed.adjustments_pico)}
+    amounts: dict[str, Any] = {"usage": _to_text(closed.amounts), "corrections": str(closed.adjustments_pico)}
+    if closed.contracts_digest is not None:
+        amounts["contracts"] = str(closed.contracts_pico)
     stored = tx.connection.execute(
         billing_periods.update()
         .where(billing_periods.c.id == period.id, billing_periods.c.state == PeriodState.CLOSING)
@@ -137,6 +139,7 @@ def close(tx: PlatformTx, period: Period, closed: PeriodClosure) -> None:
             amounts=json.dumps(amounts, sort_keys=True),
             conditions_digest=closed.conditions_digest,
             credits_digest=closed.credits_digest,
+            contracts_digest=closed.contracts_digest,
             period_hash=closed.period_hash,
         )
     )
@@ -275,9 +278,11 @@ def list_starts_after(tx: PlatformTx, period: Period) -> list[int]:
 
 
 def count_early_hashes(tx: PlatformTx) -> int:
-    """Return the number of periods that have a hash or a digest of conditions or credits and are not closed: for verification."""
+    """Return the number of periods that have a hash or another digest of what they were closed with and are not closed: for
+    verification."""
     column = billing_periods.c
-    has_any = sa.or_(*(each.is_not(None) for each in (column.period_hash, column.conditions_digest, column.credits_digest)))
+    digests = (column.period_hash, column.conditions_digest, column.credits_digest, column.contracts_digest)
+    has_any = sa.or_(*(each.is_not(None) for each in digests))
     query = sa.select(sa.func.count()).where(billing_periods.c.state != PeriodState.CLOSED, has_any)
     return tx.connection.execute(query).scalar_one()
 
@@ -305,6 +310,8 @@ def _period(row: Any) -> Period:
             amounts=_from_text(amounts.get("usage", {})),
             conditions_digest=row.conditions_digest,
             credits_digest=row.credits_digest,
+            contracts_pico=int(amounts.get("contracts", 0)),
+            contracts_digest=row.contracts_digest,
             period_hash=row.period_hash,
         )
     return Period(

@@ -16,6 +16,7 @@ from tollway.domain.audit import HIDDEN, RowChange
 from tollway.storage import (
     schema,
     schema_budgets,
+    schema_contracts,
     schema_credits,
     schema_data_protection,
     schema_events,
@@ -67,6 +68,7 @@ AUDITED: Mapping[sa.Table, str] = {
     schema_budgets.budget_raises: "budget_raise",
     schema_credits.credit_grants: "credit_grant",
     schema_credits.credit_topup_rules: "credit_topup_rule",
+    schema_contracts.contracts: "contract",
     schema_invoices.legal_entities: "legal_entity",
     schema_invoices.billing_accounts: "billing_account",
     schema_invoices.invoices: "invoice",

@@ -43,7 +43,8 @@ CONDITIONS: Mapping[str, str] = {
     "ledger_entries": "EXISTS (SELECT 1 FROM ledger_transactions AS parent WHERE parent.id = transaction_id)"
     " OR EXISTS (SELECT 1 FROM credit_transactions AS parent WHERE parent.id = transaction_id)"
     " OR EXISTS (SELECT 1 FROM invoice_transactions AS parent WHERE parent.id = transaction_id)"
-    " OR EXISTS (SELECT 1 FROM payments AS parent WHERE parent.id = transaction_id)",
+    " OR EXISTS (SELECT 1 FROM payments AS parent WHERE parent.id = transaction_id)"
+    " OR EXISTS (SELECT 1 FROM contract_charges AS parent WHERE parent.id = transaction_id)",
     "invoices": f"organization_id = {OWN} AND state = 'issued'",
     "invoice_files": "EXISTS (SELECT 1 FROM invoices AS parent WHERE parent.id = invoice_id)",
     "period_blocks": "EXISTS (SELECT 1 FROM billing_periods AS parent WHERE parent.id = period_id)",
@@ -71,6 +72,7 @@ READ_ONLY = frozenset(
         *("credit_redraws", "credit_redraw_usage"),
         *("billing_accounts", "invoices", "invoice_files", "invoice_transactions"),
         *("payments", "settlements", "dunning_notices", "dunning_letters", "dunning_holds", "invoice_syncs"),
+        *("contracts", "contract_charges"),
     }
 )
 """Tables of which an organization sees its own rows (and general ones), and writes none."""

@@ -38,6 +38,7 @@ billing_periods = sa.Table(
     sa.Column("amounts", sa.Text),  # JSON: what it comes to, by billing class
     sa.Column("conditions_digest", sa.LargeBinary(32)),  # of the prices, terms and outcome policies of what is booked in it
     sa.Column("credits_digest", sa.LargeBinary(32)),  # of grants and of what its close booked on them; null if there were none
+    sa.Column("contracts_digest", sa.LargeBinary(32)),  # of contracts and of what its close booked by them; null if there were none
     sa.Column("period_hash", sa.LargeBinary(32)),  # over all of it: the one that is published
     sa.UniqueConstraint("organization_id", "start_at"),
     one_of("state", PeriodState),

@@ -37,6 +37,7 @@ TABLES_WITHOUT_RESOURCES = {
     "device_logins", "sign_in_attempts", "sign_in_links",  # of people who are about to sign in
     "settlements", "dunning_notices", "dunning_letters",  # follow from payments and due dates
     "invoice_files", "invoice_transactions", "number_series",  # follow from invoices that are issued
+    "contract_charges",  # follows from contracts and the events of a period
     "period_blocks",  # follows from the events of a period
 }  # fmt: skip
 """Tables whose rows nobody administers. The rows of every other one are compared for the audit trail."""

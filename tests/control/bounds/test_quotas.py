@@ -30,6 +30,7 @@ OTHER_TABLES = {
     "usage_events", "quarantined_records", "usage_rollups", "ledger_transactions", "usage_adjustments", "billing_periods",  # follow usage
     "price_books", "price_terms", "limit_overrides", "credit_grants", "erasures",  # written by operators
     "credit_draws", "credit_topups", "credit_transactions", "credit_redraws", "credit_redraw_usage",  # follow usage and grants
+    "contracts", "contract_charges",  # written by operators, bounded by CONTRACTS_MAX, and by closes
     "billing_accounts", "invoices", "invoice_transactions",  # written by operators, and by jobs
     "payments", "settlements", "dunning_notices", "dunning_letters", "dunning_holds", "invoice_syncs",  # as are these, from banks too
     "credit_topup_rules", "data_keys",  # one for an organization

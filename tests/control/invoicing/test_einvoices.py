@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from datetime import UTC
 from pathlib import Path
 from threading import BoundedSemaphore
 
@@ -16,6 +17,8 @@ from tests.control.invoicing.parties import BUYER, FRENCH_BUYER, SELLER
 from tollway.control.invoicing import cii, pdf, ubl
 from tollway.control.invoicing.xml_elements import FACTUR_X
 from tollway.domain.billing_parties import Address, BillingAccount
+from tollway.domain.contracts import ContractLine, ContractPart
+from tollway.domain.contracts import LineKind as ContractLineKind
 from tollway.domain.faults import RENDERING_BUSY, STATE_CONFLICT, Fault
 from tollway.domain.invoices import (
     AllowanceKind,
@@ -29,9 +32,11 @@ from tollway.domain.invoices import (
     find_violations,
     issue_document,
     make_allowances,
+    make_contract_lines,
     make_correction_lines,
     make_draft,
     make_usage_lines,
+    sum_given_back,
 )
 from tollway.domain.tax import TaxFacts, TaxUndecided, decide_tax
 
@@ -48,14 +53,55 @@ USAGE = {
 }
 SWISS_BUYER = msgspec.structs.replace(BUYER, vat_id="", address=Address(street="Gasse 1", postal_code="8000", city="Zürich", country="CH"))
 CONSUMER = msgspec.structs.replace(FRENCH_BUYER, is_business=False, vat_id="", vat_check=None)
+OCTOBER_AT = 1_790_812_800_000_000
 PERIOD = DocumentPeriod(
     id="period_" + "0" * 32, start_at=0, end_at=1, time_zone="UTC", events=3, merkle_root="ab" * 32, period_hash="cd" * 32
 )
 
 
+AGREED = ContractPart(
+    contract_id="contract_" + "0" * 32,
+    start_at=OCTOBER_AT,
+    end_at=OCTOBER_AT + 86_400_000_000,
+    used_pico=100 * 10**12,
+    net_pico=90 * 10**12,
+    consumed_before_pico=0,
+    drawn_before_pico=0,
+    measures=(),
+    lines=(
+        *(
+            ContractLine(kind=kind, amount_pico=500 * 10**12 + 7)
+            for kind in (ContractLineKind.MINIMUM, ContractLineKind.PREPAYMENT, ContractLineKind.TRUE_UP)
+        ),
+        *(
+            ContractLine(kind=kind, amount_pico=499_990_000_000, quantity=3, name="Plätze")
+            for kind in (ContractLineKind.PLATFORM_FEE, ContractLineKind.SEAT_FEE)
+        ),
+        ContractLine(
+            kind=ContractLineKind.TIERED_PRICE, amount_pico=10**12, model="llama", service_tier="standard", billing_class="output"
+        ),
+        *(
+            ContractLine(kind=kind, amount_pico=-(10**12) - 5)
+            for kind in (
+                ContractLineKind.TIERED_PRICE,
+                ContractLineKind.FREE_UNITS,
+                ContractLineKind.DISCOUNT,
+                ContractLineKind.SERVICE_CREDIT,
+                ContractLineKind.DRAWDOWN,
+            )
+        ),
+    ),
+)
+"""Every kind of line of a contract."""
+
+
+BURNED = {AllowanceKind.PROMOTIONAL: 25 * 10**12}
+
+
 def make(buyer: BillingAccount, kind: InvoiceKind = InvoiceKind.INVOICE, currency: str = "EUR") -> Document:
     lines = make_usage_lines(USAGE, OCTOBER, ServiceDays("2026-09-28", "2026-09-30"), 10**10)
     lines += make_correction_lines({"llama-3.3-70b": -12 * 10**11}, OCTOBER, 10**10)
+    lines += make_contract_lines([AGREED], UTC, 10**10)
     facts = TaxFacts(
         seller_country="DE",
         buyer_country=buyer.address.country,
@@ -68,7 +114,9 @@ def make(buyer: BillingAccount, kind: InvoiceKind = InvoiceKind.INVOICE, currenc
     content = Content(
         kind=kind,
         lines=lines,
-        allowances=() if is_credit else make_allowances({AllowanceKind.PROMOTIONAL: 25 * 10**12}, lines, 10**10),
+        allowances=()
+        if is_credit
+        else make_allowances({AllowanceKind.PROMOTIONAL: 25 * 10**12, **sum_given_back([AGREED])}, lines, 10**10),
         service=OCTOBER,
         tax_decision=decide_tax(facts),
         period=PERIOD,
@@ -141,7 +189,7 @@ def test_prices_per_million_have_all_their_decimals_and_every_line_is_quantity_t
     names = {each: f"{{*}}{each}" for each in ("InvoiceLine", "InvoicedQuantity", "LineExtensionAmount", "PriceAmount", "BaseQuantity")}
     lines = tree.findall(names["InvoiceLine"])
     prices = [line.findtext(f".//{names['PriceAmount']}") for line in lines]
-    assert prices == ["0.000001", "0.27", "1.1", "0.0001", "1.2"]
+    assert prices == ["0.000001", "0.27", "1.1", "0.0001", "1.2", *["500.000000000007"] * 3, "0.49999", "0.49999", "1"]
     for line in lines:
         quantity, net = (line.find(names[name]) for name in ("InvoicedQuantity", "LineExtensionAmount"))
         base = line.find(f".//{names['BaseQuantity']}")

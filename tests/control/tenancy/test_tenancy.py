@@ -72,6 +72,7 @@ class TestAnotherTenantsIds:
             "service_account_id": bob.service_account_id,
             "key_id": bob.key_id,
             "request_id": "req_" + "1" * 32,
+            "contract_id": "contract_" + "1" * 32,  # a contract that there is not; test_161_tenants asks for one that there is
             "invoice_id": "inv_" + "1" * 32,  # test_158 asks for an invoice that there is
             "format": "pdf",
             "period_id": add_period(control, bob),

@@ -36,17 +36,19 @@ from tollway.control.catalog import price_drafts, prices
 from tollway.control.invoicing import documents, payments
 from tollway.control.invoicing.payments import WantedPayment
 from tollway.control.metering import quarantine, rating
-from tollway.control.money import budgets, credits
+from tollway.control.money import budgets, contracts, credits
+from tollway.control.money.contracts import WantedContract
 from tollway.control.money.credits import WantedGrant
 from tollway.control.verification import verify
 from tollway.control.verification.verify import compare
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.budgets import BudgetMode, BudgetWindow
+from tollway.domain.contracts import ContractTerms, Fee
 from tollway.domain.corrections import AdjustmentKind, AdjustmentState, ApprovalDecision
 from tollway.domain.credits import MINUTE_US, CreditMove, GrantCategory
-from tollway.domain.ids import BUDGET, BUDGET_RAISE, CREDIT_GRANT, INVOICE, PAYMENT, PRICE_DRAFT, new_id
+from tollway.domain.ids import BUDGET, BUDGET_RAISE, CONTRACT, CREDIT_GRANT, INVOICE, PAYMENT, PRICE_DRAFT, new_id
 from tollway.domain.keys import KeyOrigin
-from tollway.domain.money import CENT_PICO
+from tollway.domain.money import CENT_PICO, PICO
 from tollway.domain.payments import PaymentKind
 from tollway.domain.periods import PeriodState, period_id
 from tollway.domain.price_books import DraftLine, DraftState, PriceDraft
@@ -55,6 +57,7 @@ from tollway.domain.usage import Anomaly, Outcome, Record, ServiceTier, Tick, Us
 from tollway.storage import (  # noqa: F401
     schema,
     schema_budgets,
+    schema_contracts,
     schema_credits,
     schema_invoices,
     schema_money,
@@ -144,6 +147,8 @@ PROVISIONAL = "of an open month: computed again from its events when it closes; 
 SENT_DOWN = "how far back gateways are told of prices; what was billed follows from valid_from"
 
 HARMLESS = {
+    "contracts.created_at": NO_MONEY,
+    "contracts.valid_until": "an end after the last closed month: what closed months came to is compared",
     "organizations.(data_retention|leaked_key_policy)": NO_MONEY,
     "organizations.(name|.*_at|.*_seconds(_max)?|plan_id|queue_weight|requests_per_minute|concurrent_.*|.*_per_.*)": NO_MONEY,
     "organizations.time_zone": "of periods that are not cut yet; a period keeps its own",
@@ -212,6 +217,7 @@ def books(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         database = Database.open(url)
         fill(database)
         add_credit(database)
+        add_contract(database)
         close_books(database, archive)
         add_rest(database, archive)
         with database.platform(write=False) as tx:
@@ -264,6 +270,15 @@ def add_rest(database: Database, archive: Archive) -> None:
         # Nobody agreed yet, so that the record stays open.
         unreadable = records.index(b"{}") + 1
         quarantine.write_off(tx, NODE, epoch, unreadable, reason="r", actor=APPROVER, limit_pico=0, now=NOW)
+
+
+def add_contract(database: Database) -> None:
+    """Agree on a contract that all closed months are charged by."""
+    fees = (Fee(name="Platform", amount_pico=PICO, is_per_seat=False),)
+    terms = ContractTerms(name="Plan", currency="EUR", discount_bp=1_000, fees=fees)
+    wanted = WantedContract(SEPTEMBER.start_at, NOVEMBER.end_at, terms)
+    with database.platform() as tx:
+        contracts.create(tx, ORGANIZATION, wanted, id=new_id(CONTRACT, EPOCH, 1), now=EPOCH)
 
 
 def add_invoices(database: Database) -> None:

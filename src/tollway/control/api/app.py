@@ -57,7 +57,7 @@ from tollway.control.api.identity import (
 from tollway.control.api.invoicing import connectors, invoices, payments
 from tollway.control.api.invoicing import exports as invoice_exports
 from tollway.control.api.metering import quarantined_records, reconciliation, records, request_log, usage
-from tollway.control.api.money import budgets, corrections, credits, ledger, periods, spend_limits
+from tollway.control.api.money import budgets, contracts, corrections, credits, ledger, periods, spend_limits
 from tollway.control.api.places import CALLER_REQUESTS_MAX, NODE_REQUESTS_MAX, Place, Places
 from tollway.control.api.routes import ApiRoute, Plane, public, router
 from tollway.control.api.schemas import Out, find_seconds
@@ -131,6 +131,7 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     periods.router,
     corrections.router,
     credits.router,
+    contracts.router,
     invoices.router,
     payments.router,
     connectors.router,

@@ -75,6 +75,7 @@ FIELDS: Mapping[str, FieldText] = {
     "closed_at": FieldText(f"When it was closed, {_AT}; null while it is open.", 1790000000),
     "closed_by": FieldText("The operator key that closed the period, or `automatic`; null until closing begins.", "automatic"),
     "code": FieldText("What the check found, as a word for programs.", "price_drop"),
+    "contracts": FieldText(f"What contracts add to the period, {_MONEY}; null until it is closed.", "500"),
     "corrections": FieldText(f"The sum of the corrections that are booked in the period, {_MONEY}; null until it is closed.", "-0.25"),
     "cost": FieldText("The amount of the request, with its currency.", {"value": "0.001234", "currency": "eur"}),
     "counted_by": FieldText("Where the use was read: `store`, `gateways` (their latest reports), or null if neither could be.", "gateways"),

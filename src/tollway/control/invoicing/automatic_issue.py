@@ -47,7 +47,7 @@ def run(
         for period in periods:
             if is_stopping():
                 return
-            if period.end_at <= period.automatic_since or not (period.usage_pico or period.adjustments):
+            if period.end_at <= period.automatic_since or not (period.usage_pico or period.contracts_pico or period.adjustments):
                 continue
             try:
                 with drafting.platform() as tx:

@@ -12,9 +12,11 @@ from datetime import tzinfo
 from typing import NamedTuple
 
 from tollway.control.invoicing.texts import TEXTS
+from tollway.control.money import contracts
 from tollway.control.money.periods import NOT_KEPT, are_corrected_kept, is_kept
 from tollway.domain.billing_classes import BillingClass
 from tollway.domain.billing_parties import BillingAccount, Language, LegalEntity
+from tollway.domain.contracts import ContractPart
 from tollway.domain.faults import STATE_CONFLICT, Fault
 from tollway.domain.invoices import (
     LINES_MAX,
@@ -31,12 +33,15 @@ from tollway.domain.invoices import (
     decode_document,
     find_step,
     make_allowances,
+    make_contract_lines,
     make_correction_lines,
     make_usage_lines,
     negate_lines,
+    sum_given_back,
 )
 from tollway.domain.periods import Period, PeriodClosure, find_zone
 from tollway.domain.tax import TaxDecision, TaxFacts, TaxUndecided, decide_tax
+from tollway.storage import contracts as stored_contracts
 from tollway.storage import invoices as stored
 from tollway.storage import periods as stored_periods
 from tollway.storage import prices as stored_prices
@@ -133,6 +138,9 @@ def list_parts(
     burned = Counter[AllowanceKind]()
     for category, pico in stored.list_burned(tx, period.organization_id, period.start_at):
         burned[AllowanceKind(category)] += pico
+    agreed = list_contract_parts(tx, period)
+    lines += make_contract_lines(agreed, zone, step)
+    burned.update(sum_given_back(agreed))
     own: list[InvoiceLine] = []
     parts: list[Part] = []
     for target_at, corrections in sorted(_sum_corrections(tx, period).items()):
@@ -163,6 +171,16 @@ def list_parts(
         parts.insert(0, Part(content))
     if any(len(part.content.lines) > LINES_MAX for part in parts):
         raise Fault(STATE_CONFLICT, message=f"The period cannot be invoiced: a document would have more than {LINES_MAX} lines.")
+    return parts
+
+
+def list_contract_parts(tx: Transaction, period: Period) -> Sequence[ContractPart]:
+    """Return what contracts come to in a period: what a closed one was charged, and what an open one would be now."""
+    if period.closed is None:
+        return contracts.preview(tx, period, None).parts
+    booked = stored_contracts.find_charge(tx, period.organization_id, period.start_at)
+    parts = () if booked is None else booked.charge.parts
+    _check_sum(period, "charge by contracts", sum(part.billed_pico for part in parts), lambda closed: closed.contracts_pico)
     return parts
 
 

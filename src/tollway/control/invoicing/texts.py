@@ -41,6 +41,15 @@ TEXTS: Mapping[Language, Texts] = {
         "allowance_paid": "Vorausbezahltes Guthaben",
         "allowance_promotional": "Werbeguthaben",
         "allowance_goodwill": "Kulanzguthaben",
+        "allowance_discount": "Vertragsrabatt",
+        "allowance_service_credit": "Gutschrift für die Dienstgüte",
+        "allowance_commitment": "Vorausbezahltes Volumen",
+        "contract_tiered_price": "Staffelpreis",
+        "contract_platform_fee": "Grundgebühr",
+        "contract_seat_fee": "Gebühr je Platz",
+        "contract_minimum": "Mindestumsatz, Differenz",
+        "contract_prepayment": "Vorauszahlung auf das vereinbarte Volumen",
+        "contract_true_up": "Vereinbartes Volumen, Differenz",
         "late": "nachträglich erfasst",
         "corrections": "Korrekturen",
         "corrections_of_usage": "Korrekturen der Nutzung",
@@ -106,6 +115,15 @@ TEXTS: Mapping[Language, Texts] = {
         "allowance_paid": "Prepaid credit",
         "allowance_promotional": "Promotional credit",
         "allowance_goodwill": "Goodwill credit",
+        "allowance_discount": "Contract discount",
+        "allowance_service_credit": "Service level credit",
+        "allowance_commitment": "Prepaid commitment",
+        "contract_tiered_price": "Tiered price",
+        "contract_platform_fee": "Platform fee",
+        "contract_seat_fee": "Fee per seat",
+        "contract_minimum": "Minimum, difference",
+        "contract_prepayment": "Prepayment of the commitment",
+        "contract_true_up": "Commitment, difference",
         "late": "recorded late",
         "corrections": "corrections",
         "corrections_of_usage": "corrections of usage",
@@ -158,6 +176,11 @@ def describe_line(line: InvoiceLine, language: Language) -> str:
             return ", ".join(parts)
         case LineKind.CORRECTION:
             return f"{texts['kind_of_service']}: {line.model}, {texts['corrections']}"
+        case LineKind.CONTRACT:
+            kind, _, name = line.description.partition(": ")
+            if line.billing_class:
+                name = f"{line.model}, {texts[f'class_{line.billing_class}']}"
+            return f"{texts[f'contract_{kind}']}: {name}" if name else texts[f"contract_{kind}"]
         case LineKind.CREDIT:
             return line.description
 

@@ -9,6 +9,8 @@ Lines of JSON, one object each, in this order; docs/money.md says what stands in
     transaction ...         by id
     grant ...               by id, the credit that usage of the period could burn
     credit ...              by id, what the close of the period booked on it
+    contract ...            contracts that cover a part of the period, by time
+    contract_charge         what they add to it
     adjustment ...          corrections booked in the period, by id, each with the event that it corrects
     event ...               by id
     account ...             what the period moved, by account
@@ -25,7 +27,7 @@ from typing import Any
 
 import msgspec
 
-from tollway.control.money import closed_credits, periods
+from tollway.control.money import closed_credits, contracts, periods
 from tollway.control.money.conditions import list_conditions
 from tollway.domain.billing_classes import stated_quantities
 from tollway.domain.corrections import fields_of
@@ -96,6 +98,9 @@ class _Lines:
             with self.open_tx() as tx:
                 lines = closed_credits.list_lines(tx, period, period.closed.closed_at)
             yield from lines
+        with self.open_tx() as tx:
+            agreed = contracts.list_lines(tx, period)
+        yield from agreed
         yield from self._adjustments()
         for events in self._events():
             yield from self._event_rows("event", events)

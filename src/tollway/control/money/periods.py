@@ -17,8 +17,9 @@ import msgspec
 
 from tollway.control.gateways import epochs
 from tollway.control.gateways.epochs import Blocker, BlockerKind
-from tollway.control.money import closed_credits, credits
+from tollway.control.money import closed_credits, contracts, credits
 from tollway.control.money.conditions import digest_conditions, list_conditions
+from tollway.control.money.contracts import ContractUsage
 from tollway.control.money.ledger import UNBILLED
 from tollway.domain.corrections import fields_of
 from tollway.domain.credits import CreditUsage
@@ -107,9 +108,7 @@ def sum_totals(tx: Transaction, periods: Sequence[Period]) -> dict[str, int]:
     unclosed = [(period.organization_id, period.start_at) for period in periods if period.closed is None]
     booked = stored_ledger.sum_account(tx, unclosed, UNBILLED)
     return {
-        period.id: booked.get((period.organization_id, period.start_at), 0)
-        if period.closed is None
-        else sum(period.closed.amounts.values()) + period.closed.adjustments_pico
+        period.id: booked.get((period.organization_id, period.start_at), 0) if period.closed is None else period.closed.total_pico
         for period in periods
     }
 
@@ -142,6 +141,8 @@ def close(database: Database, period_id: str, *, actor: str, now: int) -> Period
     Returns it as it stands then; closed already is no fault. Raises Blocked, RESOURCE_UNKNOWN, or STATE_CONFLICT while it lasts or
     while one before it is not closed.
     """
+    with database.platform() as tx:  # on its own, because what it opens keeps this period from being frozen
+        contracts.open_periods(tx, get_period(tx, period_id).organization_id, now)
     with database.platform() as tx:
         period = freeze(tx, period_id, actor=actor, now=now)
     for _ in range(BLOCKS_PER_CALL):
@@ -151,11 +152,12 @@ def close(database: Database, period_id: str, *, actor: str, now: int) -> Period
             block = make_block(tx, period, stored.find_last_block(tx, period.id))
             digest = digest_conditions(list_conditions(tx, period)) if block is None else b""
             usage = credits.sum_usage(tx, period) if block is None else {}
+            by_contract = contracts.sum_valid_usage(tx, period) if block is None else []
         with database.platform() as tx:
             if block is not None:
                 stored.insert_block(tx, period, block)
             else:
-                period = _finish(tx, period, digest, usage, now)
+                period = _finish(tx, period, digest, usage, by_contract, now)
     return period
 
 
@@ -209,9 +211,16 @@ def make_block(tx: Transaction, period: Period, last: Block | None) -> Block | N
     return Block(0 if last is None else last.number + 1, len(leaves), first, final, find_root(leaves), amounts)
 
 
-def _finish(tx: PlatformTx, period: Period, conditions_digest: bytes, usage: Mapping[CreditUsage, int], now: int) -> Period:
-    """Store what the blocks, corrections and conditions of a frozen period come to, and settle its `usage` with the organization's credit.
-    One that somebody else has closed meanwhile stays as it is."""
+def _finish(
+    tx: PlatformTx,
+    period: Period,
+    conditions_digest: bytes,
+    usage: Mapping[CreditUsage, int],
+    by_contract: Sequence[ContractUsage],
+    now: int,
+) -> Period:
+    """Store what the blocks, corrections and conditions of a frozen period come to, settle its `usage` with the organization's credit, and
+    book what its contracts add (`by_contract`: its usage by contract). One that somebody else has closed meanwhile stays as it is."""
     stored.lock_organization(tx, period.organization_id)
     period = get_period(tx, period.id)
     if period.state is PeriodState.CLOSED:
@@ -235,7 +244,9 @@ def _finish(tx: PlatformTx, period: Period, conditions_digest: bytes, usage: Map
     )
     credits.settle_period(tx, period, usage, now)
     digest_of_credits = closed_credits.digest_lines(closed_credits.list_lines(tx, period, now))
-    closed = replace(closed, credits_digest=digest_of_credits)
+    contracts_pico = contracts.charge(tx, period, by_contract, sum(amounts.values()), corrected_pico, now)
+    digest_of_contracts = contracts.digest_lines(contracts.list_lines(tx, period))
+    closed = replace(closed, credits_digest=digest_of_credits, contracts_pico=contracts_pico, contracts_digest=digest_of_contracts)
     statement = make_statement(replace(period, closed=closed))
     stored.close(tx, period, replace(closed, period_hash=hash_statement(statement)))
     return get_period(tx, period.id)
@@ -263,9 +274,17 @@ def make_statement(period: Period) -> Mapping[str, Any]:
         "adjustments_pico": str(closed.adjustments_pico),
         "conditions_digest": None if closed.conditions_digest is None else closed.conditions_digest.hex(),
         **({} if closed.credits_digest is None else {"credits_digest": closed.credits_digest.hex()}),
+        **_describe_contracts(closed),
         "watermark_digest": closing.watermark_digest.hex(),
         "report": closing.report,
     }
+
+
+def _describe_contracts(closed: PeriodClosure) -> Mapping[str, str]:
+    """Return the fields of a statement about contracts, none without one."""
+    if closed.contracts_digest is None:
+        return {}
+    return {"contracts_digest": closed.contracts_digest.hex(), "contracts_pico": str(closed.contracts_pico)}
 
 
 def digest_adjustments(tx: Transaction, period: Period) -> tuple[int, bytes, int]:

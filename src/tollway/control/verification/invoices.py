@@ -32,13 +32,16 @@ from tollway.domain.invoices import (
     find_violations,
     format_number,
     make_allowances,
+    make_contract_lines,
     make_correction_lines,
     make_usage_lines,
     negate_lines,
+    sum_given_back,
 )
 from tollway.domain.ledger import Entry
 from tollway.domain.periods import Period
 from tollway.domain.tax import TaxUndecided, decide_tax
+from tollway.storage import contracts as stored_contracts
 from tollway.storage import invoices as stored
 from tollway.storage import periods as stored_periods
 from tollway.storage.database import PlatformTx
@@ -181,6 +184,11 @@ def _compare_lines(tx: PlatformTx, found: StoredInvoice, document: Document, per
     is_own = found.corrects_id is None and found.kind is InvoiceKind.INVOICE
     lines = negate_lines(document.lines) if document.kind is InvoiceKind.CREDIT_NOTE else list(document.lines)
     usage = [line for line in lines if line.kind in (LineKind.USAGE, LineKind.LATE_USAGE)]
+    by_contract = [line for line in lines if line.kind is LineKind.CONTRACT]
+    booked = stored_contracts.find_charge(tx, period.organization_id, period.start_at) if is_own else None
+    parts = () if booked is None else booked.charge.parts
+    if _unnumbered(by_contract) != make_contract_lines(parts, zone, step):
+        add("invoices", f"{found.id}: its lines are not what contracts add to its period")
     if not is_own and usage:
         add("invoices", f"{found.id}: it bills usage, as the invoice of its period does")
     elif is_own and is_kept(tx, list(stored_periods.iterate_blocks(tx, period.id))):
@@ -194,8 +202,9 @@ def _compare_lines(tx: PlatformTx, found: StoredInvoice, document: Document, per
     burned = Counter[AllowanceKind]()
     for category, pico in stored.list_burned(tx, period.organization_id, period.start_at) if is_own else ():
         burned[AllowanceKind(category)] += pico
+    burned.update(sum_given_back(parts))
     if list(document.allowances) != make_allowances(burned, document.lines, step):
-        add("invoices", f"{found.id}: its allowances are not the credit that its period burned")
+        add("invoices", f"{found.id}: its allowances are not the credit that its period burned and what contracts give back")
     if are_corrected_kept(tx, period):
         corrected = _list_corrected(tx, period, service, step)
         by_service: dict[ServiceDays, list[InvoiceLine]] = {}

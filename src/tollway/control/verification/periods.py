@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+import msgspec
+
 from tollway.control.gateways.epochs import Cover, describe_lost, digest_watermarks, find_cover
-from tollway.control.money import closed_credits, corrections, periods
+from tollway.control.money import closed_credits, contracts, corrections, periods
 from tollway.control.money.conditions import digest_conditions, list_conditions
 from tollway.domain.corrections import Adjustment, AdjustmentKind, AdjustmentState, ApprovalDecision, find_objection, sum_lines
 from tollway.domain.epochs import CLOCKS_APART_US, Epoch
@@ -286,6 +288,12 @@ def _compare_blocks(tx: PlatformTx, period: Period, digests_from_at: int, add: A
     digest_of_credits = closed_credits.digest_lines(closed_credits.list_lines(tx, period, closed.closed_at))
     if closed.credits_digest != digest_of_credits and not was_undigested:
         add("billing_periods", f"{period.id}: its digest of credits is not that of grants and of what was booked on them")
+    try:
+        digest_of_contracts = contracts.digest_lines(contracts.list_lines(tx, period))
+    except msgspec.DecodeError:  # terms that cannot be read
+        digest_of_contracts = None
+    if closed.contracts_digest != digest_of_contracts:
+        add("billing_periods", f"{period.id}: its digest of contracts is not that of them and of what it was charged by them")
     if closed.period_hash != hash_statement(periods.make_statement(period)):
         add("billing_periods", f"{period.id}: its hash is not that of what it says")
 

@@ -32,6 +32,7 @@ from tollway.control.metering.rating import BillingAccount, RatedBatch, RecordPl
 from tollway.control.metering.record_checks import Owners, reject_foreign
 from tollway.control.money.corrections import transaction_id as correction_transaction_id
 from tollway.control.verification import budgets as verify_budgets
+from tollway.control.verification import contracts as verify_contracts
 from tollway.control.verification import credits as verify_credits
 from tollway.control.verification import invoices as verify_invoices
 from tollway.control.verification import payments as verify_payments
@@ -209,6 +210,7 @@ def compare(tx: PlatformTx, archive: Archive) -> VerificationReport:
         verify_periods.compare_periods(tx, periods, reached, findings.add)
         corrections = verify_periods.compare_corrections(tx, periods, walk.booked, findings.add)
         walk.booked_beside.append(verify_credits.compare_credits(tx, periods.by_organization, findings.add))
+        walk.booked_beside.append(verify_contracts.compare_contracts(tx, periods.by_organization, findings.add))
         walk.booked_beside.append(verify_invoices.compare_invoices(tx, findings.add))
         walk.booked_beside.append(verify_payments.compare_payments(tx, findings.add))
         report.adjustments = len(corrections.by_id)
@@ -585,7 +587,7 @@ def _compare_balances(walk: _Walk, corrections: Corrections, replayed: dict[str,
         elif balance.posted_pico != owed.get(account_id, 0):
             findings.add(
                 "balances",
-                f"{account_id} is {balance.posted_pico}, its events, corrections, credits and invoices come to {owed.get(account_id, 0)}",
+                f"{account_id} is {balance.posted_pico}, all that is booked on it should come to {owed.get(account_id, 0)}",
             )
         replayed.pop(account_id, None)
         owed.pop(account_id, None)

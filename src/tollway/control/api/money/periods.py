@@ -13,7 +13,7 @@ from tollway.control.api.schemas import Identified, ListOut, Out, PageQuery, fin
 from tollway.control.gateways.epochs import Blocker
 from tollway.control.identity.access import Tenant
 from tollway.control.metering import usage
-from tollway.control.money import exports, periods
+from tollway.control.money import contracts, exports, periods
 from tollway.control.money.periods import Blocked
 from tollway.domain import ids, money
 from tollway.domain.faults import PERIOD_BLOCKED, RESOURCE_UNKNOWN, Fault
@@ -35,8 +35,9 @@ NDJSON = "application/x-ndjson"
 
 class PeriodOut(Identified):
     """A billing period. Times in Unix seconds: `start_time` inclusive, `end_time` exclusive. `total` is what it comes to,
-    corrections included: final if `state` is `closed`, so far if not. All else from `closed_at` to `corrections` is null until it is
-    closed: amounts are exact, by billing class; `corrections` is what corrections booked in it come to.
+    corrections and contracts included: final if `state` is `closed`, so far and without contracts if not. All else from `closed_at` to
+    `contracts` is null until it is closed: amounts are exact, by billing class; `corrections` is what corrections booked in it come to, and
+    `contracts` what contracts add.
     `period_hash` covers everything about the closed period: publish it."""
 
     object: Literal["billing_period"] = "billing_period"
@@ -52,6 +53,7 @@ class PeriodOut(Identified):
     period_hash: str | None
     amounts: dict[str, str] | None
     corrections: str | None
+    contracts: str | None
     total: str
     total_pico: str
 
@@ -194,9 +196,13 @@ def list_period_costs(
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         period = periods.get_own_period(tx, _known(period_id))
         costs = usage.list_period_costs(tx, period)
+        charged = contracts.sum_charged(tx, period)
     sums: dict[str, int] = {}
     for line_item, pico in costs.items():
         name = usage.name_line_item(line_item) if group_by == "line_item" else line_item[0]
+        sums[name] = sums.get(name, 0) + pico
+    for kind, pico in charged.items():
+        name = f"contract, {kind}" if group_by == "line_item" else "contract"
         sums[name] = sums.get(name, 0) + pico
     total_pico = sum(sums.values())
     return PeriodCostsOut(
@@ -273,6 +279,7 @@ def _fields(period: Period, total_pico: int) -> dict[str, Any]:
         "period_hash": None if closed is None or closed.period_hash is None else closed.period_hash.hex(),
         "amounts": None if closed is None else {name: money.format_amount(pico) for name, pico in closed.amounts.items()},
         "corrections": None if closed is None else money.format_amount(closed.adjustments_pico),
+        "contracts": None if closed is None else money.format_amount(closed.contracts_pico),
         "total": money.format_amount(total_pico),
         "total_pico": str(total_pico),
     }
