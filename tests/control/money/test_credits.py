@@ -280,7 +280,7 @@ class TestGrants:
             assert sum(usage.values()) == 4 * COST and len(usage) > 1
         close(database, SEPTEMBER.start_at)
         with database.platform() as tx:  # another process has summed and read the same
-            assert periods._finish(tx, frozen, b"", usage, NOW) == period_of(database, SEPTEMBER.start_at)
+            assert periods._finish(tx, frozen, b"", usage, [], NOW) == period_of(database, SEPTEMBER.start_at)
         assert left(database) == {grant.id: 6 * COST}
         assert verify(database, archive).differences == []
 
