@@ -17,7 +17,17 @@ from typing import Final, NamedTuple
 
 from tollway.domain.billing_classes import BILLING_CLASSES, PER_MILLION, Unit
 from tollway.domain.csv_cells import escape_text
-from tollway.domain.invoices import CONTRACT_ALLOWANCES, MILLION, AllowanceKind, Document, InvoiceKind, InvoiceLine, LineKind, UsageKey, find_step
+from tollway.domain.invoices import (
+    CONTRACT_ALLOWANCES,
+    MILLION,
+    AllowanceKind,
+    Document,
+    InvoiceKind,
+    InvoiceLine,
+    LineKind,
+    UsageKey,
+    find_step,
+)
 from tollway.domain.money import PICO, format_amount
 
 SERVICE_NAME: Final = "Model inference"
