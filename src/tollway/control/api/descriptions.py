@@ -457,6 +457,7 @@ PARAMETERS: Mapping[str, FieldText] = {
     "entry_id": FieldText("The credit of a bank statement.", "4e07408562bedb8b60ce05c1decfe3ad16b72230"),
     "payment_id": FieldText("The payment.", "pay_0198c5f2a3b47c11a0b1c2d3e4f50617"),
     "invoice_id": FieldText("The invoice or credit note.", "inv_0198c5f2a3b47c11a0b1c2d3e4f50617"),
+    "contract_id": FieldText("The contract.", "contract_0198c5f2a3b47c11a0b1c2d3e4f50617"),
     "after_sequence": FieldText("Only records with a greater sequence number, the oldest first.", 41),
     "before": FieldText("Return the items just newer than this id.", _AUDIT),
     "effective_at[gt]": FieldText(f"Only events after this instant, {_AT}.", 1790000000),
