@@ -10,6 +10,7 @@ import msgspec
 
 from tests.fakes import Do, Upstream, until
 from tests.gateway.harness import KEY, ORGANIZATION, PROJECT, Served, chat, completion, gateway, healthy, post, streamed, whole
+from tests.gateway.test_realtime import CREATE, Engine, call
 from tests.gateway.test_test_keys import change
 from tollway.domain.catalog import Guardrail, GuardrailStages
 from tollway.gateway.guardrails import GuardrailBounds, Guardrails
@@ -138,3 +139,72 @@ async def test_wait_in_the_queue_and_verdict_of_the_guardrail_have_spans_below_t
     ]  # fmt: skip
     assert request.start_us <= checked.start_us <= checked.end_us <= waited.start_us <= waited.end_us <= attempt.start_us
     assert [span.name for span in spans[:-4]] == ["chat m", "guardrail", "chat m"], "what does not wait has no span of a wait"
+
+
+async def test_a_realtime_session_is_one_span_with_its_responses_below_and_the_engine_beside_them() -> None:
+    engine = Engine()
+    async with engine.listening(), traced({"m": Served([engine.url])}) as (running, spans):
+        async with call(running, traceparent=f"00-{TRACE}-{PARENT}-01") as caller:
+            for number in range(2):
+                caller.say({**CREATE, "response": {"metadata": {"id": f"resp_{number}"}}})
+                await caller.hear("response.done")
+        final = await running.sink.settled(3)
+        await until(lambda: len(spans) == 6)
+    first, first_attempt, second, second_attempt, session, connected = spans
+    assert {span.trace_id for span in spans} == {TRACE} and len({span.span_id for span in spans}) == 6
+    assert (session.parent_id, session.kind, session.name, session.error) == (PARENT, SpanKind.SERVER, "realtime m", "")
+    assert (connected.parent_id, connected.name, connected.kind) == (session.span_id, "realtime m", SpanKind.CLIENT)
+    for span, attempt in ((first, first_attempt), (second, second_attempt)):
+        assert (span.parent_id, span.kind, attempt.parent_id) == (session.span_id, SpanKind.INTERNAL, span.span_id)
+        assert session.start_us <= span.start_us <= span.end_us <= session.end_us
+        assert [name for name, _ in attempt.events] == ["first token"]
+    assert first.attributes == {
+        "gen_ai.operation.name": "realtime", "gen_ai.request.model": "m", "gen_ai.request.stream": True,
+        "gen_ai.usage.input_tokens": 12, "gen_ai.usage.output_tokens": 7, "gen_ai.usage.cache_read.input_tokens": 2,
+        "gen_ai.usage.reasoning.output_tokens": 0,
+        "gen_ai.response.time_to_first_chunk": first.attributes["gen_ai.response.time_to_first_chunk"],
+        "tollway.request.id": running.sink.finals[0].admit.request_id, "tollway.outcome": "completed",
+        "tollway.organization.id": ORGANIZATION, "tollway.project.id": PROJECT, "tollway.key.id": final.admit.key_id,
+    }  # fmt: skip
+    assert session.attributes == {
+        "http.request.method": "GET", "http.route": "/v1/realtime", "http.response.status_code": 101,
+        "gen_ai.operation.name": "realtime", "gen_ai.request.model": "m", "gen_ai.request.stream": True, "tollway.responses": 2,
+        "tollway.request.id": first.attributes["tollway.request.id"],
+        "tollway.organization.id": ORGANIZATION, "tollway.project.id": PROJECT, "tollway.key.id": final.admit.key_id,
+    }  # fmt: skip
+    assert f"traceparent: 00-{TRACE}-{connected.span_id}-01\r\n".encode() in engine.heads[0]
+
+
+async def test_of_a_realtime_session_that_was_not_sampled_what_failed_is_kept_and_what_was_never_used_is_not() -> None:
+    engine, refusing = Engine(), Engine(refusal=b"HTTP/1.1 500 Internal Server Error\r\n\r\n")
+    async with engine.listening(), refusing.listening():
+        models = {"m": Served([engine.url]), "broken": Served([refusing.url])}
+        async with traced(models) as (running, spans):
+            async with call(running) as caller:
+                await caller.hear("session.created")
+                (session,) = running.plane.active.exchanges
+                session.call.request.started -= 1_000
+            await running.sink.settled(1)
+        assert spans == [], "a session is long, and the response that was admitted ahead was none"
+        async with traced(models) as (running, spans):
+            async with call(running, "/v1/realtime?model=broken") as caller:
+                assert caller.status == 502
+            async with call(running) as caller:
+                await caller.hear("session.created")
+                engine.writers[-1].transport.abort()
+                await caller.end()
+            await running.sink.settled(2)
+            await until(lambda: len(spans) == 4)
+    refused, attempt, session, connected = spans
+    assert (refused.name, refused.error, refused.attributes["http.response.status_code"]) == ("realtime broken", "upstream_error", 502)
+    assert (attempt.error, attempt.parent_id) == ("upstream_error", refused.span_id)
+    assert session.error and session.attributes["http.response.status_code"] == 101
+    assert (connected.parent_id, connected.error) == (session.span_id, "")
+
+
+async def test_a_handshake_that_is_refused_before_a_response_is_admitted_is_counted_logged_and_traced_once() -> None:
+    async with traced({}, sample_ratio=1.0) as (running, spans), call(running, key="tw_live_nobody") as caller:
+        assert caller.status == 401
+        assert running.plane.metrics.refusals == {"invalid_api_key": 1}
+    (span,) = spans
+    assert (span.attributes["tollway.error_code"], span.attributes["http.route"]) == ("invalid_api_key", "/v1/realtime")

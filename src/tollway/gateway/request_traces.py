@@ -42,13 +42,15 @@ class Interval:
 
 
 class RequestTrace:
-    """The trace of one request. `parent_id`: of the client's span, or of the request that this one serves as a fallback; empty without.
-    `is_sampled`: decided at its beginning. `started`: the instant (monotonic seconds) that `started_us` (UTC) is the same as."""
+    """The trace of one request. `parent_id`: of the client's span, of the request that this one serves as a fallback, or of the realtime
+    session; empty without. `is_sampled`: decided at its beginning. `started`: the instant (monotonic seconds) that `started_us` (UTC) is
+    the same as. `span_id`: of a response of a realtime session; empty for a request, whose span is the random half of its id."""
 
-    __slots__ = ("attempts", "intervals", "is_sampled", "parent_id", "started", "started_us")
+    __slots__ = ("attempts", "intervals", "is_sampled", "parent_id", "span_id", "started", "started_us")
 
-    def __init__(self, parent_id: str, is_sampled: bool, started: float, started_us: int) -> None:
+    def __init__(self, parent_id: str, is_sampled: bool, started: float, started_us: int, span_id: str = "") -> None:
         self.parent_id = parent_id
+        self.span_id = span_id
         self.is_sampled = is_sampled
         self.started = started
         self.started_us = started_us
@@ -90,3 +92,9 @@ def find_attempt_span(request_id: str, number: int) -> str:
 def find_interval_span(request_id: str, index: int) -> str:
     """Return the id of the span of a wait or a check, counted from 0."""
     return find_attempt_span(request_id, 0x1_0000 + index)
+
+
+def find_response_span(request_id: str) -> str:
+    """Return the id of the span of a response in a realtime session. The first response has the id of the request that asked for the
+    session, whose span is the session's."""
+    return find_attempt_span(request_id, 0x2_0000)

@@ -39,6 +39,11 @@ class MeteredResponse:
         request = self.call.request
         request.started, request.received_at = time.monotonic(), self._plane.now_us()
 
+    def leave_unused(self) -> None:
+        """The session ends, and the engine did not begin it: no time is measured of it, and it has no span."""
+        self.begin()
+        self.call.request.trace = None
+
     def advance(self) -> None:
         """An event with output came. Each counts as one token until the engine reports, up to what a response can have."""
         most = self.call.output_tokens_max

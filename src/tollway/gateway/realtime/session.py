@@ -9,11 +9,13 @@ because what it sends is answered with pongs and errors. The session counts by r
 - `response.created` gives that record to the response; `response.done` brings what it used, and is passed on once FINAL is durable.
 - While no response can be admitted, because a limit or a budget is spent, no message of the client goes to the engine: each is answered
   with the error. A response that an engine begins nevertheless ends the session.
+- Each response has a span below that of the session (`tracing.SessionTrace`).
 - At the end of the session the responses that run are what they are at the end of any request, and the one that was admitted ahead has used
   nothing.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,6 +29,7 @@ from tollway.gateway.authenticate import authenticate, require_endpoint
 from tollway.gateway.blame import HeldFaults
 from tollway.gateway.dialects.realtime import read_transcript_usage, read_usage
 from tollway.gateway.driver import CoroutineDriver, Waiter
+from tollway.gateway.observe import observe
 from tollway.gateway.plane import Plane
 from tollway.gateway.ports import Client
 from tollway.gateway.realtime.ends import End, EngineEnd
@@ -36,6 +39,7 @@ from tollway.gateway.realtime_sessions import RealtimeSessions
 from tollway.gateway.refusals import refuse
 from tollway.gateway.request import Call, ClientGone, Request, RequestHead, new_request
 from tollway.gateway.route import route
+from tollway.gateway.tracing import SessionTrace
 from tollway.gateway.upstreams.upstream import Upstream
 from tollway.telemetry import describe_error
 from tollway.wire import web_sockets
@@ -100,6 +104,8 @@ class Session:
         self._began_at = self._active_at = self._pinged_at = loop.time()
         self._is_over = False
         self._leave: Callable[[], None] = _do_nothing
+        self._trace: SessionTrace | None = None
+        self._trace_id = ""
         self.request_id = ""
         self.call: Call
 
@@ -182,18 +188,23 @@ class Session:
     # The coroutine.
 
     def new_request(self) -> Request:
-        """Return the request that the next response is."""
+        """Return the request that the next response is. All of a session have one trace."""
         now_us = self._plane.now_us()
-        return new_request(self._plane.request_ids.new(now_us), self._head, self._body, self._loop.time(), now_us, self._peer)
+        request = new_request(self._plane.request_ids.new(now_us), self._head, self._body, self._loop.time(), now_us, self._peer)
+        request.trace_id = self._trace_id
+        return request
 
     async def run(self, request: Request, connection: Upgradable, headers: bytes) -> None:
         """Open the session, carry it, and end it. `request`: the one by which it was asked for. `headers`: of the handshake."""
         plane = self._plane
         upstream: Upstream | None = None
         organization_id = ""
-        has_begun = False
+        has_begun = is_observed = False
         fault: Fault | None = None
         self.request_id = request.id
+        self._trace_id = request.trace_id
+        if plane.tracer is not None:
+            plane.tracer.begin(request)
         try:
             if plane.directory.obstacle is not None:
                 raise Fault(plane.directory.obstacle, retry_after_seconds=1)
@@ -203,6 +214,7 @@ class Session:
             require_endpoint(caller, request.endpoint)
             self._sessions.enter(caller.organization.id)
             organization_id = caller.organization.id
+            is_observed = True  # by whoever admits it, or by its end
             self._ahead = await admit(request, plane)
             self.call = call = self._ahead.call
             candidates = route(call, plane.upstreams, request.started, plane.random)
@@ -213,6 +225,8 @@ class Session:
                 raise ClientGone
             self._leave = connection.upgrade(headers + call.dialect.identify(request.id) + self._ahead.headers, self, self._client)
             has_begun = True
+            if plane.tracer is not None:
+                self._trace = plane.tracer.open_session(request)
             plane.active.exchanges.add(self)
             self._began_at = self._active_at = self._pinged_at = self._client.heard_at = self._loop.time()
             await self._carry(upstream)
@@ -233,7 +247,11 @@ class Session:
                     upstream.leave_full(self._loop.time(), is_answered=has_begun)
             if organization_id:
                 self._sessions.leave(organization_id)
-        await self._end(fault)
+        if fault is not None and not is_observed:
+            observe(request, None, None, fault, plane)
+        await self._end(fault, upstream)
+        if plane.tracer is not None and self._trace is not None:
+            plane.tracer.end_session(self._trace, self.call, fault)
         if not has_begun and fault is not None:
             refuse(request, connection, connection.throttle(fault, request.headers) if not organization_id else fault)
 
@@ -247,6 +265,9 @@ class Session:
             record.record.attempt(upstream.deployment.id)
             engine = EngineEnd(WebSocket(is_client=True, message_bytes_max=self._bounds.message_bytes_max), self, plane.random_bits)
             upstream.running += 1
+            trace = request.trace
+            if trace is not None and trace.is_sampled:
+                trace.begin_attempt(record.record.attempts, upstream.deployment, time.monotonic())
             is_open = False
             timer = self._loop.call_later(HANDSHAKE_SECONDS, engine.abort)
             try:
@@ -264,10 +285,14 @@ class Session:
             if is_open:
                 self._engine = engine
                 plane.metrics.attempted(upstream.deployment.id, "ok")
+                if plane.tracer is not None:
+                    request.note_trace().end_attempt(record.record.attempts, upstream.deployment, time.monotonic(), "")
                 upstream.health.succeed(request.endpoint, self._loop.time())
                 held.decide(is_answered=True)
                 return upstream
             plane.metrics.attempted(upstream.deployment.id, fault.kind.code)
+            if plane.tracer is not None:
+                request.note_trace().end_attempt(record.record.attempts, upstream.deployment, time.monotonic(), fault.kind.code)
             held.add(upstream, fault, has_begun=False)
             if fault.kind.blame is not Blame.UPSTREAM and fault.kind is not faults.UPSTREAM_MISCONFIGURED:
                 break
@@ -339,6 +364,11 @@ class Session:
         self.call = ahead.call
         ahead.record.attempt(upstream.deployment.id)
 
+    def _trace_response(self, response: MeteredResponse, upstream: Upstream) -> None:
+        """Have a span made of a response once it ends."""
+        if self._trace is not None:
+            self._trace.begin_response(response.call.request, response.record.attempts, upstream.deployment)
+
     async def _take_from_engine(self, message: bytes, upstream: Upstream) -> None:
         event = read_engine(message)
         if event.type == "response.created" and event.response_id not in self._responses:
@@ -348,6 +378,7 @@ class Session:
                 await self._admit_ahead(upstream)
             assert self._ahead is not None
             self._ahead.begin()
+            self._trace_response(self._ahead, upstream)
             self._responses[event.response_id], self._ahead = self._ahead, None
             with suppress(Fault):  # the next message of the client asks again, and is told why not
                 await self._admit_ahead(upstream)
@@ -359,6 +390,7 @@ class Session:
                 await done.finish(_OUTCOMES.get(event.status, Outcome.COMPLETED), _FAULTS.get(event.status))
         elif event.type == "transcription.done" and self._ahead is not None:
             done = self._ahead
+            self._trace_response(done, upstream)
             done.take(read_transcript_usage(event.usage) if event.usage else None)
             self._ahead = None
             await done.finish(Outcome.COMPLETED)
@@ -372,7 +404,7 @@ class Session:
             message = rename_model(message, upstream.deployment.upstream_model, self.call.model.id)
         self._client.send(message)
 
-    async def _end(self, fault: Fault | None) -> None:
+    async def _end(self, fault: Fault | None, upstream: Upstream | None) -> None:
         """Finish what was admitted, and close both ends."""
         outcome = Outcome.CLIENT_CANCELLED if fault is None or fault.kind.blame in (Blame.TENANT, Blame.CLIENT) else Outcome.UPSTREAM_ERROR
         if fault is not None and fault.kind is faults.REQUEST_TIMEOUT:
@@ -384,6 +416,10 @@ class Session:
                 await each.finish(outcome, fault)
         if ahead is not None:
             has_output = ahead.record.used.output_tokens > 0 or self._engine is None
+            if not has_output:
+                ahead.leave_unused()
+            elif upstream is not None:
+                self._trace_response(ahead, upstream)
             with suppress(Fault):
                 await ahead.finish(outcome if has_output else Outcome.CLIENT_CANCELLED, fault if has_output else None)
         engine, client = self._engine, self._client

@@ -271,10 +271,13 @@ class Upstream:
     def socket_head(self, request: Request, attempt: int, key: bytes) -> bytes:
         """Return the request for a WebSocket at this engine. `key`: of its handshake."""
         id = find_attempt_id(request, attempt)
+        parent = request.traceparent
+        if request.trace is not None and request.trace.is_sampled:
+            parent = f"00-{request.trace_id}-{find_attempt_span(request.id, attempt)}-01"
         return b"%bx-request-id: %b\r\ntraceparent: %b\r\nsec-websocket-key: %b\r\n\r\n" % (
             self._socket_head,
             id.encode(),
-            request.traceparent.encode(),
+            parent.encode(),
             key,
         )
 
