@@ -20,10 +20,12 @@ from tollway.domain.tenants import ServiceAccount, Status
 from tollway.storage import outbox
 from tollway.storage.database import PlatformTx, TenantTx
 from tollway.storage.limits import delete_model_limits, read_limits
+from tollway.storage.operators import KEY_ISSUER
 from tollway.storage.pages import fetch_page, split_ids
 from tollway.storage.roles import ROLE_COLUMNS, names_role, read_role
 from tollway.storage.schema import api_keys, join_tokens, organizations, projects, service_accounts
 from tollway.storage.schema_people import custom_roles, invites
+from tollway.storage.schema_sign_in import operators
 from tollway.storage.schema_tokens import certificate_rules, federation_rules
 
 
@@ -265,13 +267,14 @@ def put_platform_key(tx: PlatformTx, key: Key, digest: Digest) -> Key | None:
 
 def list_makers(tx: PlatformTx, key_id: str) -> set[str]:
     """Return a key of an operator, the key or the operator with whom it was made, and so on up to a key of the settings or an operator who
-    signed in. `key_id`: may be the id of an operator, whom nobody made."""
-    made = api_keys.c
+    signed in with a provider. `key_id`: may be the id of an operator, whom nobody made, but who may have signed in with a key."""
+    made, signed_in = api_keys.c, operators.c
+    steps = sa.union_all(
+        sa.select(made.id, made.created_by.label("maker")).where(made.organization_id.is_(None), made.created_by.is_not(None)),
+        sa.select(signed_in.id, signed_in.subject.label("maker")).where(signed_in.issuer == KEY_ISSUER),
+    ).subquery()
     chain = sa.select(sa.literal(key_id, sa.String(64)).label("id")).cte("makers", recursive=True)
-    makers = (
-        sa.select(made.created_by).join(chain, made.id == chain.c.id).where(made.organization_id.is_(None), made.created_by.is_not(None))
-    )
-    chain = chain.union(makers)
+    chain = chain.union(sa.select(steps.c.maker).join(chain, steps.c.id == chain.c.id))
     return set(tx.connection.execute(sa.select(chain.c.id)).scalars())
 
 
