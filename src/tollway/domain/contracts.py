@@ -485,7 +485,7 @@ def list_movements(parts: Iterable[ContractPart]) -> list[ContractMovement]:
 
 
 def describe(value: msgspec.Struct) -> Mapping[str, Any]:
-    """Return a value of this module as exports show it: amounts in pico-currency and quantities as text."""
+    """Return a contract, or what is made of it, as exports and documents show it: amounts in pico-currency and quantities as text."""
     described: Mapping[str, Any] = _with_text(msgspec.to_builtins(value))
     return described
 

@@ -14,13 +14,13 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from enum import StrEnum
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
 from tollway.domain.billing_classes import BILLING_CLASSES, BillingClass, Unit
 from tollway.domain.billing_parties import Address, BankAccount, BillingAccount, Contact, ElectronicAddress, Language, LegalEntity
-from tollway.domain.contracts import ContractPart
+from tollway.domain.contracts import ContractPart, describe
 from tollway.domain.contracts import LineKind as ContractLineKind
 from tollway.domain.currencies import get_currency
 from tollway.domain.money import round_half_up
@@ -516,16 +516,11 @@ def format_number(series: str, number: int) -> str:
 
 
 def encode_document(document: Document) -> bytes:
-    """Return the canonical encoding: JSON with names in order, without spaces, all text ASCII, amounts in pico-currency as text."""
-    fields = _with_text(msgspec.to_builtins(document))
-    return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+    """Return the canonical encoding: JSON with names in order, without spaces, all text ASCII.
 
-
-def _with_text(value: Any) -> Any:
-    """Amounts in pico-currency exceed the integers that every reader of JSON takes for what they are."""
-    if isinstance(value, dict):
-        return {name: str(each) if name.endswith("_pico") or name == "quantity" else _with_text(each) for name, each in value.items()}
-    return [_with_text(each) for each in value] if isinstance(value, list) else value
+    Amounts in pico-currency and quantities are text, because they exceed the integers that every reader of JSON takes for what they are.
+    """
+    return json.dumps(describe(document), sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
 
 
 def decode_document(encoded: bytes | str) -> Document:

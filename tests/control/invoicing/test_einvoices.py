@@ -1,5 +1,6 @@
 """Electronic invoices against the official rules: EN 16931 for UBL and CII by their XSLT, XRechnung by a second implementation."""
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from datetime import UTC
@@ -29,6 +30,8 @@ from tollway.domain.invoices import (
     InvoiceKind,
     ServiceDays,
     UsageKey,
+    decode_document,
+    encode_document,
     find_violations,
     issue_document,
     make_allowances,
@@ -232,6 +235,15 @@ def test_a_seller_without_the_number_that_its_tax_needs_cannot_issue() -> None:
         document = DOCUMENTS[f"{name}, invoice"]
         seller = msgspec.structs.replace(document.seller, **{field: ""})
         assert [each.rule for each in find_violations(msgspec.structs.replace(document, seller=seller))] == [rule]
+
+
+def test_the_canonical_document_has_every_amount_in_pico_currency_and_every_quantity_as_text() -> None:
+    encoded = encode_document(make(BUYER))
+    fields = json.loads(encoded)
+    described = [*fields["lines"], *fields["allowances"]]
+    amounts = [value for each in described for name, value in each.items() if name.endswith("_pico") or name == "quantity"]
+    assert amounts and {type(amount) for amount in amounts} == {str}
+    assert decode_document(encoded) == make(BUYER)
 
 
 def test_a_country_that_does_not_exist_has_no_tax() -> None:
