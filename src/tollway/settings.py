@@ -1,14 +1,13 @@
 """Settings of a process and their sources.
 
-Precedence, highest first: command line, environment, YAML file (`--config`), default. Every setting has one dotted
-name: the option `--gateway-listen`, the variable `TOLLWAY__GATEWAY__LISTEN` and the YAML key `gateway: {listen: ...}`
-are the same thing; sections may stand within sections, and a list is a YAML list or separated by commas. A few that
-every cluster needs have a short variable too (SHORT_NAMES). An unknown name, of a key in the file or of a TOLLWAY_
-variable, is an error that names the nearest known one: a misspelt limit that is silently ignored costs more than a
-process that does not start.
+Precedence, highest first: command line, environment, YAML file (`--config`), default. Every setting has one dotted name: the option
+`--gateway-listen`, the variable `TOLLWAY__GATEWAY__LISTEN` and the YAML key `gateway: {listen: ...}` are the same thing; sections may stand
+within sections, and a list is a YAML list or separated by commas. A few that every cluster needs have a short variable too (SHORT_NAMES).
+An unknown name, of a key in the file or of a TOLLWAY_ variable, is an error that names the nearest known one: a misspelt limit that is
+silently ignored costs more than a process that does not start.
 
-The string below a setting is its documentation: docs/settings.md is made from it. The bounds of the data plane are
-declared here a second time, because the packages that use them may not import the settings; a test compares the two.
+The string below a setting is its documentation: docs/settings.md is made from it. The bounds of the data plane are declared here a second
+time, because the packages that use them may not import the settings; a test compares the two.
 
 Secrets are not settings: they live in the data directory or in the environment (`serve/data_directory.py`).
 """
@@ -753,11 +752,9 @@ class LoadedSettings(NamedTuple):
 
 
 def load(options: Mapping[str, Any], environ: Mapping[str, str], config: Path | None) -> Settings:
-    """Return the settings of this process. `options` are those of the command line, by dotted name; None means not
-    given.
+    """Return the settings of this process. `options` are those of the command line, by dotted name; None means not given.
 
-    Raises OperatorError for a file that cannot be read, an unknown name, or a value of the wrong type; it names the
-    source."""
+    Raises OperatorError for a file that cannot be read, an unknown name, or a value of the wrong type; it names the source."""
     loaded = load_with_sources(options, environ, config)
     if loaded.problems:
         raise loaded.problems[0]
@@ -888,8 +885,7 @@ YAML_BYTES_MAX = 16 * 1024 * 1024
 
 
 def read_yaml(path: Path) -> Any:
-    """Return what a YAML file holds: strings, numbers, booleans, lists and mappings with unique text keys. Raises
-    OperatorError."""
+    """Return what a YAML file holds: strings, numbers, booleans, lists and mappings with unique text keys. Raises OperatorError."""
     try:
         text = path.read_bytes()
     except OSError as error:

@@ -23,6 +23,7 @@ PLATFORM_TABLES = {
     "publish_head", "changes", "nodes", "join_tokens", "limit_reports", "refused_epochs", "epochs", "job_leases",  # gateways and jobs
     "token_signing_keys", "used_assertions", "sign_in_attempts", "device_logins", "operators", "operator_sessions",  # of control
     "idempotency_keys", "removed_months", "event_conflicts",  # of records and requests
+    "event_counters", "event_searches",  # numbers of events, and what was looked for
     "lost_requests", "lost_decisions", "lost_declarations", "price_drafts",  # operators' decisions
     "bank_statements", "bank_entries",  # what banks said
     "legal_entities", "number_series",  # who sells, and the numbers of its documents

@@ -89,8 +89,6 @@ SHARED: Mapping[str, tuple[str, ...]] = {
     "used_assertions": WRITE,  # digests, so that none is exchanged twice
     "epochs": (),
     "lost_declarations": (),
-    "event_counters": (),
-    "event_searches": (),
     "removed_months": READ,
 }
 """Rights of a transaction of an organization on tables that are no organization's. Answers in `idempotency_keys` are sealed."""

@@ -52,7 +52,7 @@ class InvoiceSyncOut(Identified):
     external_id: Annotated[str, Field(description="By which the connector knows it; empty for none yet.", examples=["in_1MtHbELkdIwHu7ix"])]
     is_parked: Annotated[bool, Field(description="Whether it waits for an operator.", examples=[False])]
     problem: Annotated[str, Field(description="Why it is parked, or why the last attempt failed; empty for no problem.", examples=[""])]
-    attempts: Annotated[int, Field(description="Failed attempts in this state.", examples=[0])]
+    attempts: Annotated[int, Field(ge=0, description="Failed attempts in this state.", examples=[0])]
     next_at: Annotated[
         int | None, Field(description="When the connector is asked again, in Unix seconds; null for never.", examples=[1790812800])
     ]

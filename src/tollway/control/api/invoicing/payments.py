@@ -76,9 +76,9 @@ class ImportedStatementOut(Out):
     iban: Annotated[str, Field(description="The account.", examples=["DE89370400440532013000"])]
     name: Annotated[str, Field(description="The statement, as the bank calls it.", examples=["2026-12-01"])]
     payments: Annotated[list[PaymentOut], Field(description="Payments of invoices that entries named.")]
-    unmatched: Annotated[int, Field(description="Credits that name no invoice: match them by hand.", examples=[0])]
-    known: Annotated[int, Field(description="Credits that were imported before.", examples=[0])]
-    others: Annotated[int, Field(description="Debits, reversals and entries that are not booked.", examples=[0])]
+    unmatched: Annotated[int, Field(ge=0, description="Credits that name no invoice: match them by hand.", examples=[0])]
+    known: Annotated[int, Field(ge=0, description="Credits that were imported before.", examples=[0])]
+    others: Annotated[int, Field(ge=0, description="Debits, reversals and entries that are not booked.", examples=[0])]
 
 
 class BankImportOut(Out):
