@@ -422,6 +422,7 @@ ROWS = {
     153: ("gRPC: more calls than the port takes, or than limits allow", "RESOURCE_EXHAUSTED, with the time to come back"),
     166: ("the console: scripts, markup and template syntax in every name that a page shows", "shown as text; no script of others runs"),
     167: ("the console: forms of another site, without the session's token or origin; pages in a frame", "403; frames are forbidden"),
+    168: ("the console: names that begin like a formula, in files for spreadsheets", "an apostrophe stands before them"),
     169: ("the console: cookies that another site set, return addresses that lead elsewhere", "known values count; paths of this site"),
 }  # fmt: skip
 """Attacks that are tried, and what they get. The rows between are the control plane's, or need what is not served yet."""

@@ -122,6 +122,13 @@ def used(control: Running) -> TenantSetup:
 
 
 @pytest.fixture(scope="module")
+def known(control: Running, used: TenantSetup) -> dict[str, str]:
+    """Ids of what the organization has, by their names in paths."""
+    admin = control.client(used.admin_key)
+    return {"request_id": answered(admin.get("/v1/organization/requests"))["data"][0]["id"]}
+
+
+@pytest.fixture(scope="module")
 def owner(control: Running, used: TenantSetup) -> Browser:
     """A person who may do everything in the organization."""
     return join(control, control.client(used.admin_key), "owner@example.com", "owner")

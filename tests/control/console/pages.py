@@ -1,5 +1,9 @@
 """The pages of the console by their paths: the table that the walk in a browser, and the tests of access, go through."""
 
+from collections import defaultdict
+from collections.abc import Mapping
+from string import Formatter
+
 from tests.control.harness import Running, TenantSetup, answered
 
 TENANT_PAGES = (
@@ -7,8 +11,17 @@ TENANT_PAGES = (
     "/projects",
     "/projects/{project_id}",
     "/projects/{project_id}/keys/{key_id}",
+    "/usage",
+    "/requests",
+    "/requests/{request_id}",
 )
 """Pages of an organization, below its root."""
+
+TENANT_FILES = (
+    "/usage.csv",
+    "/requests/{request_id}/proof",
+)
+"""Files that pages of an organization offer, below its root."""
 
 PLATFORM_PAGES = ("", "/fleet", "/periods", "/periods/{period_id}", "/reconciliation", "/anomalies", "/audit")
 """Pages of the platform, below `/console/platform`."""
@@ -19,9 +32,12 @@ def root_of(tenant: TenantSetup) -> str:
     return f"/console/organizations/{tenant.organization_id}"
 
 
-def fill_in(path: str, tenant: TenantSetup, **others: str) -> str:
-    """Return the path of a page of an organization, with the ids of what the organization has."""
-    return root_of(tenant) + path.format(project_id=tenant.project_id, key_id=tenant.key_id, **others)
+def fill_in(path: str, tenant: TenantSetup, known: Mapping[str, str] = defaultdict(lambda: "none_" + "0" * 32)) -> str:
+    """Return the path of a page of an organization, with the ids of what the organization has. `known`: the others by their names in paths;
+    left out, they are ids of nothing."""
+    names = [name for _, name, _, _ in Formatter().parse(path) if name]
+    own = {"project_id": tenant.project_id, "key_id": tenant.key_id}
+    return root_of(tenant) + path.format(**{name: own.get(name) or known[name] for name in names})
 
 
 def fill_in_platform(path: str, control: Running, tenant: TenantSetup) -> str:

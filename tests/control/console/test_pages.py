@@ -1,14 +1,17 @@
 """Pages of the console: who sees which, what a form does, and what is refused."""
 
+import csv
+import io
 import re
 import runpy
+from decimal import Decimal
 from pathlib import Path
 
 import httpx2
 from fastapi.routing import APIRoute
 
 from tests.control.browsing import Browser
-from tests.control.console.pages import PLATFORM_PAGES, TENANT_PAGES, fill_in, fill_in_platform, root_of
+from tests.control.console.pages import PLATFORM_PAGES, TENANT_FILES, TENANT_PAGES, fill_in, fill_in_platform, root_of
 from tests.control.harness import Running, TenantSetup, answered
 from tollway.control.console.rendering import HEADERS
 from tollway.control.console.routers import ROUTERS
@@ -40,7 +43,7 @@ def test_person_creates_rotates_and_revokes_a_key_with_forms_alone(owner: Browse
 
 
 def test_every_page_is_in_the_table_of_the_walk() -> None:
-    listed = {f"/console/organizations/{{organization_id}}{each}" for each in TENANT_PAGES} | {
+    listed = {f"/console/organizations/{{organization_id}}{each}" for each in (*TENANT_PAGES, *TENANT_FILES)} | {
         f"/console/platform{each}" for each in PLATFORM_PAGES
     }
     others = {"/console", "/console/{path:path}", "/console/assets/{name}"}
@@ -74,12 +77,12 @@ def test_167_every_form_of_another_site_or_without_a_token_is_refused_and_no_pag
 def test_52_pages_of_another_organization_answer_like_pages_that_never_were(
     control: Running, owner: Browser, used: TenantSetup, bob: TenantSetup
 ) -> None:
-    for path in TENANT_PAGES:
+    for path in (*TENANT_PAGES, *TENANT_FILES):
         theirs = owner.open(fill_in(path, bob))
         never = owner.open(re.sub(r"[0-9a-f]{32}", "0" * 32, fill_in(path, bob)))
         assert theirs.status_code == never.status_code == 404 and theirs.text == never.text, path
     own_root = root_of(used)
-    for path in TENANT_PAGES[2:]:  # their ids below one's own root
+    for path in (each for each in (*TENANT_PAGES, *TENANT_FILES) if "{" in each):  # their ids below one's own root
         foreign = fill_in(path, bob).replace(root_of(bob), own_root)
         theirs, never = owner.open(foreign), owner.open(re.sub(r"(proj|key)_[0-9a-f]{32}", r"\1_" + "0" * 32, foreign))
         assert theirs.status_code == never.status_code == 404 and theirs.text == never.text, path
@@ -175,3 +178,42 @@ def test_every_text_has_its_translation() -> None:
         texts = {each.id: each.string for each in catalogue if each.id}
         assert set(texts) == wanted, "run `make messages`"
         assert [each for each, text in texts.items() if not text or not all(text)] == []
+
+
+def test_usage_explorer_keeps_its_filters_in_the_address_and_compares_with_the_period_before(owner: Browser, used: TenantSetup) -> None:
+    path = root_of(used) + "/usage"
+    page = owner.open(f"{path}?metric=requests&group=model&bucket=hour&project={used.project_id}&model=echo&compare=1")
+    assert "Period before" in page.text and "<td>echo</td>" in page.text and f'value="{used.project_id}" selected' in page.text
+    assert "usage.csv?metric=requests&amp;group=model&amp;bucket=hour" in page.text
+    refused = owner.open(f"{path}?start=2026-02-30")
+    assert refused.status_code == 400 and "A day is a date" in refused.text
+    too_long = owner.open(f"{path}?start=2024-01-01&end=2026-01-01")
+    assert too_long.status_code == 400 and "at most 168 buckets" in too_long.text
+    assert owner.open(f"{path}?metric=nothing").status_code == 400
+
+
+def test_168_file_for_a_spreadsheet_runs_no_name_that_somebody_chose(control: Running, owner: Browser, used: TenantSetup) -> None:
+    name = answered(control.client(used.admin_key).get(f"/v1/organization/projects/{used.project_id}"))["name"]
+    set_name(control, used, '=HYPERLINK("http://evil.example","x")')
+    file = owner.open(root_of(used) + "/usage.csv?metric=spend&group=project")
+    set_name(control, used, name)
+    assert file.headers["content-type"].startswith("text/csv") and "attachment" in file.headers["content-disposition"]
+    rows = list(csv.DictReader(io.StringIO(file.text)))
+    assert {row["project"] for row in rows} == {'\'=HYPERLINK("http://evil.example","x")'}
+    assert {row["project_id"] for row in rows} == {used.project_id} and {row["unit"] for row in rows} == {"EUR"}
+    assert sum(Decimal(row["value"]) for row in rows) > 0
+
+
+def set_name(control: Running, tenant: TenantSetup, name: str) -> None:
+    answered(control.client(tenant.admin_key).post(f"/v1/organization/projects/{tenant.project_id}", json={"name": name}))
+
+
+def test_requests_are_found_by_outcome_and_one_shows_its_times_and_price(owner: Browser, used: TenantSetup, known: dict[str, str]) -> None:
+    path = root_of(used) + "/requests"
+    failed = owner.open(f"{path}?outcome=upstream_error&day=&model=&key=&project={used.project_id}")
+    assert "failed at the engine" in failed.text or "No request meets" in failed.text
+    assert "<td>echo</td>" not in owner.open(f"{path}?model=other").text
+    assert owner.open(f"{path}?outcome=nothing").status_code == 400
+    one = owner.open(f"{path}/{known['request_id']}")
+    assert "until the first token" in one.text and "0.000188 EUR" in one.text
+    assert "proof" not in one.text and owner.open(f"{path}/{known['request_id']}/proof").status_code == 409

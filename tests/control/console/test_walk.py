@@ -41,9 +41,9 @@ def opened(chromium: Chromium, control: Running, viewer: Browser, look: str = LO
 
 
 def test_166_every_page_is_without_barriers_complaints_and_foreign_scripts(
-    chromium: Chromium, control: Running, owner: Browser, operator: Browser, used: TenantSetup
+    chromium: Chromium, control: Running, owner: Browser, operator: Browser, used: TenantSetup, known: dict[str, str]
 ) -> None:
-    pages = [(owner, fill_in(path, used)) for path in TENANT_PAGES]
+    pages = [(owner, fill_in(path, used, known)) for path in TENANT_PAGES]
     pages += [(operator, fill_in_platform(path, control, used)) for path in PLATFORM_PAGES]
     for look in LOOKS:
         for viewer in (owner, operator):

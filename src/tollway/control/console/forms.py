@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
+from urllib.parse import urlencode
 
 from fastapi import Depends
 from pydantic import BaseModel, ValidationError
@@ -37,6 +38,11 @@ def make_body(model: type[M], values: Mapping[str, object]) -> M:
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
         raise errors.fault_of([{**each, "loc": ("body", *each["loc"])} for each in found]) from None
+
+
+def write_query(values: Mapping[str, str]) -> str:
+    """Return the query of an address with the values that are not empty, as a form of filters would send them."""
+    return urlencode({name: value for name, value in values.items() if value})
 
 
 def split_list(text: str) -> list[str]:

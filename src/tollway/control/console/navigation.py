@@ -6,7 +6,7 @@ from typing import Any
 
 from tollway.control.api.auditing import audit_logs
 from tollway.control.api.gateways import nodes
-from tollway.control.api.metering import reconciliation
+from tollway.control.api.metering import reconciliation, request_log, usage
 from tollway.control.api.money import periods
 from tollway.control.api.tenancy import organizations, projects
 from tollway.control.console.texts import mark
@@ -31,6 +31,13 @@ class Section:
 
 TENANT: tuple[Section, ...] = (
     Section("", (Entry(mark("Overview"), ""),)),
+    Section(
+        mark("Use"),
+        (
+            Entry(mark("Usage"), "/usage", usage.list_completions),
+            Entry(mark("Requests"), "/requests", request_log.list_requests),
+        ),
+    ),
     Section(mark("Access"), (Entry(mark("Projects"), "/projects", projects.list_projects),)),
 )
 

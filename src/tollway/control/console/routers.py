@@ -6,13 +6,15 @@ from fastapi import APIRouter
 
 from tollway.control.console import assets, home
 from tollway.control.console.platform import audit, fleet, organizations, periods, reconciliation
-from tollway.control.console.tenant import keys, overview, projects
+from tollway.control.console.tenant import keys, overview, projects, requests, usage
 
 ROUTERS: Sequence[APIRouter] = (
     assets.router,
     overview.router,
     projects.router,
     keys.router,
+    usage.router,
+    requests.router,
     organizations.router,
     fleet.router,
     periods.router,

@@ -26,6 +26,7 @@ from tollway.domain import ids, money
 from tollway.domain.billing_classes import BillingClass, Direction
 from tollway.domain.catalog import IMAGES, NOT_GENERATING, SPEECH, TRANSCRIPTS, Endpoint
 from tollway.domain.corrections import Adjustment
+from tollway.domain.csv_cells import escape_text
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
 from tollway.domain.roles import Permission
 from tollway.domain.rollups import UsageGroup, UsageQuery
@@ -376,9 +377,7 @@ def _flat(result: dict[str, Any]) -> dict[str, Any]:
         if name == "amount":
             flat["amount"], flat["amount_pico"], flat["currency"] = value["value_decimal"], value["value_pico"], value["currency"]
         elif name != "object":
-            # A spreadsheet would run text that begins like a formula; a model's name may.
-            is_formula = isinstance(value, str) and value[:1] in ("=", "+", "-", "@")
-            flat[name] = f"'{value}" if is_formula else value
+            flat[name] = escape_text(value) if isinstance(value, str) else value
     return flat
 
 

@@ -15,6 +15,7 @@ from tollway.control.console.charts import BarChart, Series
 from tollway.control.console.formats import write_money
 from tollway.control.console.routing import Page, TenantPage
 from tollway.control.console.routing import router as new_router
+from tollway.control.console.tenant.projects import name_projects
 from tollway.control.console.texts import get_texts
 from tollway.control.identity.access import Tenant
 
@@ -49,7 +50,7 @@ def show_overview(page: TenantPage) -> Response:
 
 def _draw_costs(page: Page, start: int) -> BarChart:
     answer = page.read(usage.list_costs, CostParameters(start_time=start, group_by=["project_id"], limit=DAYS))
-    names = _name_projects(page)
+    names = name_projects(page)
     amounts: dict[str, list[Decimal]] = {}
     currency = ""
     for at, bucket in enumerate(answer["data"]):
@@ -66,12 +67,6 @@ def _draw_costs(page: Page, start: int) -> BarChart:
     starts = [bucket["start_time"] for bucket in answer["data"]]
     label = texts.gettext("Spend per day (UTC)")
     return BarChart(label, starts, DAY_SECONDS, series, write_money(page.look.language, currency or "EUR"))
-
-
-def _name_projects(page: Page) -> dict[str, str]:
-    if not page.allows(projects.list_projects):
-        return {}
-    return {each.id: each.name for each in page.call(projects.list_projects, query=PageQuery(limit=100), include_archived=True).data}
 
 
 def _sum_costs(page: Page, start: int) -> Decimal:

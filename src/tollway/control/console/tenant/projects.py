@@ -44,6 +44,13 @@ def _show_list(page: Page, query: PageQuery, include_archived: bool, fault: Faul
     return page.show("tenant/projects.html", fault=fault, projects=found, include_archived=include_archived, may_create=may_create)
 
 
+def name_projects(page: Page) -> dict[str, str]:
+    """Return the names of the first hundred projects by id; none to whoever may not list them."""
+    if not page.allows(projects.list_projects):
+        return {}
+    return {each.id: each.name for each in page.call(projects.list_projects, query=PageQuery(limit=100), include_archived=True).data}
+
+
 @router.get(ONE, include_in_schema=False)
 def show_project(page: TenantPage, project_id: str, query: Listing) -> Response:
     """One project, and its keys."""
