@@ -122,10 +122,17 @@ def used(control: Running) -> TenantSetup:
 
 
 @pytest.fixture(scope="module")
-def known(control: Running, used: TenantSetup) -> dict[str, str]:
+def known(control: Running, used: TenantSetup, owner: Browser) -> dict[str, str]:
     """Ids of what the organization has, by their names in paths."""
     admin = control.client(used.admin_key)
-    return {"request_id": answered(admin.get("/v1/organization/requests"))["data"][0]["id"]}
+    provider = {"name": HOSTILE, "issuer": ISSUER, "client_id": "tollway"}
+    return {
+        "request_id": answered(admin.get("/v1/organization/requests"))["data"][0]["id"],
+        "budget_id": answered(admin.get("/v1/organization/budgets"))["data"][0]["id"],
+        "user_id": answered(admin.get("/v1/organization/users"))["data"][0]["id"],
+        "group_id": answered(admin.post("/v1/organization/groups", json={"name": HOSTILE}))["id"],
+        "connection_id": answered(admin.post("/v1/organization/sign_in_connections", json=provider))["id"],
+    }
 
 
 @pytest.fixture(scope="module")

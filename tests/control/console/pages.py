@@ -14,12 +14,31 @@ TENANT_PAGES = (
     "/usage",
     "/requests",
     "/requests/{request_id}",
+    "/models",
+    "/budgets",
+    "/budgets/{budget_id}",
+    "/limits",
+    "/invoices",
+    "/credits",
+    "/members",
+    "/members/{user_id}",
+    "/groups",
+    "/groups/{group_id}",
+    "/roles",
+    "/sign-in",
+    "/sign-in/{connection_id}",
+    "/audit",
 )
 """Pages of an organization, below its root."""
+
+INVOICE_PAGES = ("/invoices/{invoice_id}",)
+"""Pages of an issued invoice, which takes a closed month: tests/control/invoicing opens them."""
 
 TENANT_FILES = (
     "/usage.csv",
     "/requests/{request_id}/proof",
+    "/invoices/{invoice_id}/files/{format}",
+    "/invoices/{invoice_id}/focus",
 )
 """Files that pages of an organization offer, below its root."""
 

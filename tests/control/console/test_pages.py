@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx2
 from fastapi.routing import APIRoute
 
-from tests.control.browsing import Browser
-from tests.control.console.pages import PLATFORM_PAGES, TENANT_FILES, TENANT_PAGES, fill_in, fill_in_platform, root_of
+from tests.control.browsing import Browser, find_user_id
+from tests.control.console.pages import INVOICE_PAGES, PLATFORM_PAGES, TENANT_FILES, TENANT_PAGES, fill_in, fill_in_platform, root_of
 from tests.control.harness import Running, TenantSetup, answered
 from tollway.control.console.rendering import HEADERS
 from tollway.control.console.routers import ROUTERS
@@ -43,7 +43,7 @@ def test_person_creates_rotates_and_revokes_a_key_with_forms_alone(owner: Browse
 
 
 def test_every_page_is_in_the_table_of_the_walk() -> None:
-    listed = {f"/console/organizations/{{organization_id}}{each}" for each in (*TENANT_PAGES, *TENANT_FILES)} | {
+    listed = {f"/console/organizations/{{organization_id}}{each}" for each in (*TENANT_PAGES, *INVOICE_PAGES, *TENANT_FILES)} | {
         f"/console/platform{each}" for each in PLATFORM_PAGES
     }
     others = {"/console", "/console/{path:path}", "/console/assets/{name}"}
@@ -77,12 +77,14 @@ def test_167_every_form_of_another_site_or_without_a_token_is_refused_and_no_pag
 def test_52_pages_of_another_organization_answer_like_pages_that_never_were(
     control: Running, owner: Browser, used: TenantSetup, bob: TenantSetup
 ) -> None:
-    for path in (*TENANT_PAGES, *TENANT_FILES):
+    for path in (each.replace("{format}", "pdf") for each in (*TENANT_PAGES, *INVOICE_PAGES, *TENANT_FILES)):
         theirs = owner.open(fill_in(path, bob))
         never = owner.open(re.sub(r"[0-9a-f]{32}", "0" * 32, fill_in(path, bob)))
         assert theirs.status_code == never.status_code == 404 and theirs.text == never.text, path
     own_root = root_of(used)
-    for path in (each for each in (*TENANT_PAGES, *TENANT_FILES) if "{" in each):  # their ids below one's own root
+    for path in (
+        each.replace("{format}", "pdf") for each in (*TENANT_PAGES, *INVOICE_PAGES, *TENANT_FILES) if "{" in each
+    ):  # their ids below one's own root
         foreign = fill_in(path, bob).replace(root_of(bob), own_root)
         theirs, never = owner.open(foreign), owner.open(re.sub(r"(proj|key)_[0-9a-f]{32}", r"\1_" + "0" * 32, foreign))
         assert theirs.status_code == never.status_code == 404 and theirs.text == never.text, path
@@ -217,3 +219,68 @@ def test_requests_are_found_by_outcome_and_one_shows_its_times_and_price(owner: 
     one = owner.open(f"{path}/{known['request_id']}")
     assert "until the first token" in one.text and "0.000188 EUR" in one.text
     assert "proof" not in one.text and owner.open(f"{path}/{known['request_id']}/proof").status_code == 409
+
+
+def test_budget_is_made_raised_and_archived_on_its_page(owner: Browser, used: TenantSetup) -> None:
+    path = root_of(used) + "/budgets"
+    owner.open(path)
+    wrong = {"amount": "10", "window": "week", "mode": "hard", "project_id": used.project_id}
+    refused = owner.send(path, 400, name="weekly", **wrong, thresholds="half")
+    assert "whole percentages" in refused.text
+    made = owner.send(path, name="weekly", **wrong, thresholds="50%, 100")
+    one = made.url.path
+    assert "10.00 EUR" in made.text
+    assert "15.00 EUR" in owner.send(f"{one}/raise", amount="5", days="7").text
+    assert owner.send(f"{one}/raise", 400, amount="-5", days="7").status_code == 400
+    assert "25.00 EUR" in owner.send(f"{one}/change", name="weekly", amount="20", mode="soft", thresholds="").text
+    limits = owner.open(f"{root_of(used)}/limits?project={used.project_id}")
+    assert "binds first" in limits.text and "weekly" in limits.text
+    owner.open(one)
+    assert "Nothing was changed" in owner.send(f"{one}/archive", 400, confirmation="other").text
+    assert owner.send(f"{one}/archive", confirmation="weekly").url.path == path
+
+
+def test_limits_of_a_project_are_set_and_taken_away(owner: Browser, used: TenantSetup) -> None:
+    path = root_of(used) + "/limits"
+    owner.open(f"{path}?project={used.project_id}")
+    assert owner.send(path, 400, requests_per_minute="-1").status_code == 400
+    assert "requests per minute</td>" in owner.send(path, requests_per_minute="600").text
+    assert "requests per minute</td>" not in owner.send(path, requests_per_minute="").text
+    assert owner.open(f"{path}?key={used.key_id}").status_code == 400
+
+
+def test_person_is_invited_put_into_a_group_and_given_another_role(
+    control: Running, owner: Browser, member: Browser, used: TenantSetup, known: dict[str, str]
+) -> None:
+    root = root_of(used)
+    owner.open(f"{root}/members")
+    assert "on its way" in owner.send(f"{root}/invites", email="new@example.com", role="reader").text
+    invite = re.search(r"/invites/(invite_[0-9a-f]{32})/delete", owner.page.text)
+    assert invite is not None
+    assert "new@example.com" not in owner.send(f"{root}/invites/{invite.group(1)}/delete").text
+    user_id = find_user_id(control.client(used.admin_key), "member@example.com")
+    group = f"{root}/groups/{known['group_id']}"
+    owner.open(group)
+    assert f"/users/{user_id}/remove" in owner.send(f"{group}/users", user_id=user_id).text
+    assert f"/users/{user_id}/remove" not in owner.send(f"{group}/users/{user_id}/remove").text
+    one = f"{root}/members/{user_id}"
+    owner.open(one)
+    assert "Saved." in owner.send(f"{one}/role", role_id="role_billing").text
+    owner.send(f"{one}/role", role_id="role_viewer")
+    assert "Nothing was changed" in owner.send(f"{one}/remove", 400, confirmation="somebody").text
+
+
+def test_identity_provider_is_disabled_and_never_shows_its_secret(owner: Browser, used: TenantSetup) -> None:
+    path = root_of(used) + "/sign-in"
+    owner.open(path)
+    fields = {"issuer": "https://id.example.com", "client_id": "console", "client_secret": "s3cret-of-a-client", "domains": "", "role": ""}
+    one = owner.send(path, name="staff", **fields)
+    assert one.url.path.startswith(f"{path}/conn_") and "s3cret" not in one.text
+    assert "disabled</dd>" in owner.send(f"{one.url.path}/change", enabled="no").text
+    assert owner.send(f"{one.url.path}/delete", confirmation="staff").url.path == path
+
+
+def test_audit_trail_is_filtered_by_fields_that_may_be_empty(owner: Browser, used: TenantSetup) -> None:
+    path = root_of(used) + "/audit"
+    assert used.project_id in owner.open(f"{path}?event_types=project.created&actor_ids=&resource_ids=").text
+    assert owner.open(f"{path}?event_types=no%20event").status_code == 400

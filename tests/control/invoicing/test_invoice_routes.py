@@ -9,6 +9,7 @@ import httpx2
 import msgspec
 import pytest
 
+from tests.control.browsing import join
 from tests.control.harness import Running, answered
 from tests.control.invoicing.parties import BUYER, SELLER
 from tests.control.metering.test_collect import take
@@ -70,6 +71,8 @@ def test_158_an_organization_reads_its_own_issued_invoices_and_nobody_elses(cont
     assert own.get(f"{files}/ubl").content == operator.get(f"/v1/platform/invoices/{draft['id']}/files/ubl").content
     assert b"factur-x.xml" in own.get(f"{files}/pdf").content
     assert answered(own.get("/v1/organization/billing_account"))["account"]["name"] == BUYER.name
+    page = join(control, own, "buyer@example.com", "billing").open(f"/console/organizations/{ORGANIZATION}/invoices/{draft['id']}")
+    assert page.status_code == 200 and "RE-2026-000001" in page.text and "1,309.00 EUR" in page.text
     assert answered(other.get("/v1/organization/invoices"))["data"] == []
     never = f"/v1/organization/invoices/inv_{'0' * 32}"
     for path in ("", "/files/json", "/files/pdf"):

@@ -5,9 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from tollway.control.api.auditing import audit_logs
+from tollway.control.api.authentication import sign_in_connections
+from tollway.control.api.bounds import limits
+from tollway.control.api.catalog import prices
 from tollway.control.api.gateways import nodes
+from tollway.control.api.identity import groups, roles, users
+from tollway.control.api.invoicing import invoices
 from tollway.control.api.metering import reconciliation, request_log, usage
-from tollway.control.api.money import periods
+from tollway.control.api.money import budgets, credits, periods
 from tollway.control.api.tenancy import organizations, projects
 from tollway.control.console.texts import mark
 
@@ -36,9 +41,29 @@ TENANT: tuple[Section, ...] = (
         (
             Entry(mark("Usage"), "/usage", usage.list_completions),
             Entry(mark("Requests"), "/requests", request_log.list_requests),
+            Entry(mark("Models and prices"), "/models", prices.list_own_prices),
         ),
     ),
-    Section(mark("Access"), (Entry(mark("Projects"), "/projects", projects.list_projects),)),
+    Section(
+        mark("Money"),
+        (
+            Entry(mark("Budgets"), "/budgets", budgets.list_budgets),
+            Entry(mark("Limits"), "/limits", limits.list_binding_limits),
+            Entry(mark("Invoices"), "/invoices", invoices.list_own_invoices),
+            Entry(mark("Credits"), "/credits", credits.retrieve_credits),
+        ),
+    ),
+    Section(
+        mark("Access"),
+        (
+            Entry(mark("Projects"), "/projects", projects.list_projects),
+            Entry(mark("Members"), "/members", users.list_users),
+            Entry(mark("Groups"), "/groups", groups.list_groups),
+            Entry(mark("Roles"), "/roles", roles.list_roles),
+            Entry(mark("Sign-in"), "/sign-in", sign_in_connections.list_connections),
+            Entry(mark("Audit trail"), "/audit", audit_logs.list_audit_logs),
+        ),
+    ),
 )
 
 PLATFORM: tuple[Section, ...] = (

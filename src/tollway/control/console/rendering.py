@@ -44,6 +44,8 @@ NOTICES: Mapping[str, str] = {
     "period_closing": mark("The period is frozen; its digests are being computed. Close it again to go on."),
     "key_revoked": mark("The key was revoked."),
     "secret_retired": mark("The secret before the latest rotation was retired."),
+    "invited": mark("The invitation is on its way."),
+    "invited_without_mail": mark("The invitation stands, but its mail could not be sent."),
     "pending": mark("Done, but not every gateway has confirmed it yet. Those that have not are on the page of the fleet."),
 }
 """Texts that a page says after a form was carried out, by a key that the browser brings."""

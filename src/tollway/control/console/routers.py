@@ -6,7 +6,8 @@ from fastapi import APIRouter
 
 from tollway.control.console import assets, home
 from tollway.control.console.platform import audit, fleet, organizations, periods, reconciliation
-from tollway.control.console.tenant import keys, overview, projects, requests, usage
+from tollway.control.console.tenant import audit as own_audit
+from tollway.control.console.tenant import budgets, invoices, keys, limits, members, models, overview, projects, requests, sign_in, usage
 
 ROUTERS: Sequence[APIRouter] = (
     assets.router,
@@ -15,6 +16,13 @@ ROUTERS: Sequence[APIRouter] = (
     keys.router,
     usage.router,
     requests.router,
+    models.router,
+    budgets.router,
+    limits.router,
+    invoices.router,
+    members.router,
+    sign_in.router,
+    own_audit.router,
     organizations.router,
     fleet.router,
     periods.router,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Query
 from pydantic import BaseModel, ConfigDict, StringConstraints
@@ -42,14 +42,14 @@ OUTCOMES: dict[str, str] = {
     Outcome.BUDGET_STOPPED: mark("stopped by a budget"),
     Outcome.GATEWAY_CRASH: mark("gateway crashed"),
 }
-"""What the ends of requests are called."""
+"""Names of the outcomes of requests."""
 
 Text = Annotated[str, StringConstraints(max_length=160)]
 
 
 class RequestFilters(BaseModel):
-    """Which requests are listed: of a project, a key, a model, with an outcome (each empty for all), admitted on the day `day` (UTC; empty
-    for the last 24 hours), behind the request `after`."""
+    """Conditions on the requests of a list: of a project, a key, a model, with an outcome (each empty for all), admitted on a day of UTC
+    (empty for the last 24 hours), behind the request `after`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -82,7 +82,7 @@ class RequestFilters(BaseModel):
 def show_requests(page: TenantPage, filters: Annotated[RequestFilters, Query()]) -> Response:
     """Requests, the latest first."""
     page.require(request_log.list_requests)
-    shared: dict[str, object] = {"filters": filters, "outcomes": OUTCOMES, "projects": name_projects(page)}
+    shared: dict[str, Any] = {"filters": filters, "outcomes": OUTCOMES, "projects": name_projects(page)}
     try:
         found = page.call(request_log.list_requests, query=filters.query())
     except Fault as fault:
@@ -99,19 +99,18 @@ class Phase:
     currency): input until the first token, output from then on."""
 
     title: str
-    start_ms: float
-    end_ms: float
+    start_ms: int
+    end_ms: int
     cost: Decimal
 
 
 def split_phases(receipt: ReceiptOut) -> list[Phase]:
     """Return the phases of a request in order of time. Without a first token there is one."""
-    charged = {direction: sum_lines(receipt.lines, direction) for direction in (Direction.INPUT, Direction.OUTPUT)}
     total = sum((_read_pico(line) for line in receipt.lines), Decimal(0))
-    first, end = receipt.first_token_ms, receipt.duration_ms
-    if first is None:
+    end = round(receipt.duration_ms)
+    if receipt.first_token_ms is None:
         return [Phase(mark("until the end"), 0, end, total)]
-    output = charged[Direction.OUTPUT]
+    first, output = round(receipt.first_token_ms), sum_lines(receipt.lines, Direction.OUTPUT)
     return [Phase(mark("until the first token"), 0, first, total - output), Phase(mark("generation"), first, max(end, first), output)]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import Query
 from pydantic import BaseModel, ConfigDict, StringConstraints
@@ -50,7 +50,7 @@ WIDTHS = {"hour": "1h", "day": "1d"}
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """What can be looked at: the operation that counts it, and the field of its results. `field` is empty for money."""
+    """A metric: the operation that counts it, and the field of its results. `field` is empty for money."""
 
     title: str
     operation: Operation
@@ -83,8 +83,8 @@ Text = Annotated[str, StringConstraints(max_length=160)]
 
 
 class UsageView(BaseModel):
-    """What is shown: a metric by group and bucket, from the first to the last day (UTC, both included; empty for the last 30 days), of a
-    project and a model (empty for all)."""
+    """Conditions of the page: a metric by group and bucket, from the first to the last day (UTC, both included; empty for the last 30
+    days), of a project and a model (empty for all)."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -153,7 +153,7 @@ class Row:
     @property
     def change(self) -> int | None:
         """Return the change against the period before in percent; None where there was nothing."""
-        return round((self.value - self.before) * 100 / self.before) if self.before > 0 else None
+        return int((self.value - self.before) * 100 // self.before) if self.before > 0 else None
 
 
 # ---- Reading ------------------------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def show_usage(page: TenantPage, view: View) -> Response:
     """One metric over time."""
     page.require(METRICS[view.metric].operation)
     texts = get_texts(page.look.language)
-    shared: dict[str, object] = {
+    shared: dict[str, Any] = {
         "view": view,
         "metrics": {name: each.title for name, each in METRICS.items() if page.allows(each.operation)},
         "groups": GROUPS,

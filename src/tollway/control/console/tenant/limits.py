@@ -1,0 +1,103 @@
+"""Limits and budgets that bind the organization, a project or a key; which of them binds first; and the limits of a level itself."""
+
+from typing import Annotated, Any
+
+from fastapi import Query
+from pydantic import BaseModel, ConfigDict, StringConstraints
+from starlette.responses import Response
+
+from tollway.control.api.bounds import limits
+from tollway.control.api.schemas import LimitsWrite
+from tollway.control.console.forms import Form, form, make_body, write_query
+from tollway.control.console.routing import Page, TenantPage
+from tollway.control.console.routing import router as new_router
+from tollway.control.console.tenant.budgets import LEVELS
+from tollway.control.console.tenant.projects import name_projects
+from tollway.control.console.texts import mark
+from tollway.domain.faults import Fault
+from tollway.domain.limits import DIMENSIONS
+
+router = new_router()
+
+PATH = "/console/organizations/{organization_id}/limits"
+
+DIMENSION_TEXTS = {
+    "requests_per_minute": mark("requests per minute"),
+    "tokens_per_minute": mark("tokens per minute"),
+    "input_tokens_per_minute": mark("input tokens per minute"),
+    "output_tokens_per_minute": mark("output tokens per minute"),
+    "images_per_minute": mark("images per minute"),
+    "audio_seconds_per_minute": mark("seconds of sound per minute"),
+    "requests_per_day": mark("requests per day"),
+    "tokens_per_day": mark("tokens per day"),
+    "input_tokens_per_day": mark("input tokens per day"),
+    "output_tokens_per_day": mark("output tokens per day"),
+    "images_per_day": mark("images per day"),
+    "audio_seconds_per_day": mark("seconds of sound per day"),
+    "concurrent_requests": mark("requests at the same time"),
+}
+"""Names of the dimensions of limits. One that is not here is shown by its name."""
+
+OTHER_LEVELS = {"service_account": mark("service account"), "end_user": mark("each end user")}
+
+Id = Annotated[str, StringConstraints(max_length=64)]
+
+
+class OfLevel(BaseModel):
+    """The level whose limits are shown: a key of a project, a project, or, where both are empty, the organization."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    project: Id = ""
+    key: Id = ""
+
+    def address(self) -> str:
+        """Return the path of its page below the root."""
+        query = write_query(self.model_dump())
+        return "/limits" + (f"?{query}" if query else "")
+
+
+@router.get(PATH, include_in_schema=False)
+def show_limits(page: TenantPage, level: Annotated[OfLevel, Query()]) -> Response:
+    """Everything that binds a level, innermost first."""
+    return _show(page, level)
+
+
+def _show(page: Page, level: OfLevel, fault: Fault | None = None) -> Response:
+    shared: dict[str, Any] = {
+        "level": level,
+        "projects": name_projects(page),
+        "levels": LEVELS | OTHER_LEVELS,
+        "dimensions": DIMENSION_TEXTS,
+        "names": [each.name for each in DIMENSIONS],
+    }
+    page.require(limits.list_binding_limits)
+    try:
+        found = page.call(limits.list_binding_limits, project_id=level.project or None, api_key_id=level.key or None)
+        own = _find_own(page, level)
+    except Fault as refused:
+        return page.show("tenant/limits.html", fault=fault or refused, found=None, **shared)
+    may_write = own is not None and page.allows(limits.put_key_limits if level.key else limits.put_project_limits, level.project)
+    return page.show("tenant/limits.html", fault=fault, found=found, own=own, may_write=may_write, **shared)
+
+
+def _find_own(page: Page, level: OfLevel) -> dict[str, Any] | None:
+    """Return what the level itself is set to, by dimension; None for the organization, whose limits are the operator's."""
+    if level.key:
+        return page.call(limits.retrieve_key_limits, project_id=level.project, key_id=level.key).model_dump()
+    return page.call(limits.retrieve_project_limits, project_id=level.project).model_dump() if level.project else None
+
+
+@router.post(PATH, include_in_schema=False)
+def set_limits(page: TenantPage, fields: Annotated[Form, form("project", "key", *(each.name for each in DIMENSIONS))]) -> Response:
+    """Replace the limits of a project or a key: what is left empty is not limited there."""
+    level = make_body(OfLevel, {"project": fields["project"], "key": fields["key"]})
+    try:
+        body = make_body(LimitsWrite, {each.name: fields[each.name] for each in DIMENSIONS})
+        if level.key:
+            page.call(limits.put_key_limits, project_id=level.project, key_id=level.key, body=body)
+        else:
+            page.call(limits.put_project_limits, project_id=level.project, body=body)
+    except Fault as fault:
+        return _show(page, level, fault)
+    return page.lead(level.address(), "saved")
