@@ -254,7 +254,7 @@ def test_person_is_invited_put_into_a_group_and_given_another_role(
 ) -> None:
     root = root_of(used)
     owner.open(f"{root}/members")
-    assert "on its way" in owner.send(f"{root}/invites", email="new@example.com", role="reader").text
+    assert "on its way" in owner.send(f"{root}/invites", email="new@example.com", role="role_viewer").text
     invite = re.search(r"/invites/(invite_[0-9a-f]{32})/delete", owner.page.text)
     assert invite is not None
     assert "new@example.com" not in owner.send(f"{root}/invites/{invite.group(1)}/delete").text

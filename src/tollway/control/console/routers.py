@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from tollway.control.console import assets, home
 from tollway.control.console.platform import audit, fleet, organizations, periods, reconciliation
 from tollway.control.console.tenant import audit as own_audit
-from tollway.control.console.tenant import budgets, invoices, keys, limits, members, models, overview, projects, requests, sign_in, usage
+from tollway.control.console.tenant import budgets, invoices, keys, limits, members, overview, prices, projects, requests, sign_in, usage
 
 ROUTERS: Sequence[APIRouter] = (
     assets.router,
@@ -16,7 +16,7 @@ ROUTERS: Sequence[APIRouter] = (
     keys.router,
     usage.router,
     requests.router,
-    models.router,
+    prices.router,
     budgets.router,
     limits.router,
     invoices.router,

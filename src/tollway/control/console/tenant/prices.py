@@ -6,8 +6,8 @@ from decimal import Decimal
 
 from starlette.responses import Response
 
-from tollway.control.api.catalog import prices
 from tollway.control.api.catalog.price_schemas import OwnPriceOut
+from tollway.control.api.catalog.prices import list_own_prices
 from tollway.control.console.routing import TenantPage
 from tollway.control.console.routing import router as new_router
 from tollway.domain.billing_classes import BILLING_CLASSES, PER_MILLION, BillingClassRow
@@ -27,7 +27,7 @@ class UnitPrice:
 @router.get("/console/organizations/{organization_id}/models", include_in_schema=False)
 def show_models(page: TenantPage) -> Response:
     """Models, service tiers and prices."""
-    found = page.call(prices.list_own_prices).data
+    found = page.call(list_own_prices).data
     return page.show("tenant/models.html", models=[(each, list_unit_prices(each)) for each in found])
 
 
