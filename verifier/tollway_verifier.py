@@ -531,6 +531,7 @@ class Export:
         self.totals = dict.fromkeys(CLASSES, 0)
         self.moved, self.accounts = {}, {}
         self.adjustments, self.adjusted, self.adjustments_digest = 0, 0, hashlib.sha256()
+        self.adjusted_own = 0  # by corrections of the period's own events
         self.grants, self.credits, self.usage, self.credits_digest = {}, {}, {}, hashlib.sha256()  # usage: what each place costs
         self.contracts, self.charge, self.contracts_digest = [], None, hashlib.sha256()
         self.burned = self.contracts_total = 0
@@ -682,7 +683,7 @@ class Export:
             return 0
         require(self.charge is not None, "what contracts add is missing")
         row, entries = self.charge
-        start_at, parts, owed = self.period["start_at"], [], max(sum(self.totals.values()) + min(self.adjusted, 0) - self.burned, 0)
+        start_at, parts, owed = self.period["start_at"], [], max(sum(self.totals.values()) + min(self.adjusted_own, 0) - self.burned, 0)
         for contract in self.contracts:
             part, owed = contract.charge(owed)
             parts.append(part)
@@ -710,7 +711,9 @@ class Export:
         require(event.id > self.last_event, f"event {event.id} stands twice, or out of order")
         self.last_event = event.id
         require(event.ended_at < self.period["end_at"], f"event {event.id} was served after the period")
-        same(f"event {event.id}: what it says, as its correction has it", self.targets.pop(event.id, event.leaf), event.leaf)
+        if event.id in self.targets:
+            same(f"event {event.id}: what it says, as its correction has it", self.targets.pop(event.id), event.leaf)
+            self.adjusted_own += self.given[event.id]
         self.late += event.ended_at < self.period["start_at"]
         self.tree.add(event.leaf)
         for name, amount in event.amounts.items():

@@ -333,7 +333,7 @@ def prorate(amount: int, part: Bounds, span: Bounds) -> int:
 
 def find_owed(used_pico: int, corrected_pico: int, burned_pico: int) -> int:
     """Return how much contracts can give back in a period: what is owed for its usage after corrections and credit. `corrected_pico`: what
-    corrections add, `burned_pico`: what credit paid."""
+    corrections of requests of this very period add (those of others are billed with the other period), `burned_pico`: what credit paid."""
     return max(used_pico + min(corrected_pico, 0) - burned_pico, 0)
 
 

@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from tollway.domain.billing_classes import BILLING_CLASSES, PER_MILLION, Unit
+from tollway.domain.contracts import LineKind as ContractLineKind
 from tollway.domain.csv_cells import escape_text
 from tollway.domain.invoices import (
     CONTRACT_ALLOWANCES,
@@ -147,8 +148,8 @@ def make_rows(document: Document, shares: Shares, project_names: Mapping[str, st
         rest_pico -= sign * line.amount_pico
     for allowance in document.allowances:
         pico = -sign * allowance.amount_pico
-        # Paid credit was bought before: it settles the usage, whose cost stays effective. Other credit makes usage cheaper.
-        effective_pico = 0 if allowance.kind is AllowanceKind.PAID else pico
+        # Paid credit and commitments were bought before: they settle the usage, whose cost stays effective. All else makes usage cheaper.
+        effective_pico = 0 if allowance.kind in (AllowanceKind.PAID, AllowanceKind.COMMITMENT) else pico
         text = allowance.kind.replace("_", " ").capitalize()
         text = text if allowance.kind in CONTRACT_ALLOWANCES else f"{text} credit"
         yield _make_row(document, ChargeCategory.CREDIT, text, billed_pico=pico, effective_pico=effective_pico)
@@ -218,7 +219,9 @@ def _make_line_row(document: Document, line: InvoiceLine, sign: int) -> Row:
         case _:
             category = ChargeCategory.ADJUSTMENT if line.amount_pico < 0 else ChargeCategory.PURCHASE
     is_correction = line.kind is LineKind.CORRECTION or document.corrects is not None
-    row = _make_row(document, category, line.description, billed_pico=pico, effective_pico=pico)
+    # What is paid ahead is effective when usage draws on it.
+    effective_pico = 0 if line.kind is LineKind.CONTRACT and line.description == ContractLineKind.PREPAYMENT else pico
+    row = _make_row(document, category, line.description, billed_pico=pico, effective_pico=effective_pico)
     return row | {"ChargeClass": "Correction" if is_correction else "", "x_Model": line.model}
 
 

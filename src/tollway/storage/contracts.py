@@ -23,9 +23,11 @@ from tollway.domain.contracts import (
 from tollway.domain.ledger import Entry
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.periods import Bounds, Period
+from tollway.domain.tenants import Status
 from tollway.storage import ledger
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.pages import fetch_page
+from tollway.storage.schema import organizations
 from tollway.storage.schema_contracts import contract_charges, contracts
 from tollway.storage.schema_money import usage_events
 
@@ -95,8 +97,10 @@ def count_contracts(tx: Transaction, organization_id: str) -> int:
 
 
 def list_holders(tx: Transaction, now: int, *, after: str, limit: int) -> list[str]:
-    """Return organizations after an id, in order, that have a contract which has begun."""
+    """Return organizations after an id, in order, that are active and have a contract which has begun."""
+    active = sa.select(organizations.c.id).where(organizations.c.status == Status.ACTIVE)
     query = sa.select(contracts.c.organization_id).where(contracts.c.valid_from <= now, contracts.c.organization_id > after)
+    query = query.where(contracts.c.organization_id.in_(active))
     return list(tx.connection.execute(query.distinct().order_by(contracts.c.organization_id).limit(limit)).scalars())
 
 

@@ -153,7 +153,7 @@ class TestTheVerifier:
     def test_is_one_file_that_anybody_can_run_and_read(self) -> None:
         source = VERIFIER.read_text()
         tree = ast.parse(source, feature_version=(3, 9))
-        assert source.count("\n") <= 700
+        assert source.count("\n") <= 900
         imported = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
         imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
         assert {name.partition(".")[0] for name in imported} <= sys.stdlib_module_names

@@ -12,12 +12,14 @@ from tests.control.auditing.test_audit import export, run
 from tests.control.invoicing.parties import add_parties
 from tests.control.invoicing.test_documents import document_of, draft, issue, refused, replay
 from tests.control.metering.test_collect import balances, take
+from tests.control.money.test_corrections import ask
 from tests.control.money.test_credits import COST, add_grant
 from tests.control.money.test_periods import NOVEMBER, NOW, OCTOBER, SEPTEMBER, close, ended, period_of
-from tests.link.samples import EPOCH, ORGANIZATION, OTHER_ORGANIZATION, PRICE, admit, final, frames
+from tests.link.samples import EPOCH, ORGANIZATION, OTHER_ORGANIZATION, PRICE, admit, final, frames, request_id
 from tollway.control.invoicing import documents
 from tollway.control.money import contracts, periods
 from tollway.control.money.contracts import WantedContract
+from tollway.control.money.corrections import WantedAdjustment
 from tollway.control.verification.verify import verify
 from tollway.domain import ids
 from tollway.domain.contracts import (
@@ -32,6 +34,7 @@ from tollway.domain.contracts import (
     Tier,
     TieredPrice,
 )
+from tollway.domain.corrections import AdjustmentKind
 from tollway.domain.faults import Fault
 from tollway.domain.invoice_replay import find_differences
 from tollway.domain.invoices import LineKind
@@ -147,6 +150,32 @@ def test_161_closed_period_is_charged_by_its_contract_and_computed_again_by_ever
     path.write_text("".join(json.dumps(line, separators=(",", ":"), ensure_ascii=False) + "\n" for line in lines))
     code, said = run(str(path))
     assert code == 1 and "contract" in said, said
+
+
+def test_correction_of_an_earlier_month_takes_nothing_of_a_discount(database: Database, archive: Archive, tmp_path: Path) -> None:
+    agree(database, OCTOBER.start_at, discount_bp=5_000)
+    use(database, archive, [*ended(1, EPOCH), *ended(2, OCTOBER.start_at + 5), *ended(3, OCTOBER.start_at + 6)])
+    close(database, SEPTEMBER.start_at)
+    for number in (1, 3):
+        ask(database, WantedAdjustment(event_id=request_id(number), kind=AdjustmentKind.VOID, reason="r"))
+    close(database, OCTOBER.start_at)
+    assert kinds(database, OCTOBER.start_at) == {"discount": -COST}, "half of two requests: the one that was voided is owed no more"
+    assert verify(database, archive).differences == []
+    path = tmp_path / "month.ndjson"
+    path.write_bytes(b"".join(export((database, archive), OCTOBER.start_at)))
+    code, said = run(str(path))
+    assert code == 0, said
+
+
+def test_contract_that_is_made_late_is_charged_for_each_month_since_it_began(database: Database, archive: Archive) -> None:
+    use(database, archive, ended(1, NOVEMBER.start_at + 5))
+    agree(database, SEPTEMBER.start_at, now=NOVEMBER.start_at + 7, fees=(Fee(name="Platform", amount_pico=900, is_per_seat=False),))
+    assert [period_of(database, month.start_at).state for month in (SEPTEMBER, OCTOBER)] == [PeriodState.OPEN] * 2
+    with database.platform() as tx:
+        ended_contract = contracts.end(
+            tx, ORGANIZATION, ids.new_id(ids.CONTRACT, NOVEMBER.start_at + 7, 1), None, now=NOVEMBER.start_at + 8
+        )
+    assert ended_contract.valid_until == NOVEMBER.start_at + 1_000_000, "a whole second, as it is shown"
 
 
 def test_month_without_usage_is_charged_its_fee_and_closed_before_later_ones(database: Database, archive: Archive) -> None:

@@ -84,7 +84,7 @@ def make_contract(tx: Transaction, organization_id: str, wanted: WantedContract,
     contract = Contract(
         id=id,
         organization_id=organization_id,
-        valid_from=now if wanted.valid_from is None else wanted.valid_from,
+        valid_from=_next_second(now) if wanted.valid_from is None else wanted.valid_from,
         valid_until=wanted.valid_until,
         created_at=now,
         terms=wanted.terms,
@@ -95,8 +95,11 @@ def make_contract(tx: Transaction, organization_id: str, wanted: WantedContract,
 
 
 def create(tx: PlatformTx, organization_id: str, wanted: WantedContract, *, id: str, now: int) -> Contract:
-    """Store a contract. Raises as `make_contract` does, PARAMETER_INVALID for one that begins in time that is closed already or longer than
-    BACKDATED_US_MAX ago, and STATE_CONFLICT for one that overlaps another, or for too many."""
+    """Store a contract, and cut the months that it covers by now.
+
+    Raises as `make_contract` does, PARAMETER_INVALID for one that begins in time that is closed already or longer than BACKDATED_US_MAX ago,
+    and STATE_CONFLICT for one that overlaps another, or for too many.
+    """
     contract = make_contract(tx, organization_id, wanted, id=id, now=now)
     stored_periods.lock_organization(tx, organization_id)
     if contract.valid_from < max(_get_calendar(tx, organization_id).frozen_until, now - BACKDATED_US_MAX):
@@ -110,6 +113,7 @@ def create(tx: PlatformTx, organization_id: str, wanted: WantedContract, *, id: 
     if stored.count_contracts(tx, organization_id) >= CONTRACTS_MAX:
         raise Fault(STATE_CONFLICT, message=f"An organization has at most {CONTRACTS_MAX} contracts.")
     stored.insert_contract(tx, contract)
+    open_periods(tx, organization_id, now)
     return contract
 
 
@@ -117,7 +121,7 @@ def end(tx: PlatformTx, organization_id: str, contract_id: str, at: int | None, 
     """Let a contract end at an instant, None for now. Raises RESOURCE_UNKNOWN, PARAMETER_INVALID for an instant in time that is closed
     already, before its beginning or after its end."""
     stored_periods.lock_organization(tx, organization_id)
-    contract, at = get(tx, organization_id, contract_id), now if at is None else at
+    contract, at = get(tx, organization_id, contract_id), _next_second(now) if at is None else at
     if at <= max(_get_calendar(tx, organization_id).frozen_until, contract.valid_from):
         message = "A contract ends after its beginning, and after the last closed billing period."
         raise Fault(PARAMETER_INVALID, param="valid_until", message=message)
@@ -125,6 +129,12 @@ def end(tx: PlatformTx, organization_id: str, contract_id: str, at: int | None, 
         raise Fault(PARAMETER_INVALID, param="valid_until", message="The contract ends before that already: make another one.")
     stored.end_contract(tx, contract.id, at)
     return msgspec.structs.replace(contract, valid_until=at)
+
+
+def _next_second(now: int) -> int:
+    """Return an instant, or the whole second after it: contracts begin and end on seconds, as they are shown, so that one can begin where
+    another was seen to end."""
+    return -(-now // 1_000_000) * 1_000_000
 
 
 def _get_calendar(tx: PlatformTx, organization_id: str) -> Calendar:
@@ -230,12 +240,19 @@ def sum_burned(tx: Transaction, period: Period) -> int:
     return sum(pico for _, pico in stored_invoices.list_burned(tx, period.organization_id, period.start_at))
 
 
-def charge(tx: PlatformTx, period: Period, usages: Sequence[ContractUsage], used_pico: int, corrected_pico: int, now: int) -> int:
+def find_owed_in(tx: Transaction, period: Period, used_pico: int) -> int:
+    """Return how much contracts can give back in a period whose events come to `used_pico`."""
+    corrections = stored_invoices.iterate_corrections(tx, period)
+    corrected_pico = sum(each.amount_pico for each in corrections if each.target_at == period.start_at)
+    return find_owed(used_pico, corrected_pico, sum_burned(tx, period))
+
+
+def charge(tx: PlatformTx, period: Period, usages: Sequence[ContractUsage], used_pico: int, now: int) -> int:
     """Book what contracts add to a period that is closing, whose credit is settled; nothing for one without a contract. Returns what they
-    add to its bill. `used_pico`, `corrected_pico`: what its events and corrections come to. `usages`: by `sum_valid_usage`."""
+    add to its bill. `used_pico`: what its events come to. `usages`: by `sum_valid_usage`."""
     if not usages:
         return 0
-    owed_pico = find_owed(used_pico, corrected_pico, sum_burned(tx, period))
+    owed_pico = find_owed_in(tx, period, used_pico)
     standings = stored.sum_standings(tx, period.organization_id, period.start_at)
     parts = make_parts(usages, Bounds(period.start_at, period.end_at), standings, owed_pico)
     made = ContractCharge(
@@ -309,7 +326,7 @@ def preview(tx: Transaction, period: Period, draft: Contract | None) -> BillPrev
     burned_pico = sum_burned(tx, period)
     usages = sum_valid_usage(tx, period) if draft is None else sum_usage(tx, period, [draft])
     standings = stored.sum_standings(tx, period.organization_id, period.start_at)
-    owed_pico = find_owed(used_pico, corrected_pico, burned_pico)
+    owed_pico = find_owed_in(tx, period, used_pico)
     parts = make_parts(usages, Bounds(period.start_at, period.end_at), standings, owed_pico)
     return BillPreview(used_pico, corrected_pico, burned_pico, parts)
 

@@ -244,7 +244,7 @@ def _finish(
     )
     credits.settle_period(tx, period, usage, now)
     digest_of_credits = closed_credits.digest_lines(closed_credits.list_lines(tx, period, now))
-    contracts_pico = contracts.charge(tx, period, by_contract, sum(amounts.values()), corrected_pico, now)
+    contracts_pico = contracts.charge(tx, period, by_contract, sum(amounts.values()), now)
     digest_of_contracts = contracts.digest_lines(contracts.list_lines(tx, period))
     closed = replace(closed, credits_digest=digest_of_credits, contracts_pico=contracts_pico, contracts_digest=digest_of_contracts)
     statement = make_statement(replace(period, closed=closed))

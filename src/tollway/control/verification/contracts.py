@@ -9,11 +9,11 @@ from itertools import pairwise
 
 import msgspec
 
-from tollway.control.money.contracts import entries_of, make_parts, sum_burned, sum_usage, transaction_id
+from tollway.control.money.contracts import entries_of, find_owed_in, make_parts, sum_usage, transaction_id
 from tollway.control.money.periods import is_kept
-from tollway.domain.contracts import Contract, ContractPart, Standing, find_owed, find_problem
+from tollway.domain.contracts import Contract, ContractPart, Standing, find_problem
 from tollway.domain.ledger import Entry
-from tollway.domain.periods import INSTANT_MAX, Bounds, Period, PeriodState
+from tollway.domain.periods import INSTANT_MAX, NEVER, Bounds, Period, PeriodState
 from tollway.storage import contracts as stored
 from tollway.storage import periods as stored_periods
 from tollway.storage import prices as stored_prices
@@ -38,6 +38,9 @@ def compare_contracts(tx: PlatformTx, periods: Mapping[str, Sequence[Period]], a
             replayed[entry.account.id] = replayed.get(entry.account.id, 0) + entry.amount_pico
     for organization_id, agreed in contracts.items():
         standings = dict[str, Standing]()
+        for gap in _list_gaps(periods.get(organization_id, ())):
+            if any(each.covers(gap) is not None for each in agreed):
+                add("billing_periods", f"{organization_id} has a contract before {gap.end_at}, where no period charges it")
         for period in periods.get(organization_id, ()):
             valid = [each for each in agreed if each.covers(Bounds(period.start_at, period.end_at)) is not None]
             if period.state is not PeriodState.CLOSED or not valid:
@@ -53,6 +56,14 @@ def compare_contracts(tx: PlatformTx, periods: Mapping[str, Sequence[Period]], a
     for each in booked.values():
         add("contract_charges", f"{each.charge.id} charges a period that is not closed, or has no contract")
     return replayed, owed
+
+
+def _list_gaps(periods: Sequence[Period]) -> list[Bounds]:
+    """Return the times before the last closed period that no period covers."""
+    closed = [at for at, period in enumerate(periods) if period.state is PeriodState.CLOSED]
+    known = periods[: closed[-1] + 1] if closed else ()
+    starts = [NEVER, *(period.end_at for period in known)]
+    return [Bounds(start, period.start_at) for start, period in zip(starts, known, strict=False) if start < period.start_at]
 
 
 def _read_contracts(tx: PlatformTx, add: Add) -> dict[str, list[Contract]]:
@@ -87,7 +98,7 @@ def _make_parts(
     except (KeyError, ZeroDivisionError) as error:
         add("usage_events", f"{period.id}: an event costs what no price explains: {error}")
         return made.parts
-    owed_pico = find_owed(sum(period.closed.amounts.values()), period.closed.adjustments_pico, sum_burned(tx, period))
+    owed_pico = find_owed_in(tx, period, sum(period.closed.amounts.values()))
     return make_parts(usages, Bounds(period.start_at, period.end_at), standings, owed_pico)
 
 

@@ -23,6 +23,7 @@ from tollway.control.api.schemas import (
     seconds,
 )
 from tollway.control.identity.access import Tenant
+from tollway.control.invoicing import parties
 from tollway.control.money import contracts, periods
 from tollway.control.money.contracts import BillPreview, WantedContract
 from tollway.domain import ids, money
@@ -389,6 +390,8 @@ def retrieve_bill(caller: Reader, plane: Plane, period_id: str) -> BillOut:
 def create_contract(_caller: OperatorWriter, plane: Plane, organization_id: str, body: ContractFields) -> ContractOut:
     """Agree on a contract with an organization. It may begin in a period that is still open, and must not overlap another one."""
     wanted = body.wanted()
+    for fee in wanted.terms.fees:
+        parties.refuse(parties.find_text_problem("fees", fee.name))  # it stands on invoices
     with plane.database.platform() as tx:
         made = contracts.create(tx, routes.organization(organization_id), wanted, id=plane.new_id(ids.CONTRACT), now=plane.now())
     return contract_out(made)
