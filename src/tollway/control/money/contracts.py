@@ -97,7 +97,7 @@ def make_contract(tx: Transaction, organization_id: str, wanted: WantedContract,
 def create(tx: PlatformTx, organization_id: str, wanted: WantedContract, *, id: str, now: int) -> Contract:
     """Store a contract, and cut the months that it covers by now.
 
-    Raises as `make_contract` does, PARAMETER_INVALID for one that begins in time that is closed already or longer than BACKDATED_US_MAX ago,
+    Raises as `make_contract` does, PARAMETER_INVALID for one that begins in closed time or longer than BACKDATED_US_MAX ago,
     and STATE_CONFLICT for one that overlaps another, or for too many.
     """
     contract = make_contract(tx, organization_id, wanted, id=id, now=now)
