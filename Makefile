@@ -152,13 +152,13 @@ migration: $(VENV)/.dev  ## a new migration from the difference between schema a
 	@scripts/migration.sh "$(m)"
 
 .PHONY: lock
-lock: $(VENV)/.build  ## solve requirements/*.txt again (ARGS=--upgrade for the newest versions)
+lock: $(VENV)/.build  ## solve requirements/*.txt again (ARGS=--upgrade for the newest versions); Envoy is built for glibc 2.31
 	@$(lock) pyproject.toml -o requirements/runtime.txt
 	@$(lock) pyproject.toml --group dev -c requirements/runtime.txt -o requirements/dev.txt
 	@$(lock) --group build -c requirements/dev.txt -o requirements/build.txt
 	@$(lock) --group engine --no-deps -o requirements/engine.txt
 	@$(lock) --group fuzz -o requirements/fuzz.txt
-	@$(lock) --group deploy -c requirements/dev.txt --override requirements/deploy.overrides -o requirements/deploy.txt
+	@$(subst platform linux,platform x86_64-manylinux_2_31,$(lock)) --group deploy -c requirements/dev.txt --override requirements/deploy.overrides -o requirements/deploy.txt
 	@$(lock) --group schemathesis -o requirements/schemathesis.txt
 	@$(lock) --group provider -o requirements/provider.txt
 	@$(lock) --group site -o requirements/site.txt

