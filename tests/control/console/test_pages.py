@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 
 from tests.control.browsing import Browser, find_user_id
 from tests.control.console.pages import INVOICE_PAGES, PLATFORM_PAGES, TENANT_FILES, TENANT_PAGES, fill_in, fill_in_platform, root_of
-from tests.control.harness import Running, TenantSetup, answered
+from tests.control.harness import Running, TenantSetup, answered, make_tenant
 from tollway.control.console.rendering import HEADERS
 from tollway.control.console.routers import ROUTERS
 
@@ -284,3 +284,11 @@ def test_audit_trail_is_filtered_by_fields_that_may_be_empty(owner: Browser, use
     path = root_of(used) + "/audit"
     assert used.project_id in owner.open(f"{path}?event_types=project.created&actor_ids=&resource_ids=").text
     assert owner.open(f"{path}?event_types=no%20event").status_code == 400
+
+
+def test_models_are_shown_with_the_prices_that_are_no_other_classes(control: Running, operator: Browser, used: TenantSetup) -> None:
+    priced = make_tenant(control, "priced")  # made after the price, so it pays by the book
+    answered(control.operator().post("/v1/platform/models/echo/publish"))
+    page = operator.open(root_of(priced) + "/models").text
+    assert "<td>echo</td>" in page and ">2.00 EUR</data> / million" in page
+    assert "input: " in page and "output: " in page and "cached_input: " not in page and "image_input: " not in page
