@@ -189,7 +189,7 @@ async def test_client_that_leaves_a_stream_pays_the_tokens_between_delivered_and
     tmp_path: Path, leaves_after: int
 ) -> None:
     log = tmp_path / "truth.jsonl"
-    async with sim(log) as url, port({"m": served(url, "sim-echo!itl@20")}) as made:
+    async with sim(log) as url, port({"m": served(url, "sim-echo!itl@20" if leaves_after else "sim-echo!ttft@60000")}) as made:
         stream = made.stream()
         await stream.write(text("word " * 200, tokens=200).SerializeToString())
         delivered = 0

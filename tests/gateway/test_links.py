@@ -53,6 +53,7 @@ PRIVATE = {
     "33-file": "file:///etc/passwd",
     "33-gopher": "gopher://127.0.0.1:6379/_x",
     "33-nat64": "http://[64:ff9b::a9fe:a9fe]/",
+    "33-nat64-of-a-public-address": "http://[64:ff9b::808:808]/",
     "33-6to4": "http://[2002:7f00:1::]/",
     "33-compatible": "http://[::127.0.0.1]/",
     "33-unique-local": "http://[fd00:ec2::254]/",

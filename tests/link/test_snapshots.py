@@ -9,18 +9,36 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.link.link_server import Answer, LinkServer, Publisher, Request, until
 from tests.link.spools import Alarms, no_alarm
-from tollway.domain.snapshot import Change, Entry, OrganizationEntry, kind_of
+from tollway.domain.limits import UNLIMITED, Limits
+from tollway.domain.prices import PriceTerms
+from tollway.domain.snapshot import (
+    BudgetEntry,
+    CertificateEntry,
+    Change,
+    DeploymentEntry,
+    Entry,
+    IssuerEntry,
+    KeyEntry,
+    ModelEntry,
+    OrganizationEntry,
+    ProjectEntry,
+    SigningKeyEntry,
+    change,
+    kind_of,
+)
 from tollway.gateway.directory import Directory
 from tollway.link import snapshot_copies, snapshot_follower
 from tollway.link.recovery import Alarm
-from tollway.link.snapshot_copies import ChangeLog, CopyDamaged, encode_change, find_confirmation, load_copy, write_copy
+from tollway.link.snapshot_copies import ChangeLog, CopyDamaged, SnapshotDraft, find_confirmation, load_copy, write_copy
 from tollway.link.snapshot_follower import Follower
 
 
@@ -301,7 +319,7 @@ class TestCopies:
                     entry = None if step == "remove" else organization(number, data.draw(st.sampled_from(["EUR", "USD"])))
                     change = Change(version=version, kind="organization", id=organization(number).id, entry=entry)
                     for log in logs:  # every process that follows writes what it is told
-                        log.append([(version, encode_change(change))])
+                        log.append([(version, msgspec.json.encode(change))])
                     entries.pop(("organization", change.id), None)
                     if entry is not None:
                         entries["organization", entry.id] = entry
@@ -331,7 +349,7 @@ class TestCopies:
         log = ChangeLog(tmp_path, 0)
         for version in (1, 2, 3):
             change = Change(version=version, kind="organization", id=organization(version).id, entry=organization(version))
-            log.append([(version, encode_change(change))])
+            log.append([(version, msgspec.json.encode(change))])
         log.close()
         (file,) = tmp_path.glob("changes-*")
         data = file.read_bytes()
@@ -344,12 +362,12 @@ class TestCopies:
         mine, others = ChangeLog(tmp_path, 1), ChangeLog(tmp_path, 1)
         change = Change(version=2, kind="organization", id=organization(2).id, entry=organization(2))
         for log in (mine, others):
-            log.append([(2, encode_change(change))])
+            log.append([(2, msgspec.json.encode(change))])
         mine.compact(2)
         assert [path.name for path in tmp_path.glob("snapshot-*")] == [f"snapshot-{2:020d}.ndjson"]
         assert len(list(tmp_path.glob("changes-*"))) == 2, "mine, begun anew, and the one that is held"
         later = Change(version=3, kind="organization", id=organization(2).id, entry=None)
-        others.append([(3, encode_change(later))])
+        others.append([(3, msgspec.json.encode(later))])
         assert on_disk(tmp_path)[0] == 3
         mine.close()
         others.close()
@@ -431,3 +449,85 @@ class TestDefects:
         assert await each.start() is False
         assert alarms.names() == ["snapshot_copy_unusable"]
         await each.close()
+
+
+class _OrganizationBefore(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="organization"):
+    """The entry of an organization as gateways knew it before it said whether it was erased."""
+
+    id: str
+    currency: str
+    terms: tuple[PriceTerms, ...] = ()
+    limits: Limits = UNLIMITED
+    model_limits: dict[str, Limits] = {}
+    queue_weight: int = 1
+    response_retention_seconds: int | None = None
+
+
+_ENTRY_BEFORE = _OrganizationBefore | ProjectEntry | KeyEntry | ModelEntry | DeploymentEntry | BudgetEntry | SigningKeyEntry | IssuerEntry
+
+
+class _LineBefore(msgspec.Struct, frozen=True):
+    version: int
+    kind: str | None = None
+    id: str = ""
+    entry: _ENTRY_BEFORE | CertificateEntry | None = None
+
+
+ERASED = OrganizationEntry(id=organization(1).id, currency="EUR", is_erased=True)
+
+
+class _Later(msgspec.Struct, frozen=True, tag_field="kind", tag="later"):
+    """An entry of a kind that this version does not know."""
+
+    id: str
+    value: int = 1
+
+
+class TestOtherVersions:
+    def test_gateways_of_the_version_before_decode_an_erased_organization(self) -> None:
+        line = msgspec.json.encode(Change(version=2, kind=kind_of(ERASED), id=ERASED.id, entry=ERASED))
+        read = msgspec.json.decode(line, type=_LineBefore)
+        assert read.entry == _OrganizationBefore(id=ERASED.id, currency="EUR"), "without terms every model is closed to it"
+
+    async def test_kinds_of_later_versions_are_passed_over_and_kept(self, tmp_path: Path) -> None:
+        control, mirror, later = Publisher(), Mirror(), cast("Any", _Later("x"))
+        control.publish("later", "x", later)
+        control.publish("organization", organization(1).id, organization(1))
+        async with LinkServer(control.answer) as server:
+            async with running(follower(mirror, tmp_path, server.url, Alarms())):
+                await until(lambda: mirror.version == 2)
+                control.publish("later", "y", later)
+                control.publish("organization", organization(2).id, organization(2))
+                await until(lambda: control.version in control.acks)
+            assert mirror.resets == 1 and list(mirror.entries.values()) == [organization(1), organization(2)]
+            copy = load_copy(tmp_path)
+            assert copy is not None and list(copy.lines()).count(msgspec.json.encode(later)) == 2
+            again = Mirror()
+            each = follower(again, tmp_path, server.url)
+            assert await each.start() is True
+            assert again.entries == mirror.entries
+            await each.close()
+
+    @pytest.mark.parametrize("written", ["snapshot", "changes"])
+    async def test_copy_that_an_earlier_version_wrote_is_read_anew_once(self, tmp_path: Path, written: str) -> None:
+        """It passed over the fields that it did not know: the upgraded gateway would never hear of what they said."""
+        with SnapshotDraft(tmp_path) as draft:
+            draft.write([msgspec.json.encode(organization(1))])
+            draft.publish(1, is_verbatim=written == "changes")
+        control = Publisher(version=1, entries={("organization", ERASED.id): ERASED})
+        if written == "changes":
+            control.version = 2
+            log = ChangeLog(tmp_path, 1)
+            log.append([(2, msgspec.json.encode(change(2, organization(1))))])
+            log.close()
+            (path,) = tmp_path.glob("changes-*")
+            path.rename(path.with_name(path.name.replace("-v.log", ".log")))
+        async with LinkServer(control.answer) as server:
+            for resyncs in (1, 0):
+                mirror = Mirror()
+                each = follower(mirror, tmp_path, server.url)
+                assert await each.start() is True
+                async with running(each):
+                    await until(lambda mirror=mirror: mirror.entries == control.entries)  # type: ignore[misc]
+                    await until(lambda: control.version in control.acks)
+                    assert each.resyncs == resyncs

@@ -63,9 +63,15 @@ def _list_meanings(
     return [address, *inside, *([address.ipv4_mapped] if address.ipv4_mapped else [])]
 
 
+def is_nat64(address: Address) -> bool:
+    """Return whether an address stands for one of IPv4: whoever reaches it depends on the translator of a network."""
+    return isinstance(address, ipaddress.IPv6Address) and address in _NAT64
+
+
 def is_public(address: Address) -> bool:
-    """Return whether an address, and any IPv4 address inside it, belongs to the public Internet."""
-    if isinstance(address, ipaddress.IPv6Address) and address not in _UNICAST and address not in _NAT64:
+    """Return whether an address, and any IPv4 address inside it, belongs to the public Internet. One that a resolver made for NAT64 does,
+    if the address inside it does."""
+    if isinstance(address, ipaddress.IPv6Address) and address not in _UNICAST and not is_nat64(address):
         return False
     return not is_metadata(address) and all(
         each.is_global and not each.is_multicast and not any(each in network for network in _SPECIAL) for each in _list_meanings(address)

@@ -5,6 +5,9 @@ resync, a single change and the copy on a gateway's disk are the same lines. An 
 else: keys as digests, credentials sealed, no names of people or things. Versions are dense and ordered by commit.
 """
 
+from collections.abc import Callable
+from typing import get_args
+
 import msgspec
 
 from tollway.domain.budgets import BudgetLevel, BudgetMode, name_place_budget
@@ -21,7 +24,10 @@ from tollway.domain.tokens import FederationRule, Jwk
 class OrganizationEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="organization", omit_defaults=True):
     """An organization that may act. Archived ones are removed. `terms`: by which price list it pays, ordered by valid_from; without
     any, every model is closed to it. `model_limits`: its limits on single models, by name. `queue_weight`: its share in the queues of
-    models, beside those of other organizations. `response_retention_seconds`: how long its responses are stored; None stores none."""
+    models, beside those of other organizations. `response_retention_seconds`: how long its responses are stored; None stores none.
+
+    `is_erased`: it was archived and erased. Gateways remove what their directories hold of it, and it stays in the snapshot for those that
+    come back later. A gateway that does not know this field serves nothing for it either, because it has neither projects nor keys."""
 
     id: str
     currency: str
@@ -30,6 +36,7 @@ class OrganizationEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="ki
     model_limits: dict[str, Limits] = {}
     queue_weight: int = 1
     response_retention_seconds: int | None = None
+    is_erased: bool = False
 
 
 class ProjectEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="project", omit_defaults=True):
@@ -180,13 +187,6 @@ class CertificateEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kin
     rules: tuple[CertificateMapping, ...]
 
 
-class ErasureEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="erasure", omit_defaults=True):
-    """An organization (`id`) that was erased: gateways remove what their directories hold of it. It stays in the snapshot, for gateways
-    that come back later."""
-
-    id: str
-
-
 Entry = (
     OrganizationEntry
     | ProjectEntry
@@ -197,7 +197,6 @@ Entry = (
     | SigningKeyEntry
     | IssuerEntry
     | CertificateEntry
-    | ErasureEntry
 )
 
 
@@ -210,12 +209,14 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     entry: Entry | None
 
 
-class SnapshotHead(msgspec.Struct, frozen=True, kw_only=True):
-    """First line of a snapshot: format, the version it shows, and how many entry lines follow."""
+class SnapshotHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """First line of a snapshot: format, the version it shows, and how many entry lines follow. `is_verbatim`: of a copy on a gateway's
+    disk, whether its lines are those that control sent. Programs before this field kept only what they knew themselves."""
 
     format: int
     version: int
     entries: int
+    is_verbatim: bool = False
 
 
 SNAPSHOT_AGE_SECONDS_MAX = 86_400
@@ -223,7 +224,33 @@ SNAPSHOT_AGE_SECONDS_MAX = 86_400
 keys and limits are that a gateway goes by while it cannot reach control; the setting of a gateway may be shorter, not longer."""
 
 FORMAT = 1
-"""Version of snapshot, change and record exchange. Both sides understand N and N-1."""
+"""Version of snapshot, change and record exchange. Both sides understand N and N-1. Gateways pass over fields and kinds of entries that
+they do not know, so what restricts requests and may not be passed over needs the next format."""
+
+_KINDS = frozenset(str(each.__struct_config__.tag) for each in get_args(Entry))
+
+
+class _Kind(msgspec.Struct, frozen=True):
+    kind: str
+
+
+def decode_entry(line: bytes) -> Entry | None:
+    """Return the entry of a line; None for one of a kind that this version does not know. Raises ValueError or RecursionError."""
+    try:
+        return _decode_entry(line)
+    except msgspec.ValidationError:
+        if is_known(_decode_kind(line).kind):
+            raise
+        return None
+
+
+_decode_entry: Callable[[bytes], Entry] = msgspec.json.Decoder(Entry).decode
+_decode_kind: Callable[[bytes], _Kind] = msgspec.json.Decoder(_Kind).decode
+
+
+def is_known(kind: str) -> bool:
+    """Return whether this version knows a kind of entries."""
+    return kind in _KINDS
 
 
 def change(version: int, entry: Entry) -> Change:

@@ -23,7 +23,6 @@ from tollway.domain.snapshot import (
     Change,
     DeploymentEntry,
     Entry,
-    ErasureEntry,
     IssuerEntry,
     KeyEntry,
     ModelEntry,
@@ -145,7 +144,17 @@ class _Maps:
         self.signing_keys: dict[str, SigningKeyEntry] = {}
         self.issuers: dict[str, IssuerEntry] = {}
         self.certificates: dict[str, CertificateEntry] = {}
-        self.erased: dict[str, ErasureEntry] = {}
+        self.erased: dict[str, OrganizationEntry] = {}
+
+    def put_organization(self, entry: OrganizationEntry) -> None:
+        """Add or replace an organization. One that was erased is none that may act."""
+        self.remove_organization(entry.id)
+        (self.erased if entry.is_erased else self.organizations)[entry.id] = entry
+
+    def remove_organization(self, id: str) -> None:
+        """Remove an organization, if it is there."""
+        self.organizations.pop(id, None)
+        self.erased.pop(id, None)
 
     def list_budgets(self, subject_ids: tuple[str, ...]) -> tuple[BudgetEntry, ...]:
         """Return the budgets of these things, in their order."""
@@ -494,17 +503,20 @@ class Directory:
             maps.keys.remove(change.id)
         elif change.kind == "budget":
             maps.remove_budget(change.id)
+        elif change.kind == "organization":
+            maps.remove_organization(change.id)
         else:
             by_kind = {
-                "organization": maps.organizations,
                 "project": maps.projects,
                 "model": maps.models,
                 "signing_key": maps.signing_keys,
                 "issuer": maps.issuers,
                 "certificate": maps.certificates,
-                "erasure": maps.erased,
+                "deployment": maps.deployments,
             }
-            by_kind.get(change.kind, maps.deployments).pop(change.id, None)  # type: ignore[attr-defined]
+            of_kind = by_kind.get(change.kind)
+            if of_kind is not None:  # a kind of a later version is passed over
+                of_kind.pop(change.id, None)  # type: ignore[attr-defined]
         self._drop_callers()
         self._prices.clear()
         self.version = change.version
@@ -546,7 +558,7 @@ def _put(maps: _Maps, entry: Entry) -> None:
         case ProjectEntry():
             maps.projects[entry.id] = entry
         case OrganizationEntry():
-            maps.organizations[entry.id] = entry
+            maps.put_organization(entry)
         case ModelEntry():
             maps.models[entry.id] = entry
         case DeploymentEntry():
@@ -559,5 +571,3 @@ def _put(maps: _Maps, entry: Entry) -> None:
             maps.issuers[entry.id] = entry
         case CertificateEntry():
             maps.certificates[entry.id] = entry
-        case ErasureEntry():
-            maps.erased[entry.id] = entry

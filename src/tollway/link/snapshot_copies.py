@@ -2,13 +2,17 @@
 
     snapshot-<version>.ndjson               head, entries, and a last line with the SHA-256 of all before it
     changes-<base version>-<owner>.log      changes after <base version>, a line each: CRC-32 in hex, a blank, the
-    change
+    change; <owner> ends with "-v" if they are verbatim
     confirmed                               the latest confirmation by control: version, instant
 
 The copy stands at the newest whole snapshot plus every later change that follows without a gap, from whichever log
 has it. Files are named by version and never rewritten, so an older copy cannot take a newer one's place. Two gateway
 processes share the directory while one relieves the other: each appends to a log of its own, which it holds locked,
 and removes only what nobody holds and what a newer snapshot already contains.
+
+Entries and changes are kept as control sent them, with what this version does not know, so that the next version finds
+it. Programs before this one kept what they knew; what they wrote is not marked as verbatim, and whoever reads it should
+ask control for the whole once more.
 
 A log's last line may be torn: it was never acknowledged. Anything else that does not check means that the copy cannot
 be trusted, and it is as if there were none: a gateway that guessed could bring a revoked key back.
@@ -27,11 +31,15 @@ from typing import BinaryIO
 
 import msgspec
 
-from tollway.domain.snapshot import FORMAT, Change, Entry, SnapshotHead
+from tollway.domain.snapshot import FORMAT, Entry, SnapshotHead
+from tollway.domain.snapshot import decode_entry as decode_line
 from tollway.link.epochs import sync_directory
 
 _SNAPSHOT_NAME = re.compile(r"snapshot-([0-9]{20})\.ndjson")
 _LOG_NAME = re.compile(r"changes-([0-9]{20})-[0-9a-z-]+\.log")
+
+_VERBATIM = "-v"
+"""End of the names of logs whose changes are as control sent them."""
 
 CONFIRMED_NAME = "confirmed"
 
@@ -70,10 +78,11 @@ class Copy:
     """A snapshot as it lies on disk: its version, and its entries, which are read one by one, because there may be a million. They can be
     read once."""
 
-    def __init__(self, version: int, snapshot: BinaryIO, changed: dict[tuple[str, str], bytes | None]) -> None:
+    def __init__(self, version: int, snapshot: BinaryIO, changed: dict[tuple[str, str], bytes | None], *, is_verbatim: bool) -> None:
         """`snapshot`: the file that was verified, at its first entry. `changed`: what became of entries since, by kind and id; None for one
-        that was removed."""
+        that was removed. `is_verbatim`: all lines are as control sent them."""
         self.version = version
+        self.is_verbatim = is_verbatim
         self._snapshot = snapshot
         self._changed = changed
 
@@ -95,19 +104,16 @@ class Copy:
         yield from (line for line in self._changed.values() if line is not None)
 
     def entries(self) -> Iterator[Entry]:
-        """The entries, decoded one by one. Raises CopyDamaged for a line that is no entry."""
-        return map(decode_entry, self.lines())
+        """The entries of kinds that this version knows, decoded one by one. Raises CopyDamaged for a line that is no entry."""
+        return (entry for entry in map(decode_entry, self.lines()) if entry is not None)
 
 
-def decode_entry(line: bytes) -> Entry:
-    """Return the entry of a line of a copy. Raises CopyDamaged."""
+def decode_entry(line: bytes) -> Entry | None:
+    """Return the entry of a line of a copy; None for one of a kind that this version does not know. Raises CopyDamaged."""
     try:
-        return _decode_entry(line)
+        return decode_line(line)
     except (ValueError, RecursionError) as error:
         raise CopyDamaged(str(error)) from None
-
-
-_decode_entry: Callable[[bytes], Entry] = msgspec.json.Decoder(Entry).decode
 
 
 def write_copy(directory: Path, version: int, entries: Iterable[Entry]) -> None:
@@ -116,7 +122,7 @@ def write_copy(directory: Path, version: int, entries: Iterable[Entry]) -> None:
     with SnapshotDraft(directory) as draft:
         lines = [encode(entry) for entry in entries]
         draft.write(lines)
-        draft.publish(version)
+        draft.publish(version, is_verbatim=True)
 
 
 def load_copy(directory: Path) -> Copy | None:
@@ -128,12 +134,14 @@ def load_copy(directory: Path) -> Copy | None:
     if not snapshots:
         return None
     version, path = snapshots[-1]
-    snapshot = _open_snapshot(path, version)
+    snapshot, is_verbatim = _open_snapshot(path, version)
     changes: dict[int, _RawChange] = {}
     try:
-        for _, log in logs:
+        for log in sorted((log for _, log in logs), key=_is_verbatim):  # of a change that is in two logs the verbatim one counts
             for change in _read_log(log):
                 changes[change.version] = change
+                if not _is_verbatim(log) and change.version > version:
+                    is_verbatim = False
     except BaseException:
         snapshot.close()
         raise
@@ -143,7 +151,7 @@ def load_copy(directory: Path) -> Copy | None:
         version += 1
         entry = bytes(change.entry)  # a Raw never equals bytes
         changed[change.kind, change.id] = None if entry == b"null" else entry
-    return Copy(version, snapshot, changed)
+    return Copy(version, snapshot, changed, is_verbatim=is_verbatim)
 
 
 class Confirmation(msgspec.Struct, frozen=True):
@@ -198,15 +206,16 @@ class SnapshotDraft:
             if self._entries % YIELD_ENTRIES == 0:
                 time.sleep(0)
 
-    def publish(self, version: int) -> None:
+    def publish(self, version: int, *, is_verbatim: bool) -> None:
         """Make it the snapshot of `version`, durably, and remove older files that nobody holds."""
         self._file.close()
-        head = msgspec.json.encode(SnapshotHead(format=FORMAT, version=version, entries=self._entries)) + b"\n"
-        digest = hashlib.sha256(head)
+        head = SnapshotHead(format=FORMAT, version=version, entries=self._entries, is_verbatim=is_verbatim)
+        first_line = msgspec.json.encode(head) + b"\n"
+        digest = hashlib.sha256(first_line)
         final = self._path.with_suffix(".whole")
         try:
             with self._path.open("rb") as body, _create(final) as file:
-                file.write(head)
+                file.write(first_line)
                 while chunk := body.read(1 << 20):
                     digest.update(chunk)
                     file.write(chunk)
@@ -232,7 +241,7 @@ class ChangeLog:
         self._fd = self._open(version)
 
     def _open(self, version: int) -> int:
-        path = self.directory / f"changes-{version:020d}-{os.getpid()}-{os.urandom(4).hex()}.log"
+        path = self.directory / f"changes-{version:020d}-{os.getpid()}-{os.urandom(4).hex()}{_VERBATIM}.log"
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX)
         sync_directory(self.directory)
@@ -240,7 +249,7 @@ class ChangeLog:
         return fd
 
     def append(self, changes: list[tuple[int, bytes]]) -> None:
-        """Write changes (version, line), durably. Raises OSError; then a new log is begun, and the same changes may
+        """Write changes (version, line as control sent it), durably. Raises OSError; then a new log is begun, and the same changes may
         be tried again."""
         if self._is_torn:
             self.restart(changes[0][0] - 1)
@@ -270,7 +279,7 @@ class ChangeLog:
         if copy is not None:
             with SnapshotDraft(self.directory) as draft:
                 draft.write(copy.lines())
-                draft.publish(copy.version)
+                draft.publish(copy.version, is_verbatim=copy.is_verbatim)
 
     def is_long(self) -> bool:
         """Return whether it is time to compact."""
@@ -306,19 +315,22 @@ _TRAILER = b'{"sha256":'
 _PIECE_BYTES = 1 << 20
 
 
-def _open_snapshot(path: Path, version: int) -> BinaryIO:
-    """Return the file of a snapshot that is whole, at its first entry. Raises CopyDamaged."""
+def _is_verbatim(log: Path) -> bool:
+    return log.stem.endswith(_VERBATIM)
+
+
+def _open_snapshot(path: Path, version: int) -> tuple[BinaryIO, bool]:
+    """Return the file of a snapshot that is whole, at its first entry, and whether it is verbatim. Raises CopyDamaged."""
     file = path.open("rb", buffering=_PIECE_BYTES)
     try:
-        _verify(file, path, version)
+        return file, _verify(file, path, version).is_verbatim
     except BaseException:
         file.close()
         raise
-    return file
 
 
-def _verify(file: BinaryIO, path: Path, version: int) -> None:
-    """Check the digest and the head of a snapshot, and leave the file at its first entry. Raises CopyDamaged."""
+def _verify(file: BinaryIO, path: Path, version: int) -> SnapshotHead:
+    """Check the digest and the head of a snapshot, leave the file at its first entry, and return the head. Raises CopyDamaged."""
     end = _find_trailer(file)
     file.seek(end)
     last_line = file.read()
@@ -340,6 +352,7 @@ def _verify(file: BinaryIO, path: Path, version: int) -> None:
         raise CopyDamaged(f"{path}: format {head.format} is newer than this program's {FORMAT}")
     if head.version != version or head.entries != lines - 1:
         raise CopyDamaged(f"{path}: the head does not describe the file")
+    return head
 
 
 def _find_trailer(file: BinaryIO) -> int:
@@ -391,8 +404,3 @@ def _remove_superseded(directory: Path, version: int) -> None:
                     path.unlink(missing_ok=True)
             finally:
                 os.close(fd)
-
-
-def encode_change(change: Change) -> bytes:
-    """The line that a log keeps of a change."""
-    return msgspec.json.encode(change)

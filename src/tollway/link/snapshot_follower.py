@@ -15,6 +15,9 @@ Control's word on versions is final in one direction only: a snapshot older than
 an alarm. It would bring revoked keys back. It happens only if the database was restored from a backup; whoever
 restores raises the head version, or removes the gateways' copies on purpose.
 
+The copy keeps the lines as control sent them. Fields and kinds of entries that this version does not know are passed over,
+and the next version finds them in the copy. A copy by a program that kept less is read anew once control is there.
+
 The age of the snapshot is the time since control last confirmed that nothing was missed. The copy keeps that instant,
 so a gateway that starts from it knows how old it is, and can refuse to go by what is too old.
 """
@@ -32,7 +35,8 @@ import httpx2
 import msgspec
 
 from tollway.domain.keys import SecretUse
-from tollway.domain.snapshot import FORMAT, Change, Entry, SnapshotHead
+from tollway.domain.snapshot import FORMAT, Change, Entry, SnapshotHead, is_known
+from tollway.domain.snapshot import decode_entry as decode_line
 from tollway.link.authorities import trusted_authorities
 from tollway.link.recovery import Alarm
 from tollway.link.snapshot_copies import (
@@ -43,7 +47,6 @@ from tollway.link.snapshot_copies import (
     CopyDamaged,
     SnapshotDraft,
     decode_entry,
-    encode_change,
     find_confirmation,
     load_copy,
     write_confirmation,
@@ -109,12 +112,19 @@ class Target(Protocol):
 
 
 class _Line(msgspec.Struct, frozen=True):
-    """A line of the stream: a change, or a heartbeat, which has no kind."""
+    """A line of the stream: a change, or a heartbeat, which has no kind. `entry`: left unread in one of a kind that this version does not
+    know."""
 
     version: int
     kind: str | None = None
     id: str = ""
     entry: Entry | None = None
+
+
+class _UnknownLine(msgspec.Struct, frozen=True):
+    version: int
+    kind: str
+    id: str = ""
 
 
 class AckAnswer(msgspec.Struct, frozen=True):
@@ -179,6 +189,7 @@ class Follower:
         self._has_run = False
         self._needs_resync = False
         self._copy_is_behind = False
+        self._copy_is_verbatim = True
         self._trouble: str | None = None
         self._pending: list[tuple[int, bytes]] = []
         self._persisted_version = 0
@@ -215,7 +226,9 @@ class Follower:
         lines = copy.lines()
         while piece := await run_in_thread(_read_piece, lines):
             for count, line in enumerate(piece):
-                self._target.add(decode_entry(line))
+                entry = decode_entry(line)
+                if entry is not None:
+                    self._target.add(entry)
                 if count % YIELD_ENTRIES == 0:
                     await asyncio.sleep(0)
         self._target.finish_reset(copy.version)
@@ -226,6 +239,7 @@ class Follower:
             self._alarm("snapshot_copy_failed", {"error": str(error)})
             self._copy_is_behind = True
         self._persisted_version = copy.version
+        self._copy_is_verbatim = copy.is_verbatim
         confirmation = await asyncio.to_thread(find_confirmation, self._directory, copy.version)
         self._confirmed_on_disk_at = None if confirmation is None else confirmation.at
         self._is_loaded = True
@@ -240,7 +254,7 @@ class Follower:
         while True:
             heard_before = self._heard_at
             try:
-                if not self._is_loaded or self._needs_resync or self._copy_is_behind:
+                if not self._is_loaded or self._needs_resync or self._copy_is_behind or not self._copy_is_verbatim:
                     await self._resync()
                 await self._follow()
             except _ResyncNeeded:
@@ -280,16 +294,18 @@ class Follower:
                 async with self._disk:
                     await run_in_thread(self._put_on_disk, draft, head.version)
         self._needs_resync = self._copy_is_behind = False
+        self._copy_is_verbatim = True
         self._persisted_version = head.version
         self._to_acknowledge.set()
 
     async def _read_entries(self, lines: AsyncIterator[bytes], head: SnapshotHead, draft: SnapshotDraft) -> None:
-        decode = msgspec.json.Decoder(Entry).decode
         self._target.begin_reset()
         slice_lines: list[bytes] = []
         count = 0
         async for line in lines:
-            self._target.add(decode(line))
+            entry = decode_line(line)
+            if entry is not None:
+                self._target.add(entry)
             slice_lines.append(line)
             count += 1
             if len(slice_lines) == YIELD_ENTRIES:
@@ -311,7 +327,7 @@ class Follower:
             self._log = ChangeLog(self._directory, version)
         else:
             self._log.restart(version)
-        draft.publish(version)
+        draft.publish(version, is_verbatim=True)
 
     # ---- Changes -----------------------------------------------------------------------------------------------------
 
@@ -338,10 +354,9 @@ class Follower:
             pass  # the same trouble as the stream's, which was noted
 
     async def _take_lines(self, response: httpx2.Response) -> None:
-        decode = msgspec.json.Decoder(_Line).decode
         count = 0
         async for line in _lines(response):
-            step = decode(line)
+            step = _decode_change(line)
             if step.kind is None:
                 self._heard()
             elif step.version > self._target.version:
@@ -351,18 +366,18 @@ class Follower:
                 self._target.apply(change)
                 await self._release()
                 self._heard()
-                self._keep(change)
+                self._keep(change.version, line)
             count += 1
             if count % YIELD_ENTRIES == 0:
                 await asyncio.sleep(0)
 
-    def _keep(self, change: Change) -> None:
-        """Hand a change to whoever writes and acknowledges it."""
+    def _keep(self, version: int, line: bytes) -> None:
+        """Hand the line of a change to whoever writes and acknowledges it."""
         if len(self._pending) >= PENDING_CHANGES_MAX:
             self._pending.clear()
             self._copy_is_behind = True
         if not self._copy_is_behind:
-            self._pending.append((change.version, encode_change(change)))
+            self._pending.append((version, line))
             self._to_acknowledge.set()
 
     def _heard(self) -> None:
@@ -428,6 +443,21 @@ class Follower:
         self._confirmation_due_at = heard_at + CONFIRMATION_SECONDS
         at = self._clock() - int((_uptime() - heard_at) * 1_000_000)
         await run_in_thread(write_confirmation, self._directory, Confirmation(version, at))
+
+
+def _decode_change(line: bytes) -> _Line:
+    """Return what a line of the stream says. A change of a kind that this version does not know is one that nobody applies."""
+    try:
+        return _decode_line(line)
+    except msgspec.ValidationError:
+        step = _decode_unknown_line(line)
+        if is_known(step.kind):
+            raise
+        return _Line(step.version, step.kind, step.id)
+
+
+_decode_line: Callable[[bytes], _Line] = msgspec.json.Decoder(_Line).decode
+_decode_unknown_line: Callable[[bytes], _UnknownLine] = msgspec.json.Decoder(_UnknownLine).decode
 
 
 def _read_piece(lines: Iterator[bytes]) -> list[bytes]:

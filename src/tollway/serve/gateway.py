@@ -16,6 +16,7 @@ import shutil
 import signal
 import socket
 import ssl
+import struct
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -97,7 +98,10 @@ ANSWERS_SECONDS = 60.0
 """Interval at which stored answers that have expired are removed."""
 
 ERASED_SECONDS = 60.0
-"""Interval at which files of organizations that were erased are looked for."""
+"""Interval at which files of organizations that were newly erased are looked for, and shortest time before one is looked at again ..."""
+
+ERASED_SECONDS_MAX = 86_400.0
+"""... which doubles up to this, so that those that were erased long ago cost next to nothing."""
 
 FILES_TURNS = 10
 """After so many times ERASED_SECONDS files of tenants that have expired are removed; they are not found any more before."""
@@ -223,13 +227,15 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
     if options.idempotency.lifetime_seconds:
         answers = AnswerFiles(options.directory / "answers", LocalVault(options.vault_key), options.idempotency, _now_us)
         plane.answer_store = answers
-        background.start("answer files", partial(remove_answers, answers, plane.directory))
+        erased = ErasedOrganizations(plane.directory, answers.remove_organization)
+        background.start("answer files", partial(remove_answers, answers, erased))
     worker: BatchWorker | None = None
     if batches is not None:
         files = _open_files(options)
         plane.file_store, plane.file_lifetime_seconds = files, options.files.lifetime_seconds
         plane.batch_store, plane.batch_lines_max = batches, options.batches.lines_max
-        background.start("tenants' files", partial(remove_files, files, batches, plane.directory))
+        erased = ErasedOrganizations(plane.directory, batches.remove_organization, files.remove_organization)
+        background.start("tenants' files", partial(remove_files, files, batches, erased))
         worker = _start_batches(plane, batches, files, options.batches, alarm, background)
     if options.response_cache.total_bytes_max:
         cache = plane.response_cache = ResponseCache(options.response_cache)
@@ -346,12 +352,42 @@ async def _find_context(options: GatewayOptions, plane: Plane, background: Backg
     return trust.find_context
 
 
-async def remove_answers(answers: AnswerFiles, directory: Directory) -> None:
-    """Remove stored answers once they have expired, and those of organizations that were erased."""
+class ErasedOrganizations:
+    """What is left to be removed of organizations that were erased. Each is looked at again, because something failed, or a batch that ran
+    when it was erased left its output afterwards: after ERASED_SECONDS first, then ever more rarely."""
+
+    def __init__(self, directory: Directory, *removals: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        """`removals`: what removes something of an organization. Each blocks, and raises OSError, struct.error or ValueError."""
+        self._clock = clock
+        self._directory = directory
+        self._removals = removals
+        self._looks: dict[str, tuple[float, float]] = {}  # when the next one is due, and after which pause
+
+    async def remove(self) -> Exception | None:
+        """Look at those that are due. Return the first failure, which keeps nothing else from being removed."""
+        failure: Exception | None = None
+        for id in self._directory.list_erased():
+            due_at, pause = self._looks.get(id, (0.0, ERASED_SECONDS / 2))
+            if self._clock() < due_at:
+                continue
+            pause = min(2 * pause, ERASED_SECONDS_MAX)
+            self._looks[id] = (self._clock() + pause, pause)
+            for remove in self._removals:
+                try:
+                    await run_in_thread(remove, id)
+                except (OSError, struct.error, ValueError) as error:
+                    failure = failure or error
+        return failure
+
+
+async def remove_answers(answers: AnswerFiles, erased: ErasedOrganizations) -> None:
+    """Remove stored answers once they have expired, and those of organizations that were erased. Raises what failed of the latter, once
+    the former are removed."""
     while True:
-        for organization_id in directory.list_erased():
-            await run_in_thread(answers.remove_organization, organization_id)
+        failure = await erased.remove()
         await run_in_thread(answers.remove_expired)
+        if failure is not None:
+            raise failure
         await asyncio.sleep(ANSWERS_SECONDS)
 
 
@@ -419,16 +455,16 @@ def _start_batches(
     return worker
 
 
-async def remove_files(files: FileStore, batches: BatchDirectory, directory: Directory) -> None:
-    """Remove files and batches of tenants once they have expired, and those of organizations that were erased: again in each turn, because
-    a batch that ran when its organization was erased may leave its output afterwards."""
+async def remove_files(files: FileStore, batches: BatchDirectory, erased: ErasedOrganizations) -> None:
+    """Remove files and batches of tenants once they have expired, and those of organizations that were erased. Raises what failed of the
+    latter, once the former are removed."""
     for turn in itertools.count():
-        for organization_id in directory.list_erased():
-            await run_in_thread(batches.remove_organization, organization_id)
-            await run_in_thread(files.remove_organization, organization_id)
+        failure = await erased.remove()
         if turn % FILES_TURNS == 0:
             await run_in_thread(files.remove_expired)
             await run_in_thread(batches.remove_expired)
+        if failure is not None:
+            raise failure
         await asyncio.sleep(ERASED_SECONDS)
 
 

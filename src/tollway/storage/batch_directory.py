@@ -255,19 +255,20 @@ class BatchDirectory:
 
     def remove_organization(self, organization_id: str) -> None:
         """Remove every batch of an organization, those that have not ended among them, but for the ids of the requests that answered their
-        lines: a gateway that died may still have to bill them. Raises OSError, struct.error or ValueError."""
-        for name in _list_names(self._active):
-            if name.startswith(f"{organization_id}."):
-                (self._active / name).unlink(missing_ok=True)
+        lines: a gateway that died may still have to bill them. One that a gateway runs is left until that has ended it. Raises OSError,
+        struct.error or ValueError."""
         for place in self._root.glob(f"{organization_id}/*/*"):
-            if place.name.endswith(_UNFINISHED):
-                remove_tree(place)
-            elif left := [name for name in _list_names(place) if name not in (_ANSWERED, _ATTEMPTS)]:
-                with suppress(FileNotFoundError):  # another process does the same
+            entry = self._active / f"{organization_id}.{place.parent.name}.{place.name.removesuffix(_UNFINISHED)}"
+            with self._lock(), _removing(entry) as may_remove:
+                if not may_remove:
+                    continue
+                if place.name.endswith(_UNFINISHED):
+                    remove_tree(place)
+                elif left := [name for name in _list_names(place) if name not in (_ANSWERED, _ATTEMPTS)]:
                     _keep_answered(place)
-                for name in left:
-                    (place / name).unlink(missing_ok=True)
-                sync_directory(place)
+                    for name in left:
+                        (place / name).unlink(missing_ok=True)
+                    sync_directory(place)
 
     def remove_expired(self) -> None:
         """Remove batches that are not shown any more, and what submissions that died left. Raises OSError."""
@@ -448,12 +449,12 @@ class ActiveBatch:
         """Save a batch that has ended: nobody runs it any more. What its output files hold is removed."""
         self.save(batch)
         with failures_told():
-            self._entry.unlink(missing_ok=True)
-            sync_directory(self._entry.parent)
             (self._place / "lines").unlink(missing_ok=True)
             if batch.has_files or batch.is_response:  # its results are elsewhere; others are read from the journal
                 _keep_answered(self._place)
                 (self._place / "journal").unlink(missing_ok=True)
+            self._entry.unlink(missing_ok=True)  # last: what has an entry that is held is left alone
+            sync_directory(self._entry.parent)
 
     def release(self) -> None:
         """Let others run the batch. Call it once."""
@@ -497,6 +498,27 @@ def _read_journal(path: Path, vault: LocalVault, context: str) -> Iterator[_Reco
             yield _Record(line, LineResult(result), text, end)
 
 
+@contextmanager
+def _removing(entry: Path) -> Iterator[bool]:
+    """Say whether nobody runs or submits the batch of an active entry; then nobody begins to in the block, and the entry is removed after
+    it. A batch that has ended has none."""
+    try:
+        descriptor = os.open(entry, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield True
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+        entry.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
 def _list_answered(place: Path) -> Iterator[str]:
     """Yield the ids of the requests that answered lines of one batch."""
     try:
@@ -532,12 +554,17 @@ def _write_state(place: Path, vault: LocalVault, batch: Batch) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write a file durably, so that whoever reads it meanwhile, or after a crash, has all of it or what was there before."""
-    unfinished = path.with_name(path.name + _UNFINISHED)
-    with _open_new(unfinished, exclusive=False) as target:
-        target.write(content)
-        _flush(target)
-    os.rename(unfinished, path)
+    """Write a file durably, so that whoever reads it meanwhile, or after a crash, has all of it or what was there before, also where
+    another process does the same."""
+    unfinished = path.with_name(f"{path.name}.{os.urandom(4).hex()}{_UNFINISHED}")
+    try:
+        with _open_new(unfinished) as target:
+            target.write(content)
+            _flush(target)
+        os.rename(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
     sync_directory(path.parent)
 
 

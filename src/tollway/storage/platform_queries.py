@@ -24,7 +24,6 @@ from tollway.domain.snapshot import (
     CertificateEntry,
     DeploymentEntry,
     Entry,
-    ErasureEntry,
     IssuerEntry,
     KeyEntry,
     ModelEntry,
@@ -56,7 +55,6 @@ ENTRY_KINDS: tuple[type[Entry], ...] = (
     SigningKeyEntry,
     IssuerEntry,
     CertificateEntry,
-    ErasureEntry,
 )
 """In the order of a snapshot: what an entry refers to comes before it."""
 
@@ -162,6 +160,7 @@ def _read_entries(tx: Transaction, kind: type[Entry], ids: Sequence[str] | None)
 
 
 def _read_organizations(tx: Transaction, ids: Sequence[str] | None) -> Iterator[Entry]:
+    yield from _read_erased_organizations(tx, ids)
     query = sa.select(organizations).where(organizations.c.status == Status.ACTIVE).order_by(organizations.c.id)
     if ids is not None:
         query = query.where(organizations.c.id.in_(ids))
@@ -180,6 +179,20 @@ def _read_organizations(tx: Transaction, ids: Sequence[str] | None) -> Iterator[
                 queue_weight=row.queue_weight,
                 response_retention_seconds=row.response_retention_seconds,
             )
+
+
+def _read_erased_organizations(tx: Transaction, ids: Sequence[str] | None) -> Iterator[Entry]:
+    """Yield the organizations of which nothing is left but what an erasure leaves."""
+    query = (
+        sa.select(organizations.c.id, organizations.c.currency)
+        .join(erasures, erasures.c.organization_id == organizations.c.id)
+        .where(organizations.c.status == Status.ARCHIVED, erasures.c.user_id.is_(None), erasures.c.are_rows_erased)
+        .order_by(organizations.c.id)
+    )
+    if ids is not None:
+        query = query.where(organizations.c.id.in_(ids))
+    for row in tx.connection.execute(query):
+        yield OrganizationEntry(id=row.id, currency=row.currency, is_erased=True)
 
 
 def _read_models(tx: Transaction, ids: Sequence[str] | None) -> Iterator[Entry]:
@@ -313,11 +326,6 @@ def _certificates(tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
             )
 
 
-def _erasures(tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
-    """Yield the organizations of which nothing is left but what an erasure leaves."""
-    yield from (ErasureEntry(id=row.organization_id) for row in rows)
-
-
 _ACCOUNT = "account_"
 """Prefix of the columns of a key's service account."""
 
@@ -339,9 +347,4 @@ _ROWS: dict[type[Entry], tuple[sa.Select[Any], sa.Column[str], Callable[[Transac
         _issuers,
     ),
     CertificateEntry: (sa.select(client_certificates), client_certificates.c.id, _certificates),
-    ErasureEntry: (
-        sa.select(erasures).where(erasures.c.user_id.is_(None), erasures.c.are_rows_erased),
-        erasures.c.organization_id,
-        _erasures,
-    ),
 }

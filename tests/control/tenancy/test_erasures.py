@@ -26,7 +26,7 @@ from tollway.domain.erasures import Erasure, ErasureState
 from tollway.domain.faults import STATE_CONFLICT, Fault
 from tollway.domain.keys import KeyOrigin, Operator
 from tollway.domain.people import Invite, User
-from tollway.domain.snapshot import Change, ErasureEntry
+from tollway.domain.snapshot import Change, OrganizationEntry
 from tollway.serve.control import new_id
 from tollway.storage import erasures as stored_erasures
 from tollway.storage import people as stored_people
@@ -155,8 +155,11 @@ def test_erased_organization_has_no_names_and_its_ledger_verifies(
         assert tenants.get_organization(tx).name == ORGANIZATION != name
     with database.platform(write=False) as tx:  # for gateways that follow, and for those that come back later
         found = publish.find_changes(tx, 0, 10_000)
-        assert found is not None and msgspec.json.decode(found[-1][1], type=Change).entry == ErasureEntry(id=ORGANIZATION)
-        assert msgspec.json.encode(ErasureEntry(id=ORGANIZATION)) in b"".join(publish.read_snapshot(tx)).splitlines()
+        erased = OrganizationEntry(id=ORGANIZATION, currency="EUR", is_erased=True)
+        assert found is not None and msgspec.json.decode(found[-1][1], type=Change).entry == erased
+        lines = b"".join(publish.read_snapshot(tx)).splitlines()
+        assert msgspec.json.encode(erased) in lines
+        assert sum(ORGANIZATION.encode() in line for line in lines) == 1, "gateways of versions before it find nothing else of it"
     assert find_texts(database, "192.0.2.7") == set()
     assert verify(database, archive).differences == []
     assert verify_chains(database).findings == []

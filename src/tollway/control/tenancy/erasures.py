@@ -27,7 +27,7 @@ from tollway.domain.erasures import Erasure, ErasureState
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.keys import Operator
 from tollway.domain.pages import Page, PageWindow
-from tollway.domain.snapshot import ErasureEntry
+from tollway.domain.snapshot import OrganizationEntry
 from tollway.storage import audit as stored_audit
 from tollway.storage import erasures as storage
 from tollway.storage import tenants as stored_tenants
@@ -165,7 +165,7 @@ def _erase_rows(database: Database, erasure: Erasure, new_id: NewId, now: int) -
         with tx.as_platform() as platform:
             storage.note_rows_erased(platform, erasure.id, addresses)
         if erasure.user_id is None:  # gateways remove what their directories hold of it
-            publish.publish(tx, ErasureEntry, [erasure.organization_id], now)
+            publish.publish(tx, OrganizationEntry, [erasure.organization_id], now)
         _append(tx, erasure, ERASURE_EVENT, {"rows": True}, new_id(ids.AUDIT_RECORD), new_id, now)
 
 

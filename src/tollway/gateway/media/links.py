@@ -58,4 +58,4 @@ def _is_public_address(text: str, family: type[ipaddress.IPv4Address] | type[ipa
         return False
     if "%" in text:  # a zone names an interface of the machine, in any characters
         return False
-    return addresses.is_public(address)
+    return addresses.is_public(address) and not addresses.is_nat64(address)  # in a link nobody's resolver made it
