@@ -353,7 +353,7 @@ async def _find_context(options: GatewayOptions, plane: Plane, background: Backg
 
 
 class ErasedOrganizations:
-    """What is left to be removed of organizations that were erased. Each is looked at again, because something failed, or a batch that ran
+    """Removals of what organizations that were erased left. Each is looked at again, because something failed, or a batch that ran
     when it was erased left its output afterwards: after ERASED_SECONDS first, then ever more rarely."""
 
     def __init__(self, directory: Directory, *removals: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
