@@ -1,5 +1,6 @@
 """Standing of invoices at their connectors, at rest."""
 
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
@@ -38,6 +39,14 @@ def replace_sync(tx: PlatformTx, old: InvoiceSync, new: InvoiceSync) -> bool:
     table = invoice_syncs.c
     update = invoice_syncs.update().where(table.invoice_id == old.invoice_id, table.version == old.version).values(values)
     return tx.connection.execute(update).rowcount == 1
+
+
+def wake(tx: PlatformTx, invoice_ids: Collection[str], now: int) -> None:
+    """Have connectors asked at once about those of these invoices that they have or are getting, also about parked ones."""
+    table = invoice_syncs.c
+    is_there = sa.and_(table.invoice_id.in_(invoice_ids), table.state.in_([SyncState.ISSUING_SYNC, SyncState.PAYMENT_PENDING]))
+    values = {"attempts": 0, "next_at": now, "problem": "", "changed_at": now, "version": table.version + 1}
+    tx.connection.execute(invoice_syncs.update().where(is_there).values(values))
 
 
 def list_due(tx: PlatformTx, now: int, *, limit: int) -> list[InvoiceSync]:

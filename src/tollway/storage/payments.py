@@ -12,7 +12,7 @@ from tollway.domain.invoices import InvoiceKind, InvoiceState
 from tollway.domain.ledger import Entry
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.payments import BankEntry, DunningLetter, DunningNotice, Payment, PaymentKind, PaymentOrigin, Settlement
-from tollway.storage import ledger, outbox
+from tollway.storage import invoice_syncs, ledger, outbox
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.pages import fetch_page
 from tollway.storage.schema_invoices import invoices
@@ -50,6 +50,14 @@ def find_payment(tx: Transaction, payment_id: str) -> Payment | None:
 def find_by_external_id(tx: Transaction, external_id: str) -> Payment | None:
     """Return the payment that a bank calls so."""
     row = tx.connection.execute(sa.select(payments).where(payments.c.external_id == external_id)).one_or_none()
+    return None if row is None else _payment(row)
+
+
+def find_by_reference(tx: Transaction, organization_id: str, origin: PaymentOrigin, reference: str) -> Payment | None:
+    """Return what an organization has paid from a source under a reference; None if nothing."""
+    table = payments.c
+    query = sa.select(payments).where(table.organization_id == organization_id, table.origin == origin, table.reference == reference)
+    row = tx.connection.execute(query.where(table.kind == PaymentKind.PAYMENT).order_by(table.id)).first()
     return None if row is None else _payment(row)
 
 
@@ -97,7 +105,8 @@ def _payment(row: Any) -> Payment:
 
 
 def insert_settlements(tx: PlatformTx, organization_id: str, settled: Sequence[Settlement], now: int) -> None:
-    """Store settlements of an organization, which must be locked."""
+    """Store settlements of an organization, which must be locked. Connectors are asked at once about the invoices of which another amount
+    is open now."""
     last = sa.select(sa.func.coalesce(sa.func.max(settlements.c.number), 0)).where(settlements.c.organization_id == organization_id)
     first = int(tx.connection.execute(last).scalar_one()) + 1
     rows = [
@@ -106,6 +115,7 @@ def insert_settlements(tx: PlatformTx, organization_id: str, settled: Sequence[S
     ]
     if rows:
         tx.connection.execute(settlements.insert(), rows)
+        invoice_syncs.wake(tx, {each.target_id for each in settled}, now)
 
 
 def list_settlements(tx: Transaction, organization_id: str) -> list[Settlement]:

@@ -19,13 +19,14 @@ PAID_AT = 1_796_169_600
 
 @dataclass
 class StripeApi:
-    """Customers and invoices as Stripe holds them. `answered`: bodies by idempotency key, which are given again. `fails`: statuses with
-    which the next requests are refused; 0 closes the connection before an answer, after the request was carried out. `surplus_minor`: what
-    Stripe adds to each total, of which it should add nothing."""
+    """Customers and invoices as Stripe holds them. `credited`: sums of credit notes by invoice. `answered`: bodies by idempotency key,
+    which are given again. `fails`: statuses with which the next requests are refused; 0 closes the connection before an answer, after the
+    request was carried out. `surplus_minor`: what Stripe adds to each total, of which it should add nothing."""
 
     customers: set[str] = field(default_factory=lambda: {"cus_1"})
     invoices: dict[str, dict[str, Any]] = field(default_factory=dict)
     lines: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    credited: dict[str, int] = field(default_factory=dict)
     answered: dict[str, dict[str, Any]] = field(default_factory=dict)
     fails: list[int] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
@@ -43,14 +44,28 @@ class StripeApi:
                 self.lines[id] = []
                 self.invoices[id] = {"id": id, "object": "invoice", "status": "draft", "currency": fields["currency"]}
                 return 200, self._sum(id)
+            case "POST", "invoices", id, ("add_lines" | "remove_lines") if self.invoices[id]["status"] != "draft":
+                return 400, {"error": {"code": "invoice_not_editable"}}
+            case "POST", "invoices", id, "remove_lines":
+                self.lines[id] = [each for each in self.lines[id] if each["id"] != fields["lines[0][id]"]]
+                return 200, self._sum(id)
             case "POST", "invoices", id, "add_lines":
                 tax = fields.get("lines[0][tax_amounts][0][amount]", "0")
-                line = {"id": f"il_{len(self.lines[id])}", "amount": int(fields["lines[0][amount]"]), "tax": int(tax)}
+                number = int(self.lines[id][-1]["id"][3:]) + 1 if self.lines[id] else 0
+                line = {"id": f"il_{number}", "amount": int(fields["lines[0][amount]"]), "tax": int(tax)}
                 self.lines[id].append({**line, "metadata": {"tollway_line": fields["lines[0][metadata][tollway_line]"]}})
                 return 200, self._sum(id)
             case "POST", "invoices", id, ("finalize" | "void") as verb:
-                self.invoices[id]["status"] = "open" if verb == "finalize" else "void"
+                if self.invoices[id]["status"] not in {"finalize": ["draft"], "void": ["open", "uncollectible"]}[verb]:
+                    return 400, {"error": {"code": "invoice_status"}}
+                self.invoices[id]["status"] = "void" if verb == "void" else "open" if self._sum(id)["total"] else "paid"
                 return 200, self._sum(id)
+            case "POST", ("credit_notes"):
+                id, amount = fields["invoice"], int(fields["amount"])
+                if self.invoices[id]["status"] != "open" or amount > self._sum(id)["amount_remaining"]:
+                    return 400, {"error": {"code": "credit_note_amount"}}
+                self.credited[id] = self.credited.get(id, 0) + amount
+                return 200, {"id": f"cn_{id}_{self.credited[id]}", "object": "credit_note", "amount": amount}
             case "GET", "invoices", id:
                 return 200, self._sum(id)
             case "GET", "invoices", id, "lines":
@@ -62,7 +77,7 @@ class StripeApi:
     def pay(self, id: str) -> dict[str, Any]:
         """Collect an invoice, and return it."""
         invoice = self._sum(id)
-        invoice |= {"status": "paid", "amount_paid": invoice["total"], "payment_intent": f"pi_{id}"}
+        invoice |= {"status": "paid", "amount_paid": invoice["amount_remaining"], "amount_remaining": 0, "payment_intent": f"pi_{id}"}
         invoice |= {"status_transitions": {"paid_at": PAID_AT}}
         return invoice
 
@@ -70,6 +85,8 @@ class StripeApi:
         subtotal, tax = (sum(each[name] for each in self.lines[id]) for name in ("amount", "tax"))
         invoice = self.invoices[id]
         invoice |= {"subtotal": subtotal, "total_tax_amounts": [{"amount": tax}], "total": subtotal + tax + self.surplus_minor}
+        paid = invoice.get("amount_paid", 0)
+        invoice |= {"amount_paid": paid, "amount_remaining": max(invoice["total"] - self.credited.get(id, 0) - paid, 0)}
         return invoice
 
 

@@ -14,15 +14,15 @@ from tests.control.harness import Running, answered, wait_until
 from tests.control.invoicing.parties import BUYER, add_parties
 from tests.control.invoicing.stripe_api import KEY, WEBHOOK_SECRET, StripeApi, sign, stripe_api
 from tests.control.invoicing.test_documents import credit, document_of, draft, issue, refused
-from tests.control.invoicing.test_payments import GROSS, entry, next_id, open_and_balance, statement
+from tests.control.invoicing.test_payments import GROSS, entry, next_id, open_and_balance, pay, statement
 from tests.control.metering.test_collect import take
 from tests.control.money.test_periods import NOW, SEPTEMBER, close
 from tests.control.test_routes import refused as refused_by_api
 from tests.link.samples import ORGANIZATION, admit, final, frames
 from tests.storage.databases import fill
 from tollway.cli.app import run as run_command
-from tollway.control.invoicing import connectors, stripe_events
-from tollway.control.invoicing.stripe import StripeConnector, list_lines
+from tollway.control.invoicing import connectors, payments, stripe_events
+from tollway.control.invoicing.stripe import STRIPE_VERSION, StripeConnector, list_lines
 from tollway.control.verification.verify import verify
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.billing_parties import BillingAccount, find_account_problem
@@ -79,9 +79,9 @@ def sync_of(database: Database, invoice_id: str) -> InvoiceSync:
     return found
 
 
-def tell(database: Database, kind: str, found: dict[str, Any]) -> str:
+def tell(database: Database, kind: str, found: dict[str, Any], version: str = STRIPE_VERSION) -> str:
     with database.platform() as tx:
-        event = {"id": "evt_1", "type": kind, "data": {"object": found}}
+        event = {"id": "evt_1", "type": kind, "api_version": version, "data": {"object": found}}
         return stripe_events.handle(tx, event, new_id=lambda: next_id("pay"), now=NOW).outcome
 
 
@@ -114,14 +114,23 @@ def test_an_invoice_waits_for_its_connector_is_copied_collected_and_settled_once
     assert run(database, stripe, NOW + 99 * HOUR_US) == []
     assert tell(database, "invoice.paid", {**paid, "id": "in_9"}) == "ignored"
 
+    with refused("API version"):
+        tell(database, "invoice.paid", paid, "2025-03-31.basil")
+    assert tell(database, "invoice.paid", paid | {"payment_intent": None}) == "known", "it is the same payment under another id"
+
     dispute = {"id": "dp_1", "payment_intent": "pi_in_1", "amount": GROSS, "currency": "eur", "status": "needs_response"}
+    with refused("not recorded yet"):
+        tell(database, "charge.dispute.funds_reinstated", dispute)
     assert [tell(database, "charge.dispute.created", dispute) for _ in range(2)] == ["recorded", "known"]
     assert tell(database, "charge.dispute.funds_withdrawn", dispute | {"amount": 1}) == "ignored", "a part is left to a person"
     assert [tell(database, "charge.dispute.funds_withdrawn", dispute) for _ in range(2)] == ["recorded", "known"]
     with database.platform(write=False) as tx:
         assert stored_payments.find_hold(tx, invoice_id) == "disputed at Stripe (dp_1)"
     assert open_and_balance(database) == ([GROSS], 0)
-    assert [tell(database, "charge.dispute.funds_reinstated", dispute) for _ in range(2)] == ["recorded", "known"]
+    reinstated = "charge.dispute.funds_reinstated"
+    assert tell(database, reinstated, dispute | {"amount": 1}) == "ignored", "nothing was taken back for a dispute about a part"
+    assert tell(database, reinstated, dispute | {"id": "dp_2"}) == "ignored"
+    assert [tell(database, reinstated, dispute) for _ in range(2)] == ["recorded", "known"]
     assert open_and_balance(database) == ([], 0)
     refund = {"id": "re_1", "payment_intent": "pi_in_1", "amount": 1_190, "currency": "eur", "status": "succeeded"}
     with refused("More cannot be paid back"):
@@ -133,6 +142,105 @@ def test_an_invoice_waits_for_its_connector_is_copied_collected_and_settled_once
     with database.platform(write=False) as tx:
         kinds = [each.kind for each in stored_payments.list_payments(tx, PageWindow(), organization_id=None).items]
     assert kinds == [PaymentKind.PAYMENT, PaymentKind.RETURN, PaymentKind.PAYMENT, PaymentKind.REFUND]
+    assert verify(database, archive).differences == []
+
+
+def has_come(database: Database, stripe: StripeApi, at: int) -> tuple[SyncState, str, str, int]:
+    """Return the state after a run, the problem, and Stripe's state of the invoice with what it still collects."""
+    run(database, stripe, at)
+    (invoice_id,) = (each.invoice_id for each in list_syncs(database))
+    sync = sync_of(database, invoice_id)
+    stripe.answer("GET", "/v1/invoices/in_1", {})
+    return sync.state, sync.problem, stripe.invoices["in_1"]["status"], stripe.invoices["in_1"]["amount_remaining"]
+
+
+def list_syncs(database: Database) -> list[InvoiceSync]:
+    with database.platform(write=False) as tx:
+        return list(connectors.list_syncs(tx, PageWindow(), organization_id=None).items)
+
+
+def fill_pending(database: Database, archive: Archive, stripe: StripeApi) -> str:
+    """Return an invoice of a month that Stripe collects."""
+    invoice_id = fill_september(database, archive)
+    run(database, stripe)
+    issue(database, invoice_id)
+    assert has_come(database, stripe, NOW) == (SyncState.PAYMENT_PENDING, "", "open", GROSS)
+    return invoice_id
+
+
+def test_stripe_collects_only_what_is_open_at_once_after_each_settlement(database: Database, archive: Archive, stripe: StripeApi) -> None:
+    invoice_id = fill_pending(database, archive, stripe)
+    issue(database, credit(database, invoice_id, 1_000 * CENT_PICO).id)
+    pending = SyncState.PAYMENT_PENDING
+    assert has_come(database, stripe, NOW) == (pending, "", "open", GROSS - 1_190), "no poll is waited for"
+    part = pay(database, 10_000)
+    assert has_come(database, stripe, NOW) == (pending, "", "open", GROSS - 11_190)
+    assert has_come(database, stripe, NOW + 7 * HOUR_US) == (pending, "", "open", GROSS - 11_190), "nothing is credited twice"
+    with database.platform() as tx:
+        payments.return_payment(tx, part.id, id=next_id("pay"), value_on="2026-12-05", reference="", actor="key_1", now=NOW)
+    problem = f"Stripe collects {GROSS - 11_190}, and {GROSS - 1_190} are open"
+    assert has_come(database, stripe, NOW) == (pending, problem, "open", GROSS - 11_190)
+    pay(database, GROSS - 1_190)
+    assert has_come(database, stripe, NOW)[::2] == (SyncState.SETTLED, "void"), "the settlement has it asked again"
+    assert verify(database, archive).differences == []
+
+
+@pytest.mark.parametrize("status", ["void", "paid"])
+def test_an_invoice_for_which_stripe_collects_nothing_is_settled_without_being_voided_again(
+    database: Database, archive: Archive, stripe: StripeApi, status: str
+) -> None:
+    fill_pending(database, archive, stripe)
+    stripe.invoices["in_1"]["status"] = status  # by the request before, of which the answer was lost; or it was paid by another way
+    problem = f"the invoice is {status} at Stripe, and {GROSS} of it are open"
+    assert has_come(database, stripe, NOW + 7 * HOUR_US)[1] == problem
+    pay(database, GROSS)
+    assert has_come(database, stripe, NOW + 7 * HOUR_US)[:3] == (SyncState.SETTLED, "", status)
+
+
+def test_what_was_settled_while_lines_are_added_replaces_the_line_of_it(database: Database, archive: Archive, stripe: StripeApi) -> None:
+    invoice_id = fill_september(database, archive)
+    run(database, stripe)
+    issue(database, invoice_id)
+    pay(database, 100)
+    stripe.surplus_minor = 1
+    assert has_come(database, stripe, NOW)[2:] == ("draft", GROSS - 99)
+    stripe.surplus_minor = 0
+    pay(database, 200)
+    assert has_come(database, stripe, NOW) == (SyncState.PAYMENT_PENDING, "", "open", GROSS - 300)
+
+
+def test_an_answer_that_cannot_be_read_holds_up_no_other_invoice(
+    database: Database, archive: Archive, stripe: StripeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_pending(database, archive, stripe)
+    pay(database, 1)
+    monkeypatch.setattr(stripe, "_sum", lambda id: {"id": id, "status": "open", "amount_remaining": None})
+    (line,) = run(database, stripe)
+    assert (line["event"], line["detail"]) == ("invoice_not_synced", "the answer of stripe cannot be read (TypeError)")
+
+
+def test_a_refund_takes_back_what_the_balance_settled_and_one_that_fails_gives_it_again(
+    database: Database, archive: Archive, stripe: StripeApi
+) -> None:
+    invoice_id = fill_pending(database, archive, stripe)
+    assert tell(database, "invoice.paid", stripe.pay("in_1")) == "recorded"
+    refund = {"id": "re_1", "payment_intent": "pi_in_1", "amount": GROSS, "currency": "eur", "status": "succeeded"}
+    with refused("More cannot be paid back"):
+        tell(database, "refund.created", refund)
+    issue(database, credit(database, invoice_id, None).id)
+    (again,) = draft(database)
+    run(database, stripe)
+    issue(database, again.id)
+    assert open_and_balance(database) == ([], 0), "the credit note has settled the next invoice"
+    assert tell(database, "refund.failed", refund) == "ignored"
+    assert [tell(database, "refund.created", refund) for _ in range(2)] == ["recorded", "known"]
+    assert open_and_balance(database) == ([GROSS], 0)
+    assert [tell(database, "refund.failed", refund) for _ in range(2)] == ["recorded", "known"]
+    assert open_and_balance(database) == ([], 0)
+    with refused("More cannot be paid back"):
+        pay(database, 100, PaymentKind.REFUND)
+    pay(database, 100, PaymentKind.REFUND, again.id)
+    assert open_and_balance(database) == ([100], 0)
     assert verify(database, archive).differences == []
 
 
@@ -257,7 +365,9 @@ def test_165_signed_events_pay_through_the_api_and_operators_see_what_waits(
         (shown,) = answered(control.operator().get("/v1/platform/invoice_syncs"))["data"]
         assert (shown["id"], shown["state"], shown["external_id"]) == (invoice_id, "payment_processing.pending", "in_1")
         assert answered(control.operator().post(f"/v1/platform/invoices/{invoice_id}/sync"))["is_parked"] is False
-        body = json.dumps({"id": "evt_1", "type": "invoice.paid", "data": {"object": stripe.pay("in_1")}}).encode()
+        body = json.dumps(
+            {"id": "evt_1", "type": "invoice.paid", "api_version": STRIPE_VERSION, "data": {"object": stripe.pay("in_1")}}
+        ).encode()
 
         def send(header: str) -> Any:
             return client.post("/v1/stripe/events", content=body, headers={"stripe-signature": header, "content-type": "application/json"})

@@ -119,6 +119,22 @@ def test_write_off_and_credit_note_settle_the_invoice(database: Database, archiv
     assert verify(database, archive).differences == []
 
 
+def test_what_was_written_off_is_credited_only_after_the_write_off_was_taken_back(
+    database: Database, archive: Archive, invoice: StoredInvoice
+) -> None:
+    pay(database, 60_000)
+    written_off = pay(database, 4_260, PaymentKind.WRITE_OFF, invoice.id)
+    note = credit(database, invoice.id, None)
+    with refused("take the write-off back first"):
+        issue(database, note.id)
+    with database.platform() as tx:
+        payments.return_payment(tx, written_off.id, id=next_id("pay"), value_on="2026-12-05", reference="", actor="key_1", now=NOW)
+    issue(database, note.id)
+    assert open_and_balance(database) == ([], 60_000), "only what was paid becomes a balance"
+    assert balance(database, "platform/write_off/EUR") == 0 and balance(database, "platform/cash/EUR") == 60_000
+    assert verify(database, archive).differences == []
+
+
 @pytest.mark.parametrize(
     ("wanted", "reason"),
     [
@@ -187,6 +203,28 @@ def test_159_bank_statement_pays_what_its_text_names_and_twice_changes_nothing(
             payments.match_entry(tx, dollars.id, invoice.id, id=next_id("pay"), actor="key_1", now=NOW)
     assert open_and_balance(database) == ([GROSS - 61_050], 0)
     assert verify(database, archive).differences == []
+
+
+def batch(*parts: tuple[str, str], whole: str) -> str:
+    details = "".join(
+        f"<TxDtls><Refs><EndToEndId>{text}</EndToEndId></Refs>{amount and f'<Amt Ccy={chr(34)}EUR{chr(34)}>{amount}</Amt>'}"
+        f"<RltdPties><Dbtr><Nm>Kunde {text}</Nm></Dbtr></RltdPties><RmtInf><Ustrd>{text}</Ustrd></RmtInf></TxDtls>"
+        for amount, text in parts
+    )
+    plain = entry(whole, "", "B1")
+    return plain[: plain.index("<TxDtls>")] + details + "</NtryDtls></Ntry>"
+
+
+def test_an_entry_of_several_transfers_is_a_credit_for_each_or_waits_for_a_person(database: Database, invoice: StoredInvoice) -> None:
+    text = statement(batch(("100.00", "RE-2026-000001"), ("50.00", "of another"), ("100.00", "RE-2026-000001"), whole="250"))
+    found = load(database, text)
+    assert ([each.amount_minor for each in found.payments], found.unmatched) == ([10_000, 10_000], 1)
+    assert load(database, text.replace("S1", "S2")).known == 3
+    for parts, whole in (((("1.00", "RE-2026-000001"), ("1.00", "x")), "3.00"), ((("", "RE-2026-000001"), ("1.00", "x")), "4.00")):
+        found = load(database, statement(batch(*parts, whole=whole), name=f"S{whole}"))
+        assert (found.payments, found.unmatched) == ([], 1)
+    reversal = entry("5.00", "RE-2026-000001", "R1").replace("<Sts>", "<RvslInd>1</RvslInd><Sts>")
+    assert load(database, statement(reversal, name="S9")).others == 1
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,8 @@ _AMOUNT = re.compile(r"([0-9]{1,15})(?:\.([0-9]*))?")
 
 
 class BankCredit(NamedTuple):
-    """A credit that a bank has booked. `id`: the same in every file that has it. `text`: the remittance information."""
+    """A credit that a bank has booked. `id`: the same in every file that has it. `text`: the remittance information. `is_batch`: it is the
+    sum of several transfers, of which the file does not tell the amounts."""
 
     id: str
     amount_minor: int
@@ -48,6 +49,7 @@ class BankCredit(NamedTuple):
     value_on: str
     debtor: str
     text: str
+    is_batch: bool = False
 
 
 class BankStatement(NamedTuple):
@@ -93,12 +95,43 @@ def _read_statement(statement: ElementTree.Element) -> BankStatement:
     equals = Counter[str]()
     for number, entry in enumerate(_children(statement, "Ntry"), 1):
         status = _text(entry, "Sts", "Cd") or _text(entry, "Sts")
-        if _text(entry, "CdtDbtInd") == "CRDT" and status == "BOOK" and _text(entry, "RvslInd") != "true":
-            credits.append(_read_credit(entry, iban, f"{name}/{number}", equals))
+        if _text(entry, "CdtDbtInd") == "CRDT" and status == "BOOK" and _text(entry, "RvslInd") not in ("true", "1"):
+            credits += [_read_credit(each, iban, f"{name}/{number}", equals) for each in _split(entry)]
         else:
             others += 1
     canonical = ElementTree.canonicalize(ElementTree.tostring(statement, encoding="unicode"), strip_text=True)
     return BankStatement(iban, name, hashlib.sha256(canonical.encode()).hexdigest(), credits, others)
+
+
+def _list_details(entry: ElementTree.Element) -> list[ElementTree.Element]:
+    return [each for group in _children(entry, "NtryDtls") for each in _children(group, "TxDtls")]
+
+
+def _split(entry: ElementTree.Element) -> list[ElementTree.Element]:
+    """Return the parts of an entry that a bank booked as one sum: an entry for each transaction, if each tells its amount and they come
+    to that of the entry. Otherwise the entry itself."""
+    details, whole = _list_details(entry), next(_children(entry, "Amt"), None)
+    if len(details) < 2 or whole is None or whole.get("Ccy") not in CURRENCIES:
+        return [entry]
+    minor_units, parts, sum_minor = CURRENCIES[whole.get("Ccy", "")].minor_units, list[ElementTree.Element](), 0
+    for each in details:
+        amount = next(_children(each, "Amt"), None)
+        if amount is None:
+            amount = next((a for d in _children(each, "AmtDtls") for t in _children(d, "TxAmt") for a in _children(t, "Amt")), None)
+        if amount is None or amount.get("Ccy") != whole.get("Ccy") or _text(each, "CdtDbtInd") not in ("", "CRDT"):
+            return [entry]
+        try:
+            sum_minor += _read_minor((amount.text or "").strip(), minor_units, "")
+        except StatementUnreadable:
+            return [entry]
+        part = ElementTree.Element(entry.tag)
+        part.extend([amount, *(child for child in entry if child.tag.rpartition("}")[2] not in ("Amt", "NtryDtls"))])
+        ElementTree.SubElement(part, "NtryDtls").append(each)
+        parts.append(part)
+    try:
+        return parts if sum_minor == _read_minor((whole.text or "").strip(), minor_units, "") else [entry]
+    except StatementUnreadable:
+        return [entry]
 
 
 def _read_credit(entry: ElementTree.Element, iban: str, place: str, equals: Counter[str]) -> BankCredit:
@@ -112,7 +145,7 @@ def _read_credit(entry: ElementTree.Element, iban: str, place: str, equals: Coun
     value_on = _text(entry, "ValDt", "Dt") or _text(entry, "BookgDt", "Dt") or _text(entry, "BookgDt", "DtTm")[:10]
     if not _is_day(value_on):
         raise StatementUnreadable(f"entry {place} has no date, or one that is none: {value_on!r}")
-    details = [each for group in _children(entry, "NtryDtls") for each in _children(group, "TxDtls")]
+    details = _list_details(entry)
     texts = [text.text or "" for each in details for info in _children(each, "RmtInf") for text in _children(info, "Ustrd")]
     texts += [_text(each, "RmtInf", "Strd", "CdtrRefInf", "Ref") for each in details]
     texts += [_text(each, "Refs", "EndToEndId") for each in details]
@@ -129,6 +162,7 @@ def _read_credit(entry: ElementTree.Element, iban: str, place: str, equals: Coun
         value_on=value_on,
         debtor=debtor[:256],
         text=text[:TEXT_MAX],
+        is_batch=len(details) > 1,
     )
 
 

@@ -22,6 +22,8 @@ from tollway.domain.pages import Page, PageWindow
 from tollway.domain.payments import Payment, PaymentKind, PaymentOrigin
 from tollway.storage import invoice_syncs as stored
 from tollway.storage import invoices as stored_invoices
+from tollway.storage import payments as stored_payments
+from tollway.storage import periods as stored_periods
 from tollway.storage.database import Database, PlatformTx, Transaction
 
 SECONDS = 60
@@ -68,6 +70,9 @@ class InvoiceConnector(Protocol):
 
     def find_payment(self, external_id: str) -> SinkPayment | None:
         """Return what was collected for an invoice; None if it is not paid."""
+
+    def adjust(self, external_id: str, open_minor: int) -> None:
+        """Have no more collected for an invoice than what of it is open."""
 
     def cancel(self, external_id: str) -> None:
         """Have nothing collected any more for an invoice that was settled otherwise."""
@@ -183,6 +188,8 @@ def _ask(database: Database, connectors: Connectors, sync: InvoiceSync, new_id: 
         return msgspec.structs.replace(sync, next_at=None, problem=str(error)[:PROBLEM_MAX], changed_at=now)
     except ConnectorUnavailable as error:
         problem = str(error)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # its answer has another form than it should
+        problem = f"the answer of {sync.connector} cannot be read ({type(error).__name__})"
     except Fault as fault:
         if fault.kind is DATABASE_UNAVAILABLE:
             raise
@@ -217,6 +224,7 @@ def _advance(database: Database, connectors: Connectors, sync: InvoiceSync, new_
         with database.platform() as tx:
             record_collected(tx, sync, found, document.currency, new_id=new_id, now=now)
     elif open_minor:
+        connector.adjust(sync.external_id, open_minor)
         return _moved(sync, SyncState.PAYMENT_PENDING, now, next_at=now + POLL_SECONDS * 1_000_000)
     else:
         connector.cancel(sync.external_id)
@@ -226,7 +234,14 @@ def _advance(database: Database, connectors: Connectors, sync: InvoiceSync, new_
 def record_collected(
     tx: PlatformTx, sync: InvoiceSync, found: SinkPayment, currency: str, *, new_id: Callable[[], str], now: int
 ) -> Payment | None:
-    """Record what a connector has collected for an invoice. Returns None if it is recorded already."""
+    """Record what a connector has collected for an invoice, and that it is settled there. Returns None if it is recorded already, under
+    whatever id of the payment."""
+    stored_periods.lock_organization(tx, sync.organization_id)
+    current = stored.find_sync(tx, sync.invoice_id)
+    if current is not None and current.state is not SyncState.SETTLED:
+        stored.replace_sync(tx, current, _moved(current, SyncState.SETTLED, now, next_at=None))
+    if stored_payments.find_by_reference(tx, sync.organization_id, PaymentOrigin(sync.connector), sync.external_id) is not None:
+        return None
     collected = ExternalPayment(
         kind=PaymentKind.PAYMENT,
         external_id=f"{sync.connector}/{found.id}",
@@ -237,12 +252,6 @@ def record_collected(
         reference=sync.external_id,
     )
     return payments.record_external(tx, sync.organization_id, collected, [sync.invoice_id], id=new_id(), actor=str(sync.connector), now=now)
-
-
-def settle(tx: PlatformTx, sync: InvoiceSync, now: int) -> None:
-    """Store that an invoice is paid at its connector, where the connector says so itself."""
-    if sync.state is not SyncState.SETTLED:
-        stored.replace_sync(tx, sync, _moved(sync, SyncState.SETTLED, now, next_at=None))
 
 
 def _get_document(tx: Transaction, invoice_id: str) -> Document:

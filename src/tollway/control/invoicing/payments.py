@@ -7,7 +7,7 @@ note is a source like a payment, and settles the invoice that it corrects first.
 first, at once or as soon as one is issued: an organization with a balance owes nothing.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from datetime import date
 from typing import NamedTuple
 
@@ -106,7 +106,12 @@ def record_payment(tx: PlatformTx, organization_id: str, wanted: WantedPayment, 
         actor=actor,
         created_at=now,
     )
-    return _store(tx, payment, wanted.invoice_ids, now)
+    spent = []
+    if wanted.kind is PaymentKind.REFUND:
+        found = {each.source_id: stored.find_payment(tx, each.source_id) for each in stored.list_settlements(tx, organization_id)}
+        received = {id for id, each in found.items() if each is None or each.kind is PaymentKind.PAYMENT}
+        spent = _list_given(tx, organization_id, received, wanted.invoice_ids)
+    return _store(tx, payment, wanted.invoice_ids, now, spent)
 
 
 class ExternalPayment(NamedTuple):
@@ -121,10 +126,28 @@ class ExternalPayment(NamedTuple):
     reference: str
 
 
+class RefundedPayment(NamedTuple):
+    """The payment that a refund pays back. `invoice_id`: for which it was collected."""
+
+    id: str
+    invoice_id: str
+
+
 def record_external(
-    tx: PlatformTx, organization_id: str, found: ExternalPayment, invoice_ids: Sequence[str], *, id: str, actor: str, now: int
+    tx: PlatformTx,
+    organization_id: str,
+    found: ExternalPayment,
+    invoice_ids: Sequence[str],
+    *,
+    id: str,
+    actor: str,
+    now: int,
+    refunded: RefundedPayment | None = None,
 ) -> Payment | None:
     """Record what a connector tells of. Invoices that are settled already take nothing of it. Returns None if it is recorded already.
+
+    A refund has been paid: what is missing of the balance is taken back from the invoices that were settled with the balance that the
+    `refunded` payment, or a credit note of its invoice, had left.
 
     Raises PARAMETER_INVALID for an amount or a day that cannot be, STATE_CONFLICT for a refund of more than the organization's balance.
     """
@@ -138,16 +161,38 @@ def record_external(
         return None
     payment = Payment(id=id, organization_id=organization_id, returns_id=None, actor=actor, created_at=now, **found._asdict())
     still_open = {each.id for each in read_account(tx, organization_id).open}
-    return _store(tx, payment, [each for each in invoice_ids if each in still_open], now)
+    spent = _list_spent(tx, organization_id, refunded) if refunded is not None else []
+    return _store(tx, payment, [each for each in invoice_ids if each in still_open], now, spent)
 
 
-def _store(tx: PlatformTx, payment: Payment, invoice_ids: Sequence[str], now: int) -> Payment:
-    """Store a payment with its posting and settlements. The organization is locked."""
+def _list_spent(tx: PlatformTx, organization_id: str, refunded: RefundedPayment) -> list[Settlement]:
+    """Return what a payment and the credit notes of its invoice gave to other invoices, the latest first."""
+    issued = [(id, kind, decode_document(text)) for id, kind, text in stored.list_issued(tx, organization_id)]
+    others = {id for id, kind, _ in issued if kind is InvoiceKind.INVOICE and id != refunded.invoice_id}
+    sources = {id for id, _, document in issued if document.corrects is not None and document.corrects.id == refunded.invoice_id}
+    return _list_given(tx, organization_id, sources | {refunded.id}, others)
+
+
+def _list_given(tx: PlatformTx, organization_id: str, source_ids: Container[str], target_ids: Container[str]) -> list[Settlement]:
+    """Return what these sources gave to these targets, the latest first: one settlement for each pair."""
+    given: dict[tuple[str, str], int] = {}
+    for each in stored.list_settlements(tx, organization_id):
+        if each.source_id in source_ids and each.target_id in target_ids:
+            pair = (each.source_id, each.target_id)
+            given[pair] = given.pop(pair, 0) + each.amount_minor
+    pairs = reversed(given.items())
+    return [Settlement(source_id=source, target_id=target, amount_minor=minor) for (source, target), minor in pairs if minor > 0]
+
+
+def _store(tx: PlatformTx, payment: Payment, invoice_ids: Sequence[str], now: int, spent: Sequence[Settlement] = ()) -> Payment:
+    """Store a payment with its posting and settlements. The organization is locked. `spent`: from which a refund takes what the balance
+    has not."""
     standing = read_account(tx, payment.organization_id)
     by_id = {each.id: each for each in standing.open}
     settled: list[Settlement] = []
     if payment.kind is PaymentKind.REFUND:
-        if payment.amount_minor > standing.balance_minor:
+        missing = payment.amount_minor - standing.balance_minor
+        if missing > sum(each.amount_minor for each in spent):
             raise Fault(STATE_CONFLICT, message="More cannot be paid back than the organization has paid and no invoice took.")
         left = payment.amount_minor
         for source_id, rest in _list_left(tx, payment.organization_id):
@@ -155,6 +200,12 @@ def _store(tx: PlatformTx, payment: Payment, invoice_ids: Sequence[str], now: in
             left -= part
             if part:
                 settled.append(Settlement(source_id=source_id, target_id=payment.id, amount_minor=part))
+        for each in spent:
+            part = min(left, each.amount_minor)
+            left -= part
+            if part:
+                settled.append(msgspec.structs.replace(each, amount_minor=-part))
+                settled.append(Settlement(source_id=each.source_id, target_id=payment.id, amount_minor=part))
     else:
         for invoice_id in invoice_ids:
             if invoice_id not in by_id:
@@ -192,12 +243,12 @@ def _settle_balance(tx: PlatformTx, organization_id: str, now: int) -> None:
 
 
 def return_payment(tx: PlatformTx, payment_id: str, *, id: str, value_on: str, reference: str, actor: str, now: int) -> Payment:
-    """Record that the bank took a payment back: what it settled is open again. Raises RESOURCE_UNKNOWN, PARAMETER_INVALID, or
-    STATE_CONFLICT where it was returned or paid back already."""
+    """Record that the bank took a payment back, or an operator a write-off: what it settled is open again. Raises RESOURCE_UNKNOWN,
+    PARAMETER_INVALID, or STATE_CONFLICT where it was returned or paid back already."""
     payment = get_payment(tx, payment_id)
     _check_day(value_on)
     stored_periods.lock_organization(tx, payment.organization_id)
-    if payment.kind is not PaymentKind.PAYMENT or stored.find_return(tx, payment_id) is not None:
+    if not payment.kind.is_source or stored.find_return(tx, payment_id) is not None:
         raise Fault(STATE_CONFLICT, message="Only a payment that was not returned yet can be returned.")
     given: dict[str, int] = {}
     for each in stored.list_settlements(tx, payment.organization_id):
@@ -218,7 +269,7 @@ def return_payment(tx: PlatformTx, payment_id: str, *, id: str, value_on: str, r
         created_at=now,
     )
     open_before = [each.id for each in read_account(tx, payment.organization_id).open]
-    stored.insert_payment(tx, returned, entries_of(returned), now)
+    stored.insert_payment(tx, returned, entries_of(returned, payment.kind), now)
     taken = [Settlement(source_id=payment_id, target_id=target_id, amount_minor=-minor) for target_id, minor in given.items() if minor]
     whole = Settlement(source_id=payment_id, target_id=id, amount_minor=payment.amount_minor)
     stored.insert_settlements(tx, payment.organization_id, [*taken, whole], now)
@@ -232,6 +283,8 @@ def settle_issued(tx: PlatformTx, document: Document, now: int) -> None:
     paid before. The organization is locked."""
     corrected_id = document.corrects.id if document.kind is InvoiceKind.CREDIT_NOTE and document.corrects is not None else None
     open_before = read_account(tx, document.organization_id).open
+    if corrected_id is not None:
+        _check_credited(tx, document, corrected_id)
     for each in open_before:
         part = min(each.open_minor, document.totals.gross_minor)
         if each.id == corrected_id and part:
@@ -239,6 +292,22 @@ def settle_issued(tx: PlatformTx, document: Document, now: int) -> None:
             stored.insert_settlements(tx, document.organization_id, [settled], now)
     _settle_balance(tx, document.organization_id, now)
     _tell_paid(tx, document.organization_id, [each.id for each in open_before], now)
+
+
+def _check_credited(tx: PlatformTx, note: Document, corrected_id: str) -> None:
+    """Raise STATE_CONFLICT if a credit note credits what was written off of its invoice: that would become a balance, though nobody has
+    paid it."""
+    taken: dict[str, int] = {}
+    for each in stored.list_settlements(tx, note.organization_id):
+        if each.target_id == corrected_id:
+            taken[each.source_id] = taken.get(each.source_id, 0) + each.amount_minor
+    paid = {id: stored.find_payment(tx, id) for id in taken}
+    written_off = sum(taken[id] for id, each in paid.items() if each is not None and each.kind is PaymentKind.WRITE_OFF)
+    issued = [(id, decode_document(text)) for id, _, text in stored.list_issued(tx, note.organization_id)]
+    credited = sum(each.totals.gross_minor for _, each in issued if each.corrects is not None and each.corrects.id == corrected_id)
+    gross = next(each.totals.gross_minor for id, each in issued if id == corrected_id)
+    if written_off and credited + written_off > gross:
+        raise Fault(STATE_CONFLICT, message="The credit note credits what was written off: take the write-off back first.")
 
 
 def _get_currency(tx: PlatformTx, organization_id: str) -> str:
@@ -406,8 +475,10 @@ def _entry(credit: BankCredit, statement_id: str) -> BankEntry:
 
 def _find_invoices(tx: PlatformTx, credit: BankCredit, owners: Sequence[LegalEntity]) -> list[StoredInvoice]:
     """Return the invoices that the text of a credit names. Nothing where it is not sure which is meant: where they are of several
-    organizations, or several sellers with the account gave the same number."""
+    organizations, several sellers with the account gave the same number, or the credit is the sum of several transfers."""
     named: dict[str, StoredInvoice] = {}
+    if credit.is_batch:
+        return []
     for number in find_numbers(credit.text, {each.invoice_series for each in owners}):
         series, _, digits = number.rpartition("-")
         found = stored_invoices.list_numbered(tx, series, int(digits), [each.id for each in owners])
@@ -469,10 +540,11 @@ def list_entries(tx: PlatformTx, window: PageWindow) -> Page[BankEntry]:
 # ---- Booking ------------------------------------------------------------------------------------------------------------
 
 
-def entries_of(payment: Payment) -> tuple[Entry, ...]:
-    """Return the entries of a payment: money or a loss against what the organization owes."""
+def entries_of(payment: Payment, returned: PaymentKind | None = None) -> tuple[Entry, ...]:
+    """Return the entries of a payment: money or a loss against what the organization owes. `returned`: of a return, the kind of what it
+    takes back."""
     pico = payment.amount_minor * 10 ** (12 - get_currency(payment.currency).minor_units)
     pico = pico if payment.kind.is_source else -pico
-    account = WRITE_OFF if payment.kind is PaymentKind.WRITE_OFF else CASH
+    account = WRITE_OFF if PaymentKind.WRITE_OFF in (payment.kind, returned) else CASH
     owed = Account(payment.organization_id, RECEIVABLE, payment.currency)
     return Entry(Account(PLATFORM, account, payment.currency), pico), Entry(owed, -pico)

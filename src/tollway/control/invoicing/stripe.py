@@ -70,8 +70,13 @@ def list_lines(document: Document, open_minor: int) -> list[SinkLine]:
         lines.append(SinkLine(f"{document.id}:{id}", text, amount_minor, tax_minor))
     paid_minor = document.totals.gross_minor - open_minor
     if paid_minor:
-        lines.append(SinkLine(f"{document.id}:paid", "Paid before", -paid_minor, 0))
+        lines.append(SinkLine(f"{_paid_prefix(document)}{paid_minor}", "Paid before", -paid_minor, 0))
     return lines
+
+
+def _paid_prefix(document: Document) -> str:
+    """Return how the id of the line of what was paid before begins. The amount follows: it can change while the lines are added."""
+    return f"{document.id}:paid:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,29 +115,50 @@ class StripeConnector:
         """Add the lines, compare the totals, and finalise. Raises ConnectorRefused, ConnectorUnavailable."""
         invoice = self._get(f"invoices/{external_id}")
         if invoice.get("status") == "draft":
-            there = set(self._list_line_ids(external_id))
-            for line in list_lines(document, open_minor):
+            wanted = list_lines(document, open_minor)
+            there = {}
+            for line_id, id in self._list_line_ids(external_id):
+                if id.startswith(_paid_prefix(document)) and id not in {each.id for each in wanted}:
+                    stale = {"lines[0][id]": line_id, "lines[0][behavior]": "delete"}
+                    self._post(f"invoices/{external_id}/remove_lines", stale, f"{line_id}:remove")
+                else:
+                    there[id] = line_id
+            for line in wanted:
                 if line.id not in there:
                     self._post(f"invoices/{external_id}/add_lines", _line_fields(line, document), line.id)
             invoice = self._get(f"invoices/{external_id}")
-        _compare(invoice, document, open_minor)
-        if invoice["status"] == "draft":
+        is_draft = invoice["status"] == "draft"
+        # Once it is finalised its lines stay; what was settled since then is compared when the payment is looked for.
+        _compare(invoice, document, open_minor if is_draft else int(invoice["total"]))
+        if is_draft:
             # From here on Stripe collects it.
             self._post(f"invoices/{external_id}/finalize", {"auto_advance": "true"}, f"{document.id}:finalize")
 
     def find_payment(self, external_id: str) -> SinkPayment | None:
-        """Return what Stripe collected for an invoice; None if it is open. Raises ConnectorRefused where nothing will come any more,
-        ConnectorUnavailable."""
+        """Return what Stripe collected for an invoice; None if nothing. Raises ConnectorRefused, ConnectorUnavailable."""
+        return read_payment(self._get(f"invoices/{external_id}"))
+
+    def adjust(self, external_id: str, open_minor: int) -> None:
+        """Credit at Stripe what was settled otherwise since the invoice was finalised. Raises ConnectorRefused where nothing will come any
+        more, or less than what is open; ConnectorUnavailable."""
         invoice = self._get(f"invoices/{external_id}")
-        if invoice.get("status") in ("void", "uncollectible", "deleted"):
-            raise ConnectorRefused(f"the invoice is {invoice['status']} at Stripe")
-        return read_payment(invoice)
+        if invoice.get("status") != "open":
+            raise ConnectorRefused(f"the invoice is {invoice.get('status')} at Stripe, and {open_minor} of it are open")
+        theirs = int(invoice["amount_remaining"])
+        if theirs < open_minor:
+            raise ConnectorRefused(f"Stripe collects {theirs}, and {open_minor} are open")
+        if theirs > open_minor:
+            fields = {"invoice": external_id, "amount": str(theirs - open_minor)}
+            self._post("credit_notes", fields, f"{external_id}:credit:{theirs}:{open_minor}")
 
     def cancel(self, external_id: str) -> None:
-        """Void an invoice at Stripe that was settled otherwise. Raises ConnectorRefused, ConnectorUnavailable."""
-        self._post(f"invoices/{external_id}/void", {}, f"{external_id}:void")
+        """Void an invoice at Stripe that was settled otherwise, unless nothing is collected for it anyway. Raises ConnectorRefused,
+        ConnectorUnavailable."""
+        if self._get(f"invoices/{external_id}").get("status") not in ("void", "paid"):
+            self._post(f"invoices/{external_id}/void", {}, f"{external_id}:void")
 
-    def _list_line_ids(self, external_id: str) -> Iterator[str]:
+    def _list_line_ids(self, external_id: str) -> Iterator[tuple[str, str]]:
+        """Yield Stripe's id and ours of each line of an invoice."""
         after, has_more = "", True
         while has_more:
             page = self._get(f"invoices/{external_id}/lines", {"limit": str(PAGE)} | ({"starting_after": after} if after else {}))
@@ -141,7 +167,7 @@ class StripeConnector:
                 raise ConnectorUnavailable("Stripe answered something else than lines")
             for line in lines:
                 after = _get_id(line)
-                yield str((line.get("metadata") or {}).get("tollway_line", ""))
+                yield after, str((line.get("metadata") or {}).get("tollway_line", ""))
             has_more = bool(page.get("has_more")) and bool(lines)
 
     def _get(self, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -210,7 +236,7 @@ def _line_fields(line: SinkLine, document: Document) -> dict[str, str]:
         "lines[0][discountable]": "false",
         "lines[0][metadata][tollway_line]": line.id,
     }
-    if document.totals.tax_minor and not line.id.endswith(":paid"):
+    if document.totals.tax_minor and not line.id.startswith(_paid_prefix(document)):
         tax = "lines[0][tax_amounts][0]"
         percentage = f"{document.tax.rate_bp // 100}.{document.tax.rate_bp % 100:02d}"
         fields |= {

@@ -18,10 +18,10 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from tollway.control.invoicing import connectors, dunning, payments
-from tollway.control.invoicing.payments import ExternalPayment
-from tollway.control.invoicing.stripe import read_payment
+from tollway.control.invoicing.payments import ExternalPayment, RefundedPayment
+from tollway.control.invoicing.stripe import STRIPE_VERSION, read_payment
 from tollway.domain.connectors import Connector
-from tollway.domain.faults import Blame, Fault, FaultKind
+from tollway.domain.faults import STATE_CONFLICT, Blame, Fault, FaultKind
 from tollway.domain.payments import Payment, PaymentKind, PaymentOrigin
 from tollway.metric_table import find_metric
 from tollway.storage import invoice_syncs
@@ -96,6 +96,19 @@ class HandledEvent(NamedTuple):
     organization_id: str | None = None
 
 
+HANDLED = frozenset(
+    {
+        "invoice.paid",
+        "refund.created",
+        "refund.updated",
+        "refund.failed",
+        "charge.dispute.created",
+        "charge.dispute.funds_withdrawn",
+        "charge.dispute.funds_reinstated",
+    }
+)
+"""Types of events that have an effect."""
+
 IGNORED, KNOWN = HandledEvent(EventOutcome.IGNORED), HandledEvent(EventOutcome.KNOWN)
 
 
@@ -103,19 +116,23 @@ def handle(tx: PlatformTx, event: Mapping[str, Any], *, new_id: Callable[[], str
     """Do what a verified event tells. Raises Fault where it cannot be done yet."""
     kind, data = event.get("type"), event.get("data")
     found = data.get("object") if isinstance(data, dict) else None
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or kind not in HANDLED:
         return IGNORED
+    if event.get("api_version") != STRIPE_VERSION:  # another one calls payments by other ids
+        raise Fault(STATE_CONFLICT, message=f"The webhook endpoint must be of API version {STRIPE_VERSION}.")
     match kind:
         case "invoice.paid":
             return _record_paid(tx, found, new_id, now)
         case "refund.created" | "refund.updated" if found.get("status") == "succeeded":
             return _record(tx, found, PaymentKind.REFUND, new_id, now)
+        case "refund.failed":
+            return _record_failed(tx, found, new_id, now)
         case "charge.dispute.created":
             return _hold(tx, found, now)
         case "charge.dispute.funds_withdrawn":
             return _take_back(tx, found, new_id, now)
         case "charge.dispute.funds_reinstated":
-            return _record(tx, found, PaymentKind.PAYMENT, new_id, now)
+            return _give_back(tx, found, new_id, now)
         case _:
             return IGNORED
 
@@ -126,26 +143,48 @@ def _record_paid(tx: PlatformTx, invoice: Mapping[str, Any], new_id: Callable[[]
     if sync is None or paid is None:
         return IGNORED
     payment = connectors.record_collected(tx, sync, paid, _text(invoice, "currency").upper(), new_id=new_id, now=now)
-    connectors.settle(tx, sync, now)
     return KNOWN if payment is None else HandledEvent(EventOutcome.RECORDED, sync.organization_id)
 
 
-def _record(tx: PlatformTx, found: Mapping[str, Any], kind: PaymentKind, new_id: Callable[[], str], now: int) -> HandledEvent:
-    """Record a refund, or what came back after a dispute was won, under Stripe's id of it."""
+def _record(
+    tx: PlatformTx, found: Mapping[str, Any], kind: PaymentKind, new_id: Callable[[], str], now: int, suffix: str = ""
+) -> HandledEvent:
+    """Record a refund, or what came back of one or of a dispute, under Stripe's id of it."""
     paid, amount = _find_payment(tx, found), found.get("amount")
     if paid is None or not isinstance(amount, int):
         return IGNORED
     moved = ExternalPayment(
         kind=kind,
-        external_id=f"{Connector.STRIPE}/{_text(found, 'id')}",
+        external_id=f"{Connector.STRIPE}/{_text(found, 'id')}{suffix}",
         amount_minor=amount,
         currency=_text(found, "currency").upper(),
         value_on=_day_of(now),
         origin=PaymentOrigin.STRIPE,
         reference=paid.external_id,
     )
-    recorded = payments.record_external(tx, paid.organization_id, moved, [], id=new_id(), actor=ACTOR, now=now)
+    sync = invoice_syncs.find_by_external_id(tx, Connector.STRIPE, paid.reference)
+    refunded = RefundedPayment(paid.id, sync.invoice_id) if kind is PaymentKind.REFUND and sync is not None else None
+    recorded = payments.record_external(tx, paid.organization_id, moved, [], id=new_id(), actor=ACTOR, now=now, refunded=refunded)
     return KNOWN if recorded is None else HandledEvent(EventOutcome.RECORDED, paid.organization_id)
+
+
+def _record_failed(tx: PlatformTx, refund: Mapping[str, Any], new_id: Callable[[], str], now: int) -> HandledEvent:
+    """Record that the money of a refund came back, if the refund is recorded."""
+    recorded = stored.find_by_external_id(tx, f"{Connector.STRIPE}/{_text(refund, 'id')}")
+    if recorded is None or recorded.kind is not PaymentKind.REFUND:
+        return IGNORED
+    return _record(tx, refund, PaymentKind.PAYMENT, new_id, now, suffix="/failed")
+
+
+def _give_back(tx: PlatformTx, dispute: Mapping[str, Any], new_id: Callable[[], str], now: int) -> HandledEvent:
+    """Record what came back of a dispute, if it was taken for it. Raises STATE_CONFLICT if that is not recorded yet."""
+    paid = _find_payment(tx, dispute)
+    if paid is None or dispute.get("amount") != paid.amount_minor:
+        return IGNORED
+    returned = stored.find_return(tx, paid.id)
+    if returned is None:
+        raise Fault(STATE_CONFLICT, message="It is not recorded yet that the payment was taken back.")
+    return _record(tx, dispute, PaymentKind.PAYMENT, new_id, now) if returned.reference == _text(dispute, "id") else IGNORED
 
 
 def _hold(tx: PlatformTx, dispute: Mapping[str, Any], now: int) -> HandledEvent:

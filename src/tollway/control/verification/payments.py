@@ -23,7 +23,8 @@ def compare_payments(tx: PlatformTx, add: Add) -> tuple[Sums, Sums]:
     replayed, owed, payments = Sums(), Sums(), dict[str, Payment]()
     for payment, entries in stored.iterate_payments(tx):
         payments[payment.id] = payment
-        right = entries_of(payment)
+        returned = stored.find_payment(tx, payment.returns_id) if payment.returns_id is not None else None
+        right = entries_of(payment, returned.kind if returned is not None else None)
         for sums, listed in ((replayed, entries), (owed, right)):
             for entry in listed:
                 sums[entry.account.id] = sums.get(entry.account.id, 0) + entry.amount_pico
@@ -60,5 +61,5 @@ def _compare_settlements(tx: PlatformTx, payments: dict[str, Payment], add: Add)
         if payment.kind is PaymentKind.RETURN:
             returned = payments.get(payment.returns_id or "")
             is_whole = returned is not None and returned.amount_minor == payment.amount_minor == pairs[returned.id, payment.id]
-            if returned is None or returned.kind is not PaymentKind.PAYMENT or not is_whole:
+            if returned is None or not returned.kind.is_source or not is_whole:
                 add("payments", f"{payment.id} does not take back the payment that it returns")

@@ -38,7 +38,11 @@ class PaymentCreate(In):
     reference: Annotated[Name | None, Field(description="What the payment is known by, in your words.", examples=["transfer"])] = None
     invoice_ids: Annotated[
         list[Annotated[str, StringConstraints(max_length=64)]],
-        Field(max_length=100, description="Invoices that it settles first; the rest settles the oldest ones.", examples=[["inv_0"]]),
+        Field(
+            max_length=100,
+            description="Invoices that it settles first; a refund takes from them what the balance lacks.",
+            examples=[["inv_0"]],
+        ),
     ] = Field(default_factory=list)
 
 
