@@ -117,6 +117,29 @@ class TestSchema:
             assert tx.connection.scalar(sa.text("SELECT version_num FROM alembic_version")) == "9999"
             assert tx.connection.scalar(sa.text("SELECT count(*) FROM compatible_revisions WHERE revision = '9999'")) == 1
 
+    @pytest.mark.postgres
+    def test_of_a_newer_version_may_have_other_policies_but_not_none(self, postgres_template: PostgresTemplate, tmp_path: Path) -> None:
+        with postgres_template.copied(tmp_path) as url, closing(Database.open(url)) as database:
+
+            def change(*statements: str) -> None:
+                with database.platform() as tx:
+                    become_owner(tx)
+                    for statement in statements:
+                        tx.connection.execute(sa.text(statement))
+
+            with database.platform(write=False) as tx:
+                find = sa.text("SELECT policyname FROM pg_policies WHERE tablename = 'projects' AND policyname LIKE 'rows_of_tenant%'")
+                name = tx.connection.execute(find).scalar_one()
+            change(
+                "UPDATE alembic_version SET version_num = '9999'",
+                "INSERT INTO compatible_revisions VALUES ('9999')",
+                f"ALTER POLICY {name} ON projects RENAME TO rows_of_tenant_of_9999",
+            )
+            database.check_schema()
+            change("ALTER TABLE projects NO FORCE ROW LEVEL SECURITY")
+            with pytest.raises(DatabaseOutdated, match="projects"):
+                database.check_schema()
+
     def test_of_a_newer_version_that_breaks_this_one_is_refused(self, database: Database) -> None:
         with database.platform() as tx:
             tx.connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))

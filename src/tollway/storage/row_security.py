@@ -191,9 +191,25 @@ def find_gaps(connection: sa.Connection) -> list[Gap]:
     return gaps
 
 
-def _mend(row: sa.Row[tuple[object, ...]]) -> Iterator[str]:
+def list_gaps(connection: sa.Connection) -> list[str]:
+    """Return the names of what differs between the database and this module."""
+    return [gap.name for gap in find_gaps(connection)]
+
+
+def find_unprotected(connection: sa.Connection) -> list[str]:
+    """Return the tables that need row security and have none, whatever the conditions of their policies say."""
+    names = {"column": ORGANIZATION_COLUMN, "platform": PLATFORM_ROLE, "tenant": TENANT_ROLE}
+    tables = connection.execute(_TABLES, names).all()
+    return [row.name for row in tables if _find_access(row).policies and not (row.policies and row.is_forced)]
+
+
+def _find_access(row: sa.Row[tuple[object, ...]]) -> TableAccess:
     # Partitions of events are reached through their table, whose policies count; only the platform uses them by name.
-    wanted = TableAccess(None, ()) if row.name.startswith("usage_events_") else access_to(row.name, has_organization=row.has_organization)
+    return TableAccess(None, ()) if row.name.startswith("usage_events_") else access_to(row.name, has_organization=row.has_organization)
+
+
+def _mend(row: sa.Row[tuple[object, ...]]) -> Iterator[str]:
+    wanted = _find_access(row)
     # Tables that were handed over keep the policy of their former owner: without its own, a migration would find no rows.
     if sorted(wanted.policies) != sorted(row.policies) or row.is_forced != bool(wanted.policies) or not row.is_of_owner:
         yield from (f"DROP POLICY {policy} ON {row.name}" for policy in row.policies)

@@ -40,9 +40,9 @@ def make_body(model: type[M], values: Mapping[str, object]) -> M:
         raise errors.fault_of([{**each, "loc": ("body", *each["loc"])} for each in found]) from None
 
 
-def write_query(values: Mapping[str, str]) -> str:
-    """Return the query of an address with the values that are not empty, as a form of filters would send them."""
-    return urlencode({name: value for name, value in values.items() if value})
+def write_query(values: Mapping[str, object]) -> str:
+    """Return the query of an address with the values that are not empty, as a form of filters would send them; a list once for each."""
+    return urlencode({name: value for name, value in values.items() if value}, doseq=True)
 
 
 def split_list(text: str) -> list[str]:

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from tollway.control.api.money import periods
 from tollway.control.api.money.periods import OrganizationId
 from tollway.control.api.schemas import PageQuery
-from tollway.control.console.forms import Form, form, require_typed
+from tollway.control.console.forms import Form, form, require_typed, write_query
 from tollway.control.console.routing import Page, PlatformPage
 from tollway.control.console.routing import router as new_router
 from tollway.domain.faults import Fault
@@ -29,7 +29,9 @@ def show_periods(
 ) -> Response:
     """Billing periods, of every organization or of one."""
     found = page.call(periods.list_periods, query=query, organization_id=organization_id, state=state)
-    return page.show("platform/periods.html", periods=found, organization_id=organization_id, state=state, states=list(PeriodState))
+    filters = write_query({"organization_id": organization_id, "state": state})
+    states = list(PeriodState)
+    return page.show("platform/periods.html", periods=found, organization_id=organization_id, state=state, states=states, filters=filters)
 
 
 @router.get(ONE, include_in_schema=False)
