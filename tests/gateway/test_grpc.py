@@ -613,14 +613,19 @@ async def test_calls_without_a_key_have_a_small_part_of_the_places_for_a_short_t
 async def test_calls_of_one_organization_have_a_bound_of_their_own() -> None:
     async with port({"m": served("http://127.0.0.1:9")}, GrpcBounds(organization_calls_max=1)) as made:
         idle = made.stream()
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while not made.listener._places:
-                await asyncio.sleep(0.01)
+
+        async def wait_for(*, taken: bool) -> None:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while bool(made.listener._places) is not taken:
+                    await asyncio.sleep(0.01)
+
+        await wait_for(taken=True)
         assert await made.refuse(bent()) == (Code.RESOURCE_EXHAUSTED, "rate_limit_exceeded")
         await idle.done_writing()
         assert await idle.code() is Code.OK
+        await wait_for(taken=False)  # a client hears of the end before the place is given back
         assert await made.refuse(bent()) == (Code.UNAVAILABLE, "upstream_unreachable")
-        assert made.listener._places == {}
+        await wait_for(taken=False)
 
 
 async def test_answer_that_is_not_read_is_given_up_and_counts_as_long_as_it_is_held() -> None:
