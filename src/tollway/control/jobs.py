@@ -254,7 +254,7 @@ class JobRunner:
         state.failures_total += 1
         pause_seconds = min(RETRY_SECONDS_MIN * 2 ** min(state.failures - 1, 16), RETRY_SECONDS_MAX, job.interval_seconds)
         retry_at = self.now() + int(pause_seconds * 1_000_000)
-        detail = _describe(error)
+        detail = describe_failure(error)
         if detail != state.last_detail or state.failures % FAILURES_PER_LINE == 0:
             is_expected = isinstance(error, Fault | _DeadlinePassed | _LeaseLost)
             line = {"event": "job_failed" if is_expected else "defect", "job": job.name, "failures": state.failures, "detail": detail}
@@ -301,7 +301,7 @@ def _us(seconds: float) -> int:
     return int(seconds * 1_000_000)
 
 
-def _describe(error: Exception) -> str:
+def describe_failure(error: BaseException) -> str:
     """Describe a failure for operators. The text of an unexpected exception is left out, because it may quote data of a client."""
     if isinstance(error, Fault):
         return f"{error.kind.code}: {error.detail}" if error.detail else error.kind.code

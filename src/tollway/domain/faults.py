@@ -174,6 +174,13 @@ CONCURRENCY_EXCEEDED = FaultKind(code="rate_limit_exceeded", status=429, blame=_
 RENDERING_BUSY = FaultKind(
     code="rate_limit_exceeded", status=429, blame=_P, message="Too many documents are being set as PDF. Try again later.", type="requests"
 )
+NAMES_BUSY = FaultKind(
+    code="rate_limit_exceeded",
+    status=429,
+    blame=_P,
+    message="Too many names are being resolved. Try again later.",
+    type="requests",
+)
 UPLOADS_EXCEEDED = FaultKind(
     code="rate_limit_exceeded", status=429, blame=_T, message="Too many large requests of this key at once.", type="requests"
 )

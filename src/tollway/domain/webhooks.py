@@ -52,8 +52,9 @@ class DisabledReason(StrEnum):
 
 class WebhookEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     """An endpoint. `organization_id`: whose it is; None for the operators'. `sealed`, `sealed_before`: its secret and the one before,
-    until `before_until`. `failing_since`: the first failure since the last success. `failures`: those since then. Instants are UTC
-    microseconds."""
+    until `before_until`. `failing_since`: the first failure since the last success, or since nothing was left to deliver. `failures`: those
+    since then. `paused_until`: until when no process takes its deliveries, because it failed or another process has them. Instants are
+    UTC microseconds."""
 
     id: str
     organization_id: str | None
@@ -75,8 +76,8 @@ class WebhookEndpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
-    """The delivery of an event to an endpoint. `since_at`: from when on its attempts count. `next_at`: when it is tried next, or until
-    when a process is at it. `status`: of the latest answer; None if there was none, and then `error` says why."""
+    """The delivery of an event to an endpoint. `since_at`: from when on its attempts count. `next_at`: when it is tried next.
+    `status`: of the latest answer; None if there was none, and then `error` says why."""
 
     endpoint_id: str
     event_id: str

@@ -29,7 +29,7 @@ from tollway.control.auditing import audit, audit_chains
 from tollway.control.auditing.audit import AuditedOperation
 from tollway.control.authentication import federation, token_exchange
 from tollway.control.console import routers as console
-from tollway.control.eventing import delivery, searches
+from tollway.control.eventing import delivery, owner_mails, searches
 from tollway.control.eventing.delivery import Sender
 from tollway.control.gateways import nodes
 from tollway.control.identity import keys, leaked_keys, operators, scheduled_rotation, sessions
@@ -566,12 +566,14 @@ def _list_jobs(
         recorded=_audit_job(plane, "webhook_endpoint.disabled", "webhooks"),
         open_vault=plane.open_vault,
         networks=plane.webhook_networks,
-        mail=plane.mail,
         now=plane.now,
         random=lambda: int.from_bytes(plane.random_bytes(4), "big") / 2**32,
         log=plane.log,
         counts=plane.webhooks,
     )
+
+    def tell_owners_of_endpoints(turn: Turn) -> None:
+        owner_mails.tell_owners(plane.database, plane.mail, plane.log, plane.now, turn.is_over)
 
     def rotate_keys(turn: Turn) -> None:
         for step in (scheduled_rotation.rotate_due, scheduled_rotation.give_notices):
@@ -683,6 +685,12 @@ def _list_jobs(
             interval_seconds=delivery.SECONDS,
             deadline_seconds=delivery.DEADLINE_SECONDS,
             is_leased=False,
+        ),
+        Job(
+            name="webhook_mails",
+            work=in_thread(tell_owners_of_endpoints),
+            interval_seconds=owner_mails.SECONDS,
+            deadline_seconds=THREAD_SECONDS_MAX,
         ),
         Job(
             name="event_months",

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from tollway.domain import ids
 from tollway.domain.events import Event, EventType
 from tollway.domain.pages import Page, PageWindow
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
@@ -107,7 +108,8 @@ def list_following(tx: TenantTx, after_sequence: int, count_max: int, types: Seq
 
 def remove_before(tx: PlatformTx, created_before: int, count_max: int) -> int:
     """Remove old events with their deliveries. Return how many."""
-    old = sa.select(_C.id).where(_C.created_at < created_before, _C.sequence.is_not(None)).order_by(_C.id).limit(count_max)
+    before = _C.id < ids.first_id(ids.EVENT, created_before)  # an index has the ids, which begin with the instant
+    old = sa.select(_C.id).where(before, _C.sequence.is_not(None)).order_by(_C.id).limit(count_max)
     return tx.connection.execute(outbox_events.delete().where(_C.id.in_(old))).rowcount
 
 

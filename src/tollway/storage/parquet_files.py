@@ -2,16 +2,18 @@
 
     <directory>/hour=2026-11-30T16/usage-<digest>.parquet
     <directory>/hour=2026-11-30T16/manifest.json
+    <directory>/start.json                                 until the first hour is written
 
 The file is durable before the manifest names it, and the manifest is replaced as a whole: whoever reads the file of the manifest reads a
-whole hour, also while it is replaced. pyarrow writes the files; it is an extra (`pip install tollway[parquet]`) of 165 MB.
+whole hour, also while it is replaced. The file before stays until the next run, for whoever has read
+the manifest and not the file yet. pyarrow writes the files; it is an extra (`pip install tollway[parquet]`) of 165 MB.
 """
 
 import hashlib
 import importlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from tollway.storage.record_archive import make_directory
 from tollway.storage.usage_hours import COLUMNS, FLAGS, INSTANTS, TEXTS
 
 MANIFEST = "manifest.json"
+START = "start.json"
 FORMAT = "%Y-%m-%dT%H"
 VERSION = 1
 """Version of the columns. A new column keeps it."""
@@ -59,15 +62,30 @@ class UsageFiles:
         names = [path.parent.name.removeprefix("hour=") for path in self._directory.glob(f"hour=*/{MANIFEST}")]
         return sorted(int(datetime.strptime(name, FORMAT).replace(tzinfo=UTC).timestamp()) * 1_000_000 for name in names)
 
+    def find_start(self) -> int | None:
+        """Return the start of the first hour that was to be written, in UTC microseconds, while it is not written."""
+        path = self._directory.joinpath(START)
+        return msgspec.json.decode(path.read_bytes(), type=int) * 1_000_000 if path.exists() else None
+
+    def put_start(self, hour_at: int) -> None:
+        """Store which hour is to be written first. Raises OSError."""
+        make_directory(self._directory)
+        _replace(self._directory.joinpath(START), msgspec.json.encode(hour_at // 1_000_000))
+
+    def remove_start(self) -> None:
+        """Forget which hour is to be written first. Raises OSError."""
+        self._directory.joinpath(START).unlink(missing_ok=True)
+
     def find_manifest(self, hour_at: int) -> HourManifest | None:
         """Return the manifest of an hour."""
         path = self._path(hour_at).joinpath(MANIFEST)
         return msgspec.json.decode(path.read_bytes(), type=HourManifest) if path.exists() else None
 
     def write(self, hour_at: int, parts: Iterable[Sequence[Mapping[str, Any]]], now: int) -> HourManifest:
-        """Write the file of an hour, or replace it, and return its manifest. Files that the manifest does not name are removed. Raises
-        OSError."""
+        """Write the file of an hour, or replace it, and return its manifest. Files that neither this manifest nor the one before names are
+        removed. Raises OSError."""
         directory = self._path(hour_at)
+        before = self.find_manifest(hour_at)
         make_directory(directory)
         unfinished = directory.joinpath(f"{os.getpid()}.unfinished")
         rows, amounts = self._write_rows(unfinished, parts)
@@ -85,10 +103,12 @@ class UsageFiles:
             written_at=datetime.fromtimestamp(now // 1_000_000, UTC).isoformat().replace("+00:00", "Z"),
         )
         _replace(directory.joinpath(MANIFEST), msgspec.json.format(msgspec.json.encode(manifest)))
-        for path in directory.iterdir():
-            if path.name not in (name, MANIFEST):
-                path.unlink(missing_ok=True)
+        _remove_others(directory, {MANIFEST, name} if before is None else {MANIFEST, name, before.file})
         return manifest
+
+    def remove_strays(self, hour_at: int, manifest: HourManifest) -> None:
+        """Remove what the manifest of an hour does not name: the file before, and what a process left that was killed. Raises OSError."""
+        _remove_others(self._path(hour_at), {MANIFEST, manifest.file})
 
     def _write_rows(self, path: Path, parts: Iterable[Sequence[Mapping[str, Any]]]) -> tuple[int, Counter[str]]:
         rows, amounts = 0, Counter[str]()
@@ -113,6 +133,12 @@ class UsageFiles:
 
 class ParquetMissing(Exception):
     """The package pyarrow is not installed."""
+
+
+def _remove_others(directory: Path, kept: Collection[str]) -> None:
+    for path in directory.iterdir():
+        if path.name not in kept:
+            path.unlink(missing_ok=True)
 
 
 def _digest(path: Path) -> tuple[str, int]:

@@ -1,8 +1,8 @@
-"""Webhooks at rest: endpoints, and the deliveries of events to them. A process takes a delivery by moving its `next_at` to an instant
-at which it will have ended; if the process dies, the delivery is due again at that instant."""
+"""Webhooks at rest: endpoints, and the deliveries of events to them. A process takes an endpoint by pausing it until an instant at which
+it will have ended; if the process dies, the deliveries are due again at that instant."""
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import msgspec
@@ -14,6 +14,7 @@ from tollway.domain.webhooks import Delivery, DeliveryState, DisabledReason, Web
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.outbox import EventFilter
 from tollway.storage.pages import fetch_page
+from tollway.storage.schema import organizations
 from tollway.storage.schema_events import outbox_events, webhook_deliveries, webhook_endpoints
 
 _E = webhook_endpoints.c
@@ -43,6 +44,19 @@ def find_endpoint(tx: Transaction, organization_id: str | None, endpoint_id: str
     return None if row is None else _endpoint(row)
 
 
+def share_endpoint(tx: Transaction, organization_id: str | None, endpoint_id: str) -> WebhookEndpoint | None:
+    """Return an endpoint of an organization, or of the operators (None), and let nobody change it until the transaction ends."""
+    query = sa.select(webhook_endpoints).where(_E.organization_id.is_not_distinct_from(organization_id), _E.id == endpoint_id)
+    row = tx.connection.execute(query.with_for_update(read=True)).one_or_none()
+    return None if row is None else _endpoint(row)
+
+
+def lock_owner(tx: Transaction, organization_id: str | None) -> None:
+    """Let those who add endpoints of an organization take turns until the transaction ends. Does nothing for the operators (None)."""
+    own = sa.select(organizations.c.id).where(organizations.c.id == organization_id)
+    tx.connection.execute(own.with_for_update(key_share=True)).all()
+
+
 def list_endpoints(tx: Transaction, organization_id: str | None, window: PageWindow) -> Page[WebhookEndpoint]:
     """Return the endpoints of an organization, or of the operators (None)."""
     query = sa.select(webhook_endpoints).where(_E.organization_id.is_not_distinct_from(organization_id))
@@ -55,10 +69,11 @@ def delete_endpoint(tx: Transaction, endpoint_id: str) -> None:
 
 
 def list_receivers(tx: PlatformTx, organization_ids: Collection[str]) -> list[WebhookEndpoint]:
-    """Return the endpoints of these organizations and of the operators that are not disabled."""
+    """Return the endpoints of these organizations and of the operators that are not disabled. Until the transaction ends they are neither
+    changed nor deleted."""
     own = sa.or_(_E.organization_id.is_(None), _E.organization_id.in_(sorted(organization_ids)))
     query = sa.select(webhook_endpoints).where(own, _E.disabled_at.is_(None)).order_by(_E.id)
-    return [_endpoint(row) for row in tx.connection.execute(query)]
+    return [_endpoint(row) for row in tx.connection.execute(query.with_for_update(read=True))]
 
 
 def lock_endpoint(tx: PlatformTx, endpoint_id: str) -> WebhookEndpoint | None:
@@ -151,19 +166,21 @@ def list_due_endpoints(tx: PlatformTx, now: int, without: Collection[str], count
 
 
 def take_deliveries(tx: PlatformTx, endpoint_id: str, now: int, until: int, count_max: int) -> list[tuple[Delivery, Event]]:
-    """Take deliveries to an endpoint that are due, until the instant `until`, in order of their events. Of two processes that try, each
-    gets others."""
-    due = sa.and_(_D.endpoint_id == endpoint_id, _D.state == DeliveryState.PENDING, _D.next_at <= now)
-    first = sa.select(_D.event_id).where(due).order_by(_D.event_id).limit(count_max).with_for_update(skip_locked=True)
-    take = webhook_deliveries.update().where(due, _D.event_id.in_(first)).values(next_at=until).returning(_D.event_id)
-    taken = list(tx.connection.execute(take).scalars())
+    """Take an endpoint until the instant `until`, and return its deliveries that are due, in order of their events. Of two processes that
+    try, one gets nothing."""
+    endpoint = lock_endpoint(tx, endpoint_id)
+    if endpoint is None or endpoint.disabled_at is not None or endpoint.paused_until > now:
+        return []
     query = (
         sa.select(webhook_deliveries, outbox_events.c.organization_id.label("event_owner"), *_EVENT)
         .join(outbox_events, outbox_events.c.id == _D.event_id)
-        .where(_D.endpoint_id == endpoint_id, _D.event_id.in_(taken))
+        .where(_D.endpoint_id == endpoint_id, _D.state == DeliveryState.PENDING, _D.next_at <= now)
         .order_by(_D.event_id)
     )
-    return [(_delivery(row), _event(row)) for row in tx.connection.execute(query)]
+    taken = [(_delivery(row), _event(row)) for row in tx.connection.execute(query.limit(count_max))]
+    if taken:
+        put_endpoint(tx, msgspec.structs.replace(endpoint, paused_until=until))
+    return taken
 
 
 _EVENT = (outbox_events.c.type, outbox_events.c.created_at, outbox_events.c.data, outbox_events.c.sequence)
@@ -175,10 +192,17 @@ def put_delivery(tx: PlatformTx, delivery: Delivery) -> None:
     tx.connection.execute(webhook_deliveries.update().where(own).values(msgspec.structs.asdict(delivery)))
 
 
-def release_deliveries(tx: PlatformTx, endpoint_id: str, event_ids: Sequence[str], now: int) -> None:
-    """Let deliveries that were taken and not tried be due again."""
-    own = sa.and_(_D.endpoint_id == endpoint_id, _D.event_id.in_(event_ids), _D.state == DeliveryState.PENDING)
-    tx.connection.execute(webhook_deliveries.update().where(own).values(next_at=now))
+def release_endpoint(tx: PlatformTx, endpoint_id: str, until: int, paused_until: int) -> None:
+    """Let the deliveries of an endpoint that was taken until the instant `until` be due from `paused_until`. One that was paused or taken
+    anew is left alone."""
+    taken = sa.and_(_E.id == endpoint_id, _E.paused_until == until)
+    tx.connection.execute(webhook_endpoints.update().where(taken).values(paused_until=paused_until))
+
+
+def has_pending(tx: PlatformTx, endpoint_id: str) -> bool:
+    """Return whether an endpoint has deliveries that have neither succeeded nor failed."""
+    query = sa.select(_D.event_id).where(_D.endpoint_id == endpoint_id, _D.state == DeliveryState.PENDING).limit(1)
+    return tx.connection.execute(query).first() is not None
 
 
 def fail_pending(tx: Transaction, endpoint_id: str) -> None:

@@ -7,29 +7,36 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tests.control.eventing.receivers import receiving
+from tests.control.harness import wait_until
 from tests.link.samples import ORGANIZATION, OTHER_ORGANIZATION
 from tollway.control.auditing import audit
 from tollway.control.auditing.audit import AuditedOperation
-from tollway.control.eventing import addresses, delivery, endpoints, searches
-from tollway.control.eventing.addresses import AddressRefused, check_url, find_peer
+from tollway.control.eventing import addresses, delivery, endpoints, owner_mails, searches
+from tollway.control.eventing.addresses import AddressRefused, NamesBusy, check_url, find_peer
 from tollway.control.eventing.delivery import Sender
 from tollway.control.identity.mail import MailFailure, Message
 from tollway.control.jobs import Turn
 from tollway.domain import ids
 from tollway.domain.audit import Actor, ActorKind
 from tollway.domain.events import EXPIRING_SECONDS, KEPT_SECONDS, EventType, new_event
+from tollway.domain.faults import Fault
 from tollway.domain.networks import Network
 from tollway.domain.pages import PageWindow
 from tollway.domain.webhooks import (
+    ENDPOINTS_MAX,
     GIVEN_UP_SECONDS,
     RETRY_SECONDS,
+    Delivery,
     DeliveryState,
     DisabledReason,
     WebhookEndpoint,
@@ -70,7 +77,6 @@ class Process:
     database: Database
     at: int = NOW
     networks: tuple[Network, ...] = LOOPBACK
-    mail: Mailbox = field(default_factory=Mailbox)
     lines: list[Mapping[str, object]] = field(default_factory=list)
     serial: Iterator[int] = field(default_factory=lambda: iter(range(1, 10_000)))
 
@@ -86,7 +92,6 @@ class Process:
             recorded=self.database.recording(audit.record_changes(operation, new_id=self.new_id, now=lambda: self.at)),
             open_vault=lambda _organization: VAULT,
             networks=self.networks,
-            mail=self.mail,
             now=lambda: self.at,
             random=lambda: 0.5,
             log=self.lines.append,
@@ -159,7 +164,9 @@ def test_an_event_is_stored_with_its_change_or_not_at_all_and_once(process: Proc
     with process.database.tenant(ORGANIZATION, write=False) as tx:
         following = outbox.list_following(tx, 0, 100, ())
         later = outbox.list_following(tx, 2, 100, (EventType.API_KEY_REVOKED,))
+        pages = [endpoints.follow_events(tx, 0, limit, ()) for limit in (2, 3)]
     assert [each.sequence for each in following] == [1, 2, 3], "numbers of its own, without a gap"
+    assert [(len(each.items), each.has_more) for each in pages] == [(2, True), (3, False)]
     assert [each.data["id"] for each in later] == ["key_5"]
     with process.database.platform(write=False) as tx:
         assert len(outbox.list_events(tx, PageWindow(limit=100), EventFilter()).items) == 5
@@ -221,7 +228,8 @@ def test_a_delivery_is_tried_again_in_order_for_three_days_then_the_endpoint_is_
         assert len(failing.sent) == count, "a disabled endpoint gets nothing"
         with process.database.platform() as tx:
             changed = endpoints.update_endpoint(tx, ORGANIZATION, endpoint.id, endpoints.EndpointChanges(enabled=True), process.at)
-            endpoints.replay_range(tx, ORGANIZATION, endpoint.id, start // SECOND * SECOND, process.at + 1, process.at)
+        since = start // SECOND * SECOND
+        endpoints.replay_range(process.database.platform, ORGANIZATION, endpoint.id, since, process.at + 1, process.at)
         failing.answer = lambda _event: 200
         process.run()
         assert changed.disabled_at is None and process.deliveries(endpoint)[third][0] is DeliveryState.DELIVERED
@@ -237,18 +245,24 @@ def test_an_endpoint_that_is_gone_or_redirects(process: Process) -> None:
 
 
 def test_owners_are_written_to_once_the_mail_server_is_back(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipients = lambda _tx, _role, _count: [delivery.leaked_keys.Recipient("user_1", "owner@example.com")]  # noqa: E731
-    monkeypatch.setattr(delivery.leaked_keys, "list_recipients", recipients)
+    recipients = lambda _tx, _role, _count: [owner_mails.leaked_keys.Recipient("user_1", "owner@example.com")]  # noqa: E731
+    monkeypatch.setattr(owner_mails.leaked_keys, "list_recipients", recipients)
+    mail = Mailbox(is_away=True)
+
+    def tell(*, is_over: bool = False) -> None:
+        owner_mails.tell_owners(process.database, mail, process.lines.append, lambda: process.at, lambda: is_over)
+
     with receiving(lambda _event: 410) as gone:
-        process.add(gone.url)
+        endpoint = process.add(gone.url)
         process.happen("key_1")
-        process.mail.is_away = True
         process.run()
-        process.run()
-        process.mail.is_away = False
-        process.run()
-        process.run()
-    assert [each.recipient for each in process.mail.messages] == ["owner@example.com"]
+    tell()
+    mail.is_away = False
+    tell(is_over=True)
+    assert mail.messages == [] and process.state(endpoint).told_at is None
+    tell()
+    tell()
+    assert [each.recipient for each in mail.messages] == ["owner@example.com"] and process.state(endpoint).told_at == NOW
 
 
 def test_163_a_slow_endpoint_holds_up_nobody_else(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,6 +282,146 @@ def test_163_a_slow_endpoint_holds_up_nobody_else(process: Process, monkeypatch:
         process.run()
         assert released.is_set() and len(fast.sent) == 1
         assert all(len(process.deliveries(each)) == 3 for each in many) and len(slow.sent) == 3 * len(many)
+
+
+def test_what_fails_at_one_endpoint_on_our_side_ends_nothing_of_others(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    with receiving() as broken, receiving() as other, receiving() as later:
+        first, second = process.add(broken.url), process.add(other.url)
+        process.happen("key_1", "key_2")
+        store, prepare, prepared = Sender._store, Sender._prepare, iter(range(1, 10_000))
+
+        def fail(self: Sender, attempted: Delivery, outcome: delivery.Outcome) -> None:
+            assert attempted.endpoint_id != first.id
+            store(self, attempted, outcome)
+
+        def prepare_once(self: Sender, *arguments: Any) -> list[WebhookEndpoint]:
+            if next(prepared) > 1:
+                raise ZeroDivisionError
+            return prepare(self, *arguments)
+
+        monkeypatch.setattr(Sender, "_store", fail)
+        with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
+            patched.setattr(Sender, "_prepare", prepare_once)
+            process.run()
+        assert len(other.sent) == 2, "it was served to the end"
+        (line,) = process.lines
+        assert (line["event"], line["endpoint_id"]) == ("webhook_deliveries_interrupted", first.id)
+        assert str(line["detail"]).startswith("AssertionError test_delivery.py:")
+        process.add(later.url, OTHER_ORGANIZATION)
+        process.happen("key_3", organization_id=OTHER_ORGANIZATION)
+        process.run()
+        assert len(later.sent) == 1 and len(broken.sent) == 1, "it is paused"
+        assert all(each[0] is DeliveryState.DELIVERED for each in process.deliveries(second).values())
+
+
+def test_a_run_that_is_cancelled_releases_what_it_has_taken(process: Process) -> None:
+    arrived, released = threading.Event(), threading.Event()
+
+    async def run_and_cancel() -> None:
+        running = asyncio.create_task(process.sender().run(NEVER))
+        await asyncio.to_thread(arrived.wait, 20)
+        running.cancel()
+        await asyncio.wait([running])
+        released.set()
+
+    def wait_for_the_end(_event: dict[str, Any]) -> int:
+        arrived.set()
+        released.wait(20)
+        return 200
+
+    with receiving(wait_for_the_end) as receiver:
+        endpoint = process.add(receiver.url)
+        process.happen("key_1", "key_2")
+        asyncio.run(run_and_cancel())
+        assert process.state(endpoint).paused_until == 0
+        process.run()
+        assert len(receiver.sent) == 3 and {each[0] for each in process.deliveries(endpoint).values()} == {DeliveryState.DELIVERED}
+
+
+def test_of_two_processes_one_has_all_of_an_endpoint(process: Process) -> None:
+    endpoint = process.add("http://127.0.0.1:1/")
+    expected = process.happen(*(f"key_{number}" for number in range(12)))
+    process.at += SECOND
+    process.sender()._number()
+    until = process.at + SECOND
+    with process.database.platform() as tx:
+        assert [each.event_id for each, _ in storage.take_deliveries(tx, endpoint.id, process.at, until, 10)] == expected[:10]
+        assert storage.take_deliveries(tx, endpoint.id, process.at, until, 10) == [], "or the second would send some before the first has"
+        storage.release_endpoint(tx, endpoint.id, until, 0)
+        assert len(storage.take_deliveries(tx, endpoint.id, process.at, until, 100)) == 12
+
+
+def test_the_failures_of_deliveries_that_were_given_up_count_no_more(process: Process) -> None:
+    with receiving(lambda _event: 503) as receiver:
+        endpoint = process.add(receiver.url)
+        (event,) = process.happen("key_1")
+        process.run()
+        while process.deliveries(endpoint)[event][0] is DeliveryState.PENDING:
+            assert process.at < NOW + 2 * GIVEN_UP_SECONDS * SECOND
+            process.at += 7 * 3600 * SECOND
+            process.run()
+        process.at += GIVEN_UP_SECONDS * SECOND
+        process.happen("key_2")
+        process.run()
+        state = process.state(endpoint)
+        assert (state.disabled_at, state.failures, state.failing_since) == (None, 1, process.at)
+
+
+def test_a_long_replay_is_made_in_parts_between_which_events_are_numbered(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "REPLAY_ROWS", 2)
+    endpoint = process.add("http://127.0.0.1:1/")
+    process.happen(*(f"key_{number}" for number in range(5)))
+    process.sender()._number()
+    numbered: list[int] = []
+
+    @contextmanager
+    def begin() -> Iterator[Any]:
+        process.happen(f"key_between_{len(numbered)}", organization_id=OTHER_ORGANIZATION)
+        numbered.append(process.sender()._number())
+        with process.database.platform() as tx:
+            yield tx
+
+    assert endpoints.replay_range(begin, ORGANIZATION, endpoint.id, NOW, NOW + SECOND, NOW) == 5 and numbered == [1, 1, 1]
+
+
+@pytest.mark.postgres
+def test_events_are_numbered_while_a_replay_is_not_committed_and_not_while_an_endpoint_ends(process: Process) -> None:
+    if process.database.is_sqlite:
+        pytest.skip("it has one writer at a time")
+    endpoint = process.add("http://127.0.0.1:1/")
+    (event,) = process.happen("key_1")
+    process.sender()._number()
+    process.happen("key_2")
+    with process.database.platform() as tx:
+        endpoints.replay_event(tx, ORGANIZATION, endpoint.id, event, NOW)
+        assert process.sender()._number() == 1
+    process.happen("key_3")
+    with ThreadPoolExecutor(1) as thread:
+        with process.database.platform() as tx:
+            endpoints.delete_endpoint(tx, ORGANIZATION, endpoint.id)
+            numbering = thread.submit(process.sender()._number)
+            assert not wait([numbering], 0.5).done
+        assert numbering.result(20) == 1, "the endpoint is read when it is gone"
+
+
+@pytest.mark.postgres
+def test_two_who_create_the_last_endpoint_at_once_take_turns(process: Process) -> None:
+    if process.database.is_sqlite:
+        pytest.skip("it has one writer at a time")
+    first = [process.add("http://127.0.0.1:1/") for _ in range(ENDPOINTS_MAX - 1)][0]
+    last, one_more = (replace(first, id=process.new_id(ids.WEBHOOK_ENDPOINT)) for _ in range(2))
+
+    def create_one_more() -> None:
+        with process.database.tenant(ORGANIZATION) as tx:
+            endpoints.create_endpoint(tx, one_more)
+
+    with ThreadPoolExecutor(1) as thread:
+        with process.database.tenant(ORGANIZATION) as tx:
+            endpoints.create_endpoint(tx, last)
+            creating = thread.submit(create_one_more)
+            assert not wait([creating], 0.5).done
+        with pytest.raises(Fault):
+            creating.result(20)
 
 
 def test_two_processes_share_the_deliveries(process: Process) -> None:
@@ -336,7 +490,7 @@ def test_162_addresses_that_are_not_public_are_refused(url: str) -> None:
 def test_162_names_that_resolve_to_private_addresses_are_refused(resolved: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(addresses, "_resolve", lambda _host, _port: resolved)
     with pytest.raises(AddressRefused):
-        asyncio.run(find_peer("https://example.com/", ()))
+        asyncio.run(find_peer("https://example.com/", (), ORGANIZATION))
 
 
 def test_162_a_connection_is_made_to_the_address_that_was_checked(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,6 +504,35 @@ def test_162_a_connection_is_made_to_the_address_that_was_checked(process: Proce
         assert receiver.sent[0][0]["host"].startswith("receiver.example:")
         assert process.deliveries(endpoint)[first][0] is DeliveryState.DELIVERED
         assert process.deliveries(endpoint)[second][3] == "address refused: its host is not public", "it resolves to another one now"
+
+
+def test_163_names_that_do_not_resolve_keep_threads_of_their_organization_alone(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+
+    def resolve(host: str, _port: int) -> list[str]:
+        if host == "stuck.example":
+            released.wait(20)
+        return ["127.0.0.1"]
+
+    monkeypatch.setattr(addresses, "_resolve", resolve)
+    monkeypatch.setattr(addresses, "RESOLVE_SECONDS_MAX", 0.01)
+    for _ in range(addresses.OWNER_NAMES_MAX):
+        with pytest.raises(AddressRefused):
+            asyncio.run(find_peer("https://stuck.example/", LOOPBACK, ORGANIZATION))
+    with pytest.raises(NamesBusy):
+        asyncio.run(find_peer("https://example.com/", LOOPBACK, ORGANIZATION))
+    monkeypatch.setattr(addresses, "RESOLVE_SECONDS_MAX", 20)
+    assert asyncio.run(find_peer("https://example.com/", LOOPBACK, OTHER_ORGANIZATION)).host == "example.com"
+    with receiving() as receiver:
+        endpoint = process.add(receiver.url.replace("127.0.0.1", "receiver.example"))
+        (event,) = process.happen("key_1")
+        process.run()
+        assert process.deliveries(endpoint)[event] == (DeliveryState.PENDING, 0, None, None) and process.state(endpoint).failures == 0
+        released.set()
+        wait_until(lambda: not addresses._resolving)
+        process.at += int(delivery.BUSY_SECONDS * SECOND)
+        process.run()
+        assert len(receiver.sent) == 1
 
 
 # ---- Schedules ----------------------------------------------------------------------------------------------------------

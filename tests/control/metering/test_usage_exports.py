@@ -24,8 +24,12 @@ HOUR = EPOCH - EPOCH % HOUR_US
 
 
 def query(files: Path, sql: str) -> list[tuple[Any, ...]]:
-    """Ask DuckDB about all hours."""
-    return duckdb.sql(sql.replace("USAGE", f"read_parquet('{files}/hour=*/usage-*.parquet')")).fetchall()
+    """Ask DuckDB about all hours, as the page has it."""
+    page = Path(__file__).parents[3].joinpath("docs", "usage-files.md").read_text()
+    named = page[page.index("SET VARIABLE") : page.index(";", page.index("SET VARIABLE"))]
+    with duckdb.connect() as connection:
+        connection.execute(named.replace("control/usage/hour=2026-11-30T*", f"{files}/hour=*"))
+        return connection.execute(sql.replace("USAGE", "read_parquet(getvariable('files'))")).fetchall()
 
 
 def write(database: Database, files: UsageFiles, now: int) -> list[tuple[object, object, object]]:
@@ -63,8 +67,12 @@ def test_an_hour_is_written_when_it_is_closed_and_again_when_an_event_comes_late
     assert write(database, files, now) == [(hour, 3, True)]
     manifest = files.find_manifest(HOUR)
     assert before is not None and manifest is not None and manifest.file != before.file
-    (folder,) = directory.iterdir()
-    assert {each.name for each in folder.iterdir()} == {"manifest.json", manifest.file}, "the file before is gone"
+    (folder,) = (each for each in directory.iterdir() if each.is_dir())
+    names = {"manifest.json", manifest.file}
+    assert {each.name for each in folder.iterdir()} == {*names, before.file}, "the file before stays for whoever has read its manifest"
+    assert query(directory, "SELECT count(*) FROM USAGE") == [(3,)]
+    folder.joinpath("1.unfinished").touch()  # a process that was killed left this
+    assert write(database, files, now) == [] and {each.name for each in folder.iterdir()} == names
     content = (folder / manifest.file).read_bytes()
     assert (len(content), hashlib.sha256(content).hexdigest(), manifest.rows) == (manifest.bytes, manifest.sha256, 3)
     assert query(directory, "SELECT event_id FROM USAGE ORDER BY 1") == [(name(number),) for number in (1, 2, 3)]
@@ -87,6 +95,17 @@ def test_hours_that_an_outage_left_are_caught_up(database: Database, archive: Ar
     assert len(written) == 99 and {events for _, events, _ in written} == {0}
     assert write(database, files, later) == []
     assert files.list_hours() == [HOUR + number * HOUR_US for number in range(100)]
+
+
+def test_no_hour_is_lost_while_the_first_one_cannot_be_written(database: Database, archive: Archive, tmp_path: Path) -> None:
+    files = UsageFiles(tmp_path / "usage")
+    first = frames([*exchange(1)])
+    take(database, archive, first)
+    assert write(database, files, HOUR + HOUR_US) == [] and files.find_start() == HOUR, "its gateway may have more of that hour"
+    assert write(database, files, HOUR + 3 * HOUR_US) == []
+    take(database, archive, frames([*exchange(1), Tick(at=HOUR + 4 * HOUR_US)])[len(first) :], first_seq=len(first) + 1)
+    assert [events for _, events, _ in write(database, files, HOUR + 3 * HOUR_US)] == [1, 0, 0]
+    assert write(database, files, HOUR + 3 * HOUR_US) == [] and files.find_start() is None
 
 
 def test_without_pyarrow_the_setting_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ address itself, so that a name which resolves to something else a moment later c
 import asyncio
 import ipaddress
 import socket
+import threading
+from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -21,12 +23,25 @@ URL_CHARACTERS_MAX = 2048
 RESOLVE_SECONDS_MAX = 5.0
 """For resolving a name."""
 
-_RESOLVERS = ThreadPoolExecutor(max_workers=32, thread_name_prefix="webhook-names")
-"""Threads that resolve names of webhooks: a name server that does not answer keeps nothing else from its thread."""
+NAMES_MAX = 128
+"""Names of webhooks that a process resolves at a time, each in a thread. A name server that does not answer keeps its thread for longer
+than RESOLVE_SECONDS_MAX, because a thread cannot be cancelled."""
+
+OWNER_NAMES_MAX = 4
+"""Names that a process resolves at a time for one organization, or for the operators: only with 32 organizations whose name servers do
+not answer is no thread left for the others."""
+
+_RESOLVERS = ThreadPoolExecutor(max_workers=NAMES_MAX, thread_name_prefix="webhook-names")
+_resolving = Counter[str | None]()
+_resolving_lock = threading.Lock()
 
 
 class AddressRefused(Exception):
     """An address that no webhook is sent to. The text follows the name of the field."""
+
+
+class NamesBusy(Exception):
+    """So many names are being resolved that another one would have to wait for them. It says nothing about the address."""
 
 
 class Peer(NamedTuple):
@@ -57,20 +72,43 @@ def check_url(url: str, networks: Sequence[Network]) -> None:
         _check_address(host, parts.scheme, networks)
 
 
-async def find_peer(url: str, networks: Sequence[Network]) -> Peer:
-    """Return where to connect for a URL. Raises AddressRefused if one of its addresses is not allowed, or it has none."""
+async def find_peer(url: str, networks: Sequence[Network], organization_id: str | None) -> Peer:
+    """Return where to connect for a URL of an organization, or of the operators (None). Raises AddressRefused if one of its addresses is
+    not allowed, or it has none; NamesBusy."""
     check_url(url, networks)
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-    resolve = asyncio.get_running_loop().run_in_executor(_RESOLVERS, _resolve, host, port)
+    resolving = _begin_to_resolve(host, port, organization_id)
     try:
-        addresses = await asyncio.wait_for(resolve, RESOLVE_SECONDS_MAX)
+        addresses = await asyncio.wait_for(asyncio.wrap_future(resolving), RESOLVE_SECONDS_MAX)
     except (OSError, UnicodeError, TimeoutError):
         raise AddressRefused("its host has no address") from None
     for each in addresses:
         _check_address(each, parts.scheme, networks)
     shown = f"[{addresses[0]}]" if ":" in addresses[0] else addresses[0]
     return Peer(f"{shown}:{port}", host, parts.netloc)
+
+
+def _begin_to_resolve(host: str, port: int, owner: str | None) -> "Future[list[str]]":
+    """Resolve a name in a thread. Raises NamesBusy."""
+    with _resolving_lock:
+        if _resolving[owner] >= OWNER_NAMES_MAX or _resolving.total() >= NAMES_MAX:
+            raise NamesBusy
+        _resolving[owner] += 1
+    try:
+        resolving = _RESOLVERS.submit(_resolve, host, port)
+    except BaseException:
+        _end_to_resolve(owner)
+        raise
+    resolving.add_done_callback(lambda _: _end_to_resolve(owner))
+    return resolving
+
+
+def _end_to_resolve(owner: str | None) -> None:
+    with _resolving_lock:
+        _resolving[owner] -= 1
+        if not _resolving[owner]:
+            del _resolving[owner]
 
 
 def _resolve(host: str, port: int) -> list[str]:

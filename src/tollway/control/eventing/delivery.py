@@ -1,17 +1,18 @@
 """The delivery of events to webhook endpoints, at least once.
 
 Theory of operation. Events without a number get one, and a row for each endpoint that asks for their type, in one transaction. A process
-takes the deliveries of an endpoint that are due, for a time (`storage.webhooks`), and sends them one after the other in the order of their
-events; whatever it did not get to, because it was killed, is due again after that time. Any number of control processes do this beside each
-other. A receiver tells by `webhook-id` what it was sent before.
+takes an endpoint for a time (`storage.webhooks`), and sends it what is due, one after the other in the order of the events; whatever it did
+not get to, because it was killed, is due again after that time. Any number of control processes do this beside each other. A receiver tells
+by `webhook-id` what it was sent before.
 
 An endpoint that fails is paused, longer with each failure, and each of its deliveries is tried for three days. Endpoints wait for each
-other in no case but one: an organization has ORGANIZATION_MAX at a time, and a process PROCESS_MAX.
+other in no case but one: an organization has ORGANIZATION_MAX at a time, and a process PROCESS_MAX. What goes wrong at one endpoint on our
+side (a defect, the database) is logged, and ends nothing of the others.
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -22,14 +23,12 @@ import msgspec
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tollway.control.eventing.addresses import AddressRefused, find_peer
+from tollway.control.eventing.addresses import AddressRefused, NamesBusy, find_peer
 from tollway.control.eventing.endpoints import open_secrets
-from tollway.control.identity.mail import Mail, MailFailure, Message, MessageRefused
-from tollway.control.jobs import Turn
+from tollway.control.jobs import Turn, describe_failure
 from tollway.domain.events import Event, EventType, encode, new_event
 from tollway.domain.faults import Fault
 from tollway.domain.networks import Network
-from tollway.domain.roles import OWNER
 from tollway.domain.webhooks import (
     GIVEN_UP_SECONDS,
     Delivery,
@@ -41,14 +40,14 @@ from tollway.domain.webhooks import (
     sign,
 )
 from tollway.metric_table import find_metric
-from tollway.storage import leaked_keys, outbox
+from tollway.storage import outbox
 from tollway.storage import webhooks as storage
 from tollway.storage.database import Database
 from tollway.storage.vault import LocalVault
 from tollway.worker_threads import run_in_thread
 
 SECONDS = 2.0
-"""Interval of the job. While nothing is due it reads two index entries."""
+"""Interval of the job. While nothing is due it reads an index entry of the events without a number, and one of each enabled endpoint."""
 
 RUN_SECONDS = 60.0
 """Time after which one run takes nothing more."""
@@ -60,10 +59,13 @@ ATTEMPT_SECONDS_MAX = 10.0
 """Deadline for one attempt: the name, the connection, the answer's status."""
 
 TAKEN_MAX = 10
-"""Deliveries of an endpoint that are taken at once."""
+"""Deliveries of an endpoint that are sent before it is taken anew."""
 
 TAKEN_SECONDS = TAKEN_MAX * ATTEMPT_SECONDS_MAX + 60
-"""Time for which they are taken: after a kill they are due again then."""
+"""Time for which an endpoint is taken: after a kill its deliveries are due again then."""
+
+BUSY_SECONDS = 5.0
+"""Pause of an endpoint whose name could not be resolved because too many names are being resolved."""
 
 ORGANIZATION_MAX = 4
 """Endpoints of one organization that a process sends to at a time; one that fails counts until its pause."""
@@ -73,9 +75,6 @@ PROCESS_MAX = 128
 
 NUMBERED_MAX = 500
 """Events that one transaction numbers."""
-
-TOLD_MAX = 20
-"""Owners who are written to about one endpoint, and endpoints of one turn."""
 
 USER_AGENT = "tollway-webhooks/1"
 
@@ -119,11 +118,14 @@ async def _open_client() -> AsyncIterator[httpx2.AsyncClient]:
         yield client
 
 
-async def post(client: httpx2.AsyncClient, url: str, networks: Sequence[Network], headers: Mapping[str, str], body: bytes) -> Outcome:
-    """Send a body, and read of the answer the status alone."""
+async def post(
+    client: httpx2.AsyncClient, endpoint: WebhookEndpoint, networks: Sequence[Network], headers: Mapping[str, str], body: bytes
+) -> Outcome:
+    """Send a body, and read of the answer the status alone. Raises NamesBusy."""
+    url = endpoint.url
     try:
         async with asyncio.timeout(ATTEMPT_SECONDS_MAX):
-            peer = await find_peer(url, networks)
+            peer = await find_peer(url, networks, endpoint.organization_id)
             parts = urlsplit(url)
             pinned = parts._replace(netloc=peer.address).geturl()
             sent = {**headers, "host": peer.authority, "content-type": "application/json", "user-agent": USER_AGENT}
@@ -140,11 +142,11 @@ async def post(client: httpx2.AsyncClient, url: str, networks: Sequence[Network]
         return Outcome(error="connection failed")
 
 
-async def send_test(url: str, networks: Sequence[Network], secrets: Sequence[str], event: Event, now: int) -> Outcome:
-    """Send an event once, at once, and store nothing of it."""
+async def send_test(endpoint: WebhookEndpoint, networks: Sequence[Network], secrets: Sequence[str], event: Event, now: int) -> Outcome:
+    """Send an event once, at once, and store nothing of it. Raises NamesBusy."""
     body = encode(event)
     async with _open_client() as client:
-        return await post(client, url, networks, sign(secrets, event.id, now // 1_000_000, body), body)
+        return await post(client, endpoint, networks, sign(secrets, event.id, now // 1_000_000, body), body)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,42 +159,52 @@ class Sender:
     recorded: Database
     open_vault: Callable[[str | None], LocalVault]
     networks: tuple[Network, ...]
-    mail: Mail
     now: Callable[[], int]
     random: Callable[[], float]
     log: Callable[[Mapping[str, object]], None]
     counts: WebhookCounts = field(default_factory=WebhookCounts)
 
     async def run(self, turn: Turn) -> None:
-        """Number new events and deliver what is due, until nothing is or RUN_SECONDS are over."""
+        """Number new events and deliver what is due, until nothing is or RUN_SECONDS are over. Raises what kept it from finding out what is
+        due, once the attempts that had begun are over."""
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + RUN_SECONDS
-        await run_in_thread(self._tell_owners)
         working: dict[asyncio.Task[None], WebhookEndpoint] = {}
+        failed: set[str] = set()
+        failure: Exception | None = None
         async with _open_client() as client:
             try:
                 while True:
-                    if loop.time() < ends_at and not turn.is_over():
-                        for endpoint in await run_in_thread(self._prepare, list(working.values())):
-                            working[asyncio.create_task(self._serve(client, endpoint))] = endpoint
+                    if failure is None and loop.time() < ends_at and not turn.is_over():
+                        try:
+                            for endpoint in await run_in_thread(self._prepare, list(working.values()), failed):
+                                working[asyncio.create_task(self._serve(client, endpoint))] = endpoint
+                        except Exception as error:
+                            failure = error
                     if not working:
-                        return
+                        break
                     done, _ = await asyncio.wait(working, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
                     for task in done:
-                        del working[task]
-                        task.result()
+                        endpoint = working.pop(task)
+                        raised = task.exception()
+                        if raised is not None:
+                            failed.add(endpoint.id)
+                            said = {"endpoint_id": endpoint.id, "organization_id": endpoint.organization_id}
+                            self.log({"event": "webhook_deliveries_interrupted", **said, "detail": describe_failure(raised)})
             finally:
                 for task in working:
                     task.cancel()
                 if working:
                     await asyncio.wait(working)
+        if failure is not None:
+            raise failure
 
-    def _prepare(self, working: Sequence[WebhookEndpoint]) -> list[WebhookEndpoint]:
-        """Number new events, and return endpoints to be served now."""
+    def _prepare(self, working: Sequence[WebhookEndpoint], failed: Collection[str]) -> list[WebhookEndpoint]:
+        """Number new events, and return endpoints to be served now, without those that failed."""
         while self._number() == NUMBERED_MAX:
             pass
         with self.database.platform(write=False) as tx:
-            due = storage.list_due_endpoints(tx, self.now(), {each.id for each in working}, PROCESS_MAX)
+            due = storage.list_due_endpoints(tx, self.now(), {each.id for each in working} | set(failed), PROCESS_MAX)
         chosen: list[WebhookEndpoint] = []
         busy = Counter(each.organization_id for each in working)
         for endpoint in due:
@@ -221,21 +233,31 @@ class Sender:
         return len(events)
 
     async def _serve(self, client: httpx2.AsyncClient, endpoint: WebhookEndpoint) -> None:
-        """Send to an endpoint what is due, until one fails."""
-        taken = await run_in_thread(self._take, endpoint.id)
-        for index, (delivery, event) in enumerate(taken):
-            outcome = await self._attempt(client, endpoint, event)
-            self.counts.count("succeeded" if outcome.is_success else "failed")
-            await run_in_thread(self._store, delivery, outcome)
-            if not outcome.is_success:
-                rest = [each.id for _, each in taken[index + 1 :]]
-                await run_in_thread(self._release, endpoint.id, rest)
-                return
-
-    def _take(self, endpoint_id: str) -> list[tuple[Delivery, Event]]:
+        """Send to an endpoint what is due, until one fails. After an error the endpoint stays taken, which is its pause."""
         now = self.now()
+        until = now + int(TAKEN_SECONDS * 1_000_000)
+        taken: list[tuple[Delivery, Event]] = []  # known here also where this is cancelled while a thread takes them
+        try:
+            await run_in_thread(lambda: taken.extend(self._take(endpoint.id, now, until)))
+            for delivery, event in taken:
+                outcome = await self._attempt(client, endpoint, event)
+                self.counts.count("succeeded" if outcome.is_success else "failed")
+                await run_in_thread(self._store, delivery, outcome)
+                if not outcome.is_success:
+                    return  # it is paused
+        except NamesBusy:
+            await run_in_thread(self._release, endpoint.id, until, self.now() + int(BUSY_SECONDS * 1_000_000))
+        except asyncio.CancelledError:
+            if taken:
+                await run_in_thread(self._release, endpoint.id, until, 0)
+            raise
+        else:
+            if taken:
+                await run_in_thread(self._release, endpoint.id, until, 0)
+
+    def _take(self, endpoint_id: str, now: int, until: int) -> list[tuple[Delivery, Event]]:
         with self.database.platform() as tx:
-            return storage.take_deliveries(tx, endpoint_id, now, now + int(TAKEN_SECONDS * 1_000_000), TAKEN_MAX)
+            return storage.take_deliveries(tx, endpoint_id, now, until, TAKEN_MAX)
 
     async def _attempt(self, client: httpx2.AsyncClient, endpoint: WebhookEndpoint, event: Event) -> Outcome:
         try:
@@ -243,7 +265,7 @@ class Sender:
         except (Fault, ValueError):  # the key of the organization cannot be had now, or was destroyed
             return Outcome(error="signing secret unavailable")
         body = encode(event)
-        return await post(client, endpoint.url, self.networks, sign(secrets, event.id, self.now() // 1_000_000, body), body)
+        return await post(client, endpoint, self.networks, sign(secrets, event.id, self.now() // 1_000_000, body), body)
 
     def _open_secrets(self, endpoint: WebhookEndpoint) -> list[str]:
         return open_secrets(endpoint, self.open_vault(endpoint.organization_id), self.now())
@@ -269,11 +291,17 @@ class Sender:
             storage.put_delivery(tx, after)
             if outcome.is_success:
                 if endpoint.failures:
-                    storage.put_endpoint(tx, msgspec.structs.replace(endpoint, failures=0, failing_since=None, paused_until=0))
+                    storage.put_endpoint(tx, msgspec.structs.replace(endpoint, failures=0, failing_since=None))
                 return
             failures, since = endpoint.failures + 1, endpoint.failing_since or now
             paused_until = find_pause_end(failures, now, self.random())
-            endpoint = msgspec.structs.replace(endpoint, failures=failures, failing_since=since, paused_until=paused_until)
+            is_failing = next_at is not None or storage.has_pending(tx, endpoint.id)
+            endpoint = msgspec.structs.replace(
+                endpoint,
+                failures=failures if is_failing else 0,  # while nothing is left to deliver, nobody knows whether it would fail
+                failing_since=since if is_failing else None,
+                paused_until=paused_until,
+            )
             storage.put_endpoint(tx, endpoint)
         if outcome.status == 410:
             self._disable(endpoint, DisabledReason.GONE)
@@ -288,41 +316,12 @@ class Sender:
             found = storage.find_endpoint(tx, owner, endpoint.id, lock=True)
             if found is None or found.disabled_at is not None:
                 return
-            storage.put_endpoint(tx, msgspec.structs.replace(found, disabled_at=now, disabled_reason=reason))
+            storage.put_endpoint(tx, msgspec.structs.replace(found, disabled_at=now, disabled_reason=reason, told_at=None))
             storage.fail_pending(tx, endpoint.id)
             said = {"id": endpoint.id, "reason": str(reason)}
             outbox.append(tx, [new_event(EventType.WEBHOOK_ENDPOINT_DISABLED, owner, at=now, data=said)])
         self.log({"event": "webhook_endpoint_disabled", "endpoint_id": endpoint.id, "organization_id": owner, "reason": str(reason)})
 
-    def _release(self, endpoint_id: str, event_ids: Sequence[str]) -> None:
-        if event_ids:
-            with self.database.platform() as tx:
-                storage.release_deliveries(tx, endpoint_id, event_ids, self.now())
-
-    def _tell_owners(self) -> None:
-        """Write to the owners of organizations whose endpoints were disabled. Ends where the mail server takes nothing; the next turn goes
-        on."""
-        with self.database.platform(write=False) as tx:
-            untold = storage.list_untold(tx, TOLD_MAX)
-        for endpoint in untold:
-            assert endpoint.organization_id is not None
-            with self.database.tenant(endpoint.organization_id, write=False) as tenant:
-                recipients = leaked_keys.list_recipients(tenant, OWNER.id, TOLD_MAX)
-            for recipient in recipients:
-                try:
-                    self.mail.send(Message(recipient.address, "A webhook endpoint of Tollway was disabled", _describe(endpoint)))
-                except MailFailure as failure:
-                    self.log({"event": "mail_failed", "endpoint_id": endpoint.id, "detail": str(failure)})
-                    if not isinstance(failure, MessageRefused):
-                        return
-            with self.database.platform() as tx:
-                storage.put_told(tx, endpoint.id, self.now())
-
-
-def _describe(endpoint: WebhookEndpoint) -> str:
-    why = "it answered 410 Gone" if endpoint.disabled_reason is DisabledReason.GONE else "no delivery has succeeded for three days"
-    return (
-        f"The webhook endpoint {endpoint.id} was disabled, because {why}. It gets no more events.\n\n"
-        "Repair the receiver, enable the endpoint, and replay the events of the time between: see `tollway webhooks replay`. "
-        "Events are kept for 30 days.\n"
-    )
+    def _release(self, endpoint_id: str, until: int, paused_until: int) -> None:
+        with self.database.platform() as tx:
+            storage.release_endpoint(tx, endpoint_id, until, paused_until)

@@ -4,7 +4,8 @@ A secret is shown when it is made, and sealed: that of an organization under its
 a rotation deliveries can be signed with both secrets for a day.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import msgspec
@@ -20,9 +21,6 @@ from tollway.storage.database import PlatformTx, TenantTx
 from tollway.storage.database import Transaction as Transaction  # of either, for the API
 from tollway.storage.outbox import EventFilter
 from tollway.storage.vault import LocalVault
-
-EVENTS_FOLLOWED_MAX = 100
-"""Events of one answer to whoever follows the numbers."""
 
 
 class NewSecret(NamedTuple):
@@ -64,6 +62,7 @@ def check_event_types(event_types: Sequence[EventType], *, is_platform: bool) ->
 def create_endpoint(tx: Transaction, endpoint: WebhookEndpoint) -> None:
     """Store a new endpoint. Raises STATE_CONFLICT if there are too many."""
     owner = endpoint.organization_id
+    storage.lock_owner(tx, owner)
     if len(storage.list_endpoints(tx, owner, PageWindow(limit=ENDPOINTS_MAX)).items) >= ENDPOINTS_MAX:
         raise Fault(STATE_CONFLICT, message=f"There are at most {ENDPOINTS_MAX} webhook endpoints.")
     storage.insert_endpoint(tx, endpoint)
@@ -155,19 +154,35 @@ def replay_event(tx: Transaction, organization_id: str | None, endpoint_id: str,
     return 1
 
 
-def replay_range(tx: Transaction, organization_id: str | None, endpoint_id: str, since: int, until: int, now: int) -> int:
-    """Deliver the events of a time once more, of the types that the endpoint asks for. Return how many. Raises RESOURCE_UNKNOWN,
-    STATE_CONFLICT."""
-    endpoint = _get_enabled(tx, organization_id, endpoint_id)
-    wanted, after, count = EventFilter(endpoint.event_types, since, until), "", 0
-    while found := storage.list_event_ids(tx, endpoint, wanted, after):
-        storage.insert_deliveries(tx, [(endpoint, each) for each in found], now)
-        count, after = count + len(found), found[-1]
-    return count
+def replay_range(
+    open: Callable[[], AbstractContextManager[Transaction]],
+    organization_id: str | None,
+    endpoint_id: str,
+    since: int,
+    until: int,
+    now: int,
+) -> int:
+    """Deliver the events of a time once more, of the types that the endpoint asks for: in transactions that `open` begins, of
+    `storage.REPLAY_ROWS` events each. Return how many. Raises RESOURCE_UNKNOWN, STATE_CONFLICT, also where the endpoint was deleted or
+    disabled halfway."""
+    after, count = ids.first_id(ids.EVENT, since), 0
+    while True:
+        with open() as tx:
+            endpoint = _get_enabled(tx, organization_id, endpoint_id)
+            found = storage.list_event_ids(tx, endpoint, EventFilter(endpoint.event_types, since, until), after)
+            storage.insert_deliveries(tx, [(endpoint, each) for each in found], now)
+        count += len(found)
+        if len(found) < storage.REPLAY_ROWS:
+            return count
+        after = found[-1]
 
 
 def _get_enabled(tx: Transaction, organization_id: str | None, endpoint_id: str) -> WebhookEndpoint:
-    endpoint = get_endpoint(tx, organization_id, endpoint_id, lock=True)
+    # Shared, not locked: whoever numbers events refers to the endpoint meanwhile, and all organizations wait for that.
+    known = ids.is_id(ids.WEBHOOK_ENDPOINT, endpoint_id)
+    endpoint = storage.share_endpoint(tx, organization_id, endpoint_id) if known else None
+    if endpoint is None:
+        raise Fault(RESOURCE_UNKNOWN)
     if endpoint.disabled_at is not None:
         raise Fault(STATE_CONFLICT, message="The endpoint is disabled. Enable it first.")
     return endpoint
@@ -186,6 +201,7 @@ def list_events(tx: PlatformTx, window: PageWindow, types: Sequence[EventType], 
     return outbox.list_events(tx, window, EventFilter(types), organization_id=organization_id)
 
 
-def follow_events(tx: TenantTx, after_sequence: int, types: Sequence[EventType]) -> list[Event]:
-    """Return the next events of the organization after a number, in order: EVENTS_FOLLOWED_MAX at most."""
-    return outbox.list_following(tx, after_sequence, EVENTS_FOLLOWED_MAX, types)
+def follow_events(tx: TenantTx, after_sequence: int, limit: int, types: Sequence[EventType]) -> Page[Event]:
+    """Return the next events of the organization after a number, in order: `limit` at most."""
+    found = outbox.list_following(tx, after_sequence, limit + 1, types)
+    return Page(found[:limit], len(found) > limit)

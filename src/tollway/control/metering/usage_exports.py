@@ -5,7 +5,7 @@ period is closed: `gateways.epochs`). An event that comes later, because its req
 its hour: the hour is then written again as a whole, within the latest CHECKED_HOURS. Events never change, so the count tells.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from tollway.control.gateways import epochs
 from tollway.storage import usage_hours
@@ -24,13 +24,13 @@ WRITTEN_MAX = 200
 
 
 def write_due(database: Database, files: UsageFiles, now: int, is_over: Callable[[], bool]) -> Iterator[Mapping[str, object]]:
-    """Write the hours that are closed and not written as they are. The first run begins with the hour before now. Yield a line of the log
-    for each."""
+    """Write the hours that are closed and not written as they are. The first run begins with the hour before now, which later runs know
+    until it is written. Yield a line of the log for each."""
     current = now - now % HOUR_US
     written = set(files.list_hours())
     checked_from = current - CHECKED_HOURS * HOUR_US
     count = 0
-    for hour_at in range(min(written, default=current - HOUR_US), current, HOUR_US):
+    for hour_at in range(_find_start(files, written, current - HOUR_US), current, HOUR_US):
         if hour_at in written and hour_at < checked_from:
             continue
         if is_over() or count >= WRITTEN_MAX:
@@ -42,11 +42,22 @@ def write_due(database: Database, files: UsageFiles, now: int, is_over: Callable
         yield line
 
 
+def _find_start(files: UsageFiles, written: Collection[int], latest: int) -> int:
+    start_at = files.find_start()
+    if start_at is None and not written:
+        files.put_start(latest)
+        return latest
+    if start_at is not None and start_at in written:
+        files.remove_start()  # or hours that somebody removes because they are old would be written again
+    return min(written, default=latest) if start_at is None else min([start_at, *written])
+
+
 def _write_hour(database: Database, files: UsageFiles, hour_at: int, now: int) -> Mapping[str, object] | None:
     """Write an hour if it is closed and its file has not all of it."""
     before = files.find_manifest(hour_at)
     with database.platform(write=False) as tx:
         if before is not None and before.rows == usage_hours.count_events(tx, hour_at):
+            files.remove_strays(hour_at, before)
             return None
         if before is None and epochs.list_blockers(tx, hour_at, hour_at + HOUR_US):
             return None

@@ -13,7 +13,6 @@ from tollway.control.eventing import endpoints
 from tollway.domain.events import Event, EventType, shape
 from tollway.domain.faults import PARAMETER_INVALID, Fault
 from tollway.domain.keys import Operator
-from tollway.domain.pages import Page
 from tollway.domain.roles import Permission
 
 router = routes.router(tags=["events"])
@@ -72,8 +71,7 @@ def list_events(caller: Reader, plane: Plane, query: Annotated[EventQuery, Query
         if query.after_sequence is None:
             page = endpoints.list_own_events(tx, query.window(), query.types)
         else:
-            found = endpoints.follow_events(tx, query.after_sequence, query.types)
-            page = Page(found[: query.limit], len(found) > query.limit)
+            page = endpoints.follow_events(tx, query.after_sequence, query.limit, query.types)
     return list_out(page, EventOut.of)
 
 

@@ -3,6 +3,7 @@ deliveries of an endpoint, and their replay."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import Depends, Query
@@ -13,13 +14,13 @@ from tollway.control.api import routes
 from tollway.control.api.routes import Plane, may
 from tollway.control.api.schemas import Identified, In, ListOut, Name, Out, Second, find_seconds, list_out, seconds
 from tollway.control.eventing import delivery, endpoints
-from tollway.control.eventing.addresses import AddressRefused, find_peer
+from tollway.control.eventing.addresses import AddressRefused, NamesBusy, find_peer
 from tollway.control.eventing.endpoints import EndpointChanges, Transaction
 from tollway.control.identity.access import Tenant
 from tollway.control.plane import ControlPlane
 from tollway.domain import ids
 from tollway.domain.events import CATALOG, TENANT_TYPES, EventType, make_example, make_schema, new_event
-from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, WEBHOOK_UNREACHABLE, Fault
+from tollway.domain.faults import NAMES_BUSY, PARAMETER_INVALID, RESOURCE_UNKNOWN, WEBHOOK_UNREACHABLE, Fault
 from tollway.domain.keys import Operator
 from tollway.domain.pages import PageWindow
 from tollway.domain.roles import Permission
@@ -370,7 +371,7 @@ def _list(plane: ControlPlane, organization_id: str | None, query: NewestFirst) 
 
 async def _create(plane: ControlPlane, organization_id: str | None, body: WebhookEndpointCreate) -> WebhookEndpointWithSecretOut:
     types = endpoints.check_event_types(body.event_types, is_platform=organization_id is None)
-    await _check_url(plane, body.url)
+    await _check_url(plane, organization_id, body.url)
     return await run_in_threadpool(_store_new, plane, organization_id, body, types)
 
 
@@ -395,10 +396,12 @@ def _store_new(
     return _with_secret(made, secret.shown)
 
 
-async def _check_url(plane: ControlPlane, url: str) -> None:
-    """Raise PARAMETER_INVALID unless webhooks may be sent to a URL as it resolves now."""
+async def _check_url(plane: ControlPlane, organization_id: str | None, url: str) -> None:
+    """Raise PARAMETER_INVALID unless webhooks may be sent to a URL as it resolves now, and NAMES_BUSY if that cannot be said now."""
     try:
-        await find_peer(url, plane.webhook_networks)
+        await find_peer(url, plane.webhook_networks, organization_id)
+    except NamesBusy:
+        raise Fault(NAMES_BUSY) from None
     except AddressRefused as refused:
         raise Fault(PARAMETER_INVALID, param="url", message=f"Invalid value for url: {refused}.") from None
 
@@ -413,7 +416,7 @@ async def _update(plane: ControlPlane, organization_id: str | None, endpoint_id:
     if body.event_types is not None:
         types = endpoints.check_event_types(body.event_types, is_platform=organization_id is None)
     if body.url is not None:
-        await _check_url(plane, body.url)
+        await _check_url(plane, organization_id, body.url)
     changes = EndpointChanges(body.name, body.url, types, body.enabled)
     return await run_in_threadpool(_store_changes, plane, organization_id, endpoint_id, changes)
 
@@ -442,7 +445,10 @@ async def _test(plane: ControlPlane, organization_id: str | None, endpoint_id: s
     endpoint, secrets = await run_in_threadpool(_open_endpoint, plane, organization_id, endpoint_id)
     now = plane.now()
     event = new_event(body.event_type, organization_id, at=now, data=make_example(body.event_type), key=f"test {plane.random_bits()}")
-    outcome = await delivery.send_test(endpoint.url, plane.webhook_networks, secrets, event, now)
+    try:
+        outcome = await delivery.send_test(endpoint, plane.webhook_networks, secrets, event, now)
+    except NamesBusy:
+        raise Fault(NAMES_BUSY) from None
     if outcome.status is None:
         raise Fault(WEBHOOK_UNREACHABLE, message=f"The endpoint did not answer: {outcome.error}.")
     return WebhookTestOut(webhook_endpoint_id=endpoint_id, event_type=body.event_type, status_code=outcome.status)
@@ -464,12 +470,13 @@ def _list_deliveries(
 
 def _replay(plane: ControlPlane, organization_id: str | None, endpoint_id: str, body: WebhookReplay) -> WebhookReplayOut:
     now = plane.now()
-    with _open(plane, organization_id, write=True) as tx:
-        if body.event_id is not None:
+    if body.event_id is not None:
+        with _open(plane, organization_id, write=True) as tx:
             count = endpoints.replay_event(tx, organization_id, endpoint_id, body.event_id, now)
-        else:
-            since, until = (body.since or 0) * 1_000_000, (body.until or 0) * 1_000_000
-            count = endpoints.replay_range(tx, organization_id, endpoint_id, since, until, now)
+    else:
+        since, until = (body.since or 0) * 1_000_000, (body.until or 0) * 1_000_000
+        open = partial(_open, plane, organization_id, write=True)
+        count = endpoints.replay_range(open, organization_id, endpoint_id, since, until, now)
     return WebhookReplayOut(webhook_endpoint_id=endpoint_id, deliveries=count)
 
 
