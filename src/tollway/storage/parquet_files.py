@@ -106,7 +106,7 @@ class UsageFiles:
         _remove_others(directory, {MANIFEST, name} if before is None else {MANIFEST, name, before.file})
         return manifest
 
-    def remove_strays(self, hour_at: int, manifest: HourManifest) -> None:
+    def remove_others(self, hour_at: int, manifest: HourManifest) -> None:
         """Remove what the manifest of an hour does not name: the file before, and what a process left that was killed. Raises OSError."""
         _remove_others(self._path(hour_at), {MANIFEST, manifest.file})
 

@@ -41,7 +41,7 @@ class AddressRefused(Exception):
 
 
 class NamesBusy(Exception):
-    """So many names are being resolved that another one would have to wait for them. It says nothing about the address."""
+    """Refusal of a name because as many as may be are being resolved. It says nothing about the address."""
 
 
 class Peer(NamedTuple):

@@ -57,7 +57,7 @@ def _write_hour(database: Database, files: UsageFiles, hour_at: int, now: int) -
     before = files.find_manifest(hour_at)
     with database.platform(write=False) as tx:
         if before is not None and before.rows == usage_hours.count_events(tx, hour_at):
-            files.remove_strays(hour_at, before)
+            files.remove_others(hour_at, before)
             return None
         if before is None and epochs.list_blockers(tx, hour_at, hour_at + HOUR_US):
             return None
