@@ -189,6 +189,7 @@ COMMAND_OF = {
     "update_model": "apply",
     "list_deployments": "models list",
     "create_deployment": "models deploy",
+    "check_engine": "deployments check",
     "retrieve_deployment": "models list",
     "update_deployment": "apply",
     "archive_deployment": "models undeploy",

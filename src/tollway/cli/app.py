@@ -65,7 +65,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "batches": ("metering.batches:app", "Batches of requests, at a gateway: submit, list, show, cancel, output."),
     "quote": ("money.quote:quote", "What a request would cost, and what would refuse it now."),
     "models": ("catalog.catalog:app", "The catalog: models, their deployments and prices."),
-    "deployments": ("catalog.deployments:app", "Deployments: drain, undrain, and follow the sources of a fleet."),
+    "deployments": ("catalog.deployments:app", "Deployments: check an engine, drain, undrain, and follow the sources of a fleet."),
     "prices": ("catalog.prices:app", "Price books, drafts of prices, and organizations' terms."),
     "usage": ("metering.usage:usage", "What was used, by time, project, key or model."),
     "costs": ("metering.usage:costs", "What it costs, exactly, by day, project or line item."),

@@ -48,7 +48,7 @@ from tollway.control.money.automatic_closing import close_due
 from tollway.control.plane import ControlPlane
 from tollway.control.publish import Publications
 from tollway.control.reconciliation import reconcile
-from tollway.control.reconciliation.engine_counters import open_client
+from tollway.control.reconciliation.engine_answers import open_client
 from tollway.control.reconciliation.reconcile import ReconcileOptions, Reconciliation
 from tollway.control.secrets import peppers
 from tollway.control.secrets.data_keys import DataKeys

@@ -392,6 +392,7 @@ Tollway is ready.
 
   inference       {url}
   administration  {demo["control_url"]}/v1
+  console         {demo["control_url"]}/console
   API key         {key}
   admin key       {demo["admin_key"]}
   models          {", ".join(demo["models"])}

@@ -168,6 +168,7 @@ def print_addresses(installation: Installation) -> None:
     print(
         f"inference      {addresses['gateway_url']}/v1\n"
         f"administration {addresses['control_url']}/v1\n"
+        f"console        {addresses['control_url']}/sign-in/operators/key, with the operator's key\n"
         f"metrics        {addresses['internal_url']}/metrics (gateway), {addresses['link_url']}/metrics (control)\n"
         f"operator's key in {installation.directory}/secrets.json (platform_key)",
         file=sys.stderr,

@@ -23,6 +23,17 @@ REQUESTS = 24
 
 ISSUER = "https://login.example.com"
 
+PROVIDER = OperatorSignIn(
+    issuer=ISSUER,
+    client_id="tollway",
+    client_secret=None,
+    groups_claim="groups",
+    operator_groups=frozenset(),
+    second_operator_groups=frozenset(),
+    auditor_groups=frozenset(),
+)
+"""The identity provider of operators, who are signed in without asking it."""
+
 HOSTILE = """<script>alert(1)</script>"'><img src=x onerror=alert(2)>{{ 7 * 7 }}"""
 """A name that would run if a page did not escape it (row 166 of the attacks)."""
 
@@ -30,17 +41,8 @@ HOSTILE = """<script>alert(1)</script>"'><img src=x onerror=alert(2)>{{ 7 * 7 }}
 @pytest.fixture(scope="module")
 def control(sqlite_template: SqliteTemplate, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A control plane with an identity provider of operators, who are signed in without asking it."""
-    directory, nobody = tmp_path_factory.mktemp("control"), frozenset[str]()
-    provider = OperatorSignIn(
-        issuer=ISSUER,
-        client_id="tollway",
-        client_secret=None,
-        groups_claim="groups",
-        operator_groups=nobody,
-        second_operator_groups=nobody,
-        auditor_groups=nobody,
-    )
-    with sqlite_template.copied(directory) as url, running(url, directory / "archive", operator_sign_in=provider) as started:
+    directory = tmp_path_factory.mktemp("control")
+    with sqlite_template.copied(directory) as url, running(url, directory / "archive", operator_sign_in=PROVIDER) as started:
         yield started
 
 
@@ -87,9 +89,8 @@ def auditor(control: Running) -> Browser:
     return sign_in_operator(control, AUDITOR)
 
 
-@pytest.fixture(scope="module")
-def used(control: Running) -> TenantSetup:
-    """An organization, a project and a key with hostile names, and requests of the last days."""
+def set_up(control: Running) -> TenantSetup:
+    """Make an organization, a project and a key with hostile names, and requests of the last days."""
     operator, tenant = control.operator(), make_tenant(control, HOSTILE)
     now = control.plane.now()
     answered(operator.post("/v1/platform/models", json={"name": "echo", "endpoints": ["chat/completions"]}))
@@ -113,12 +114,21 @@ def used(control: Running) -> TenantSetup:
         end = {"outcome": Outcome.UPSTREAM_ERROR, "error": "upstream_cut"} if failed else {}
         records.extend([of, final(of, ended_at=at + 500_000, **end)])
     answered(control.node(NODE).put(f"/v1/link/records/{NODE}/{EPOCH}/1", content=b"".join(frames(records))))
+    (book,) = answered(operator.get("/v1/platform/price_books"))["data"]
+    line = {"model": "echo", "input": "1.5", "output": "1"}
+    answered(operator.post("/v1/platform/price_drafts", json={"book_id": book["id"], "lines": [line]}))
     deployment = {"model": "echo", "base_url": "http://127.0.0.1:9", "engine": "vllm", "upstream_model": "echo"}
     answered(operator.post("/v1/platform/deployments", json=deployment))
     admin = control.client(tenant.admin_key)
     budget = {"name": HOSTILE, "mode": "soft", "window": "month", "amount": "100", "currency": "EUR", "thresholds": [50]}
     answered(admin.post("/v1/organization/budgets", json=budget))
     return tenant
+
+
+@pytest.fixture(scope="module")
+def used(control: Running) -> TenantSetup:
+    """The organization of `set_up`."""
+    return set_up(control)
 
 
 @pytest.fixture(scope="module")

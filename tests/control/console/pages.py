@@ -42,8 +42,29 @@ TENANT_FILES = (
 )
 """Files that pages of an organization offer, below its root."""
 
-PLATFORM_PAGES = ("", "/fleet", "/periods", "/periods/{period_id}", "/reconciliation", "/anomalies", "/audit")
+PLATFORM_PAGES = (
+    "",
+    "/start",
+    "/fleet",
+    "/prices",
+    "/prices/books/{book_id}",
+    "/prices/drafts/{draft_id}",
+    "/periods",
+    "/periods/{period_id}",
+    "/periods/{period_id}/invoices",
+    "/invoices",
+    "/payments",
+    "/reconciliation",
+    "/anomalies",
+    "/audit",
+)
 """Pages of the platform, below `/console/platform`."""
+
+PAGES_ELSEWHERE = ("/console/platform/invoices/{invoice_id}", "/console/platform/invoices/{invoice_id}/files/{format}")
+"""Pages and files that need an invoice: the tests of the money of a month open them (test_money_pages)."""
+
+COLLECTIONS = {"period_id": "periods", "book_id": "price_books", "draft_id": "price_drafts"}
+"""Collections of the REST API whose first entry stands for an id of a page of the platform."""
 
 
 def root_of(tenant: TenantSetup) -> str:
@@ -61,5 +82,9 @@ def fill_in(path: str, tenant: TenantSetup, known: Mapping[str, str] = defaultdi
 
 def fill_in_platform(path: str, control: Running, tenant: TenantSetup) -> str:
     """Return the path of a page of the platform, with the ids of what the organization has."""
-    listed = answered(control.operator().get("/v1/platform/periods", params={"organization_id": tenant.organization_id}))["data"]
-    return "/console/platform" + path.format(period_id=listed[0]["id"])
+    ids = {}
+    for name, collection in COLLECTIONS.items():
+        if f"{{{name}}}" in path:
+            params = {"organization_id": tenant.organization_id} if collection == "periods" else {}
+            ids[name] = answered(control.operator().get(f"/v1/platform/{collection}", params=params))["data"][0]["id"]
+    return "/console/platform" + path.format(**ids)

@@ -11,7 +11,16 @@ import httpx2
 from fastapi.routing import APIRoute
 
 from tests.control.browsing import Browser, find_user_id
-from tests.control.console.pages import INVOICE_PAGES, PLATFORM_PAGES, TENANT_FILES, TENANT_PAGES, fill_in, fill_in_platform, root_of
+from tests.control.console.pages import (
+    INVOICE_PAGES,
+    PAGES_ELSEWHERE,
+    PLATFORM_PAGES,
+    TENANT_FILES,
+    TENANT_PAGES,
+    fill_in,
+    fill_in_platform,
+    root_of,
+)
 from tests.control.harness import Running, TenantSetup, answered, make_tenant
 from tollway.control.console.rendering import HEADERS
 from tollway.control.console.routers import ROUTERS
@@ -46,7 +55,7 @@ def test_every_page_is_in_the_table_of_the_walk() -> None:
     listed = {f"/console/organizations/{{organization_id}}{each}" for each in (*TENANT_PAGES, *INVOICE_PAGES, *TENANT_FILES)} | {
         f"/console/platform{each}" for each in PLATFORM_PAGES
     }
-    others = {"/console", "/console/{path:path}", "/console/assets/{name}"}
+    others = {"/console", "/console/{path:path}", "/console/assets/{name}", *PAGES_ELSEWHERE}
     shown = {route.path for each in ROUTERS for route in each.routes if isinstance(route, APIRoute) and route.methods == {"GET"}}
     assert shown == listed | others
 
@@ -120,6 +129,35 @@ def test_operator_drains_a_deployment_and_takes_it_back_and_an_auditor_cannot(
     assert "drained" not in operator.send(action, weight="1").text
     bad = operator.send("/console/platform/deployments", 400, model="echo", base_url="ftp://x", engine="vllm", upstream_model="x")
     assert "base_url" in bad.text
+
+
+def test_operator_drafts_prices_sees_who_pays_more_and_publishes_them(
+    control: Running, operator: Browser, auditor: Browser, used: TenantSetup
+) -> None:
+    book_path = fill_in_platform("/prices/books/{book_id}", control, used)
+    operator.open(book_path)
+    path = operator.send(f"{book_path}/drafts", copied="yes").url.path
+    operator.send(f"{path}/lines", 400, model="echo", tier="standard", input="dear", output="4")
+    operator.open(path)
+    operator.send(f"{path}/lines", model="echo", tier="standard", input="2", output="4")
+    operator.send(f"{path}/lines", model="other", tier="standard", input="2", output="4")
+    first = re.search(r'name="model" value="(echo|other)"', operator.page.text)
+    assert first is not None
+    operator.post(f"{path}/lines/remove", {"model": "other", "tier": "standard", "form_token": find_token(operator)})
+    assert ">other<" not in operator.page.text
+    shown = operator.open(f"{path}?preview=true&everybody=true").text
+    assert used.organization_id in shown or "Under the draft" in shown
+    assert "Under the draft" in auditor.open(f"{path}?preview=true").text and "Publish the prices" not in auditor.page.text
+    operator.open(path)
+    action = f"{path}/publish"
+    accepted = {"accept_warnings": "true"} if 'name="accept_warnings"' in operator.page.text else {}
+    assert "Nothing was changed" in operator.send(action, 400, confirmation="x", **accepted).text
+    (book,) = answered(control.operator().get("/v1/platform/price_books"))["data"]
+    published = operator.send(action, confirmation=book["name"], **accepted)
+    assert (published.url.path == path and "are published" in published.text) or "not every gateway" in published.text
+    assert action not in published.text
+    other = operator.open(book_path) and operator.send(f"{book_path}/drafts", copied="").url.path
+    assert operator.send(f"{other}/discard").url.path == "/console/platform/prices"
 
 
 def test_operator_sees_what_keeps_a_period_from_being_closed(control: Running, operator: Browser, used: TenantSetup) -> None:

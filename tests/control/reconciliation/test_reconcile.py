@@ -4,23 +4,19 @@ import asyncio
 import ipaddress
 import json
 import secrets
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
+from tests.control.engine_stub import Stub, stub
 from tests.control.harness import NO_TLS, Running, TenantSetup, answered, make_tenant
 from tests.link.samples import EPOCH, NODE, admit, final, frames, request_id
 from tests.simulator.running import simulator
 from tollway.cli.app import run
 from tollway.control.reconciliation import reconcile
-from tollway.control.reconciliation.engine_counters import PAGE_BYTES_MAX, open_client
+from tollway.control.reconciliation.engine_answers import ANSWER_BYTES_MAX, open_client
 from tollway.control.reconciliation.reconcile import ReconcileOptions
 from tollway.control.verification.verify import verify
 from tollway.domain import addresses
@@ -35,56 +31,6 @@ HOUR = hour_of(serve_control.now()) - 3 * HOUR_US
 """An hour that is long over."""
 
 OPTIONS = ReconcileOptions(timeout_seconds=2.0)
-
-
-@dataclass
-class Stub:
-    """An engine that answers whatever a test wants: the page, its status and further headers. `asked`: heads of requests."""
-
-    page: bytes = b""
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
-    silence: threading.Event = field(default_factory=threading.Event)
-    asked: list[tuple[str, dict[str, str]]] = field(default_factory=list)
-    url: str = ""
-
-    def counts(self, prompt: int, output: int) -> None:
-        self.page = f"vllm:prompt_tokens_total 0{prompt}\nvllm:generation_tokens_total {output}.0\n".encode()
-
-
-@contextmanager
-def stub() -> Iterator[Stub]:
-    made = Stub()
-    made.silence.set()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            made.asked.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
-            made.silence.wait(30)
-            try:
-                self.send_response(made.status)
-                for name, value in made.headers.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(made.page)
-            except ConnectionError:
-                pass  # whoever asked had enough
-
-        def log_message(self, format: str, *arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    made.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield made
-    finally:
-        made.silence.set()
-        server.shutdown()
-        server.server_close()
-        thread.join(30)
 
 
 def deploy(control: Running, url: str, model: str = "m", **changes: Any) -> str:
@@ -229,7 +175,7 @@ class TestEngines:
                 case "nonsense":
                     engine.page = b"vllm:prompt_tokens_total NaN\n"
                 case "huge":
-                    engine.page += b"#" * (PAGE_BYTES_MAX + 1)
+                    engine.page += b"#" * (ANSWER_BYTES_MAX + 1)
                 case "silent":
                     engine.silence.clear()
                 case "gone":

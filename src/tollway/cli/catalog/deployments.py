@@ -1,4 +1,4 @@
-"""`tollway deployments`: take one out of service and back, and follow the sources of a fleet; for operators."""
+"""`tollway deployments`: check an engine, drain a deployment, take it back, and follow the sources of a fleet; for operators."""
 
 import asyncio
 import os
@@ -14,6 +14,7 @@ from tollway.cli.catalog.fleet_sources import follow
 from tollway.cli.catalog.platform_file import resolve_credential
 from tollway.cli.client import Control, ControlUrl, DataDir, Key, connect, segment
 from tollway.cli.output import Output, OutputOption, print_json
+from tollway.domain.catalog import Engine
 from tollway.domain.fleets import FleetSource, SourceState, plan_fleet
 from tollway.settings import OperatorError, read_yaml
 from tollway.telemetry import timestamp
@@ -34,6 +35,27 @@ DEPLOYMENT_FIELDS = (
     "engine", "upstream_model", "tier", "weight", "region", "cache_isolation", "test", "priorities", "relative_cost", "grpc_port",
 )  # fmt: skip
 """Fields that a source gives each deployment that it reports."""
+
+
+@app.command()
+def check(
+    base_url: Annotated[str, typer.Option(help="Of the engine, without /v1.")],
+    engine: Annotated[Engine, typer.Option(help="What answers there.")],
+    credential: Annotated[str | None, typer.Option(help="What the engine asks for: ${VARIABLE} or file:PATH.")] = None,
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Ask an engine which models it serves, before it is connected. The control plane asks, and keeps nothing."""
+    body = {
+        "base_url": base_url,
+        "engine": engine,
+        "credential": credential and resolve_credential(credential, os.environ, "--credential"),
+    }
+    with connect(control_url, key, data_dir) as control:
+        found = control.post("/platform/engine_checks", body)
+    print_json(found) if output is Output.JSON else print("\n".join(found["models"]) or "the engine names no model")
 
 
 @app.command()

@@ -218,6 +218,7 @@ UNRECORDED: Mapping[str, str] = {
     "test_platform_webhook_endpoint": "as test_webhook_endpoint",
     "report_leaked_keys_by_github": "records api_key.leak_reported itself, in the chain of each organization whose key it is",
     "receive_stripe_event": "records payment.recorded itself, in the chain of each organization whose payments it changes",
+    "check_engine": "asks an engine and changes nothing",
     "check_draft": "computes and stores nothing",
     "search_scim": "is a list with its query in the body",
     "search_scim_users": "is a list with its query in the body",

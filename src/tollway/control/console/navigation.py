@@ -7,7 +7,7 @@ from typing import Any
 from tollway.control.api.auditing import audit_logs
 from tollway.control.api.authentication import sign_in_connections
 from tollway.control.api.bounds import limits
-from tollway.control.api.catalog import prices
+from tollway.control.api.catalog import deployments, price_books, prices
 from tollway.control.api.gateways import nodes
 from tollway.control.api.identity import groups, roles, users
 from tollway.control.api.invoicing import invoices
@@ -67,11 +67,20 @@ TENANT: tuple[Section, ...] = (
 )
 
 PLATFORM: tuple[Section, ...] = (
-    Section("", (Entry(mark("Organizations"), "", organizations.list_organizations), Entry(mark("Fleet"), "/fleet", nodes.list_nodes))),
+    Section(
+        "",
+        (
+            Entry(mark("Organizations"), "", organizations.list_organizations),
+            Entry(mark("Fleet"), "/fleet", nodes.list_nodes),
+            Entry(mark("First steps"), "/start", deployments.create_deployment),
+        ),
+    ),
     Section(
         mark("Money"),
         (
+            Entry(mark("Prices"), "/prices", price_books.list_books),
             Entry(mark("Billing periods"), "/periods", periods.list_periods),
+            Entry(mark("Invoices"), "/invoices", invoices.list_invoices),
             Entry(mark("Reconciliation"), "/reconciliation", reconciliation.list_reconciliation),
         ),
     ),

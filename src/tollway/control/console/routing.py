@@ -166,6 +166,11 @@ class Page:
         caller = self.require(operation)
         return msgspec.json.decode(bytes(operation(caller, self.request, parameters).body))
 
+    def act_for(self, organization_id: str) -> "Page":
+        """Return this page with its viewer, an operator, as who acts for an organization. Raises RESOURCE_UNKNOWN."""
+        assert self.operator is not None, "only pages of the platform ask"
+        return replace(self, tenant=access.act_for(self.plane.database, self.operator, organization_id))
+
     @property
     def organization_id(self) -> str:
         """The organization whose page it is."""

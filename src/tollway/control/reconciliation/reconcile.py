@@ -16,7 +16,8 @@ import httpx2
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tollway.control.reconciliation.engine_counters import Source, Unreadable, read_all
+from tollway.control.reconciliation.engine_answers import Unreadable
+from tollway.control.reconciliation.engine_counters import Source, read_all
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.reconciliation import HOUR_US, HourState, Reading, Row, Tolerance, compare, hour_of, split
 from tollway.domain.usage import Anomaly, UsageEvent

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints
 
-from tollway.control.api.schemas import Identified, In, ModelName, Region, printable, seconds
+from tollway.control.api.schemas import Identified, In, ModelName, Out, Region, printable, seconds
 from tollway.domain.catalog import RELATIVE_COST_MAX, TRANSLATED_ENDPOINTS, CacheIsolation, Deployment, Endpoint, Engine
 
 
@@ -64,6 +64,29 @@ class DeploymentUpdate(In):
     priorities: bool | None = None
     relative_cost: RelativeCost | None = None
     grpc_port: Port | None = None
+
+
+class EngineCheck(In):
+    """An engine that may be connected. `credential`: is used for this one question, and not kept."""
+
+    base_url: BaseUrl
+    engine: EngineName
+    credential: Credential | None = None
+
+
+class EngineCheckOut(Out):
+    """An engine that answered."""
+
+    object: Literal["platform.engine_check"] = "platform.engine_check"
+    base_url: str
+    engine: str
+    models: Annotated[
+        list[str],
+        Field(
+            description="Models as the engine names them, at most 500: for `upstream_model` of a deployment.",
+            examples=[["meta-llama/Llama-3.1-8B-Instruct"]],
+        ),
+    ]
 
 
 class DeploymentOut(Identified):

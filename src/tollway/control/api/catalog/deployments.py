@@ -5,7 +5,14 @@ from typing import Annotated
 from fastapi import Depends, Query
 
 from tollway.control.api import routes
-from tollway.control.api.catalog.deployment_schemas import DeploymentCreate, DeploymentOut, DeploymentUpdate, deployment_out
+from tollway.control.api.catalog.deployment_schemas import (
+    DeploymentCreate,
+    DeploymentOut,
+    DeploymentUpdate,
+    EngineCheck,
+    EngineCheckOut,
+    deployment_out,
+)
 from tollway.control.api.routes import Plane, may
 from tollway.control.api.schemas import (
     ListOut,
@@ -14,6 +21,8 @@ from tollway.control.api.schemas import (
     list_out,
 )
 from tollway.control.catalog import catalog
+from tollway.control.reconciliation.engine_answers import Unreadable, open_client
+from tollway.control.reconciliation.engine_model_names import list_served_models
 from tollway.domain import ids
 from tollway.domain.catalog import Deployment
 from tollway.domain.faults import PARAMETER_INVALID, Fault
@@ -70,6 +79,19 @@ def create_deployment(_caller: Writer, plane: Plane, body: DeploymentCreate) -> 
     )
     with plane.database.platform() as tx:
         return deployment_out(catalog.create_deployment(tx, deployment, now))
+
+
+@router.post("/v1/platform/engine_checks")
+async def check_engine(_caller: Writer, _plane: Plane, body: EngineCheck) -> EngineCheckOut:
+    """Ask an engine which models it serves, as a deployment at this address would reach it. Changes nothing."""
+    base_url = body.base_url.rstrip("/")
+    catalog.check_base_url(base_url)
+    try:
+        async with open_client() as client:
+            models = await list_served_models(client, body.engine, base_url, body.credential)
+    except Unreadable as error:
+        raise Fault(PARAMETER_INVALID, param="base_url", message=f"The engine could not be asked for its models: {error}.") from None
+    return EngineCheckOut(base_url=base_url, engine=body.engine, models=models)
 
 
 @router.get("/v1/platform/deployments/{deployment_id}")

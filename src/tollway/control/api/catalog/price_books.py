@@ -20,6 +20,7 @@ from tollway.control.api.catalog.price_schemas import (
     DraftUpdate,
     Id,
     PreviewCreate,
+    PreviewOut,
     PreviewProgress,
     book_out,
     draft_out,
@@ -35,7 +36,7 @@ from tollway.control.plane import ControlPlane
 from tollway.domain import ids
 from tollway.domain.faults import Fault
 from tollway.domain.keys import Operator
-from tollway.domain.preview import last_month
+from tollway.domain.preview import Preview, last_month
 from tollway.domain.price_books import DraftState, PriceBook, PriceDraft, Severity
 from tollway.domain.roles import Permission
 from tollway.wire.errors import openai_error
@@ -156,6 +157,10 @@ def publish_draft(_caller: Writer, plane: Plane, draft_id: str, body: DraftPubli
 def preview_draft(_caller: Reader, plane: Plane, draft_id: str, body: PreviewCreate) -> Response:
     """Return what organizations would have been billed under the draft: lines of progress (`PreviewProgress`), then the comparison
     (`PreviewOut`) as the last line; or, if it broke off, an error as anywhere else. Changes nothing."""
+    return StreamingResponse(_preview_lines(plane, _find_scope(plane, draft_id, body)), media_type=NDJSON)
+
+
+def _find_scope(plane: ControlPlane, draft_id: str, body: PreviewCreate) -> Scope:
     now = plane.now()
     from_at, to_at = last_month(now)
     if body.from_second is not None:
@@ -163,8 +168,19 @@ def preview_draft(_caller: Reader, plane: Plane, draft_id: str, body: PreviewCre
     if body.to_second is not None:
         to_at = body.to_second * 1_000_000
     with plane.database.platform(write=False) as tx:
-        scope = preview.find_scope(tx, draft_id, from_at=from_at, to_at=to_at, everybody=body.everybody, now=now)
-    return StreamingResponse(_preview_lines(plane, scope), media_type=NDJSON)
+        return preview.find_scope(tx, draft_id, from_at=from_at, to_at=to_at, everybody=body.everybody, now=now)
+
+
+def preview_until(plane: ControlPlane, draft_id: str, body: PreviewCreate, until: int) -> PreviewOut | None:
+    """Return the comparison that `preview_draft` ends with; None if it takes beyond the instant `until` (UTC microseconds)."""
+    scope = _find_scope(plane, draft_id, body)
+    for found in preview.preview(plane.database, scope):
+        plane.publications.refuse_if_stopping()
+        if isinstance(found, Preview):
+            return preview_out(scope, found)
+        if plane.now() > until:
+            break
+    return None
 
 
 def _preview_lines(plane: ControlPlane, scope: Scope) -> Iterator[bytes]:

@@ -19,7 +19,11 @@ PATH = "/console/platform"
 
 @router.get(PATH, include_in_schema=False)
 def show_organizations(page: PlatformPage, query: Annotated[PageQuery, Query()], include_archived: bool = False) -> Response:
-    """All organizations."""
+    """All organizations; on a platform that has none, whoever may set it up is led to the first steps."""
+    if page.allows(organizations.create_organization) and not query.after and not include_archived:
+        found = page.call(organizations.list_organizations, query=PageQuery(limit=1), include_archived=True)
+        if not found.data:
+            return page.lead("/start")
     return _show_list(page, query, include_archived)
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import Query
 from starlette.responses import Response
 
+from tollway.control.api.invoicing import invoices
 from tollway.control.api.money import periods
 from tollway.control.api.money.periods import OrganizationId
 from tollway.control.api.schemas import PageQuery
@@ -48,6 +49,7 @@ def _show(page: Page, period_id: str, fault: Fault | None = None) -> Response:
         period=period,
         blockers=[] if period.state == PeriodState.CLOSED else page.call(periods.list_blockers, period_id=period_id).data,
         has_ended=period.end_time <= page.plane.now() // 1_000_000,
+        may_preview=page.allows(invoices.preview_invoices),
         may_close=period.state != PeriodState.CLOSED and page.allows(periods.close_period),
     )
 
