@@ -235,7 +235,8 @@ def test_each_change_is_told_of_once(control: Running, bob: TenantSetup) -> None
     of_key = [each["type"] for each in own if made["id"] in (each["data"]["id"], each["data"].get("key_id"))]
     assert of_key == ["api_key.created", "api_key.rotated", "api_key.leaked", "api_key.revoked"]
     assert [each["type"] for each in own if each["type"].startswith(("limit", "credit"))] == ["limit.updated", "credit.granted"]
-    ours = answered(operator.get("/v1/platform/events?limit=100&order=asc"))["data"]
-    told = [each for each in ours if each["type"].startswith("deployment.")]
+    types = "&types=".join(("deployment.created", "deployment.updated", "deployment.archived"))
+    ours = answered(operator.get(f"/v1/platform/events?limit=100&order=desc&types={types}"))["data"]
+    told = [each for each in reversed(ours) if each["data"]["id"] == of.rpartition("/")[2]]
     assert [each["type"] for each in told] == ["deployment.created", "deployment.updated", "deployment.archived"]
     assert {each["organization_id"] for each in told} == {None}
