@@ -72,7 +72,7 @@ def tiers(draw: st.DrawFn) -> tuple[Tier, ...]:
 @st.composite
 def contracts(draw: st.DrawFn) -> Contract:
     until = draw(st.none() | st.integers(SPAN.start_at + 1, SPAN.end_at + 10_000))
-    since = draw(st.integers(0, SPAN.start_at if until is None else until - 1))
+    since = draw(st.integers(0, SPAN.start_at if until is None else min(until, SPAN.end_at) - 1))
     can_commit = until is not None
     terms = ContractTerms(
         name="Plan",

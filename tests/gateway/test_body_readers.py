@@ -6,6 +6,7 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -307,7 +308,8 @@ async def test_102_reader_that_has_read_much_is_replaced_once_it_rests(monkeypat
             monkeypatch.setattr(body_reader_pool, "WORN_BYTES", len(LARGE))
             await read()
             async with asyncio.timeout(20):
-                while pool.pids in ([], [first]):
+                # A loop that is closed before the end of its child was handled complains of it.
+                while pool.pids in ([], [first]) or Path(f"/proc/{first}").exists():
                     await asyncio.sleep(0.01)
             assert len(pool.pids) == 1 and not alarms
 
