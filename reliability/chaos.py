@@ -149,7 +149,7 @@ def _find_missing(held: Cluster, row: Row) -> str | None:
             return "no network namespace or no nftables"
         if need == "mounts" and not held.mounts:
             return "no file system can be mounted"
-        if need not in ("isolation", "mounts") and shutil.which(need) is None and not Path(need).exists():
+        if need not in ("isolation", "mounts") and shutil.which(need) is None:
             return f"{need} is not installed"
     return None
 

@@ -105,7 +105,7 @@ class Balancer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
-    """A gateway: its process, its two addresses, and whether its data directory is a file system of its own."""
+    """A gateway: its process, its two addresses and its data directory."""
 
     part: Part
     url: str
@@ -116,7 +116,7 @@ class Gateway:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
     """The running cluster. `controls` are reached through the balancer at `platform.control_url`; `control_urls` are their own addresses,
-    `link_ports` those at which gateways reach the balancer and the control processes. `mounts`: whether file systems were mounted."""
+    `control_link_urls` those for gateways, which reach the balancer at `link_port`. `mounts`: whether file systems were mounted."""
 
     platform: Platform
     database: postgres.Server
@@ -164,8 +164,10 @@ def is_isolated() -> bool:
 
 def isolate(arguments: Sequence[str]) -> int | None:
     """Run `python -m reliability ARGUMENTS` with a loopback and mounts of its own, and return its exit code; None where that cannot be
-    done (it takes root and the programs unshare, ip and nft)."""
-    if os.geteuid() != 0 or not all(shutil.which(program) for program in ("unshare", "ip", "nft")):
+    done (it takes the rights of root and the programs unshare, ip and nft)."""
+    if not all(shutil.which(program) for program in ("unshare", "ip", "nft")):
+        return None
+    if subprocess.run(["unshare", "--net", "--mount", "true"], capture_output=True).returncode != 0:
         return None
     script = f'ip link set lo up || exit 125; export {ISOLATED}=$$; "$@"; exit $?'
     command = ["unshare", "--net", "--mount", "--fork", "--kill-child", "sh", "-c", script, "sh", sys.executable, "-m", "reliability"]
@@ -177,9 +179,8 @@ def isolate(arguments: Sequence[str]) -> int | None:
 
 
 @contextmanager
-def cluster(scratch: Path, *, counters: str = "redis", release: Release = PRESENT) -> Iterator[Cluster]:
-    """Run a cluster in the empty directory `scratch`. `counters`: the server of shared counters, redis or valkey. `release`: the version of
-    control and gateways."""
+def cluster(scratch: Path, *, release: Release = PRESENT) -> Iterator[Cluster]:
+    """Run a cluster in the empty directory `scratch`. `release`: the version of control and gateways."""
     with ExitStack() as held:
         ports = iter(held.enter_context(reserved_ports(3 + 2 * CONTROLS + 2 * GATEWAYS)))
         mounts = is_isolated() and _mount(scratch / "database", DISK_BYTES) and _mount(scratch / "gateway-1", DISK_BYTES // 4)
@@ -187,7 +188,7 @@ def cluster(scratch: Path, *, counters: str = "redis", release: Release = PRESEN
         (scratch / "database").chmod(0o755)
         scratch.chmod(0o755)  # the server's user must be able to pass through
         server = held.enter_context(_database(next(ports), scratch / "database"))
-        store = held.enter_context(counter_server(counters))
+        store = held.enter_context(counter_server("redis"))
         urls = postgres.application_environment(server.url)
         rest, link = next(ports), next(ports)
         data = scratch / "data"

@@ -30,6 +30,8 @@ PAUSE_SECONDS = 0.1
 PICTURE = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63606060000000040001f61738550000000049454e44ae426082"
 )
+HANGS = (httpx2.TimeoutException, TimeoutError)
+"""Errors of a client that waited WAIT_SECONDS for the next part of an answer."""
 FAULTS = (httpx2.HTTPError, WebSocketException, OSError, grpc.RpcError)
 """Errors of a gateway that dies, or is not there yet."""
 
@@ -81,6 +83,8 @@ class Clients:
         self._stopping.set()
         for thread in self._threads:
             thread.join(WAIT_SECONDS)
+            if thread.is_alive():
+                self.wrong.append("a client of pictures, sound, sessions or tensors did not end")
 
     def _repeat(self, ask: Callable[[random.Random, int], None], dice: random.Random) -> None:
         number = 0
@@ -88,9 +92,11 @@ class Clients:
             number += 1
             try:
                 ask(dice, number)
+            except HANGS as error:
+                self.wrong.append(f"{ask.__name__} hung: {error!r}"[:500])
             except FAULTS:
                 pass  # it is starting again
-            except (AssertionError, ValueError, KeyError) as error:
+            except Exception as error:
                 self.wrong.append(f"{ask.__name__}: {error!r}"[:500])
             self._stopping.wait(PAUSE_SECONDS)
 
@@ -132,6 +138,8 @@ class Clients:
                 response = event["response"]
                 if response["status"] == "completed":
                     self._note(TALKER, response["id"], 101, "complete", response["usage"]["output_tokens"])
+                else:
+                    self._note(TALKER, response["id"], 101, "error", code=response["status"])
 
     def _infer(self, dice: random.Random, number: int) -> None:
         """Make a call, or a stream of one request, which every fifth client leaves."""
@@ -158,6 +166,8 @@ class Clients:
                 self._note(TENSORS, dict(call.trailing_metadata() or ()).get("x-request-id"), 200, "complete")
             except grpc.RpcError as error:
                 told = dict(error.trailing_metadata() or ()) if isinstance(error, grpc.Call) else {}
+                if isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                    raise TimeoutError(error.details()) from error
                 if "x-error-code" in told:
                     self._note(TENSORS, told.get("x-request-id"), 503, "error", code=told["x-error-code"])
 

@@ -38,6 +38,7 @@ FIGURES: Mapping[str, Figure] = {
         "and works, every revoked one does not. Each line of the batch and each response in the background is answered and billed "
         "once; each file that was acknowledged is there. Nobody is told a 5xx but `draining` and, on a busy machine, "
         "`overloaded` or `model_overloaded`; nothing hangs; control answers 200 or 503. All is collected within 60 s.",
+        "What was delivered of responses of sessions that were cut: their bills are only held to what was generated. "
         "SIGKILL is not a power cut: what the kernel holds survives. One machine: no network between the parts fails. How soon "
         "things are back is shown and not checked: the machine does other things beside.",
         "python -m reliability R1 --kills 100 --database postgres --seed 1",

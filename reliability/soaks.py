@@ -5,6 +5,7 @@ is the one by Kendall's statistic (Sen 1968), so a machine that does other thing
 
 import itertools
 import math
+import shutil
 import statistics
 import tempfile
 import time
@@ -49,9 +50,12 @@ class Readings:
 def measure(seconds: float, seed: int) -> list[Line]:
     """Take the figure and keep it; what went wrong is printed."""
     began = time.time()
-    with tempfile.TemporaryDirectory(prefix="tollway-soak-") as scratch:
-        wrong, sent, readings, kept = run(Path(scratch), seconds, seed)
-    print("\n".join(wrong[:20]), flush=True)
+    scratch = Path(tempfile.mkdtemp(prefix="tollway-soak-"))
+    wrong, sent, readings, kept = run(scratch, seconds, seed)
+    if wrong:
+        print("\n".join([*wrong[:20], f"kept: {scratch}"]), flush=True)
+    else:
+        shutil.rmtree(scratch, ignore_errors=True)
     requests = sum(len(each.heard) for each in sent)
     slopes = {name: describe(each) for name, each in readings.items()}
     return [

@@ -229,8 +229,7 @@ def _restart_database(cluster: Cluster) -> Iterator[None]:
 
 def _kill_backend(cluster: Cluster) -> None:
     """Kill one process of the server: it ends all connections and recovers."""
-    with suppress(IndexError):
-        _send(list_descendants(cluster.database.pid)[-1:], signal.SIGKILL)
+    _send(list_descendants(cluster.database.pid)[-1:], signal.SIGKILL)
 
 
 OURS = "FROM pg_stat_activity WHERE application_name = 'tollway'"
@@ -352,14 +351,13 @@ def _set_clock(file: Path, offset: int) -> None:
 
 
 def _filtered(rule: str) -> Strike:
-    """Packets of our loopback that `rule` (of nftables; {database}, {counters}, {link}, {engine} are ports) concerns."""
+    """Packets of our loopback that `rule` (of nftables; {database}, {counters}, {link}, {engine}, {gateway} are ports) concerns."""
 
     def strike(cluster: Cluster) -> Iterator[None]:
         ports = {
             "database": cluster.database_port,
             "counters": cluster.counters.port,
             "link": cluster.link_port,
-            "rest": cluster.platform.control_url.rpartition(":")[2],
             "engine": cluster.engines[0][1].rpartition(":")[2],
             "gateway": cluster.gateways[1].url.rpartition(":")[2],
         }

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import sqlalchemy as sa
 
@@ -26,6 +27,15 @@ PHASE_SECONDS = 3.0
 INSTALL_SECONDS_MAX = 900.0
 REFUSED = ("which this version of Tollway does not know", "over which this version of Tollway cannot run")
 """Words of a control process that may not run over the schema."""
+MARGIN_SECONDS = 2.0
+"""A request that a gateway refuses because it is being replaced may have begun so long before."""
+
+
+class Span(NamedTuple):
+    """Time in which a gateway was replaced, in monotonic seconds."""
+
+    start: float
+    end: float
 
 
 def measure(commit: str, seed: int) -> list[Line]:
@@ -79,8 +89,10 @@ def run(scratch: Path, before: Release, seed: int) -> tuple[list[str], list[Sent
     wrong: list[str] = []
     steps: list[str] = []
     operations = Operations()
+    replaced: list[list[Span]] = []
     with cluster(scratch, release=before) as held:
         wait_until_whole(held)
+        replaced = [[] for _ in held.gateways]
         with traffic(held, seed, operations) as sent:
             time.sleep(PHASE_SECONDS)
             PRESENT.migrate(held.platform.directory, held.platform.environment)
@@ -89,10 +101,10 @@ def run(scratch: Path, before: Release, seed: int) -> tuple[list[str], list[Sent
             for number, control in enumerate(held.controls):
                 _replace(held, control, PRESENT)
                 steps.append(f"control {number + 1} of the new version")
-            _replace_gateways(held, PRESENT, steps, "of the new version")
-            _replace_gateways(held, before, steps, "of the version before, over control of the new one")
+            _replace_gateways(held, PRESENT, steps, replaced, "of the new version")
+            _replace_gateways(held, before, steps, replaced, "of the version before, over control of the new one")
             wrong += _take_control_back(held, before, steps)
-            _replace_gateways(held, PRESENT, steps, "of the new version again")
+            _replace_gateways(held, PRESENT, steps, replaced, "of the new version again")
             time.sleep(PHASE_SECONDS)
         wait_until_whole(held)
         heard = [each for part in sent for each in part.heard]
@@ -100,6 +112,12 @@ def run(scratch: Path, before: Release, seed: int) -> tuple[list[str], list[Sent
             label = f"{each.status} {each.code}" if each.ended == "error" else each.ended
             if label not in ("complete", "left", "refused", "503 draining"):
                 wrong.append(f"a request ended with {label}: {each}")
+        wrong += [
+            f"a request was refused by a gateway that was not replaced: {each}"
+            for part, spans in zip(sent, replaced, strict=True)
+            for each in part.heard
+            if each.ended == "refused" and not any(span.start - MARGIN_SECONDS <= each.began <= span.end for span in spans)
+        ]
         wrong += [text for part in sent for text in part.wrong]
         wrong += [
             f"{count} operations were answered {status}" for status, count in operations.statuses.items() if status not in (200, *AWAY)
@@ -117,9 +135,12 @@ def _replace(held: Cluster, part: Part, release: Release) -> None:
     wait_until_whole(held)
 
 
-def _replace_gateways(held: Cluster, release: Release, steps: list[str], which: str) -> None:
+def _replace_gateways(held: Cluster, release: Release, steps: list[str], replaced: list[list[Span]], which: str) -> None:
+    """Replace the gateways one after the other. `replaced`: when each was, by gateway."""
     for number, gateway in enumerate(held.gateways):
+        start = time.monotonic()
         _replace(held, gateway.part, release)
+        replaced[number].append(Span(start, time.monotonic()))
         steps.append(f"gateway {number + 1} {which}")
     time.sleep(PHASE_SECONDS)
 

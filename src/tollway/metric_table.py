@@ -110,7 +110,7 @@ GATEWAY_METRICS = (
     _gauge("tollway_internal_connections", "connections", "Open connections at the listener of health and metrics."),
     _gauge("tollway_buffered_bytes", "bytes", "Bytes of bodies and answers that this gateway holds for its clients and engines."),
     _gauge("tollway_event_loop_lag_seconds_max", "seconds", "Longest delay of the event loop since the last scrape."),
-    _gauge("tollway_tasks", "tasks", "Tasks of the event loop. Requests need none, so a number that grows is a leak."),
+    _gauge("tollway_tasks", "tasks", "Tasks of the event loop: a few for the process, more while files, gRPC calls or sessions run."),
     _counter("tollway_task_restarts", "restarts", ("task",), "Restarts of background tasks that ended: each is a defect."),
     _counter("tollway_callback_failures", "errors", ("place",), "Errors outside of requests and tasks, by place: each is a defect."),
     _counter("tollway_body_reader_failures", "processes", (), "Processes that read large bodies and ended unexpectedly."),

@@ -700,7 +700,10 @@ async def test_deployments_without_grpc_are_neither_waited_for_nor_asked(tmp_pat
 
 
 async def test_sampled_request_is_traced_with_its_attempts() -> None:
+    told: list[str] = []
+
     async def infer(message: bytes, context: Any) -> bytes:
+        told.append(dict(context.invocation_metadata())["traceparent"])
         data: bytes = MESSAGE("ModelInferResponse")(model_name="m").SerializeToString()
         return data
 
@@ -713,3 +716,4 @@ async def test_sampled_request_is_traced_with_its_attempts() -> None:
         await calling(bent().SerializeToString(), metadata=BEARER)
     assert [(each.trace_id, each.name) for each in spans] == [(trace, "infer m"), (trace, "infer sim-echo")]
     assert spans[0].attributes["http.route"] == "/v2/models/{model}/infer"
+    assert told[0] == f"00-{trace}-{spans[1].span_id}-01", "an engine gets the span of the attempt"

@@ -175,6 +175,21 @@ async def test_a_realtime_session_is_one_span_with_its_responses_below_and_the_e
     assert f"traceparent: 00-{TRACE}-{connected.span_id}-01\r\n".encode() in engine.heads[0]
 
 
+async def test_the_time_of_a_transcription_begins_with_its_first_text() -> None:
+    said = [{"type": "transcription.delta", "delta": "Hel"}, {"type": "transcription.done", "text": "Hello"}]
+    engine = Engine(lambda asked: said if asked["type"] == "input_audio_buffer.commit" else [])
+    async with engine.listening(), traced({"m": Served([engine.url])}) as (running, spans):
+        async with call(running) as caller:
+            caller.say({"type": "session.update", "model": "m"})
+            (session,) = running.plane.active.exchanges
+            await until(lambda: session._ahead is not None)
+            session._ahead.call.request.started -= 1_000
+            caller.say({"type": "input_audio_buffer.commit", "final": True})
+            await caller.hear("transcription.done")
+        await running.sink.settled(2)
+    assert spans == [], "it waited for sound, and was not slow"
+
+
 async def test_of_a_realtime_session_that_was_not_sampled_what_failed_is_kept_and_what_was_never_used_is_not() -> None:
     engine, refusing = Engine(), Engine(refusal=b"HTTP/1.1 500 Internal Server Error\r\n\r\n")
     async with engine.listening(), refusing.listening():

@@ -193,8 +193,9 @@ class FileBucket:
             with suppress(*_UNREADABLE):
                 file = self._read_description(each.owner, each.id)
         if each.tag is not None:
-            for oldest in list(self._kept)[: max(0, len(self._kept) + 1 - KEPT_MAX)]:
-                self._kept.pop(oldest, None)
+            if len(self._kept) >= KEPT_MAX:
+                for oldest in list(self._kept)[: len(self._kept) + 1 - KEPT_MAX]:
+                    self._kept.pop(oldest, None)
             self._kept[key] = file
         return file
 

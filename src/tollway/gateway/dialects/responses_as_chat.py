@@ -106,7 +106,7 @@ def _add_text_format(text: Mapping[str, Any], chat: dict[str, Any]) -> None:
 
 def _translate_tool(tool: Any, place: str) -> dict[str, Any]:
     tool = read_object(tool, place)
-    if tool.get("type") != "function":
+    if tool.get("type", "function") != "function":
         raise refuse(f"{place}.type", "Only functions can be offered.")
     check_members(tool, place, ("type", "name", "description", "parameters", "strict"))
     function = {name: tool[name] for name in ("name", "description", "parameters", "strict") if tool.get(name) is not None}

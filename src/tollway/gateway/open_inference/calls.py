@@ -38,7 +38,7 @@ from tollway.gateway.realtime.responses import MeteredResponse, admit
 from tollway.gateway.request import INFINITE, Call, ClientGone, Request, RequestHead, new_request
 from tollway.gateway.route import route
 from tollway.gateway.shedding import RETRY_SECONDS
-from tollway.gateway.upstreams.upstream import Upstream, find_attempt_id
+from tollway.gateway.upstreams.upstream import Upstream, find_attempt_id, find_traceparent
 from tollway.telemetry import describe_error
 from tollway.wire import open_inference
 from tollway.wire.open_inference import InferRequest
@@ -342,7 +342,7 @@ def list_metadata(upstream: Upstream, request: Request | None, attempt: int) -> 
     """Return the metadata of a call to an engine: of the client's, only the trace goes on."""
     metadata = [] if upstream.credential is None else [("authorization", f"Bearer {upstream.credential}")]
     if request is not None:
-        metadata += [("x-request-id", find_attempt_id(request, attempt)), ("traceparent", request.traceparent)]
+        metadata += [("x-request-id", find_attempt_id(request, attempt)), ("traceparent", find_traceparent(request, attempt))]
         if request.head.tracestate:
             metadata.append(("tracestate", request.head.tracestate.decode("latin-1")))
     return tuple(metadata)

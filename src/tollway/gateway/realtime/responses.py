@@ -33,11 +33,18 @@ class MeteredResponse:
         self._permit = permit
         self._hold = hold
         self._output = 0
+        self._has_begun = False
 
     def begin(self) -> None:
         """The engine has begun it: what is measured of its time counts from now, not from when it was admitted ahead."""
         request = self.call.request
+        self._has_begun = True
         request.started, request.received_at = time.monotonic(), self._plane.now_us()
+
+    def begin_once(self) -> None:
+        """Begin it, unless it was begun."""
+        if not self._has_begun:
+            self.begin()
 
     def leave_unused(self) -> None:
         """The session ends, and the engine did not begin it: no time is measured of it, and it has no span."""

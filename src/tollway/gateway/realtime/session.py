@@ -390,6 +390,7 @@ class Session:
                 await done.finish(_OUTCOMES.get(event.status, Outcome.COMPLETED), _FAULTS.get(event.status))
         elif event.type == "transcription.done" and self._ahead is not None:
             done = self._ahead
+            done.begin_once()
             self._trace_response(done, upstream)
             done.take(read_transcript_usage(event.usage) if event.usage else None)
             self._ahead = None
@@ -399,6 +400,7 @@ class Session:
         elif event.type.endswith(".delta"):
             running = self._responses.get(event.response_id) if event.response_id else self._ahead
             if running is not None:
+                running.begin_once()  # nothing else says that a transcription has begun
                 running.advance()
         elif event.type.startswith("session.") and upstream.deployment.upstream_model != self.call.model.id:
             message = rename_model(message, upstream.deployment.upstream_model, self.call.model.id)

@@ -188,9 +188,7 @@ class Upstream:
         if dialect.form_kinds is not None:
             passed_on += b"content-type: multipart/form-data; boundary=%b\r\n" % request.find_form_boundary()
         id = request.id if attempt == 1 else find_attempt_id(request, attempt)
-        parent = request.traceparent
-        if request.trace is not None and request.trace.is_sampled:
-            parent = f"00-{request.trace_id}-{find_attempt_span(request.id, attempt)}-01"
+        parent = request.traceparent if request.trace is None else find_traceparent(request, attempt)
         ours = f"x-request-id: {id}\r\ntraceparent: {parent}\r\ncontent-length: {body_bytes}\r\n\r\n"
         return b"%b%b%b" % (self._heads[dialect.endpoint], passed_on, ours.encode())
 
@@ -270,16 +268,8 @@ class Upstream:
 
     def socket_head(self, request: Request, attempt: int, key: bytes) -> bytes:
         """Return the request for a WebSocket at this engine. `key`: of its handshake."""
-        id = find_attempt_id(request, attempt)
-        parent = request.traceparent
-        if request.trace is not None and request.trace.is_sampled:
-            parent = f"00-{request.trace_id}-{find_attempt_span(request.id, attempt)}-01"
-        return b"%bx-request-id: %b\r\ntraceparent: %b\r\nsec-websocket-key: %b\r\n\r\n" % (
-            self._socket_head,
-            id.encode(),
-            parent.encode(),
-            key,
-        )
+        id, parent = find_attempt_id(request, attempt).encode(), find_traceparent(request, attempt).encode()
+        return b"%bx-request-id: %b\r\ntraceparent: %b\r\nsec-websocket-key: %b\r\n\r\n" % (self._socket_head, id, parent, key)
 
     def count_open(self, change: int) -> None:
         """Count a connection that was opened (1) or lost (-1)."""
@@ -402,6 +392,13 @@ class Upstream:
 def find_attempt_id(request: Request, attempt: int) -> str:
     """Return the id by which an attempt at a request is known to the engine."""
     return request.id if attempt == 1 else f"{request.id}-{attempt}"
+
+
+def find_traceparent(request: Request, attempt: int) -> str:
+    """Return the trace that an engine gets with an attempt: of a sampled request its span, otherwise what the client sent."""
+    if request.trace is not None and request.trace.is_sampled:
+        return f"00-{request.trace_id}-{find_attempt_span(request.id, attempt)}-01"
+    return request.traceparent
 
 
 class OnPlace(Protocol):
