@@ -344,6 +344,11 @@ def restrict(tx: TenantTx, *, id: str, name: str, now: int) -> Budget:
     """Refuse the requests of the organization that cost anything, by a hard budget of operators that nothing fits in, until it is archived.
     No number of budgets that tenants or operators may have stands against it. Raises RESOURCE_UNKNOWN."""
     publish.lock(tx)
+    return _insert_whole(tx, name, get_currency(tx), is_prepaid=False, id=id, now=now)
+
+
+def _insert_whole(tx: TenantTx, name: str, currency: str, *, is_prepaid: bool, id: str, now: int) -> Budget:
+    """Store a hard budget of operators over all of the organization, in which nothing fits. `is_prepaid`: but what its credit pays."""
     budget = Budget(
         id=id,
         organization_id=tx.organization_id,
@@ -353,11 +358,12 @@ def restrict(tx: TenantTx, *, id: str, name: str, now: int) -> Budget:
         mode=BudgetMode.HARD,
         window=BudgetWindow.TOTAL,
         amount_pico=1,
-        currency=get_currency(tx),
+        currency=currency,
         thresholds=(),
         is_operators=True,
         created_at=now,
         counts_from=now // MINUTE_US * MINUTE_US,
+        is_prepaid=is_prepaid,
     )
     storage.insert_budget(tx, budget)
     _publish(tx, budget, now)
@@ -381,25 +387,7 @@ def set_prepaid(tx: TenantTx, *, is_prepaid: bool, id: str, now: int) -> Budget 
         storage.update_budget(tx, msgspec.structs.replace(there, archived_at=now))
         _publish(tx, there, now)
         return None
-    budget = Budget(
-        id=id,
-        organization_id=tx.organization_id,
-        level=BudgetLevel.ORGANIZATION,
-        subject_id=tx.organization_id,
-        name=PREPAID_BUDGET,
-        mode=BudgetMode.HARD,
-        window=BudgetWindow.TOTAL,
-        amount_pico=1,  # which nothing reads
-        currency=currency,
-        thresholds=(),
-        is_operators=True,
-        created_at=now,
-        counts_from=now // MINUTE_US * MINUTE_US,
-        is_prepaid=True,
-    )
-    storage.insert_budget(tx, budget)
-    _publish(tx, budget, now)
-    return budget
+    return _insert_whole(tx, PREPAID_BUDGET, currency, is_prepaid=True, id=id, now=now)
 
 
 def find_prepaid(tx: TenantTx) -> Budget | None:
