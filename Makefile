@@ -62,6 +62,12 @@ wheel: $(VENV)/.build  ## a wheel with native code for this Python and machine, 
 audit: $(VENV)/.dev  ## look the packages that Tollway runs with up among known vulnerabilities (asks PyPI)
 	@$(VENV)/bin/pip-audit --strict --progress-spinner off --disable-pip --require-hashes -r requirements/runtime.txt
 
+.PHONY: audit-deployment
+audit-deployment: $(VENV)/.build  ## look the chart, the Dockerfile and the compose file through for what makes them unsafe (checkov)
+	@scripts/sdk.sh checkov $(VENV)/bin/uv "$(PYTHON)"
+	@.venv-checkov/bin/checkov --config-file deploy/checkov.yaml --directory deploy/rendered --framework kubernetes
+	@.venv-checkov/bin/checkov --config-file deploy/checkov.yaml --file Dockerfile deploy/compose/compose.yaml
+
 .PHONY: sbom
 sbom: $(VENV)/.deploy  ## the bill of materials of a release with its licences, in dist/tollway.cdx.json (CycloneDX)
 	@mkdir -p dist && $(VENV)/bin/uv venv --quiet --clear --python $(VENV)/bin/python .venv-sbom
@@ -81,9 +87,13 @@ test-engines: $(VENV)/.dev  ## the tests that need real engines (ENGINES="llamac
 	done
 	@TOLLWAY_TEST_ENGINES="$(ENGINES)" $(VENV)/bin/pytest -m engines $(ARGS)
 
+.PHONY: test-container
+test-container: $(VENV)/.dev  ## build the image by podman, run it, and send it the first request of the README (minutes; NATIVE_CODE=0: plain Python)
+	@NATIVE_CODE=$(NATIVE_CODE) $(VENV)/bin/pytest -n0 tests/test_container.py $(ARGS)
+
 .PHONY: test-sdks
 test-sdks: $(VENV)/.dev  ## the tests of every line of the official SDKs, Python and JavaScript, of frameworks, Claude Code and Codex
-	@for sdk in openai-1 openai-2 js agents langchain pydantic-ai llama-index instructor litellm triton claude-code codex; do \
+	@for sdk in openai-1 openai-2 js js-7 agents langchain pydantic-ai llama-index instructor litellm triton claude-code codex; do \
 		scripts/sdk.sh $$sdk $(VENV)/bin/uv "$(PYTHON)" || echo "==> $$sdk cannot be had here: its tests are skipped"; \
 	done
 	@TOLLWAY_RECORD_CLIENTS=1 $(VENV)/bin/pytest tests/sdks $(ARGS)
@@ -137,8 +147,12 @@ docs: $(VENV)/.dev  ## render the pages that are made from results and declarati
 	@$(VENV)/bin/python scripts/events_page.py
 	@$(VENV)/bin/python scripts/clients_page.py
 
+.PHONY: chart
+chart: $(VENV)/.deploy  ## render the manifests of the chart for each set of values into deploy/rendered
+	@$(VENV)/bin/python -m scripts.chart
+
 .PHONY: messages
-messages: $(VENV)/.dev  ## collect the texts of the console into its catalogues, where new ones wait for their translation
+messages: $(VENV)/.dev  ## collect the texts of pages into their catalogues, where new ones wait for their translation
 	@$(VENV)/bin/python scripts/messages.py
 
 .PHONY: site
@@ -161,6 +175,7 @@ lock: $(VENV)/.build  ## solve requirements/*.txt again (ARGS=--upgrade for the 
 	@$(subst platform linux,platform x86_64-manylinux_2_31,$(lock)) --group deploy -c requirements/dev.txt --override requirements/deploy.overrides -o requirements/deploy.txt
 	@$(lock) --group schemathesis -o requirements/schemathesis.txt
 	@$(lock) --group provider -o requirements/provider.txt
+	@$(lock) --group checkov -o requirements/checkov.txt
 	@$(lock) --group site -o requirements/site.txt
 	@$(lock) --group openai-1 -o requirements/openai-1.txt
 	@for group in openai-2 agents langchain pydantic-ai llama-index instructor litellm; do \

@@ -1,8 +1,8 @@
 """Fuzz the native extension under sanitizers: `python -m fuzz.native --seconds 60`.
 
-Reads of a stream are mutated at random and given to the extension and to its twin in Python. The extension is built with the address and
-undefined-behaviour sanitizers, and each Python object has its own allocation. Exits with 1 and prints the input if the two differ; a
-sanitizer ends the process itself, with its report."""
+Reads of a stream, bodies and payloads of records are mutated at random and given to the extension and to its twins in Python. It is built
+with the address and undefined-behaviour sanitizers, and each Python object has its own allocation. Exits with 1 and prints the input if
+the two differ; a sanitizer ends the process itself, with its report."""
 
 import argparse
 import importlib.machinery
@@ -19,6 +19,11 @@ from pathlib import Path
 from types import ModuleType
 
 import tollway
+from tollway.domain.catalog import Endpoint
+from tollway.domain.faults import Fault
+from tollway.gateway.dialects.fields import is_plain, list_plain_fields
+from tollway.gateway.dialects.table import DIALECTS
+from tollway.wire import bodies, segments
 from tollway.wire.event_template import EventTemplate
 
 SOURCE = Path(tollway.__file__).parent / "_native.c"
@@ -32,19 +37,54 @@ FRAGMENTS = [
 ]  # fmt: skip
 
 
+BODY = (
+    b'{"model":"m","messages":[{"role":"system","content":"a long text of a message, \\n\\u00e9"},{"role":"user","content":"b"}],'
+    b'"stream":true,"stream_options":{"include_usage":true},"temperature":0.7,"max_tokens":100,"seed":-5,"user":"me","stop":null}'
+)
+BODY_FRAGMENTS = [
+    b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":", b" ", b"\\u", b"\\ud83d", b"0", b"-", b"1.5", b"9" * 20, b"e5", b"null", b"true",
+    b"\0", b"\xff", "é".encode(), b'"model":', b'{"a":1}', b"x" * 70,
+]  # fmt: skip
+
+
+def mutate(rng: random.Random, text: bytes, fragments: list[bytes]) -> bytes:
+    """Return a text, in four of five cases with a few bytes changed, removed or inserted."""
+    changed = bytearray(text)
+    for _ in range(rng.choice([0, 1, 1, 2, 4])):
+        start = rng.randrange(len(changed) + 1)
+        end = start + rng.choice([0, 0, 1, rng.randrange(1 + len(changed) - start)])
+        changed[start:end] = rng.choice([b"", rng.randbytes(rng.randrange(1, 3)), rng.choice(fragments)])
+    return bytes(changed)
+
+
 def mutate_read(rng: random.Random) -> bytes:
-    """Return a read of one to three regular events, in four of five cases with a few bytes changed, removed or inserted."""
+    """Return a read of one to three regular events, most of them mutated."""
     read = bytearray()
     for _ in range(rng.randrange(1, 4)):
         text = rng.choice([b"", b" a", b"x" * rng.randrange(2000), "日本é".encode(), rng.randbytes(3)])
         output = rng.choice([rng.randrange(12), rng.randrange(2 * OUTPUT_MOST)])
         event = BEFORE + text + AFTER + b'%d,"completion_tokens":%d}}\n\n' % (300 + output, output)
         read += b"%x\r\n%b\r\n" % (len(event), event)
-    for _ in range(rng.choice([0, 1, 1, 2, 4])):
-        start = rng.randrange(len(read) + 1)
-        end = start + rng.choice([0, 0, 1, rng.randrange(1 + len(read) - start)])
-        read[start:end] = rng.choice([b"", rng.randbytes(rng.randrange(1, 3)), rng.choice(FRAGMENTS)])
-    return bytes(read)
+    return mutate(rng, bytes(read), FRAGMENTS)
+
+
+def find_wrong_body(native: ModuleType, rng: random.Random) -> bytes | None:
+    """Give mutated bodies to the native reader. Return one that it reads otherwise than its twin, None for none."""
+    dialect = DIALECTS[Endpoint.CHAT_COMPLETIONS]
+    reader = native.PlainReader(list_plain_fields(dialect.fields, dialect.required))
+    for _ in range(20):
+        body = mutate(rng, BODY, BODY_FRAGMENTS)
+        found = reader.read(body)
+        if found is None:
+            continue
+        try:
+            asked = bodies.read(body)
+        except Fault:
+            return body
+        whole = {name: () if type(value) is list else value for name, value in asked.items()}
+        if repr(whole) != repr(found) or not is_plain(asked, dialect.plain):
+            return body
+    return None
 
 
 def hunt(native: ModuleType, seconds: float, seed: int) -> int:
@@ -53,6 +93,18 @@ def hunt(native: ModuleType, seconds: float, seed: int) -> int:
     ends = time.monotonic() + seconds
     reads = relayed = 0
     while time.monotonic() < ends:
+        body = find_wrong_body(native, rng)
+        if body is not None:
+            print(f"native: the readers of bodies differ on {body!r}", file=sys.stderr)
+            return 1
+        chain, seq, payload = (
+            rng.randbytes(16),
+            rng.getrandbits(64),
+            rng.randbytes(rng.choice([0, rng.randrange(100), rng.randrange(5000)])),
+        )
+        if hasattr(native, "extend") and native.extend(chain, seq, payload) != segments.extend(chain, seq, payload):
+            print(f"native: the records differ on {chain!r}, {seq}, {payload!r}", file=sys.stderr)
+            return 1
         hides_usage = rng.random() < 0.5
         ours = EventTemplate(BEFORE, AFTER, KEPT, 0, OUTPUT_MOST, hides_usage)
         twin = native.EventTemplate(BEFORE, AFTER, KEPT, 0, OUTPUT_MOST, hides_usage)

@@ -1,7 +1,8 @@
 """The part of R9 that compares costs: how much more a gateway pays for an input than whoever sends it, over all inputs known to be bad.
 
-CPU is compared for whole gateways, each attacked over sockets as in R18: the client pays for its connections there, and the gateway for its
-reader processes. Memory is compared for each reader, with the bytes of its input. The line is Envoy's: a hundred times.
+CPU is compared for whole gateways and for control, attacked over sockets as in R18: the client pays for its connections there, and the
+gateway for its reader processes. Where an engine sends the bytes, its CPU counts with that of the client who asked for them. Memory is
+compared for each reader, with the bytes of its input. The line is Envoy's: a hundred times.
 """
 
 import tempfile
@@ -9,22 +10,23 @@ import time
 from pathlib import Path
 
 from fuzz import costs, parsers
-from reliability import attacks
+from reliability import attacks, control_attacks
 from reliability.records import Line, record
 
 TIMES_MAX = 100.0
 """Multiple of the client's CPU, or of the input's bytes, above which a line fails."""
 
 ENGINE_READERS = frozenset({"answer-head", "events"})
-"""Readers of what engines send: no client pays for it, so its CPU is shown and not compared."""
+"""Readers of what engines send: their CPU is that of a reader alone, without the connections and the relaying around it, so it is shown
+and not compared, as that of the other readers is not."""
 
 
 def measure() -> list[Line]:
     """Measure every line, print and keep them."""
     began = time.time()
-    with tempfile.TemporaryDirectory(prefix="tollway-attacks-") as scratch, attacks.attacked(Path(scratch)) as (_, target):
-        taken = {name: attacks.take(target, name) for name in attacks.ATTACKS}
-    cpu = {name: each.cpu_times_client for name, each in taken.items() if name not in attacks.SENT_BY_ENGINES}
+    with tempfile.TemporaryDirectory(prefix="tollway-attacks-") as scratch, attacks.attacked(Path(scratch)) as (platform, target):
+        cpu = {name: attacks.take(target, name).cpu_times_client for name in attacks.ATTACKS}
+        cpu |= control_attacks.compare_cpu(platform, target.pid)
     memory, readers = dict[str, float](), dict[str, float]()
     for parser in parsers.PARSERS:
         memory_times, cpu_times = costs.worst(parser)
@@ -39,10 +41,7 @@ def measure() -> list[Line]:
         "worst_memory_times_input": max(memory.values()),
         "lines": [f"{name}: {times}" for name, times in sorted(lines.items())],
         "too little CPU to compare": sorted(name for name, times in cpu.items() if times is None),
-        "sent by engines, not compared": [
-            *(f"{name}: {taken[name].cpu_times_client}" for name in sorted(attacks.SENT_BY_ENGINES)),
-            *(f"reader {name}: {readers[name]}" for name in sorted(ENGINE_READERS)),
-        ],
+        "readers of what engines send, not compared": [f"{name}: {readers[name]}" for name in sorted(ENGINE_READERS)],
         "wrong": wrong,
     }
     return [record("R9", case="amplification", of="inputs", n=len(lines), failures=len(wrong), began=began, detail=detail)]

@@ -14,13 +14,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2
 
 from reliability import control_attacks, priorities
+from reliability.control_attacks import CPU_SECONDS_MIN, read_cpu_seconds
 from reliability.platforms import Platform, Tenant, supervised
 from reliability.processes import WAIT_SECONDS, list_descendants
 from reliability.records import Line, record
@@ -31,8 +32,6 @@ KEPT_MIB_MAX = 64.0
 """Memory that may stay with the gateway some seconds after an attack: the allocator keeps some of what was freed."""
 SETTLE_SECONDS = 3.0
 """Time for connections to end after an attack, before the memory is read again."""
-CPU_SECONDS_MIN = 0.05
-"""CPU of the gateway below which no ratio is stated: the kernel counts in hundredths of a second."""
 
 BODY_BYTES = 31_000_000
 ANSWER_BYTES = 50_000_000
@@ -40,12 +39,14 @@ ANSWER_BYTES = 50_000_000
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A gateway under attack: its address, its process, and a key without limits and one of a request a minute."""
+    """A gateway under attack: its address, its process, and a key without limits and one of a request a minute. `engine_pid`: the process
+    of the engine of endless answers, if there is one."""
 
     address: tuple[str, int]
     pid: int
     key: str
     poor_key: str
+    engine_pid: int | None = None
 
     def connect(self) -> socket.socket:
         """Open a connection."""
@@ -61,18 +62,12 @@ class Target:
 
     def read_cpu_seconds(self) -> float:
         """CPU that the gateway and its readers of large bodies have used."""
-        return sum(_read_cpu_seconds(pid) for pid in (self.pid, *list_descendants(self.pid)))
+        return sum(read_cpu_seconds(pid) for pid in (self.pid, *list_descendants(self.pid)))
 
     def read_mib(self) -> float:
         """Resident memory of the gateway and its readers, in MiB."""
         pids = (self.pid, *list_descendants(self.pid))
         return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids) * 4096 / (1 << 20)
-
-
-def _read_cpu_seconds(pid: int) -> float:
-    """CPU that a process has used, with that of the children which it has waited for."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / 100
 
 
 @dataclass(slots=True)
@@ -346,8 +341,7 @@ ATTACKS: Mapping[str, Attack] = {
 
 
 SENT_BY_ENGINES = frozenset({"60 abandoned answers of 50 MB"})
-"""Attacks whose bytes an engine sends, so that their CPU is not compared with the client's: a request of 75 bytes costs what its answer
-would if the client read it. `gateway.buffers` bounds how many such answers there are at once, the key's limits how many it asks for."""
+"""Attacks whose bytes an engine sends: its CPU counts with that of the client, whose request of 75 bytes makes it send them."""
 
 
 def measure(only: str = "", *, is_quiet: bool = False) -> list[Line]:
@@ -360,8 +354,8 @@ def measure(only: str = "", *, is_quiet: bool = False) -> list[Line]:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """The costs of one attack. `cpu_times_client`: CPU of the gateway as a multiple of the attacker's, None where it used too little to
-    tell."""
+    """The costs of one attack. `cpu_times_client`: CPU of the gateway as a multiple of that of whoever sends, None where it used too little
+    to tell."""
 
     client_cpu_s: float
     server_cpu_s: float
@@ -375,11 +369,15 @@ class Taken:
 def take(target: Target, name: str) -> Taken:
     """Attack a gateway, and return what it cost."""
     before, server = target.read_mib(), target.read_cpu_seconds()
+    engine_pid = target.engine_pid if name in SENT_BY_ENGINES else None
+    engine = read_cpu_seconds(engine_pid) if engine_pid is not None else 0.0
     with watching(target) as watch:
         client = time.thread_time()
         answers = ATTACKS[name](target)
         client = time.thread_time() - client
         server = target.read_cpu_seconds() - server
+        if engine_pid is not None:
+            client += read_cpu_seconds(engine_pid) - engine
     time.sleep(SETTLE_SECONDS)
     ratio = round(server / client, 1) if server >= CPU_SECONDS_MIN else None
     return Taken(client, server, ratio, before, target.read_mib(), answers, watch)
@@ -388,7 +386,7 @@ def take(target: Target, name: str) -> Taken:
 def _measure(target: Target, name: str) -> Line:
     began, taken = time.time(), take(target, name)
     watch = taken.watch
-    is_costly = (taken.cpu_times_client or 0.0) > CPU_RATIO_MAX and name not in SENT_BY_ENGINES
+    is_costly = (taken.cpu_times_client or 0.0) > CPU_RATIO_MAX
     is_wrong = is_costly or taken.mib_after - taken.mib_before > KEPT_MIB_MAX or watch.failed > 0
     detail = {
         "client_cpu_s": round(taken.client_cpu_s, 3),
@@ -404,9 +402,9 @@ def _measure(target: Target, name: str) -> Line:
 @contextmanager
 def attacked(scratch: Path) -> Iterator[tuple[Platform, Target]]:
     """A platform whose gateway is attacked, and the gateway, whose model `large` is served by an engine of endless answers."""
-    with supervised(scratch) as (platform, serving), endless_engine() as url:
+    with supervised(scratch) as (platform, serving), endless_engine() as (url, engine_pid):
         assert serving.process is not None
-        target = target_of(platform, platform.tenant, find_gateway(serving.process.pid))
+        target = replace(target_of(platform, platform.tenant, find_gateway(serving.process.pid)), engine_pid=engine_pid)
         serve_large(platform, url)
         serve_spoken(platform)
         while _ask(target, "large") == "404" or _ask(target, "echo", target.poor_key) == "401":
@@ -472,13 +470,14 @@ def _serve(http: httpx2.Client, model: str, endpoint: str, url: str, upstream_mo
 
 
 @contextmanager
-def endless_engine() -> Iterator[str]:
-    """URL of an engine, in a process of its own, whose answers lack their last byte."""
+def endless_engine() -> Iterator[tuple[str, int]]:
+    """URL of an engine whose answers lack their last byte, and the id of its process."""
     with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
         process = multiprocessing.get_context("fork").Process(target=_answer_endlessly, args=(listener,), daemon=True)
         process.start()
+        assert process.pid is not None
         try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}", process.pid
         finally:
             process.kill()
             process.join()

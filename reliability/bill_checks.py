@@ -8,7 +8,7 @@ bills nothing. Responses of realtime sessions have ids of the engine's, which no
 import json
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -21,7 +21,7 @@ from pysqlite3 import dbapi2
 from tollway.simulator import truth
 
 TOKEN_CLASSES = ("input", "cached_input", "output", "reasoning")
-UNIT_CLASSES = ("seconds", "characters", "images")
+UNIT_CLASSES = ("seconds", "characters", "images", "pixels")
 MEDIA = {"audio/transcriptions": "seconds", "audio/speech": "characters", "images/edits": "images"}
 """Class by which each endpoint of sound and pictures is billed. Of a client that leaves, the second pays nevertheless: the engine was given
 its text."""
@@ -69,6 +69,7 @@ class Attempt:
     reasoning: int
     ended: str | None
     units: int = 0
+    pixels: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,7 @@ def read_truth(path: Path) -> dict[str, list[Attempt]]:
             reasoning=ended.reasoning_tokens,
             ended=ended.ended,
             units=ended.units,
+            pixels=ended.pixels,
         )
         attempts.setdefault(request_id, []).append(attempt)
     for begun in truth.read_unended(path):
@@ -195,10 +197,10 @@ def find_wrong(
     right. With it, how many bills there are of each outcome, those of requests that no engine heard of as "unheard"."""
     by_id = {each.request_id: each for each in heard if each.request_id is not None}
     sessions = {id: attempts[id][-1] for id in attempts if id.startswith(SESSION_PREFIX)}
-    whole = {id for id, each in by_id.items() if id in sessions and each.ended == "complete"}
+    heard_of = {id: each for id, each in by_id.items() if id in sessions}
     attempts = {id: found for id, found in attempts.items() if id not in sessions}
     by_id = {id: each for id, each in by_id.items() if not id.startswith(SESSION_PREFIX)}
-    wrong = _check_sessions(sessions, whole, [bill for bill in bills.values() if bill.endpoint == REALTIME])
+    wrong = _check_sessions(sessions, heard_of, [bill for bill in bills.values() if bill.endpoint == REALTIME])
     wrong += [f"{request_id}: in the truth log {attempts[request_id]}, and not billed" for request_id in attempts.keys() - bills.keys()]
     for request_id, bill in bills.items():
         faults = [] if bill.endpoint == REALTIME else _check_bill(bill, attempts.get(request_id, []), by_id.get(request_id))
@@ -213,24 +215,30 @@ def find_wrong(
     return wrong, outcomes
 
 
-def _check_sessions(sessions: Mapping[str, Attempt], whole: Collection[str], bills: Iterable[Bill]) -> list[str]:
-    """Return what is wrong with the bills of responses in realtime sessions. `sessions`: what the engine did, by its own ids. `whole`:
-    those of which a client saw the end."""
+def _check_sessions(sessions: Mapping[str, Attempt], heard: Mapping[str, Heard], bills: Iterable[Bill]) -> list[str]:
+    """Return what is wrong with the bills of responses in realtime sessions. `sessions`: what the engine did, by its own ids. `heard`: what
+    clients saw of them. No bill tells which response it is of, so those that were cut are compared in sum."""
     done = Counter((each.prompt, each.cached, each.generated) for each in sessions.values() if each.ended == "completed")
-    seen = Counter((sessions[id].prompt, sessions[id].cached, sessions[id].generated) for id in whole)
+    whole = [sessions[id] for id, each in heard.items() if each.ended == "complete"]
+    seen = Counter((each.prompt, each.cached, each.generated) for each in whole)
+    delivered = sum(each.tokens for each in heard.values() if each.ended != "complete")
     billed: Counter[tuple[int, int, int | None]] = Counter()
-    cut = 0
+    completed = cut = 0
     for bill in bills:
         if bill.outcome == "completed":
             used = bill.used
             billed[used["input"] + used["cached_input"], used["cached_input"], bill.generated] += 1
+            completed += bill.generated
         else:
             cut += bill.generated
     wrong = [f"a response of a session that used {each}: billed, and the engine has none" for each in billed - done]
     wrong += [f"a response of a session that used {each}: its client saw the end, and it is not billed" for each in seen - billed]
-    made = sum(each.generated or 0 for each in sessions.values()) - sum(generated or 0 for _, _, generated in billed.elements())
+    made = sum(each.generated or 0 for each in sessions.values()) - completed
     if cut > made and all(each.generated is not None for each in sessions.values()):
         wrong.append(f"responses of sessions that were cut: {cut} tokens billed, {made} generated")
+    rest = completed + cut - sum(each.generated or 0 for each in whole)
+    if rest < delivered:  # one that its client saw cut may have ended, and been billed, behind its back
+        wrong.append(f"responses of sessions that their clients saw cut: {rest} tokens billed, {delivered} delivered")
     return wrong
 
 
@@ -255,6 +263,7 @@ def _check_bill(bill: Bill, attempts: list[Attempt], heard: Heard | None) -> lis
             "output": (attempt.generated or 0) - attempt.reasoning,
             "reasoning": attempt.reasoning,
             **{name: attempt.units if MEDIA.get(bill.endpoint) == name else 0 for name in UNIT_CLASSES},
+            "pixels": attempt.pixels,
         }
         return [] if attempt.ended == "completed" and used == right else [f"the engine says {attempt.ended} {right}"]
     if bill.endpoint in MEDIA:
@@ -274,7 +283,8 @@ def _check_bill(bill: Bill, attempts: list[Attempt], heard: Heard | None) -> lis
         if used["cached_input"] or used["reasoning"]:
             wrong.append("an estimate of a class that nobody can estimate")
         return wrong
-    tells_input_last = bill.endpoint == "responses" and bill.outcome == "gateway_crash"  # in the event that a crash cut off
+    # In an event that a crash or the engine's end cut off; of these outcomes no input is estimated.
+    tells_input_last = bill.endpoint == "responses" and bill.outcome in ("gateway_crash", "upstream_error")
     if prompt not in (0, attempt.prompt) or (bill.generated and not prompt and not tells_input_last):
         wrong.append(f"input is not the prompt of {attempt.prompt}")
     if used["cached_input"] > attempt.cached or (attempt.generated is not None and used["reasoning"] > attempt.reasoning):
@@ -298,7 +308,7 @@ def _check_lines(bill: Bill, prices: Prices) -> list[str]:
 
 
 def unit_pico(prices: Prices, model: str, billing_class: str) -> int:
-    """Pico-currency per unit: a price per million tokens or characters has six decimals, one per request, second or image twelve."""
+    """Pico-currency per unit: a price per million units has six decimals, one per request, second or image twelve."""
     exact = Decimal(prices[model].get(billing_class, "0")) * 10 ** (12 if billing_class in ("request", "seconds", "images") else 6)
     assert exact == int(exact)
     return int(exact)

@@ -48,8 +48,9 @@ VERIFY_SECONDS_MAX = 300.0
 @dataclass(slots=True)
 class Operations:
     """Answers to the administrator: statuses, and the keys that were made and revoked with an acknowledgement. `unsure`: keys whose
-    revocation got no answer."""
+    revocation got no answer. `living_max`: keys that are valid at a time, from which on one is revoked before the next one is made."""
 
+    living_max: int = 10_000
     statuses: Counter[int] = field(default_factory=Counter)
     made: dict[str, str] = field(default_factory=dict)
     revoked: set[str] = field(default_factory=set)
@@ -244,7 +245,7 @@ def administrate(held: Cluster, done: Operations, over: threading.Event) -> None
     while not over.is_set():
         count += 1
         living = [key_id for key_id in done.made if key_id not in done.revoked and key_id not in done.unsure]
-        key_id = living[0] if count % 3 == 0 and living else None
+        key_id = living[0] if living and (count % 3 == 0 or len(living) >= done.living_max) else None
         try:
             with httpx2.Client(
                 base_url=held.platform.control_url, headers=headers, timeout=OPERATION_SECONDS_MAX, trust_env=False, verify=NO_TLS

@@ -19,14 +19,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import httpx2
 
 from reliability import priorities
 from reliability.platforms import Platform
-from reliability.processes import WAIT_SECONDS
+from reliability.processes import WAIT_SECONDS, list_descendants
 from reliability.records import Line, record
 
 ANSWER_SECONDS_MAX = 5.0
@@ -36,6 +36,8 @@ WAIT_RATIO_MAX = 1.5
 only (`--quiet`): with others at work the two halves of a run are not alike."""
 ATTACK_SECONDS = 8.0
 SLOW_POSTS, FOLLOWED_STREAMS, IDLE_CONNECTIONS, BUSY_CONNECTIONS = 260, 258, 1_005, 120
+CPU_SECONDS_MIN = 0.05
+"""CPU of a process below which no ratio is stated: the kernel counts in hundredths of a second."""
 UNAUTHENTICATED_BODIES = 4_200
 """More than the connections of one listener (`serve.control.CONNECTIONS_MAX`)."""
 
@@ -72,10 +74,39 @@ def measure(platform: Platform, gateway_pid: int, only: str, *, is_quiet: bool) 
     return [_measure(control, name, attack, is_quiet=is_quiet) for name, attack in ATTACKS.items() if only in f"control: {name}"]
 
 
+def compare_cpu(platform: Platform, gateway_pid: int) -> dict[str, float | None]:
+    """Return the CPU of control as a multiple of the attacker's by the name of the attack, None where it used too little to tell. Nobody
+    else asks meanwhile."""
+    control = _find(platform, gateway_pid)
+    pid = _find_process(gateway_pid)
+    times: dict[str, float | None] = {}
+    for name, attack in ATTACKS.items():
+        before = read_cpu_seconds(pid)
+        with _attacking(control, attack) as reports:
+            report = reports.recv()
+            spent = read_cpu_seconds(pid) - before
+        times[f"control: {name}"] = round(spent / report.cpu_s, 1) if spent >= CPU_SECONDS_MIN else None
+    return times
+
+
+def _find_process(gateway_pid: int) -> int:
+    """Return the process of control that has the same supervisor as the gateway."""
+    parent = int(Path(f"/proc/{gateway_pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return next(each for each in list_descendants(parent) if b"\0control\0" in Path(f"/proc/{each}/cmdline").read_bytes())
+
+
+def read_cpu_seconds(pid: int) -> float:
+    """CPU that a process has used, with that of the children which it has waited for."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / 100
+
+
 def _find(platform: Platform, gateway_pid: int) -> Control:
     variables = dict(each.split(b"=", 1) for each in Path(f"/proc/{gateway_pid}/environ").read_bytes().split(b"\0") if b"=" in each)
     headers = {"authorization": f"Bearer {platform.platform_key}"}
-    made = httpx2.post(f"{platform.control_url}/v1/platform/nodes", headers=headers, json={"name": "hostile"}, trust_env=False)
+    made = httpx2.post(
+        f"{platform.control_url}/v1/platform/nodes", headers=headers, json={"name": "hostile"}, trust_env=False, timeout=WAIT_SECONDS
+    )
     assert made.status_code == 200, made.text
     return Control(
         platform.control_url,
@@ -91,16 +122,8 @@ def _measure(control: Control, name: str, attack: Attack, *, is_quiet: bool) -> 
     began = time.time()
     with _asking(control) as alone:
         time.sleep(ATTACK_SECONDS / 4)
-    ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=_attack, args=(control, attack, theirs), daemon=True)
-    process.start()
-    try:
-        ours.recv()
-        with _asking(control) as waits:
-            answers = ours.recv()
-    finally:
-        process.kill()
-        process.join()
+    with _attacking(control, attack) as reports, _asking(control) as waits:
+        answers = reports.recv().answers
     slow = [f"{what} took {most:.1f} s" for what, most in _find_most(waits).items() if most > ANSWER_SECONDS_MAX]
     ratios = {
         what: round(statistics.median(waits[what]) / statistics.median(alone[what]), 2) for what in CALLS if waits[what] and alone[what]
@@ -117,9 +140,31 @@ def _measure(control: Control, name: str, attack: Attack, *, is_quiet: bool) -> 
     return record("R18", case=f"control: {name}", of="attacks", n=1, failures=int(bool(detail["wrong"])), began=began, detail=detail)
 
 
+class Report(NamedTuple):
+    """Result of an attack: its answers by status, and the seconds of CPU that it took."""
+
+    answers: dict[str, int]
+    cpu_s: float
+
+
+@contextmanager
+def _attacking(control: Control, attack: Attack) -> Iterator[Connection]:
+    """Attack in a process of its own while the block runs, once the attack has begun. Its Report comes after ATTACK_SECONDS."""
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=_attack, args=(control, attack, theirs), daemon=True)
+    process.start()
+    try:
+        ours.recv()
+        yield ours
+    finally:
+        process.kill()
+        process.join()
+
+
 def _attack(control: Control, attack: Attack, reports: Connection) -> None:
-    """Attack for ATTACK_SECONDS, in a process of its own and at low priority: report the begin, and at the end the answers."""
+    """Attack for ATTACK_SECONDS, at low priority: report the begin, and at the end what it had."""
     priorities.lower()
+    began = time.process_time()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     answers = Counter[str]()
@@ -127,7 +172,7 @@ def _attack(control: Control, attack: Attack, reports: Connection) -> None:
         attack(control, held, answers)
         reports.send("begun")
         time.sleep(ATTACK_SECONDS)
-    reports.send(dict(answers))
+    reports.send(Report(dict(answers), time.process_time() - began))
     time.sleep(WAIT_SECONDS)
 
 

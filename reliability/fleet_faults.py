@@ -150,7 +150,9 @@ def _add_model(platform: Platform, model: str, urls: Sequence[str], broken: str,
         post(f"models/{model}/publish", {})
     headers = {"authorization": f"Bearer {platform.tenant.api_key}"}
     deadline = time.monotonic() + WAIT_SECONDS
-    while httpx2.get(f"{platform.gateway_url}/v1/models/{model}", headers=headers, trust_env=False).status_code != 200:
+    while (
+        httpx2.get(f"{platform.gateway_url}/v1/models/{model}", headers=headers, trust_env=False, timeout=WAIT_SECONDS).status_code != 200
+    ):
         assert time.monotonic() < deadline, f"the gateway never knew {model}"
         time.sleep(0.02)
     return ids[1:]

@@ -1,13 +1,17 @@
 """R20: honest tenants beside one that attacks, in the form of R5. The attacker takes memory, descriptors, places and CPU in every way that
 R18 tries one by one, all at once, for the whole time. Two honest organizations are served as before, and afterwards nothing is left of it.
 
-The attackers are processes of low priority: their own CPU is not the gateway's, and on a small machine it would be measured as if it were.
+The attackers, and the engine of endless answers, are processes of low priority. On a small machine that does not suffice: whoever wakes up
+waits for some milliseconds until a running process makes way, whatever its priority. So the honest ones are also served beside neutral
+processes: one for each hostile one, of the same priority, that takes the same CPU in computing and in the kernel (sending to itself) and
+asks the gateway nothing. What is compared with the attack is that time. CPU of the gateway and of its readers of bodies is in neither.
 """
 
 import asyncio
 import itertools
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import tempfile
@@ -16,14 +20,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import httpx2
 
 from reliability import attacks, load, neighbours, priorities
 from reliability.attacks import ATTACKS, Target
 from reliability.load import Ask
 from reliability.platforms import Platform, Tenant, add_tenant, supervised, wait_until_served
-from reliability.processes import list_descendants
+from reliability.processes import WAIT_SECONDS, list_descendants
 from reliability.records import Line, record
 
 HONEST_PER_SECOND = 5.0
@@ -58,13 +65,42 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
+class Spent:
+    """CPU of a process, in seconds: in its own code and in the kernel."""
+
+    user_s: float
+    system_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """The gateway during a part of the run: its CPU, the time for which it could run and had to wait for a processor, the longest delay
+    of its event loop, and the longest commit of usage records since it began. In seconds."""
+
+    cpu_s: float
+    waited_s: float
+    lag_s: float
+    commit_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of the run: what the honest ones heard, and how the gateway ran."""
+
+    sent: load.Sent
+    ran: Ran
+
+
+@dataclass(frozen=True, slots=True)
 class Soak:
-    """One run: what is wrong, what the honest ones heard alone and beside the attacker, and what the gateway held before, at
-    most and after."""
+    """One run: what is wrong; its parts with the honest ones alone, beside the attacker and beside neutral processes; and what the gateway
+    held before the attack, at most and after. `hostile`: CPU of the hostile processes."""
 
     wrong: list[str]
-    alone: load.Sent
-    beside: load.Sent
+    alone: Part
+    beside: Part
+    neutral: Part
+    hostile: list[Spent]
     before: Held
     most: Held
     after: Held
@@ -75,51 +111,80 @@ def measure(seconds: float, seed: int) -> list[Line]:
     began = time.time()
     with tempfile.TemporaryDirectory(prefix="tollway-soak-") as scratch:
         soak = run(Path(scratch), seconds, SETTLE_SECONDS)
-    factor = neighbours.find_p99(soak.beside.heard) / neighbours.find_p99(soak.alone.heard)
+    parts = {"alone": soak.alone, "beside_neutral": soak.neutral, "beside": soak.beside}
+    p99 = {name: neighbours.find_p99(part.sent.heard) for name, part in parts.items()}
+    factor = p99["beside"] / p99["beside_neutral"]
     wrong = list(soak.wrong)
     if factor > P99_FACTOR_MAX:
-        wrong.append(f"the p99 of the honest ones is {factor:.2f} times what it is alone")
+        wrong.append(f"the p99 of the honest ones is {factor:.2f} times what it is beside neutral processes")
     if soak.after.mib > soak.before.mib * MEMORY_FACTOR_MAX:
         wrong.append(f"the gateway has {soak.after.mib:.0f} MiB a minute later, and had {soak.before.mib:.0f}")
     print("\n".join(wrong[:20]), flush=True)
     detail = {
-        "honest_alone_ms": neighbours.describe(soak.alone.heard),
-        "honest_beside_ms": neighbours.describe(soak.beside.heard),
+        **{f"honest_{name}_ms": neighbours.describe(part.sent.heard) for name, part in parts.items()},
         "p99_factor": round(factor, 2),
+        "p99_factor_raw": round(p99["beside"] / p99["alone"], 2),
+        "hostile_cpu_s": {
+            "user": round(sum(each.user_s for each in soak.hostile)),
+            "kernel": round(sum(each.system_s for each in soak.hostile)),
+        },
+        **{f"gateway_{name}": _describe(part.ran) for name, part in parts.items()},
         "mib_before_most_after": [round(each.mib) for each in (soak.before, soak.most, soak.after)],
         "descriptors_before_most_after": [each.descriptors for each in (soak.before, soak.most, soak.after)],
     }
-    n = len(soak.alone.heard) + len(soak.beside.heard)
+    n = sum(len(part.sent.heard) for part in parts.values())
     return [record("R20", of="honest requests", n=n, failures=len(wrong), seed=seed, began=began, detail=detail)]
 
 
+def _describe(ran: Ran) -> dict[str, float]:
+    return {
+        "cpu_s": round(ran.cpu_s, 1),
+        "waited_for_cpu_s": round(ran.waited_s, 1),
+        "longest_lag_ms": round(ran.lag_s * 1000),
+        "longest_commit_ms": round(ran.commit_s * 1000),
+    }
+
+
 def run(scratch: Path, seconds: float, settle_seconds: float) -> Soak:
-    """Let honest tenants be served alone for `seconds`, then beside an attacker for as long; look at the gateway `settle_seconds` later."""
-    with supervised(scratch) as (platform, serving), attacks.endless_engine() as url:
+    """Let honest tenants be served alone for `seconds`, then beside an attacker and beside neutral processes for as long each; look at the
+    gateway `settle_seconds` after the attack."""
+    with supervised(scratch) as (platform, serving), attacks.endless_engine() as (url, engine_pid):
         assert serving.process is not None
         honest = [platform.tenant, add_tenant(platform.control_url, platform.platform_key, "honest")]
         hostile = add_tenant(platform.control_url, platform.platform_key, "hostile")
         attacks.serve_large(platform, url)
         pid = attacks.find_gateway(serving.process.pid)
         target = attacks.target_of(platform, hostile, pid)
+        internal = serving.arguments[serving.arguments.index("--internal") + 1]
         for tenant in (honest[1], hostile):
             wait_until_served(platform.gateway_url, tenant.api_key)
         ATTACKS["4 MB of text"](target)  # starts the readers of large bodies, which stay
-        alone = asyncio.run(_offer(platform, honest, seconds))
-        before = _read_held(pid)
-        with _watching(pid) as seen, _attacking(target):
-            beside = asyncio.run(_offer(platform, honest, seconds))
+
+        def offer() -> tuple[Part, list[Held]]:
+            with _watching(pid) as seen:
+                began = _read_ran(pid, internal)
+                sent = asyncio.run(_offer(platform, honest, seconds))
+                return Part(sent, _read_ran(pid, internal, began)), seen
+
+        alone, _ = offer()
+        before, engine = _read_held(pid), _read_spent(engine_pid)
+        with _attacking(target) as pids:
+            beside, seen = offer()
+            spent, ended = list(map(_read_spent, pids)), _read_spent(engine_pid)
+        spent.append(Spent(ended.user_s - engine.user_s, ended.system_s - engine.system_s))
         time.sleep(settle_seconds)
         after = _read_held(pid)
+        with _spending(spent, seconds):
+            neutral, _ = offer()
         code = serving.end(signal.SIGTERM)
     wrong = [f"the platform ended with {code}"] if code else []
-    for sent in (alone, beside):
-        wrong += sent.wrong
-        wrong += [f"an honest request was not served: {each}" for each in sent.heard if each.ended != "complete"]
+    for part in (alone, beside, neutral):
+        wrong += part.sent.wrong
+        wrong += [f"an honest request was not served: {each}" for each in part.sent.heard if each.ended != "complete"]
     if after.descriptors > before.descriptors + DESCRIPTORS_MORE_MAX:
         wrong.append(f"the gateway has {after.descriptors} descriptors, and had {before.descriptors}")
     most = Held(max(each.mib for each in seen), max(each.descriptors for each in seen))
-    return Soak(wrong, alone, beside, before, most, after)
+    return Soak(wrong, alone, beside, neutral, spent, before, most, after)
 
 
 async def _offer(platform: Platform, tenants: Sequence[Tenant], seconds: float) -> load.Sent:
@@ -153,6 +218,24 @@ def _read_held(pid: int) -> Held:
     return Held(pages * 4096 / (1 << 20), descriptors)
 
 
+def _read_ran(pid: int, internal: str, since: Ran | None = None) -> Ran:
+    """Return how the gateway ran since then, or since it began."""
+    cpu_ns, waited_ns, _ = map(int, Path(f"/proc/{pid}/schedstat").read_text().split())
+    metrics = httpx2.get(f"http://{internal}/metrics", timeout=WAIT_SECONDS, trust_env=False).text
+    lag, commit = (
+        float(next(line.split()[1] for line in metrics.splitlines() if line.startswith(f"{name} ")))
+        for name in ("tollway_event_loop_lag_seconds_max", "tollway_spool_commit_seconds_max")
+    )
+    cpu_s, waited_s = cpu_ns / 1e9, waited_ns / 1e9
+    return Ran(cpu_s, waited_s, lag, commit) if since is None else Ran(cpu_s - since.cpu_s, waited_s - since.waited_s, lag, commit)
+
+
+def _read_spent(pid: int) -> Spent:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    per_second = os.sysconf("SC_CLK_TCK")
+    return Spent(int(fields[11]) / per_second, int(fields[12]) / per_second)
+
+
 @contextmanager
 def _watching(pid: int) -> Iterator[list[Held]]:
     seen, is_over = [_read_held(pid)], threading.Event()
@@ -174,27 +257,63 @@ def _watching(pid: int) -> Iterator[list[Held]]:
 
 
 @contextmanager
-def _attacking(target: Target) -> Iterator[None]:
-    """Attack with a process for each kind while the block runs."""
+def _attacking(target: Target) -> Iterator[list[int]]:
+    """Attack with a process for each kind while the block runs; yield their ids."""
+    with _running({kind: partial(_attack, attack, target) for kind, attack in KINDS.items()}) as pids:
+        yield pids
+
+
+@contextmanager
+def _running(programs: Mapping[str, Callable[[], None]]) -> Iterator[list[int]]:
+    """Run programs, none of which ends by itself, each in a process of low priority, while the block runs; yield their ids."""
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_attack, args=(attack, target), daemon=True) for attack in KINDS.values()]
+    processes = [context.Process(target=_run_low, args=(program,), daemon=True) for program in programs.values()]
     for process in processes:
         process.start()
     try:
-        yield
-        for kind, process in zip(KINDS, processes, strict=True):
-            assert process.is_alive(), f"the attack on {kind} ended by itself"
+        yield [process.pid for process in processes if process.pid is not None]
+        for name, process in zip(programs, processes, strict=True):
+            assert process.is_alive(), f"the process for {name} ended by itself"
     finally:
         for process in processes:
             process.kill()
             process.join()
 
 
-def _attack(attack: Callable[[Target], None], target: Target) -> None:
+def _run_low(program: Callable[[], None]) -> None:
     priorities.lower()
+    program()
+
+
+def _attack(attack: Callable[[Target], None], target: Target) -> None:
     while True:
         with suppress(OSError):  # the gateway may close what it is attacked with
             attack(target)
+
+
+@contextmanager
+def _spending(spent: Sequence[Spent], seconds: float) -> Iterator[None]:
+    """Take as much CPU as hostile processes did in `seconds`, with as many neutral ones, while the block runs."""
+    with _running({f"neutral {number}": partial(_spend, each, seconds) for number, each in enumerate(spent)}):
+        yield
+
+
+def _spend(spent: Spent, seconds: float) -> None:
+    """Compute, and send to oneself, as much of the time as a hostile process did."""
+    piece, began = bytes(65_536), time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as sender:
+        receiver, _ = listener.accept()
+        with receiver:
+            while True:
+                share = (time.monotonic() - began) / seconds
+                used = resource.getrusage(resource.RUSAGE_SELF)
+                if used.ru_stime < spent.system_s * share:
+                    sender.sendall(piece)
+                    receiver.recv(len(piece), socket.MSG_WAITALL)
+                elif used.ru_utime < spent.user_s * share:
+                    sum(range(10_000))
+                else:
+                    time.sleep(0.001)
 
 
 def _repeat(names: Sequence[str]) -> Callable[[Target], None]:

@@ -11,8 +11,8 @@ from typing import Any
 
 import grpc
 import httpx2
-from websockets.exceptions import WebSocketException
-from websockets.sync.client import connect
+from websockets.exceptions import InvalidStatus, WebSocketException
+from websockets.sync.client import ClientConnection, connect
 
 from reliability.bill_checks import Ended, Heard
 from reliability.platforms import Platform
@@ -21,7 +21,15 @@ from tollway.simulator.open_inference_grpc import SERVICE, load_messages
 
 STUDIO, TALKER, TENSORS = "studio", "talker", "tensors"
 PRICES = {
-    STUDIO: {"input": "0", "output": "0", "seconds": "0.000123456789", "characters": "15.000007", "images": "0.04", "request": "0"},
+    STUDIO: {
+        "input": "0",
+        "output": "0",
+        "seconds": "0.000123456789",
+        "characters": "15.000007",
+        "images": "0.04",
+        "pixels": "0.009001",
+        "request": "0",
+    },
     TALKER: {"input": "2.5", "cached_input": "0.600001", "output": "19.000003", "request": "0.000000000777"},
     TENSORS: {"input": "1.1", "output": "6.000007", "request": "0.000000031415"},
 }
@@ -107,7 +115,12 @@ class Clients:
         with _open(self._platform) as http:
             match number % 3:
                 case 0:
-                    form = {"model": STUDIO, "prompt": "A toll bridge.", "n": str(dice.randint(1, 4))}
+                    form = {
+                        "model": STUDIO,
+                        "prompt": "A toll bridge.",
+                        "n": str(dice.randint(1, 4)),
+                        "size": f"{dice.randint(1, 300)}x100",
+                    }
                     answer = http.post("/v1/images/edits", data=form, files={"image": ("a.png", PICTURE, "image/png")})
                 case 1:
                     said = {"model": STUDIO, "voice": "alloy", "response_format": "wav", "input": "toll " * dice.randint(1, 400)}
@@ -123,23 +136,49 @@ class Clients:
         """Hold a session of a few responses; every fifth client leaves in the middle of the last one."""
         url = self._platform.gateway_url.replace("http", "ws", 1) + f"/v1/realtime?model={TALKER}"
         headers = {"authorization": f"Bearer {self._platform.tenant.api_key}"}
-        with connect(url, additional_headers=headers, proxy=None, open_timeout=WAIT_SECONDS, close_timeout=1.0) as session:
+        try:
+            # Without pings of its own, or it would give up on a gateway that hangs before the time after which that counts as a hang.
+            session = connect(url, additional_headers=headers, proxy=None, open_timeout=WAIT_SECONDS, close_timeout=1.0, ping_interval=None)
+        except InvalidStatus as refusal:
+            answer = refusal.response
+            code = str(json.loads(answer.body or b"")["error"]["code"])
+            self._note(TALKER, answer.headers.get("x-request-id"), answer.status_code, "error", code=code)
+            return
+        with session:
             for _ in range(dice.randint(1, 3)):
                 words = " ".join(dice.choices(("toll", "road", "bridge", "ferry"), k=dice.randint(2, 30)))
                 item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": words}]}
                 session.send(json.dumps({"type": "conversation.item.create", "item": item}))
                 session.send(json.dumps({"type": "response.create"}))
-                while (event := json.loads(session.recv(WAIT_SECONDS)))["type"] != "response.done":
-                    if event["type"] == "error":
-                        self._note(TALKER, None, 101, "error", code=event["error"]["code"])
-                        return
-                    if number % 5 == 0 and event["type"] == "response.output_text.delta":
-                        return
-                response = event["response"]
-                if response["status"] == "completed":
-                    self._note(TALKER, response["id"], 101, "complete", response["usage"]["output_tokens"])
-                else:
-                    self._note(TALKER, response["id"], 101, "error", code=response["status"])
+                if not self._hear_response(session, leaves=number % 5 == 0):
+                    return
+
+    def _hear_response(self, session: ClientConnection, *, leaves: bool) -> bool:
+        """Return whether a response was heard to its end. `leaves`: only its first token is. What arrived of it is noted in any case."""
+        id: str | None = None
+        tokens = 0
+        ended: Ended = "broken"
+        code: str | None = None
+        try:
+            while (event := json.loads(session.recv(WAIT_SECONDS)))["type"] != "response.done":
+                if event["type"] == "error":
+                    ended, code = "error", event["error"]["code"]
+                    return False
+                if event["type"] == "response.created":
+                    id = event["response"]["id"]
+                elif event["type"] == "response.output_text.delta":
+                    tokens += 1  # the engine sends an event for each
+                    if leaves:
+                        ended = "left"
+                        return False
+            response = event["response"]
+            if response["status"] == "completed":
+                ended, tokens = "complete", response["usage"]["output_tokens"]
+            else:
+                ended, code = "error", response["status"]
+            return True
+        finally:
+            self._note(TALKER, id, 101, ended, tokens, code=code)
 
     def _infer(self, dice: random.Random, number: int) -> None:
         """Make a call, or a stream of one request, which every fifth client leaves."""

@@ -327,7 +327,7 @@ def start_gateways(platform: Platform, gateways: Sequence[tuple[Part, str]]) -> 
 def make_join_token(platform: Platform) -> str:
     """Return a token with which one gateway registers itself."""
     headers = {"authorization": f"Bearer {platform.platform_key}"}
-    with httpx2.Client(base_url=platform.control_url, headers=headers, trust_env=False, verify=NO_TLS) as http:
+    with httpx2.Client(base_url=platform.control_url, headers=headers, trust_env=False, verify=NO_TLS, timeout=WAIT_SECONDS) as http:
         answer = http.post("/v1/platform/node_join_tokens", json={"name": "gateway"})
     assert answer.status_code == 200, answer.text
     return str(answer.json()["value"])

@@ -120,19 +120,19 @@ async def _use(platform: Platform, running: Running, rollouts: int, asks: list[A
     """Requests, each on a connection of its own, and kept connections beside them, until the gateway has been replaced often enough.
     What they heard, how many requests the kept ones made, and what went wrong with those."""
     rolling = asyncio.create_task(asyncio.to_thread(_roll, running, rollouts))
-    kept = [asyncio.create_task(_use_kept(rolling, platform, random.Random(seed + number))) for number in range(KEPT)]
     url, key = platform.gateway_url, platform.tenant.api_key
+    kept = [asyncio.create_task(use_kept(rolling, url, key, random.Random(seed + number))) for number in range(KEPT)]
     sent = await load.send_until(rolling, itertools.cycle(asks), url, key, per_second=PER_SECOND)
     counted = await asyncio.gather(*kept, return_exceptions=True)
     wrong = [f"on a kept connection: {each!r}" for each in counted if isinstance(each, BaseException)]
     return sent, sum(each for each in counted if isinstance(each, int)), wrong
 
 
-async def _use_kept(rolling: "asyncio.Task[None]", platform: Platform, dice: random.Random) -> int:
-    """GET /v1/models over and over. Raises whatever goes wrong with a connection that the gateway did not say it would close."""
-    place = urlsplit(platform.gateway_url)
+async def use_kept(rolling: "asyncio.Task[None]", url: str, key: str, dice: random.Random) -> int:
+    """GET /v1/models over and over. Raises whatever goes wrong with a connection that the server did not say it would close."""
+    place = urlsplit(url)
     assert place.port
-    ask = f"GET /v1/models HTTP/1.1\r\nhost: {place.netloc}\r\nauthorization: Bearer {platform.tenant.api_key}\r\n\r\n".encode()
+    ask = f"GET /v1/models HTTP/1.1\r\nhost: {place.netloc}\r\nauthorization: Bearer {key}\r\n\r\n".encode()
     count = 0
     while not rolling.done():
         reader, writer = await asyncio.open_connection(place.hostname, place.port)

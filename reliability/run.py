@@ -25,6 +25,8 @@ from reliability import (
     outages,
     overloads,
     page,
+    proxied_rollouts,
+    proxies,
     records,
     restores,
     revocations,
@@ -32,9 +34,10 @@ from reliability import (
     soaks,
     timings,
     upgrades,
+    years,
 )
 from reliability.records import Line
-from tests.simulation.run import main as simulate
+from tests.simulation.run import simulate
 
 PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
 
@@ -108,11 +111,29 @@ def _choose_version(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--before", default=upgrades.PREVIOUS, metavar="COMMIT", help=f"the version before (default {upgrades.PREVIOUS})")
 
 
+def _choose_proxy(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say behind which proxy, and how often both gateways are replaced."""
+    parser.add_argument("--proxy", choices=sorted(proxies.PROXIES), default="nginx")
+    _option("--rounds", 10, "how often both gateways are replaced, about 20 s each")(parser)
+
+
+def _choose_soak(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how long, and under which load."""
+    _option("--seconds", 600.0, "how long it is used")(parser)
+    _option("--per-second", 20.0, "requests a second to each gateway")(parser)
+
+
 def _choose_races(parser: argparse.ArgumentParser) -> None:
     """Add the options that say how many races, of how many clients, and when no more of them begin."""
     _option("--races", 1, "how often gateways race for a budget and for credit with each server, about 30 s each")(parser)
     _option("--clients", budgets.CLIENTS, "how many clients ask at once")(parser)
     _option("--seconds", 86_400.0, "how long races of a kind may begin with one server")(parser)
+
+
+def _choose_year(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how many customers, and how many months."""
+    _option("--customers", 50, "how many organizations are billed", database=True)(parser)
+    _option("--months", 12, "how many months, 2 to 12")(parser)
 
 
 def _choose_part(parser: argparse.ArgumentParser) -> None:
@@ -163,7 +184,7 @@ FIGURES: dict[str, tuple[Add, Take]] = {
     "R9": (_choose_part, lambda told: _try_bad_input(told.part)),
     "R10": (_option("--rollouts", 10, "how often the gateway is replaced"), lambda told: rollouts.measure(told.rollouts, told.seed)),
     "R11": (_option("--seconds", 60.0, "how long control is gone"), lambda told: outages.measure(told.seconds, told.seed)),
-    "R12": (_option("--seconds", 600.0, "how long it is used"), lambda told: soaks.measure(told.seconds, told.seed)),
+    "R12": (_choose_soak, lambda told: soaks.measure(told.seconds, told.per_second, told.seed)),
     "R14": (
         _option("--times", 1, "how often the database is lost, each time with two ways back", database=True),
         lambda told: restores.measure(told.times, told.database, told.seed),
@@ -190,7 +211,9 @@ FIGURES: dict[str, tuple[Add, Take]] = {
         _choose_rows,
         lambda told: chaos.measure(told.only, told.seed, is_recorded=told.record or not told.only, arguments=sys.argv[1:]),
     ),
+    "R26": (_choose_proxy, lambda told: proxied_rollouts.measure(told.proxy, told.rounds, told.seed)),
     "R25": (_choose_version, lambda told: upgrades.measure(told.before, told.seed)),
+    "R27": (_choose_year, lambda told: years.measure(told.customers, told.months, told.database, told.seed)),
     "R19": (_option("--requests", 50_000, "how many requests, about 2 ms each"), lambda told: hammer.measure(told.requests, told.seed)),
 }
 

@@ -10,6 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "attacks.md"
@@ -54,14 +55,14 @@ ROWS = {
         "401 alike in body, lines of code and time ([R17](reliability.md#r17-timing-of-refusals)); 429 per address",
     ),
     38: ("SQL, JSON, LDAP, spaces, other schemes in the credential", "401"),
-    40: ("a key by another header; two credentials", "no difference; 400 if they differ"),
+    40: ("a key by another header or by a subprotocol; two credentials", "no difference; 400 if they differ"),
     41: ("a revoked key", "401 from the change on; what runs ends within a second"),
     42: (
         "two rotations of a key at once, a rotation of an expired key, a grace beyond the old expiry, a rotation while requests run",
         "one 200, the others 409; 409; the grace ends with the old expiry; no request fails, with either secret",
     ),
     44: ("a key of the other plane", "403"),
-    45: ("a test key at deployments that are not for tests", "404, as for a model that does not exist"),
+    45: ("a test key at deployments that are not for tests", "503, as for a model without a deployment"),
     46: (
         "access tokens that are forged: no algorithm, another one, the public key as a secret, a key of the client's own, demands in the"
         " header, changed or duplicated claims",
@@ -135,7 +136,8 @@ ROWS = {
     ),
     76: (
         "bodies of hundreds of thousands of keys, and chunks of one byte or with long extensions",
-        "400 `invalid_value` before they are parsed; 413 once the framing exceeds 64 KiB and a quarter of the body",
+        "400 `invalid_value` before they are parsed; 413 once the framing exceeds 64 KiB and a quarter of the body; 400 from control above "
+        "2,048 chunks and one for each 64 bytes",
     ),
     77: ("clients of control that ask on and read nothing", "disconnected at the bound"),
     78: (
@@ -317,7 +319,7 @@ ROWS = {
     121: (
         "a key, the credential of an upstream, a password, a prompt in whatever field, address, header or form takes it, while engines fail"
         " and repeat it",
-        "in no log, error, metric, audit record, table or file but those that are for it",
+        "in no log, error, metric, trace, audit record, table, file, page of the console, webhook or record of a sink but those for it",
     ),
     127: (
         "requests that differ from a cached one of another tenant in nothing, or in type alone; floods of answers to cache",
@@ -340,6 +342,10 @@ ROWS = {
         "a bank statement that is imported twice, in whole or in part, to be credited twice",
         "statements and entries are known by what the bank calls them: the second time changes nothing",
     ),
+    149: (
+        "a bank statement with thousands of nested elements, of namespaces, or of transactions beside elements that nobody reads",
+        "refused with the reason; an entry is looked through once, not for each of its transactions",
+    ),
     165: (
         "events that claim to come from Stripe: not signed, signed by others, old, changed, or sent again",
         "401 unless Stripe signed all of it within five minutes; each payment is recorded once",
@@ -352,7 +358,17 @@ ROWS = {
         "a webhook to a private address: as a number, in an IPv6 form, by a name, or by a name that resolves to another address later",
         "400 with the field at creation; at each attempt all addresses are checked and the connection is made to a checked one",
     ),
+    156: (
+        "a host that an organization names (a webhook, an export, an identity provider) and that answers `100 Continue`, headers, "
+        "trailers or chunks of one byte without end, or a body of a terabyte",
+        "left after 64 KiB of framing, or at the bound of the document; a little is read in each turn of the loop; no more than the status "
+        "where nothing else is wanted",
+    ),
     163: ("webhook endpoints that answer slowly", "each attempt ends after 10 s, and those of other organizations do not wait for them"),
+    180: (
+        "an organization that asks for what serving it costs, or for the margin on it",
+        "403; costs and margins stand in no answer to an organization, and row security hides their tables",
+    ),
     161: (
         "contracts and bills of another organization; a contract that begins in a closed month; a charge that is edited in an export",
         "404 as for one that does not exist; 400; the verifier computes the charge again from the records",
@@ -420,12 +436,81 @@ ROWS = {
     151: ("gRPC: calls that are cancelled, or whose deadline passes", "the engine's call is cancelled, and the record says so"),
     152: ("gRPC: streams that are held open idle, or with a key that was revoked", "ended within about a second, or when idle too long"),
     153: ("gRPC: more calls than the port takes, or than limits allow", "RESOURCE_EXHAUSTED, with the time to come back"),
-    166: ("the console: scripts, markup and template syntax in every name that a page shows", "shown as text; no script of others runs"),
+    166: ("the console: scripts, markup, Markdown and template syntax in names that pages show", "shown as text; no script of others runs"),
     167: ("the console: forms of another site, without the session's token or origin; pages in a frame", "403; frames are forbidden"),
+    147: (
+        "links that sign an operator in: used twice, after their time, after another one, after the end of their key, made without a key",
+        "401 with one text; 409 for whoever has a session; the link is in no log",
+    ),
+    148: ("actions of the console that cannot be undone, without the name that is asked for", "400, and nothing is changed"),
     168: ("the console: names that begin like a formula, in files for spreadsheets", "an apostrophe stands before them"),
+    173: (
+        "the playground: a project without the permission to make keys in it, a project of another organization, a form without the token",
+        "403 or 404, before a gateway is asked",
+    ),
     169: ("the console: cookies that another site set, return addresses that lead elsewhere", "known values count; paths of this site"),
+    191: (
+        "a large body that an engine answers before it has read it, so that the next request on its connection waits behind it",
+        "the connection is closed where the body was refused, or the gateway's kernel still holds a part; the next request has another",
+    ),
 }  # fmt: skip
 """Attacks that are tried, and what they get. The rows between are the control plane's, or need what is not served yet."""
+
+
+class Measured(NamedTuple):
+    """An attack whose cost is not CPU, the rows that it belongs to, what it did once, and what it does now."""
+
+    attack: str
+    rows: str
+    once: str
+    now: str
+
+
+MEASURED = (
+    Measured(
+        "a body that its engine answers early, then requests of another organization",
+        "191",
+        "one waited 45 s (1.5 MB) or 40 s (20 MB)",
+        "1.8 s and 4.3 s at most in 20 requests, as others at that load; none on the connection of the body",
+    ),
+    Measured(
+        "an engine that repeats each answer 0 to 10 ms later",
+        "68, 93",
+        "296 of 6,000 requests got another organization's answer",
+        "0 of 6,600; a third got 502, with one alarm, and each connection was used once",
+    ),
+    Measured(
+        "an engine that sends 408 on an idle connection and closes it",
+        "68",
+        "the next client's 400",
+        "300 of 300 requests answered 200",
+    ),
+    Measured(
+        "another address of a deployment without the credential for it, in four spellings",
+        "132",
+        "the new host got the credential",
+        "400 each; the new host got nothing",
+    ),
+    Measured(
+        "one gateway's key: in the name of another gateway, and acknowledgements of 196 that are none",
+        "80",
+        "a revocation waited for all of them",
+        "403 each; a revocation took 0.2 s and waited for none",
+    ),
+    Measured(
+        "the same key: runs of 1970 and 2076, records that mix organizations or invent prices, models and instants",
+        "81",
+        "billed to the organization that is named",
+        "403; 7 of 7 records quarantined, none billed",
+    ),
+    Measured(
+        "2,147,483,647 prompt tokens for two letters",
+        "69",
+        "billed",
+        "4,158 billed, which a request of that length can have",
+    ),
+    Measured("files that another user may read", "82", "copies of the snapshot, logs", "none of 34"),
+)
 
 OPENING = """# Attacks on the data plane
 
@@ -466,6 +551,13 @@ one step. A conversation that is stored or continued is read and made whole by s
 (`python -m bench.pauses` measures both). What each
 attack costs the attacker, the gateway and others is measured in [R18](reliability.md#r18-attacks-on-memory-cpu-and-the-time-of-others).
 
+## Attacks whose cost is not CPU
+
+Tried with raw sockets against a running platform with two organizations (2026-11-30, 2 cores that others used: load 20). *Once* is what
+the same attack did before its row.
+
+MEASURED
+
 ## Prefix caches that organizations share (row 56)
 
 An engine keeps the prompts that it computed, and answers a prompt with the same beginning faster and with `cached_tokens` above zero.
@@ -500,7 +592,8 @@ def render() -> str:
         f"| {row} | {attack} | {answer} | {'<br>'.join(_line(file, names) for file, names in sorted(tests[row].items()))} |\n"
         for row, (attack, answer) in ROWS.items()
     )
-    return OPENING + rows + CLOSING
+    measured = "".join(f"| {' | '.join(each)} |\n" for each in MEASURED)
+    return OPENING + rows + CLOSING.replace("MEASURED\n", f"| attack | row | once | now |\n|---|---|---|---|\n{measured}")
 
 
 def _line(file: str, names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Collects the texts of the console into the catalogues of its languages: `python scripts/messages.py`.
+"""Collects the texts of pages into the catalogues of their languages: `python scripts/messages.py`.
 
 A text that is new gets an empty translation, which a test finds; one that is gone is removed, and a translation that exists is kept.
 """
@@ -10,9 +10,18 @@ from babel.messages.catalog import Catalog
 from babel.messages.extract import extract_from_dir
 from babel.messages.pofile import read_po, write_po
 
-CONSOLE = Path(__file__).parent.parent / "src" / "tollway" / "control" / "console"
+from tollway.control.api.authentication.pages import REFUSALS
+from tollway.domain import passwords
 
-LANGUAGES = CONSOLE / "languages"
+CONTROL = Path(__file__).parent.parent / "src" / "tollway" / "control"
+
+FOLDERS = ("api/authentication", "api/page_templates", "authentication", "console", "identity")
+"""Folders of control in which there are texts of pages."""
+
+LANGUAGES = CONTROL / "languages"
+
+TEXTS_OF_VALUES = (*(kind.message for kind in REFUSALS), passwords.LENGTH_WRONG, passwords.TOO_UNIFORM, passwords.LIKE_ADDRESS)
+"""Texts that are no literals in these folders."""
 
 METHODS = [("**.py", "python"), ("**.html", "jinja2.ext:babel_extract")]
 
@@ -23,11 +32,14 @@ KEYWORDS = {"_": None, "gettext": None, "ngettext": (1, 2), "mark": None}
 
 
 def collect() -> Catalog:
-    """Return the texts of the console, without translations."""
+    """Return the texts of pages, without translations."""
     template = Catalog(charset="utf-8")
-    found = extract_from_dir(CONSOLE, METHODS, OPTIONS, KEYWORDS)
-    for _file, _line, message, _comments, _context in sorted(found, key=lambda each: (each[0], each[1])):
-        template.add(message)
+    for folder in FOLDERS:
+        found = extract_from_dir(CONTROL / folder, METHODS, OPTIONS, KEYWORDS)
+        for _file, _line, message, _comments, _context in sorted(found, key=lambda each: (each[0], each[1])):
+            template.add(message)
+    for text in TEXTS_OF_VALUES:
+        template.add(text)
     return template
 
 
@@ -37,7 +49,7 @@ def read_catalogue(path: Path) -> Catalog:
 
 
 def main() -> None:
-    """Bring every catalogue in step with the console."""
+    """Bring every catalogue in step with the pages."""
     template = collect()
     for path in sorted(LANGUAGES.glob("*.po")):
         catalogue = read_catalogue(path)

@@ -16,7 +16,8 @@ Prometheus metrics of every process, in the text format. Rendered by `make docs`
 - Both can also send them to a collector ([observability.md](observability.md)).
 
 Labels are bounded: endpoints, statuses, error codes, background tasks, published models and deployments; never tenants, keys or anything
-that a client chooses. `gen_ai_*` names follow the OpenTelemetry semantic conventions for generative AI, version 1.41.0. Counters begin at
+that a client chooses. With `control.metrics_organizations_max`, metrics of control name the organizations that use most, and
+only those. `gen_ai_*` names follow the OpenTelemetry semantic conventions for generative AI, version 1.41.0. Counters begin at
 0 with each process. Bills come from usage records, never from metrics.
 
 [deploy/alerts.yaml](../deploy/alerts.yaml) has rules for alerts over them; [runbooks.md](runbooks.md) says what to do about each alert.

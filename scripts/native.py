@@ -18,6 +18,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "tollway"
 
 HOT = [
     "domain/ids.py",
+    "domain/request_records.py",
     "domain/shared_limits.py",
     "gateway/authenticate.py",
     "gateway/authorize.py",
@@ -25,6 +26,9 @@ HOT = [
     "gateway/counters.py",
     "gateway/memory_counters.py",
     "gateway/deadlines.py",
+    "gateway/dialects/engine_usage.py",
+    "gateway/dialects/openai_answers.py",
+    "gateway/dialects/openai_stream.py",
     "gateway/directory.py",
     "gateway/driver.py",
     "gateway/edge/client_connection.py",
@@ -54,6 +58,7 @@ HOT = [
     "wire/progress_slots.py",
     "wire/resp.py",
     "wire/segments.py",
+    "wire/sse.py",
 ]
 """The modules that a request runs through, without gaps: each crossing between compiled and interpreted classes costs what compiling
 gains. Modules whose msgspec structs have defaults that are read from JSON or omitted in it must stay out: compiled, they are fields

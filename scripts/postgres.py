@@ -2,7 +2,7 @@
 
 Nothing of a PostgreSQL that the machine already runs is touched. The server is our child, in a process group of its own
 (so that Ctrl-C reaches pytest alone) and with a parent-death signal (so that it stops even when this process is killed
-with -9). Durability settings stay at their defaults: what the tests see is what production does.
+with -9). Durability settings stay at their defaults unless the caller asks otherwise: what is seen is what production does.
 """
 
 import os
@@ -14,7 +14,7 @@ import subprocess
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -81,10 +81,11 @@ def list_missing() -> list[str]:
 class Server:
     """The server of a cluster, a child of ours: it can be killed and started again at the same address."""
 
-    def __init__(self, home: Path, port: int) -> None:
+    def __init__(self, home: Path, port: int, settings: Sequence[str] = ()) -> None:
         self.url = f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
         self._home = home
         self._port = port
+        self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -104,7 +105,7 @@ class Server:
         if postgres is None or ready is None:
             raise RuntimeError(NOT_INSTALLED)
         log = self._home / "log"
-        settings = [f"port={self._port}", "listen_addresses=127.0.0.1", f"unix_socket_directories={self._home}"]
+        settings = [f"port={self._port}", "listen_addresses=127.0.0.1", f"unix_socket_directories={self._home}", *self._settings]
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 [*_become_unprivileged(), "setpriv", "--pdeathsig", "INT", str(postgres), "-D", str(self._home / "cluster")]
@@ -135,17 +136,18 @@ class Server:
 
 
 @contextmanager
-def running() -> Iterator[str]:
-    """A fresh cluster for the length of the block; yields its SQLAlchemy URL (user and database `postgres`).
+def running(settings: Sequence[str] = ()) -> Iterator[str]:
+    """A fresh cluster for the length of the block; yields its SQLAlchemy URL (user and database `postgres`). `settings`: of the server, as
+    `fsync=off`.
 
     Raises RuntimeError, with the server's own words, if there is none or it does not start.
     """
-    with cluster() as server:
+    with cluster(settings=settings) as server:
         yield server.url
 
 
 @contextmanager
-def cluster(port: int | None = None) -> Iterator[Server]:
+def cluster(port: int | None = None, settings: Sequence[str] = ()) -> Iterator[Server]:
     """The same, as a server that can be killed. `port`: one that the caller keeps free for it."""
     initdb = find_program("initdb")
     if initdb is None:
@@ -167,7 +169,7 @@ def cluster(port: int | None = None) -> Iterator[Server]:
         )
         if made.returncode != 0:
             raise RuntimeError(f"initdb failed: {made.stderr.strip()}")
-        server = Server(home, port or _free_port())
+        server = Server(home, port or _free_port(), settings)
         try:
             server.start()
             yield server

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # sdk.sh NAME UV PYTHON: install one line of the official SDKs or one framework for `make test-sdks`: into .venv-NAME, locked in
-# requirements/NAME.txt; js into tests/sdks/node_modules, claude-code and codex into tests/sdks/NAME/node_modules, each locked beside its
+# requirements/NAME.txt; js into tests/sdks/node_modules, js-7, claude-code and codex into tests/sdks/NAME/node_modules, each locked beside its
 # package.json.
 set -euo pipefail
 name=$1 uv=$2 python=$3
 
-if [[ $name == js || $name == claude-code || $name == codex ]]; then
+if [[ $name == js || $name == js-7 || $name == claude-code || $name == codex ]]; then
   command -v npm >/dev/null || { echo "==> no npm: $name cannot be installed" >&2; exit 1; }
   packages=tests/sdks
   [[ $name == js ]] || packages+=/$name

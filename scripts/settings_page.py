@@ -12,7 +12,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
-from tollway.settings import OTHER_VARIABLES, SHORT_NAMES, Settings
+from tollway.settings import SHORT_NAMES, Settings
+from tollway.variables import OTHER_VARIABLES
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 

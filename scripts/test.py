@@ -1,7 +1,7 @@
 """Run the tests as CI does: `python scripts/test.py [pytest arguments]`.
 
-Two passes: first the tests of one process, on two workers, then those marked `system`, on three, which start, kill and restart
-real processes and wait for them longer than for anything else. A private PostgreSQL is there for both; without one the tests
+Two passes, on three workers each: first the tests of one process, then those marked `system`, which start, kill and restart
+real processes. A private PostgreSQL is there for both; without one the tests
 marked `postgres` are skipped, and the closing lines say so. Without arguments a third pass follows: the hot modules are compiled, and
 COMPILED_TESTS run on them (`make test-native` runs all of gateway and wire). The exit code is pytest's.
 """
@@ -23,12 +23,17 @@ NO_TESTS_COLLECTED = 5
 """Exit code of pytest for a pass without tests: an error only if both passes have none."""
 
 PASSES = {
-    # A worker without tests takes some of the other's: the slowest files stand together, and one worker would be left with all of them.
-    "everything but system tests": ["-n", "2", "--dist", "worksteal", "-m", "not system and not engines"],
+    # A worker without tests takes some of another's: the slowest files stand together, and one worker would be left with all of them. A
+    # third of the time is spent waiting, for the database and for deadlines, so that three workers use two cores.
+    "everything but system tests": ["-n", "3", "--dist", "worksteal", "-m", "not system and not engines and not container"],
     # The tests of a file share a running platform, so they stay with one worker. A worker waits for two fifths of its time, so that three
-    # of them use two cores.
-    "system tests": ["-n", "3", "--dist", "loadfile", "-m", "system and not engines"],
+    # of them use two cores. Files begin in the order of tests/system/conftest.py; xdist would put those with few tests last.
+    "system tests": ["-n", "3", "--dist", "loadfile", "--no-loadscope-reorder", "-m", "system and not engines"],
 }
+
+POSTGRES_SETTINGS = ("fsync=off",)
+"""Settings of the PostgreSQL that tests share. Each test drops its database, and a drop syncs every file of all others: with two workers
+that took longer than most tests. Only a crash of the machine shows the difference; servers that tests kill have the defaults."""
 
 COMPILED_TESTS = [
     "tests/wire/test_event_template.py",
@@ -56,7 +61,7 @@ def main(arguments: list[str]) -> int:
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of processes would compile every module again
         reports = Path(services.enter_context(tempfile.TemporaryDirectory(prefix="tollway-reports-")))
         try:
-            environment["TOLLWAY_TEST_POSTGRES"] = services.enter_context(postgres.running())
+            environment["TOLLWAY_TEST_POSTGRES"] = services.enter_context(postgres.running(POSTGRES_SETTINGS))
         except RuntimeError as error:
             environment.pop("TOLLWAY_TEST_POSTGRES", None)
             reason = str(error)

@@ -17,20 +17,24 @@ from tests.fakes import PATIENCE_SECONDS
 
 
 class Collected:
-    """Everything that a collector was sent: spans and metrics, each with the name of its service; and the headers of the last request."""
+    """Everything that a collector was sent: spans and metrics, each with the name of its service; the requests, encoded; and the headers
+    of the last one."""
 
     def __init__(self) -> None:
         self.url = ""
         self.spans: list[tuple[str, Any]] = []
         self.metrics: list[tuple[str, Any]] = []
+        self.requests: list[bytes] = []
         self.headers: dict[str, str] = {}
 
     def take_traces(self, request: Any) -> None:
+        self.requests.append(request.SerializeToString())
         for group in request.resource_spans:
             service = read_attributes(group.resource.attributes)["service.name"]
             self.spans += [(service, span) for scope in group.scope_spans for span in scope.spans]
 
     def take_metrics(self, request: Any) -> None:
+        self.requests.append(request.SerializeToString())
         for group in request.resource_metrics:
             service = read_attributes(group.resource.attributes)["service.name"]
             self.metrics += [(service, metric) for scope in group.scope_metrics for metric in scope.metrics]

@@ -10,7 +10,7 @@ import httpcore2
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ("tests.storage.fixtures",)
+pytest_plugins = ("tests.native_build", "tests.storage.fixtures")
 
 # No timed assertion, not even Hypothesis' own: a busy machine must not fail a test. A failure prints what replays it.
 settings.register_profile("tollway", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])

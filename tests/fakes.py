@@ -13,15 +13,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 
+from tests.patience import PATIENCE_SECONDS
 from tollway.domain import faults
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import Fault
 from tollway.domain.usage import Admit, Final, decode_admit, decode_final
 from tollway.gateway.ports import Flow
 from tollway.wire.progress_slots import SLOT_WORDS
-
-PATIENCE_SECONDS = 20.0  # only a hang is longer, whatever else this machine does
-
 
 _drawn = itertools.count(1)
 

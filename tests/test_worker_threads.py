@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from tests.patience import PATIENCE_SECONDS
 from tollway.worker_threads import run_in_thread
 
 
@@ -19,11 +20,11 @@ async def test_caller_that_is_cancelled_twice_ends_after_the_function() -> None:
 
     def work() -> None:
         began.set()
-        may_end.wait(30)
+        may_end.wait(PATIENCE_SECONDS)
         ended.set()
 
     task = asyncio.create_task(run_in_thread(work))
-    await asyncio.to_thread(began.wait, 30)
+    await asyncio.to_thread(began.wait, PATIENCE_SECONDS)
     for _ in range(2):
         task.cancel()
         await asyncio.wait({task}, timeout=0.05)
@@ -39,11 +40,11 @@ async def test_caller_that_is_cancelled_hears_nothing_of_an_error_of_the_functio
 
     def work() -> None:
         began.set()
-        may_end.wait(30)
+        may_end.wait(PATIENCE_SECONDS)
         raise OSError
 
     task = asyncio.create_task(run_in_thread(work))
-    await asyncio.to_thread(began.wait, 30)
+    await asyncio.to_thread(began.wait, PATIENCE_SECONDS)
     task.cancel()
     may_end.set()
     with pytest.raises(asyncio.CancelledError):

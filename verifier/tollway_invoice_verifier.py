@@ -50,15 +50,17 @@ class Export(verifier.Export):
 
     def take_adjustment(self, row):
         target = verifier.Event(row["target"], self)
+        # An invoice is of the period in which its requests are booked. Exports of old versions do not say it: there it is the month.
+        served = row["target"].get("period_at", day_of(target.ended_at, self.period["time_zone"])[:7])
         super().take_adjustment(row)
-        self.corrected.setdefault(target.id, []).append((target.model, target.ended_at, int(row["amount_pico"])))
+        self.corrected.setdefault(target.id, []).append((target.model, served, int(row["amount_pico"])))
 
 
 # ---- The document --------------------------------------------------------------------------------------------------------
 
 INVOICE_FORMAT = "tollway-invoice-1"
-PER_MILLION = {"token", "character"}
-OTHER_UNITS = {"seconds": "second", "characters": "character", "images": "image", "request": "request"}
+PER_MILLION = {"token", "character", "pixel"}
+OTHER_UNITS = {"seconds": "second", "characters": "character", "images": "image", "pixels": "pixel", "request": "request"}
 DECIMALS = {
     **dict.fromkeys(["BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW", "PYG", "RWF", "UGX", "VND", "VUV", "XAF", "XOF", "XPF"], 0),
     **dict.fromkeys(["BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"], 3),
@@ -144,9 +146,9 @@ class Invoice:
             require(document["cancels"] or not is_own, "a document that corrects another one bills usage, or contracts")
         sums = {}
         for event_id, corrections in export.corrected.items():
-            for model, ended_at, amount in corrections:
-                days = "own" if event_id in export.own else day_of(ended_at, period["time_zone"])[:7]
-                for place in {(model, days), (model, "own" if days == "own" else "earlier")}:
+            for model, served, amount in corrections:
+                where = "own" if event_id in export.own else served
+                for place in {(model, where), (model, "own" if where == "own" else "earlier")}:
                     sums[place] = sums.get(place, 0) + amount
         for line in () if document["cancels"] else document["lines"]:
             if line["kind"] == "correction":

@@ -49,6 +49,7 @@ LATER_CLASSES = {
     "seconds": None,
     "characters": None,
     "images": None,
+    "pixels": None,
 }
 CLASSES = (*FIRST_CLASSES[:-1], *LATER_CLASSES, "request")
 
@@ -536,6 +537,7 @@ class Export:
         self.contracts, self.charge, self.contracts_digest = [], None, hashlib.sha256()
         self.burned = self.contracts_total = 0
         self.given, self.targets = {}, {}  # event id: what corrections booked here add to it; its leaf, until it is met
+        self.target_periods = {}  # event id: the start of the period in which it is booked, until it is met
         self.ended = False
 
     def read(self, line):
@@ -713,6 +715,8 @@ class Export:
         require(event.ended_at < self.period["end_at"], f"event {event.id} was served after the period")
         if event.id in self.targets:
             same(f"event {event.id}: what it says, as its correction has it", self.targets.pop(event.id), event.leaf)
+            stated = self.target_periods.pop(event.id, self.period["start_at"])
+            same(f"event {event.id}: its period, as its correction has it", stated, self.period["start_at"])
             self.adjusted_own += self.given[event.id]
         self.late += event.ended_at < self.period["start_at"]
         self.tree.add(event.leaf)
@@ -745,8 +749,11 @@ class Export:
         return singles.get(seq) or (bookings[index] if index >= 0 and seq <= bookings[index].cause["last_seq"] else None)
 
     def take_adjustment(self, row):
-        target = Event(row.pop("target"), self)
+        stated = row.pop("target")
+        target = Event(stated, self)
         where = f"adjustment {row['id']}"
+        if "period_at" in stated:  # exports of old versions do not say in which period the event is booked
+            same(f"{where}: the period of its event", self.target_periods.setdefault(target.id, stated["period_at"]), stated["period_at"])
         same(f"{where}: its event, as another correction has it", self.targets.setdefault(target.id, target.leaf), target.leaf)
         same(f"{where}: its organization", row["organization_id"], self.organization)
         same(f"{where}: its event", row["event_id"], target.id)
@@ -795,6 +802,8 @@ class Export:
                 booking.check(self)
         require(not self.corrections, f"{', '.join(self.corrections)}: booked, and not in the export")
         period = self.period
+        is_earlier = all(start_at < period["start_at"] for start_at in self.target_periods.values())
+        require(is_earlier, "a correction is about an event of the period that is not in the export, or of a later one")
         same("the number of events of the period", period["events"], self.tree.size)
         same("the Merkle root of the period", period["merkle_root"], self.tree.root().hex())
         if root is not None:

@@ -1,8 +1,16 @@
 """Types of the optional native extension (`_native.c`)."""
 
+from typing import Any
+
 class EventTemplate:
     output: int
     event_bytes: int
     events: int
     def __init__(self, before: bytes, after: bytes, kept: int, output: int, output_most: int, hides_usage: bool) -> None: ...
     def relay(self, data: bytes) -> bytes | None: ...
+
+class PlainReader:
+    def __init__(self, fields: tuple[tuple[str, int, int, int, float, float, int, int, bool], ...]) -> None: ...
+    def read(self, body: bytes) -> dict[str, Any] | None: ...
+
+def extend(chain: bytes, seq: int, payload: bytes) -> tuple[bytes, bytes]: ...

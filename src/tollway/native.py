@@ -6,15 +6,20 @@ The extension and the compiled modules are optional: without them the same sourc
 import tollway.wire.http
 
 try:
-    from tollway._native import EventTemplate
+    from tollway._native import EventTemplate, PlainReader
 
     _has_leaves = True
 except ImportError:
     from tollway.wire.event_template import EventTemplate  # type: ignore[assignment]
 
+    PlainReader = None  # type: ignore[assignment,misc]  # bodies are read by `wire.bodies` and checked by the dialects alone
     _has_leaves = False
+try:
+    from tollway._native import extend
+except ImportError:  # of the whole extension, or of what this processor cannot do faster
+    from tollway.wire.segments import extend
 
-__all__ = ["FORM", "EventTemplate"]
+__all__ = ["FORM", "EventTemplate", "PlainReader", "extend"]
 
 _is_compiled = not tollway.wire.http.__file__.endswith(".py")
 

@@ -23,6 +23,7 @@ import msgspec
 from tollway import strict_yaml
 from tollway.domain.quotas import DEFAULT_SIZES, Quota
 from tollway.domain.snapshot import SNAPSHOT_AGE_SECONDS_MAX
+from tollway.variables import OTHER_VARIABLES, UNCHECKED_VARIABLES
 
 ENV_PREFIX = "TOLLWAY__"
 
@@ -32,39 +33,6 @@ SHORT_NAMES = {
     "TOLLWAY_CONTROL_LINK_URL": "gateway.control_link_url",
 }
 """Short variables and the setting that each stands for."""
-
-OTHER_VARIABLES = {
-    "TOLLWAY_PEPPER": "Secret under which API keys are stored as digests: 64 hexadecimal digits, or while it is rotated two as"
-    " VERSION:PEPPER,VERSION:PEPPER, the first for new keys. Gateways and control.",
-    "TOLLWAY_VAULT_KEY": "Key that seals upstream credentials, and wraps the data keys of organizations if no other does: 64"
-    " hexadecimal digits. Gateways and control.",
-    "TOLLWAY_NODE_ID": "The node that a gateway is: node_... Each gateway has its own.",
-    "TOLLWAY_NODE_KEY": "Key with which a gateway identifies itself to control: tw_node_... Each gateway has its own.",
-    "TOLLWAY_JOIN_TOKEN": "Token with which a gateway without a key registers itself once: tw_join_...",
-    "TOLLWAY_LIMITS_REDIS_PASSWORD": "Password of the server of `gateway.limits.redis_url`. Gateways and control.",
-    "TOLLWAY_GUARDRAIL_TOKEN": "Bearer token for the service at `gateway.guardrail.url`. Gateways.",
-    "TOLLWAY_MAIL_PASSWORD": "Password of `control.mail.username` at the mail server. Control only.",
-    "TOLLWAY_STRIPE_KEY": "Secret or restricted key of the Stripe account that collects invoices: sk_... or rk_... Control only.",
-    "TOLLWAY_STRIPE_WEBHOOK_SECRET": "Secret with which Stripe signs events: whsec_..., or two with a comma while it is replaced. Control"
-    " only.",
-    "TOLLWAY_OPERATOR_CLIENT_SECRET": "Client secret of `control.operator_sign_in.client_id` at the identity provider. Control only.",
-    "TOLLWAY_VAULT_TOKEN": "Token of `control.key_encryption.vault_url`, if no file holds it. Control only.",
-    "TOLLWAY_PLATFORM_KEY": "First operator key: tw_platform_... Control only.",
-    "TOLLWAY_AUDIT_KEY": "Private Ed25519 key that signs checkpoints of the audit trail: 64 hexadecimal digits. Control only.",
-    "TOLLWAY_SECOND_PLATFORM_KEY": "Operator key of a second person, who approves what keys made with the first ask for. Control only.",
-    "TOLLWAY_CONTROL_URL": "Address of the control plane, for the commands that administer an installation.",
-    "TOLLWAY_KEY": "Admin or platform key that these commands present.",
-    "TOLLWAY_SIMULATOR_KEY": "Bearer key that `tollway simulate` asks for.",
-}
-"""Variables that are not settings, with their meaning."""
-
-_UNCHECKED_VARIABLES = re.compile(
-    r"TOLLWAY_(?:CREDENTIAL|CLIENT_SECRET)_\w+"  # secrets of upstreams and at identity providers, which a platform file names
-    r"|TOLLWAY_(?:TEST_\w+|SIMULATION_SEEDS|NATIVE|PARENT)"  # of the tests, the build and the supervisor
-    r"|TOLLWAY_(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)"
-    # the last are what Kubernetes sets in every container for a Service whose name begins with "tollway"
-)
-"""Variables under our prefix that are not read as settings, and not checked."""
 
 
 class OperatorError(Exception):
@@ -307,11 +275,9 @@ class LimitsSection(msgspec.Struct, frozen=True, kw_only=True):
     decision_seconds: Annotated[float, msgspec.Meta(ge=0.002, le=60)] = 0.005
     """Deadline of the server's answer to one request; then the gateway decides alone, by its share of the limits."""
     lease_seconds: Annotated[float, msgspec.Meta(ge=5, le=3_600)] = 10.0
-    """Time after which what a gateway holds at the server ends if nothing was heard of that gateway. Gateways renew it every two
-    seconds."""
+    """Time after which what a gateway holds at the server ends if it was not heard of. Gateways renew it every two seconds."""
     per_gateway: bool = False
-    """Accept that each of several gateways applies every limit by itself. Without this and without a server, a second gateway ends at its
-    start."""
+    """Accept that each of several gateways applies every limit by itself. Without this and a server, a second gateway ends at its start."""
 
 
 class IdempotencySection(msgspec.Struct, frozen=True, kw_only=True):
@@ -486,11 +452,9 @@ class GatewaySection(msgspec.Struct, frozen=True, kw_only=True):
     `/readyz` is red until control is reached, so that prices, keys and limits are never older than this. A gateway without
     `control_link_url` has no such bound."""
     linger_seconds: SecondsOrZero = 0.0
-    """Time after SIGTERM during which new requests are still accepted, so that load balancers notice. 0 where a supervisor holds
-    the socket."""
+    """Time after SIGTERM in which new requests are still accepted, so that load balancers notice. 0 if a supervisor holds the socket."""
     drain_seconds: SecondsOrZero = 110.0
-    """Time that running requests have after SIGTERM; then they end with an error. Below the 120 s that orchestrators should be
-    configured to wait."""
+    """Time for running requests after SIGTERM; then they end with an error. Below the 120 s that orchestrators should wait."""
     allowed_hosts: tuple[str, ...] = ()
     """Names that the Host header may have, with or without a port; others are answered 421. An empty list allows any.
     Health is answered under any name, because probes know addresses only."""
@@ -589,8 +553,7 @@ class QuotasSection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MailSection(msgspec.Struct, frozen=True, kw_only=True):
-    """The server that takes mail, such as invitations. Without one, control writes each message as a file into `mail` in the data
-    directory."""
+    """The server that takes mail, such as invitations. Without one, messages are files in `mail` of the data directory."""
 
     server: str | None = None
     """Address of the mail server, host:port."""
@@ -629,8 +592,7 @@ class KeyEncryptionSection(msgspec.Struct, frozen=True, kw_only=True):
     vault_token_file: str | None = None
     """File with the token, read before each request, as Vault Agent renews it. If left out, TOLLWAY_VAULT_TOKEN holds it."""
     aws_key: str | None = None
-    """Id, alias or ARN of a symmetric key of KMS. The variables AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN hold the
-    credentials."""
+    """Id, alias or ARN of a symmetric key of KMS. Its credentials are in AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN."""
     aws_region: str | None = None
     """Region of the key, such as eu-central-1."""
     aws_endpoint: str | None = None
@@ -646,6 +608,25 @@ class LeakedKeysSection(msgspec.Struct, frozen=True, kw_only=True):
     """Take reports of GitHub's secret scanning at /v1/leaked_keys/github. Their signatures are verified with keys that are fetched."""
     github_keys_url: str = "https://api.github.com/meta/public_keys/secret_scanning"
     """Address at which GitHub publishes these keys, or a mirror of it."""
+
+
+class SinksSection(msgspec.Struct, frozen=True, kw_only=True):
+    """Systems of the operator that are sent every event, record of the audit trail and usage event (docs/sinks.md)."""
+
+    streams: tuple[str, ...] = ("events", "audit", "usage")
+    """Streams of records that sinks get, of `events`, `audit` and `usage`."""
+    prefix: str = "tollway"
+    """First part of the names of topics and subjects: 1 to 64 letters, digits, - and _."""
+    kafka_servers: tuple[str, ...] = ()
+    """Servers of Kafka's protocol, host:port, that a client begins with. Needs `pip install tollway[kafka]`."""
+    kafka_properties_file: str | None = None
+    """File with further properties of librdkafka, name=value a line, such as those of TLS and SASL."""
+    nats_servers: tuple[str, ...] = ()
+    """Servers of NATS with JetStream, nats://host:port or tls://host:port. Needs `pip install tollway[nats]`."""
+    nats_credentials_file: str | None = None
+    """File with the credentials of a user of NATS, as `nsc` writes it."""
+    http_url: str | None = None
+    """URL that records are posted to; TOLLWAY_SINK_SECRET signs them."""
 
 
 class StripeSection(msgspec.Struct, frozen=True, kw_only=True):
@@ -680,9 +661,16 @@ class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     """Address of the REST API, host:port."""
     link: str = "127.0.0.1:8082"
     """Address for gateways only, host:port: snapshots go down, usage records come up."""
+    console_listen: str | None = None
+    """Address of the console and the sign-in, host:port, apart from the REST API. If left out, they are at `control.listen`."""
+    console_url: str | None = None
+    """Address under which people reach the console and the sign-in, such as https://console.example.com, where it is not
+    `control.public_url`. `control.console_listen` needs it, but for a listener on loopback."""
     public_url: str | None = None
     """Address under which clients reach the REST API, such as https://control.example.com: the issuer of access tokens. Changing it makes
     another signing key."""
+    gateway_url: str | None = None
+    """Address of a gateway for the playground of the console, such as http://gateway:8080. `tollway serve` takes its own, without TLS."""
     trusted_proxies: tuple[str, ...] = ()
     """Addresses or networks of the proxies in front of the REST API and its pages, such as 10.0.0.0/8. The client is then the right-most
     address in their x-forwarded-for that is not trusted itself: attempts to sign in are counted by it, and sessions and the audit trail
@@ -704,6 +692,10 @@ class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     usage_parquet: bool = False
     """True writes each hour of usage as Parquet once it is closed, into `control/usage` of the data directory
     (docs/usage-files.md). Needs `pip install tollway[parquet]`."""
+    metrics_organizations_max: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
+    """Organizations that metrics of control name, those with most tokens in the hour before; all others are one, `other`. 0 names none."""
+    vies_url: str | None = None
+    """Address of VIES, https://ec.europa.eu/taxation_customs/vies/rest-api, or of a mirror: control looks VAT ids up (docs/invoices.md)."""
     reconcile: ReconcileSection = ReconcileSection()
     corrections: CorrectionsSection = CorrectionsSection()
     periods: PeriodsSection = PeriodsSection()
@@ -713,6 +705,7 @@ class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     key_encryption: KeyEncryptionSection = KeyEncryptionSection()
     leaked_keys: LeakedKeysSection = LeakedKeysSection()
     stripe: StripeSection = StripeSection()
+    sinks: SinksSection = SinksSection()
     mail: MailSection = MailSection()
     operator_sign_in: OperatorSignInSection = OperatorSignInSection()
 
@@ -839,7 +832,7 @@ def check_variables(environ: Mapping[str, str]) -> None:
 def _find_unknown_variables(environ: Mapping[str, str]) -> Iterator[OperatorError]:
     known = [*SHORT_NAMES, *OTHER_VARIABLES, *map(_variable_of, NAMES)]
     for variable in sorted(environ):
-        if variable.startswith("TOLLWAY_") and variable not in known and not _UNCHECKED_VARIABLES.fullmatch(variable):
+        if variable.startswith("TOLLWAY_") and variable not in known and not UNCHECKED_VARIABLES.fullmatch(variable):
             yield unknown_name(f"variable {variable}", variable, known, source="the environment")
 
 

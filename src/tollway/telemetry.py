@@ -250,7 +250,8 @@ class UpstreamState(NamedTuple):
 
 
 class Metrics:
-    """Counts of one gateway process. `list_upstreams`: the deployments' states, read at scrape."""
+    """Counts of one gateway process. `list_upstreams`: the deployments' states, read at scrape. `loop_lag_seconds_max`: since the last
+    scrape; `status_lag_seconds_max`: since the last report to control."""
 
     def __init__(self) -> None:
         self.models: dict[tuple[str, str], ModelMetrics] = {}
@@ -277,6 +278,7 @@ class Metrics:
         self.connections_shed = 0
         self.running = 0
         self.loop_lag_seconds_max = 0.0
+        self.status_lag_seconds_max = 0.0
         self.list_upstreams: Callable[[], list[UpstreamState]] = list
         self._readers: dict[str, Callable[[], float]] = {}
 
@@ -298,6 +300,11 @@ class Metrics:
     def read(self, name: str) -> float:
         """Return the present value of a metric that is read at scrape."""
         return self._readers[name]()
+
+    def find(self, name: str) -> float | None:
+        """Return the present value of a metric that is read at scrape, None if this process does not show it."""
+        read = self._readers.get(name)
+        return None if read is None else read()
 
     def count(self, table: dict[str, int], key: str) -> None:
         """Add one to a table with one label."""

@@ -154,6 +154,7 @@ class TestFindAddress:
         ("keys", ("fastapi", "sqlalchemy", "uvloop", "tollway.gateway", "tollway.control")),
         ("serve", ("fastapi", "sqlalchemy", "uvloop", "tollway.gateway", "tollway.control")),
         ("version", ("fastapi", "sqlalchemy", "uvloop", "httpx2")),
+        ("control", ("alembic", "mako", "pygments", "httpcore2", "opentelemetry.sdk", "grpc", "google", "lxml", "obstore", "pyarrow")),
     ],
 )
 def test_a_command_loads_only_what_it_runs(command: str, never: tuple[str, ...]) -> None:
@@ -163,3 +164,17 @@ def test_a_command_loads_only_what_it_runs(command: str, never: tuple[str, ...])
     loaded = {name for module in ran.stderr.split() for name in (module, ".".join(module.split(".")[:2]), module.split(".")[0])}
     assert ran.returncode == 0, ran.stderr
     assert not loaded & set(never)
+
+
+def test_control_completes_no_route_before_it_is_used() -> None:
+    """Schemas of hundreds of routes are most of what a start can do without."""
+    code = (
+        "from tollway.control.api import app; from tollway.control.console import routers as console\n"
+        "routers = (*app.PUBLIC_ROUTERS, *app.LINK_ROUTERS, *app.PAGE_ROUTERS, *console.ROUTERS)\n"
+        "routes = [route for router in routers for route in router.routes]\n"
+        "print(len(routes), sum('dependant' in vars(route) for route in routes), routes[0].access.name)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(tollway.__file__).parents[1])}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
+    count, completed, access = ran.stdout.split()
+    assert (int(count) > 400, completed, access) == (True, "0", "organization"), ran.stdout + ran.stderr

@@ -9,6 +9,7 @@ import pytest
 
 from tests.gateway.harness import KEY, UNKNOWN_KEY
 from tests.gateway.test_batches import echo, line, quick_worker, serving, text, working
+from tests.patience import CLIENT_SECONDS
 from tollway.cli.app import run
 from tollway.cli.metering import batches as commands
 from tollway.settings import OperatorError
@@ -62,7 +63,7 @@ def test_poll_that_fails_is_repeated_and_the_last_failure_names_the_batch(monkey
 
     monkeypatch.setattr(commands, "WAIT_SECONDS", 0.0)
     monkeypatch.setattr(commands, "ask_gateway", ask)
-    with httpx2.Client() as gateway:
+    with httpx2.Client(timeout=CLIENT_SECONDS) as gateway:
         assert commands._wait(gateway, {"id": "batch_1", "status": "validating"})["status"] == "completed"
         answers += [None] * commands.ASKED_MAX
         with pytest.raises(OperatorError) as caught:

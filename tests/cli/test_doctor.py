@@ -16,11 +16,13 @@ from typing import Any
 
 import pytest
 
+from tests.gateway.authorities import DAY, issue
 from tests.storage.counter_servers import counter_server, find_servers
 from tollway.cli.app import run
 from tollway.serve import data_directory
 from tollway.serve.diagnosis import CheckResult, CheckState, diagnose
 from tollway.settings import load, mask_password
+from tollway.storage import jobs
 from tollway.storage.database import Database
 
 
@@ -241,6 +243,7 @@ class TestConfig:
         monkeypatch.setenv("TOLLWAY__GATEWAY__DRAIN_SECONDS", "7")
         monkeypatch.setenv("TOLLWAY_DATABASE_URL", "postgresql://tollway:hush@db/tollway")
         monkeypatch.setenv("TOLLWAY_PEPPER", "0123456789abcdef" * 4)
+        monkeypatch.setenv("TOLLWAY__CONTROL__SINKS__NATS_SERVERS", "nats://a:4222,nats://tollway:hush@b:4222")
         assert run(["config", "print", "--config", "t.yaml", "-o", "json"]) == 0
         printed = capsys.readouterr().out
         rows = {each["name"]: (each["value"], each["source"]) for each in json.loads(printed)}
@@ -248,6 +251,7 @@ class TestConfig:
             "gateway.listen": ("0.0.0.0:80", "t.yaml"),
             "gateway.drain_seconds": (7, "TOLLWAY__GATEWAY__DRAIN_SECONDS"),
             "control.database_url": ("postgresql://tollway:***@db/tollway", "TOLLWAY_DATABASE_URL"),
+            "control.sinks.nats_servers": (["nats://a:4222", "nats://tollway:***@b:4222"], "TOLLWAY__CONTROL__SINKS__NATS_SERVERS"),
             "TOLLWAY_PEPPER": ("(set)", "the environment"),
         }
         assert run(["config", "print", "--effective"]) == 0
@@ -267,3 +271,26 @@ class TestConfig:
 )
 def test_passwords_of_urls_are_masked(text: str, masked: str) -> None:
     assert mask_password(text) == masked
+
+
+def test_a_sink_that_gets_nothing_is_a_warning(prepared: Path) -> None:
+    assert examine(prepared)["sinks"].message == "not used"
+    used = {"control__sinks__http_url": "https://siem.example.com"}
+    assert examine(prepared, **used)["sinks"].state is CheckState.OK
+    with closing(Database.open(data_directory.sqlite_url(prepared))) as database, database.platform() as tx:
+        jobs.take_lease(tx, "sink_http", "process", period_at=0, now=1, until_at=2)
+        jobs.postpone(tx, "sink_http", "process", retry_at=3, failures=4)
+    finding = examine(prepared, **used)["sinks"]
+    assert finding.state is CheckState.WARNING and "http failed 4 times" in finding.message and "job_failed" in finding.remedy
+
+
+def test_a_certificate_that_expires_is_told_of_in_time(tmp_path: Path) -> None:
+    assert "without TLS" in examine(tmp_path / "data")["certificate"].message
+    authority = issue("authority", is_authority=True, begins=-500 * DAY, ends=500 * DAY)
+    for days, state in ((-3, CheckState.ERROR), (13.5, CheckState.WARNING), (40, CheckState.OK)):
+        file = tmp_path / "chain.pem"
+        file.write_text(issue("gateway", authority, begins=-400 * DAY, ends=days * DAY).pem + authority.pem)
+        found = examine(tmp_path / "data", gateway__tls__certificate_file=str(file))["certificate"]
+        assert found.state is state and bool(found.remedy) == (state is not CheckState.OK)
+    file.write_text("none")
+    assert examine(tmp_path / "data", gateway__tls__certificate_file=str(file))["certificate"].state is CheckState.ERROR

@@ -8,7 +8,8 @@ import pytest
 from typer.core import TyperCommand, TyperOption
 
 from scripts.cli_page import PAGE, list_commands, render
-from tollway.settings import OTHER_VARIABLES, SHORT_NAMES
+from tollway.settings import SHORT_NAMES
+from tollway.variables import OTHER_VARIABLES
 
 COMMANDS = dict(list_commands())
 

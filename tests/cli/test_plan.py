@@ -213,6 +213,27 @@ def test_every_limit_of_a_level_is_planned_on_all_models_on_one_and_on_a_group(
     assert parse_limits([f"{name}={size}" for name, size in EVERY.items()]) == EVERY, "and so the command line has them"
 
 
+@pytest.mark.parametrize("scope", ["", "llama/70b", "group:large"])
+@pytest.mark.parametrize(("kind", "name", "what"), [("api_keys", "search", "API key"), ("service_accounts", "ci", "service account")])
+def test_limits_of_a_key_or_an_account_are_planned_as_those_of_its_project(
+    tmp_path: Path, kind: str, name: str, what: str, scope: str
+) -> None:
+    def state(limits: str) -> PlatformFile:
+        stated = f"model_limits: {{'{scope}': {limits}}}" if scope else f"limits: {limits}"
+        return parse(tmp_path, f"organizations: {{acme: {{currency: EUR, projects: {{chat: {{{kind}: {{{name}: {{{stated}}}}}}}}}}}}}")
+
+    (change,) = make_plan(state("{requests_per_minute: 9}"), state("{requests_per_minute: null, tokens_per_day: 7}"))
+    place = ("acme", "chat", name)
+    assert (change.what, change.place) == ((f"{what} model limits", (*place, scope)) if scope else (f"{what} limits", place))
+    assert (change.body["requests_per_minute"], change.body["tokens_per_day"]) == (None, 7)
+    assert make_plan(state("{requests_per_minute: 9}"), state("{requests_per_minute: 9}")) == []
+    for mistake in ("{requests_per_minute: 0}", "{requests_per_minute: 8, requests_per_day: 7}"):
+        with pytest.raises(OperatorError):
+            make_plan(state("{}"), state(mistake))
+    with pytest.raises(OperatorError, match=f"there is no {what} acme / chat / {name}"):
+        make_plan(parse(tmp_path, "organizations: {acme: {currency: EUR, projects: {chat: {}}}}"), state("{requests_per_minute: 9}"))
+
+
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
@@ -484,3 +505,58 @@ def test_fallbacks_are_planned_after_all_models_and_loops_of_one_are_refused(tmp
     for wrong in ("fallbacks: [a]", "fallbacks: [b, b]", "fallbacks: [b, c, d, e, f]"):
         with pytest.raises(OperatorError, match="fallback"):
             of(wrong)
+
+
+AGREED = """organizations:
+  acme:
+    currency: EUR
+    contracts:
+      first: {valid_from: 1798761600, valid_until: 1830297600, fees: [{name: Platform, amount: "500.0"}], commitment: {amount: "9"}}
+      second: {valid_from: 1830297600, discount_bp: 1000, seats: 2, fees: [{name: Seat, amount: "20", per_seat: true}]}
+"""
+
+
+def test_contracts_are_made_end_earlier_and_never_change(tmp_path: Path) -> None:
+    there = parse(tmp_path, AGREED)
+    made = [change for change in make_plan(PlatformFile(), there) if change.what == "contract"]
+    assert [change.place for change in made] == [("acme", "first"), ("acme", "second")]
+    assert made[0].body["name"] == "first" and made[0].body["currency"] == "EUR" and made[0].body["valid_until"] == 1830297600
+    assert made[1].body["fees"] == [{"name": "Seat", "amount": "20", "per_seat": True}] and "commitment" not in made[1].body
+    assert make_plan(there, parse(tmp_path, AGREED.replace('"500.0"', '"500"'))) == [], "the same amount, written otherwise"
+    ending = AGREED.replace("seats: 2,", "seats: 2, valid_until: 1840000000,")
+    (end,) = make_plan(there, parse(tmp_path, ending))
+    assert (end.what, end.fields) == ("end of contract", {"valid_until": (None, 1840000000)})
+    moved = ending.replace("      second", "      third: {valid_from: 1840000000}\n      second")
+    assert [each.what for each in make_plan(there, parse(tmp_path, moved))] == ["end of contract", "contract"], "the end first"
+    early = moved.replace("1840000000}", "1830297601}")
+    for text, said in (
+        (early, "overlap"),
+        (AGREED.replace('"500.0"', '"501"'), "never changes: fees"),
+        (AGREED.replace("discount_bp: 1000", "discount_bp: 1001"), "never changes: discount_bp"),
+        (AGREED.replace("valid_from: 1798761600", "valid_from: 1798761601"), "never changes: valid_from"),
+        (AGREED.replace("valid_until: 1830297600", "valid_until: 1830297601"), "cannot end later"),
+        (AGREED.replace("valid_until: 1830297600", "currency: USD, valid_until: 1830297600"), "billed in EUR"),
+        (AGREED.replace("second:", "third: {discount_bp: 1}\n      second:"), "does not say when it begins"),
+    ):
+        with pytest.raises(OperatorError, match=said):
+            make_plan(there, parse(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("{valid_from: 2, valid_until: 2}", "ends after it begins"),
+        ("{valid_from: 2, commitment: {amount: '5'}}", "commitment"),
+        ("{valid_from: 2, fees: [{name: Seat, amount: '5', per_seat: true}]}", "seats"),
+        ("{valid_from: 2, fees: [{name: Seat, amount: '-5'}]}", "plain decimal"),
+        ("{valid_from: 2, discount_bp: 10001}", "discount_bp"),
+        ("{valid_from: 2, minimun: '5'}", "minimum"),
+        ("{valid_from: 2, fees: [{name: Seat, amont: '5'}]}", "amont"),
+        ("{valid_from: 2, service_levels: [{objective: first_token, target_bp: 1, credit_bp: 1}]}", "within_ms"),
+        ("{valid_from: 2, tiered_prices: [{model: m, billing_class: output, schedule: volume, tiers: [{up_to: 5, price: '1'}]}]}", "tier"),
+    ],
+)  # fmt: skip
+def test_contract_that_cannot_be_is_refused_before_anything_is_asked(tmp_path: Path, wrong: str, said: str) -> None:
+    with pytest.raises(OperatorError) as raised:
+        parse(tmp_path, f"organizations: {{acme: {{currency: EUR, contracts: {{first: {wrong}}}}}}}")
+    assert said in f"{raised.value.message} {raised.value.hint}"

@@ -17,7 +17,6 @@ from tollway.link.spool import SpoolOptions
 from tollway.serve import data_directory
 from tollway.serve.parent import PARENT_ENV
 from tollway.settings import (
-    OTHER_VARIABLES,
     SHORT_NAMES,
     EdgeSection,
     GatewaySection,
@@ -34,6 +33,7 @@ from tollway.settings import (
     read_yaml,
     to_environment,
 )
+from tollway.variables import OTHER_VARIABLES
 from tollway.wire.http import HttpBounds
 
 

@@ -12,12 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE_SECONDS
 from tollway.serve.logs import LogFiles
 from tollway.serve.supervisor import Event, Program, Supervisor
 from tollway.settings import OperatorError
-
-WAIT_SECONDS = 30.0
-"""Only so that a failure does not hang; no test depends on how fast anything is."""
 
 READY = "import json; print(json.dumps({'event': 'ready', 'pid': os.getpid()}), flush=True)"
 
@@ -45,7 +43,7 @@ class Events(list[Event]):
 
     async def wait_for(self, event: str, name: str, count: int = 1) -> Event:
         """The `count`-th event of this kind about this program."""
-        async with asyncio.timeout(WAIT_SECONDS):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while len(found := [e for e in self if e["event"] == event and e.get("name") == name]) < count:
                 await asyncio.sleep(0.01)
         return found[count - 1]
@@ -177,7 +175,7 @@ async def test_output_is_kept_and_echoed_line_by_line_without_the_ready_line(tmp
     script = f"import os, sys, time; print('before'); {READY}; print('after', flush=True); time.sleep(600)"
     async with supervising(tmp_path, echoed.append) as (supervisor, _):
         await supervisor.start([program("a", script)])
-        async with asyncio.timeout(WAIT_SECONDS):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while b"after" not in b"".join(echoed):
                 await asyncio.sleep(0.01)
     assert b"".join(echoed) == b"before\nafter\n"
@@ -204,13 +202,13 @@ asyncio.run(main())
     assert is_alive(pid)
     outer.kill()
     await outer.wait()
-    async with asyncio.timeout(WAIT_SECONDS):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while is_alive(pid):
             await asyncio.sleep(0.01)
 
 
 async def _ask(address: tuple[str, int]) -> int:
-    async with asyncio.timeout(WAIT_SECONDS):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         reader, writer = await asyncio.open_connection(*address)
         answer = await reader.read()
         writer.close()

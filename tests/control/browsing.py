@@ -31,7 +31,8 @@ class Browser:
         forms = re.findall(r'<form method="post" action="([^"]+)">(.*?)</form>', self.page.text, re.DOTALL)
         found = next((inner for path, inner in forms if path == action), None)
         assert found is not None, f"the page has no form {action}: {self.page.text}"
-        shown = dict(re.findall(r'<input[^>]* name="(\w+)"[^>]* value="([^"]*)"', found))
+        inputs = [each for each in re.findall(r"<input[^>]*>", found) if 'type="checkbox"' not in each or " checked" in each]
+        shown = dict(re.findall(r' name="(\w+)"[^>]* value="([^"]*)"', "".join(inputs)))
         known = set(re.findall(r' name="(\w+)"', found))
         assert set(fields) <= known, f"the form has the fields {known}"
         self.post(action, {name: html.unescape(value) for name, value in shown.items()} | fields)

@@ -6,16 +6,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from tests.patience import PATIENCE_SECONDS
+
 
 @dataclass
 class Stub:
-    """An engine that answers whatever a test wants: the page, its status and further headers. `asked`: heads of requests."""
+    """An engine that answers whatever a test wants: the page, its status and further headers. `asked`: heads of requests. `bodies`: those
+    of a POST."""
 
     page: bytes = b""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     silence: threading.Event = field(default_factory=threading.Event)
     asked: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
     url: str = ""
 
     def counts(self, prompt: int, output: int) -> None:
@@ -30,7 +34,7 @@ def stub() -> Iterator[Stub]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             made.asked.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
-            made.silence.wait(30)
+            made.silence.wait(PATIENCE_SECONDS)
             try:
                 self.send_response(made.status)
                 for name, value in made.headers.items():
@@ -39,6 +43,10 @@ def stub() -> Iterator[Stub]:
                 self.wfile.write(made.page)
             except ConnectionError:
                 pass  # whoever asked had enough
+
+        def do_POST(self) -> None:
+            made.bodies.append(self.rfile.read(int(self.headers["content-length"])))
+            self.do_GET()
 
         def log_message(self, format: str, *arguments: object) -> None:
             pass
@@ -54,4 +62,4 @@ def stub() -> Iterator[Stub]:
         made.silence.set()
         server.shutdown()
         server.server_close()
-        thread.join(30)
+        thread.join(PATIENCE_SECONDS)

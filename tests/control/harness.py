@@ -17,9 +17,11 @@ from typing import Any
 import httpx2
 from fastapi.routing import APIRoute
 
+from tests.patience import CLIENT_SECONDS, PATIENCE_SECONDS
 from tests.storage.databases import prove_prices
 from tollway.control.api.app import PUBLIC_ROUTERS
 from tollway.control.auditing import audited_operations
+from tollway.control.authentication.token_exchange import maintain_signing_keys
 from tollway.control.gateways import nodes
 from tollway.control.identity import keys
 from tollway.control.identity.github_reports import GithubReports
@@ -41,8 +43,7 @@ from tollway.storage import audit as storage
 from tollway.storage.database import Database
 from tollway.storage.vault import LocalVault
 
-WAIT_SECONDS_MAX = 30.0
-"""A deadline against hangs, not an expectation."""
+WAIT_SECONDS_MAX = PATIENCE_SECONDS
 
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """Loading the authorities anew for each client costs more than most tests."""
@@ -110,7 +111,7 @@ class Running:
 
     def _open(self, url: str, key: str | None, headers: Mapping[str, str]) -> httpx2.Client:
         authorization = {} if key is None else {"authorization": f"Bearer {key}"}
-        client = httpx2.Client(base_url=url, headers={**authorization, **headers}, timeout=WAIT_SECONDS_MAX, verify=NO_TLS)
+        client = httpx2.Client(base_url=url, headers={**authorization, **headers}, timeout=CLIENT_SECONDS, verify=NO_TLS)
         self.clients.append(client)
         return client
 
@@ -194,18 +195,21 @@ def running(
     github_keys_url: str | None = None,
     operator_sign_in: OperatorSignIn | None = None,
     webhook_networks: tuple[Network, ...] = (),
+    gateway_url: str | None = None,
+    pepper: bytes = PEPPER,
 ) -> Iterator[Running]:
     """A control plane over the migrated database at `database_url`, for the length of the block. `quotas`: their sizes. `public_url`: the
     address under which it says that it is reached. `issuers`: identity providers on loopback that it trusts. `github_keys_url`: where the
     keys are that sign reports of leaked secrets; None takes none. `operator_sign_in`: the provider with which operators sign in.
-    `webhook_networks`: private networks that webhooks may reach."""
+    `webhook_networks`: private networks that webhooks may reach. `gateway_url`: where it reaches a gateway. `pepper`: of the digests of
+    keys, that of a database which has some already."""
     database, clock = Database.open(database_url), ControlClock()
     platform_key, second_platform_key, node_key = mint(KeyType.PLATFORM), mint(KeyType.PLATFORM), mint(KeyType.NODE)
     with database.platform() as tx:
-        pepper, now = keys.Pepper(1, PEPPER), serve_control.now()
+        digests, now = keys.Pepper(1, pepper), serve_control.now()
         for origin, secret in zip(KeyOrigin, (platform_key, second_platform_key), strict=True):
-            keys.seed_platform_key(tx, origin, secret, id=serve_control.new_id(ids.KEY), pepper=pepper, now=now)
-        assert nodes.seed_node(tx, NODE_ID, node_key, key_id=serve_control.new_id(ids.KEY), pepper=pepper, now=now)
+            keys.seed_platform_key(tx, origin, secret, id=serve_control.new_id(ids.KEY), pepper=digests, now=now)
+        assert nodes.seed_node(tx, NODE_ID, node_key, key_id=serve_control.new_id(ids.KEY), pepper=digests, now=now)
     lines: list[Mapping[str, object]] = []
     ready = threading.Event()
 
@@ -217,12 +221,13 @@ def running(
     vault_key = secrets.token_bytes(32)
     plane = ControlPlane(
         database=database,
-        peppers={1: PEPPER},
+        peppers={1: pepper},
         pepper_version=1,
         vault=LocalVault(vault_key),
         data_keys=DataKeys(database, KeyRing.of(derive_key(vault_key)), os.urandom, clock),
         archive_directory=archive_directory,
         publications=Publications(),
+        explain_inference=serve_control.explain_inference,
         now=clock,
         random_bytes=os.urandom,
         log=log,
@@ -233,8 +238,10 @@ def running(
         github_reports=None if github_keys_url is None else GithubReports(github_keys_url, log),
         operator_sign_in=operator_sign_in,
         webhook_networks=webhook_networks,
+        gateway_url=gateway_url,
         passwords=Passwords(memory_kib=256),  # what the product takes, each time, would be most of the time of a test
     )
+    maintain_signing_keys(plane)  # a job would publish it a moment later: now the version of the snapshot changes only as a test wants
     database.on_publish(plane.publications.advance)
     public, link = socket.create_server(("127.0.0.1", 0)), socket.create_server(("127.0.0.1", 0))
     control = Running(plane, url_of(public), url_of(link), platform_key, second_platform_key, node_key, lines, clock)

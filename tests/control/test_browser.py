@@ -46,6 +46,7 @@ def test_person_joins_signs_in_with_an_app_and_approves_a_device(control: Runnin
     page.get_by_role("button", name="Join").click()
     page.get_by_text("Ada Lovelace").wait_for()
     page.get_by_role("link", name="Set up an authenticator app").click()
+    page.locator("code#secret").wait_for()  # the click returns before the page that follows is there
     secret = read_secret(page.content())
     page.get_by_label("Code").fill(show_code(control, secret))
     page.get_by_role("button", name="Set up").click()

@@ -325,10 +325,12 @@ class TestReadiness:
         wait_until(lambda: all(job["last_success_at"] for job in jobs_of(control.operator()).values()))
         found = jobs_of(control.node())
         assert set(found) == {
+            "free_memory",
             "idempotency_keys",
             "stored_responses",
             "content_logs",
             "contract_periods",
+            "capacity_costs",
             "credit_redraws",
             "credit_topups",
             "publication_watch",
@@ -343,6 +345,7 @@ class TestReadiness:
             "event_searches",
             "webhooks",
             "webhook_mails",
+            "telemetry_exports",
             "signing_keys",
             "issuer_keys",
             "scheduled_rotations",
@@ -438,10 +441,12 @@ def test_of_two_processes_one_reads_engines_and_the_other_takes_over_from_a_kill
         with httpx2.Client(base_url=ready["url"], timeout=WAIT_SECONDS_MAX, verify=NO_TLS) as client:
             names = {job["name"]: job["failures"] for job in json.loads(client.get("/readyz").text)["jobs"]}
         assert names["engine_readings"] == 0 and set(names) == {
+            "free_memory",
             "idempotency_keys",
             "stored_responses",
             "content_logs",
             "contract_periods",
+            "capacity_costs",
             "credit_redraws",
             "credit_topups",
             "publication_watch",
@@ -456,6 +461,7 @@ def test_of_two_processes_one_reads_engines_and_the_other_takes_over_from_a_kill
             "event_searches",
             "webhooks",
             "webhook_mails",
+            "telemetry_exports",
             "signing_keys",
             "issuer_keys",
             "scheduled_rotations",

@@ -3,6 +3,7 @@
 import json
 import re
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,7 +13,8 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from tests.control.harness import WAIT_SECONDS_MAX, Running, TenantSetup, answered, mint, wait_until
-from tollway.control.api import app, places
+from tests.patience import CLIENT_SECONDS
+from tollway.control.api import app, descriptions, places
 from tollway.control.api.app import BODY_BYTES_MAX, create_apps, refuse_undeclared
 from tollway.control.api.descriptions import describe
 from tollway.control.api.routes import ApiRoute, router
@@ -74,7 +76,7 @@ OAUTH_PATHS = {
 
 SIGN_IN_PATHS = {
     *("/sign-in", "/sign-in/code", "/sign-in/{connection_id}", "/sign-in/{connection_id}/callback"),
-    *("/sign-in/operators/key", "/link", "/join", "/assets/pages.css", "/signed-out"),
+    *("/sign-in/operators/key", "/sign-in/operators/link", "/link", "/join", "/assets/pages.css", "/signed-out"),
 }
 """Paths of pages on which people sign in, and to which their sign-out leads."""
 
@@ -93,7 +95,7 @@ class TestEveryRoute:
 
     def test_refuses_whoever_shows_no_key(self, control: Running) -> None:
         for each, url in zip(create_apps(control.plane), (control.url, control.link_url), strict=True):
-            with httpx2.Client(base_url=url) as nobody:
+            with httpx2.Client(base_url=url, timeout=CLIENT_SECONDS) as nobody:
                 for method, path, name in walk(each.routes):
                     if name == "session":
                         leads = (303, "GET") if method == "GET" else (403, "POST")
@@ -106,7 +108,7 @@ class TestEveryRoute:
         allowed = {"organization": {"admin", "platform"}, "platform": {"platform"}, "node": {"node"}}
         for each, url in zip(create_apps(control.plane), (control.url, control.link_url), strict=True):
             for owner, key in keys.items():
-                with httpx2.Client(base_url=url, headers={"authorization": f"Bearer {key}"}) as client:
+                with httpx2.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=CLIENT_SECONDS) as client:
                     for method, path, name in walk(each.routes):
                         if name in ("join token", "invitation"):
                             refused(client.request(method, path), 401, "invalid_api_key")
@@ -120,8 +122,14 @@ class TestEveryRoute:
         ordinary.get("/v1/forgotten")(lambda: {})
         with pytest.raises(TypeError, match="/v1/forgotten"):
             refuse_undeclared(ordinary.routes)
-        with pytest.raises(TypeError, match="exactly one access"):
-            router(tags=[]).get("/v1/forgotten")(lambda: {})
+
+    def test_without_one_declared_access_answers_nobody(self) -> None:
+        undeclared = router(tags=[])
+        undeclared.get("/v1/forgotten")(lambda: {})
+        (route,) = undeclared.routes
+        for _ in range(2):  # not at the second request either
+            with pytest.raises(TypeError, match="exactly one access"):
+                assert route.app, "by which the framework has it answer"  # type: ignore[attr-defined]
 
 
 def walk(routes: Any) -> list[tuple[str, str, str]]:
@@ -374,12 +382,12 @@ class TestHealth:
     def test_is_told_without_a_key(self, control: Running) -> None:
         for url in (control.url, control.link_url):
             for path in ("/livez", "/readyz"):
-                assert answered(httpx2.get(url + path))["status"] == "ok"
+                assert answered(httpx2.get(url + path, timeout=CLIENT_SECONDS))["status"] == "ok"
 
     def test_metrics_are_on_the_link_alone_and_name_no_tenant(self, control: Running, alice: TenantSetup) -> None:
-        refused(httpx2.get(f"{control.url}/metrics"), 404, "not_found")
+        refused(httpx2.get(f"{control.url}/metrics", timeout=CLIENT_SECONDS), 404, "not_found")
         control.client(alice.admin_key).get(f"{PROJECTS}/{alice.project_id}")
-        text = httpx2.get(f"{control.link_url}/metrics").text
+        text = httpx2.get(f"{control.link_url}/metrics", timeout=CLIENT_SECONDS).text
         assert "tollway_control_requests_total" in text
         assert alice.project_id not in text
 
@@ -387,6 +395,15 @@ class TestHealth:
         described = answered(control.client(None).get("/openapi.json"))
         assert described["openapi"].startswith("3.1")
         assert PROJECTS in described["paths"]
+
+    def test_the_description_is_made_once_for_all_who_ask_meanwhile(self, fresh_control: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+        made = []
+        monkeypatch.setattr(descriptions, "describe", lambda app: made.append(app) or describe(app))
+        with ThreadPoolExecutor(8) as pool:
+            paths = ["/openapi.json", "/reference"] * 4
+            answers = list(pool.map(lambda path: fresh_control.client(None).get(path), paths))
+        assert [each.status_code for each in answers] == [200] * len(paths)
+        assert len(made) == 1
 
 
 class TestHead:
@@ -436,6 +453,14 @@ class TestAnAnsweredConnection:
                         break
                 except ConnectionResetError:
                     break
+
+    @pytest.mark.parametrize("path", ["/v1/oauth/token", "/v1/organization/projects", "/nowhere"])
+    def test_76_body_in_more_chunks_than_its_size_has_is_refused(self, control: Running, path: str) -> None:
+        head = f"POST {path} HTTP/1.1\r\nhost: control\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n".encode()
+        chunk, end = b"1\r\na\r\n", b"0\r\n\r\n"
+        status, body = raw(control.url, head + chunk * (http_protocol.CHUNKS_MAX + 100) + end)
+        assert (status, json.loads(body)["error"]["code"]) == (400, "malformed_http")
+        assert b"malformed_http" not in raw(control.url, head + chunk * (http_protocol.CHUNKS_MAX - 1) + end)[1]
 
     def test_77_client_that_does_not_read_its_answers_is_disconnected(self, control: Running, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(http_protocol, "WRITE_SECONDS_MAX", 0.3)

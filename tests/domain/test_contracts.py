@@ -36,6 +36,7 @@ from tollway.domain.contracts import (
     prorate,
     rate_tiers,
 )
+from tollway.domain.money import AMOUNT_PICO_MAX
 from tollway.domain.periods import Bounds
 
 SPAN = Bounds(1_000, 31_000)
@@ -268,6 +269,8 @@ def test_terms_that_no_contract_can_have_are_refused_by_field() -> None:
         ("commitment", make(commitment=Commitment(amount_pico=1, is_prepaid=False))),  # without an end
         ("fees", make(fees=(Fee(name="", amount_pico=1, is_per_seat=False),))),
         ("fees", make(fees=(Fee(name="f", amount_pico=1, is_per_seat=False),) * 101)),
+        ("fees", make(fees=(Fee(name="f", amount_pico=AMOUNT_PICO_MAX + 1, is_per_seat=False),))),
+        ("fees", make(seats=2, fees=(Fee(name="f", amount_pico=AMOUNT_PICO_MAX, is_per_seat=True),))),
         ("tiered_prices", make(tiered_prices=price())),
         ("tiered_prices", make(tiered_prices=price(5))),
         ("tiered_prices", make(tiered_prices=price(5, 5, None))),
@@ -279,6 +282,7 @@ def test_terms_that_no_contract_can_have_are_refused_by_field() -> None:
     for field, terms in cases:
         problem = find_problem(terms, "EUR", ends=False)
         assert problem is not None and problem.field == field and problem.text.endswith(".")
+    assert find_problem(make(seats=2, fees=(Fee(name="f", amount_pico=AMOUNT_PICO_MAX, is_per_seat=False),)), "EUR", ends=False) is None
 
 
 def test_a_contract_that_covers_nothing_of_a_period_charges_nothing_of_it() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tollway.domain import ids
 from tollway.domain.billing_classes import NOTHING, Quantities
 from tollway.domain.catalog import Endpoint
+from tollway.domain.request_records import add_budgets, add_choices, encode_admit, encode_terms
 from tollway.domain.usage import (
     CHOICES_MAX,
     OUTCOME_POLICIES,
@@ -25,14 +26,10 @@ from tollway.domain.usage import (
     ServiceTier,
     Tick,
     UsageSource,
-    add_budgets,
-    add_choices,
     billed,
     content_hash,
     decode,
     encode,
-    encode_admit,
-    encode_terms,
 )
 
 ADMIT = Admit(

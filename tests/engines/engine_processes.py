@@ -30,6 +30,8 @@ START_SECONDS = 900.0
 """Seconds to wait: vLLM needs a minute and a half on two cores, and more than five minutes where others use them too. Only so that a
 failure does not hang."""
 STOP_SECONDS = 20.0
+VLLM_CONTEXT_TOKENS = 16_384
+"""Context of the tiny model, so large that an answer takes many seconds: what ends in the middle of one must find it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,14 +161,14 @@ def run_vllm(scratch: Path) -> Iterator[RealEngine]:
         url = f"http://127.0.0.1:{port}"
         published = {"publisher": "zmq", "endpoint": f"tcp://*:{events}", "replay_endpoint": f"tcp://*:{replay}", "topic": "kv"}
         command = [str(Path(python).with_name("vllm")), "serve", str(model), "--served-model-name", "tiny"]
-        options = ["--dtype", "float32", "--max-model-len", "2048", "--enforce-eager", "--block-size", "32"]
+        options = ["--dtype", "float32", "--max-model-len", str(VLLM_CONTEXT_TOKENS), "--enforce-eager", "--block-size", "32"]
         where = ["--host", "127.0.0.1", "--port", str(port), "--enable-prompt-tokens-details"]
         where += ["--kv-events-config", json.dumps(published | {"enable_kv_cache_events": True})]
         process = stack.enter_context(_process([*command, *options, *where], log, environment))
         _wait_until_ready(f"{url}/health", process, log)
         yield RealEngine(
             kind=Engine.VLLM, process=process, url=url, model="tiny", busy="vllm:num_requests_running", knows_models=True,
-            context_tokens=2048,
+            context_tokens=VLLM_CONTEXT_TOKENS,
         )  # fmt: skip
 
 

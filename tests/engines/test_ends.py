@@ -9,13 +9,13 @@ import pytest
 
 from tests.engines.engine_processes import RUN
 from tests.fakes import PATIENCE_SECONDS, Upstream
-from tests.gateway.harness import Served, gateway, healthy, post, streamed
+from tests.gateway.harness import Answer, Served, gateway, healthy, post, streamed
 from tollway.domain.usage import Outcome
 from tollway.gateway.relay import RelayBounds
 
 pytestmark = pytest.mark.engines
 
-STREAMS, LATER = 6, 6
+CLIENTS, LATER = 6, 6
 BOUNDS = RelayBounds(first_token_seconds=30.0, idle_seconds=10.0)
 """Deadlines short enough for streams of vLLM, which may hang when it is told to end."""
 
@@ -31,7 +31,14 @@ async def test_engine_that_ends_under_load_fails_no_request_that_another_one_can
         with RUN[name](tmp_path_factory.mktemp(name)) as engine:
             served = Served([engine.url, second.url], engine=engine.kind, upstream_model=engine.model)
             async with gateway({"m": served}, bounds=BOUNDS) as running:
-                streams = [asyncio.ensure_future(post(running.port, body)) for _ in range(STREAMS)]
+                ended = asyncio.Event()
+                answers: list[Answer] = []
+
+                async def ask() -> None:
+                    while not ended.is_set():
+                        answers.append(await post(running.port, body))
+
+                clients = [asyncio.ensure_future(ask()) for _ in range(CLIENTS)]
                 async with asyncio.timeout(PATIENCE_SECONDS):
                     while not await asyncio.to_thread(engine.count_busy):
                         await asyncio.sleep(0.05)
@@ -39,12 +46,13 @@ async def test_engine_that_ends_under_load_fails_no_request_that_another_one_can
                     os.killpg(engine.process.pid, number)
                 else:
                     engine.process.send_signal(number)
+                ended.set()
                 for _ in range(LATER):
                     later = await post(running.port, streamed(max_tokens=2))
                     assert later.status == 200 and later.events()[-1] == "[DONE]", later.body
-                answers = await asyncio.gather(*streams)
+                await asyncio.gather(*clients)
                 finals = running.sink.finals
-        assert len(finals) == STREAMS + LATER, "each request is billed once"
+        assert len(finals) == len(answers) + LATER, "each request is billed once"
         whole = [answer for answer in answers if answer.events()[-1:] == ["[DONE]"]]
         assert all(answer.status == 200 and "error" not in answer.events()[-2] for answer in whole)
         assert all("error" in answer.events()[-1] for answer in answers if answer not in whole)

@@ -14,7 +14,7 @@ import msgspec
 
 from tests.fakes import PATIENCE_SECONDS, Clock, Script, Step, Transport, UsageSink, Vault
 from tollway.domain import keys
-from tollway.domain.billing_classes import UnitPrices
+from tollway.domain.billing_classes import CLASS_TABLE, OtherClasses, UnitPrices
 from tollway.domain.catalog import HEDGE_PERCENT_FIRST, CacheIsolation, Deployment, Endpoint, Engine, UnknownParameters
 from tollway.domain.keys import KeyType
 from tollway.domain.limits import UNLIMITED, Limits
@@ -31,6 +31,7 @@ from tollway.gateway.edge.edge import Edge, EdgeBounds
 from tollway.gateway.edge.edge_policy import EdgePolicy
 from tollway.gateway.plane import Plane
 from tollway.gateway.relay import RelayBounds
+from tollway.gateway.shedding import SheddingBounds
 from tollway.gateway.waiting import QueueBounds
 from tollway.telemetry import LogWriter
 from tollway.wire.http import HttpBounds
@@ -75,9 +76,13 @@ class Served:
     priorities: bool = False
     costs: Sequence[int | None] = ()
     batch_price: int | None = None
+    pixel_price: int = 0
 
 
 NOWHERE = "http://127.0.0.1:9"
+
+NEVER_LATE = SheddingBounds(lag_seconds_max=0.0)
+"""Bounds of a gateway that refuses nothing although the machine is busy and its loop lags."""
 
 
 @contextmanager
@@ -90,6 +95,7 @@ def plane(
     clock: Clock | None = None,
     buffers: BufferBounds | None = None,
     queue: QueueBounds | None = None,
+    shedding: SheddingBounds = NEVER_LATE,
 ) -> Iterator[tuple[Plane, UsageSink, "Log"]]:
     """A plane that knows one organization and these models. `m` is served nowhere unless given."""
     clock = clock or Clock()
@@ -103,6 +109,7 @@ def plane(
         bounds=bounds or RelayBounds(),
         buffer_bounds=buffers,
         queue_bounds=queue,
+        shedding_bounds=shedding,
         random_bits=clock.random_bits,
         now_us=clock.now_us,
     )
@@ -123,7 +130,14 @@ def plane(
     for name, served in {"m": Served([NOWHERE]), **(models or {})}.items():
         price = PriceVersion(
             id="price_" + "0" * 32, list="book_1", model=name, currency="EUR", valid_from=0,
-            unit_prices=UnitPrices(input=served.input_price, cached_input=10, output=400, reasoning=400),
+            unit_prices=UnitPrices(
+                input=served.input_price,
+                cached_input=10,
+                output=400,
+                reasoning=400,
+                other=OtherClasses(pixels=served.pixel_price) if served.pixel_price else None,
+            ),
+            class_table=CLASS_TABLE if served.pixel_price else 1,
         )  # fmt: skip
         made.add(
             ModelEntry(
@@ -264,6 +278,7 @@ async def gateway(
     drain: server.DrainBounds | None = None,
     buffers: BufferBounds | None = None,
     queue: QueueBounds | None = None,
+    shedding: SheddingBounds = NEVER_LATE,
     limits: Limits = UNLIMITED,
     end_user_limits: Limits = UNLIMITED,
     rules: EdgePolicy | None = None,
@@ -274,7 +289,8 @@ async def gateway(
     errors: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, context: errors.append(context))
     stop, ready = asyncio.Event(), asyncio.Event()
-    with plane(models, bounds=bounds, limits=limits, end_user_limits=end_user_limits, buffers=buffers, queue=queue) as (made, sink, log):
+    bounded = plane(models, bounds=bounds, limits=limits, end_user_limits=end_user_limits, buffers=buffers, queue=queue, shedding=shedding)
+    with bounded as (made, sink, log):
         listener, internal = _listen(), _listen()
         alarms: list[tuple[str, dict[str, object]]] = []
         background = BackgroundTasks(made.metrics, lambda event, fields: alarms.append((event, fields)))

@@ -9,6 +9,7 @@ import pytest
 
 from tests.fakes import Do, Script, Upstream
 from tests.gateway.harness import KEY, STREAM_HEAD, Answer, Gateway, Memory, Served, gateway, plane, post, split_answers
+from tests.patience import CLIENT_SECONDS
 from tests.simulator.running import Running, simulator
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.usage import Outcome, UsageSource
@@ -32,7 +33,7 @@ async def running(engine: Running) -> AsyncIterator[Gateway]:
 
 def to(running: Gateway) -> anthropic.AsyncAnthropic:
     """A client of the official SDK that tries once."""
-    return anthropic.AsyncAnthropic(base_url=running.url, api_key=KEY, max_retries=0, timeout=20)
+    return anthropic.AsyncAnthropic(base_url=running.url, api_key=KEY, max_retries=0, timeout=CLIENT_SECONDS)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 
 from tests.gateway.harness import Memory, plane
 from tests.link.link_server import until
+from tests.patience import PATIENCE_SECONDS
 from tollway.domain.faults import Fault
 from tollway.gateway import background as module
 from tollway.gateway.background import BackgroundTasks
@@ -76,7 +77,7 @@ class TestRestart:
         async def run() -> None:
             nonlocal runs
             runs += 1
-            async with asyncio.timeout(60):  # its bookkeeping of cancellations must be right in later runs
+            async with asyncio.timeout(PATIENCE_SECONDS):  # its bookkeeping of cancellations must be right in later runs
                 await asyncio.Event().wait()
 
         task = tasks.start("poller", run)

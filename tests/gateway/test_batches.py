@@ -36,6 +36,7 @@ from tests.gateway.harness import (
 )
 from tests.gateway.test_bounded_keys import bound
 from tests.gateway.test_files import FORM, form
+from tests.patience import PATIENCE_SECONDS
 from tollway.domain.batches import SHOWN_SECONDS, Batch, BatchStatus, LineResult
 from tollway.domain.billing_classes import NOTHING
 from tollway.domain.catalog import Endpoint
@@ -135,7 +136,7 @@ async def get(served: Site, path: str, method: str = "GET", key: str = KEY) -> A
 
 async def ended(served: Site, id: str, prefix: str = "/v1/batches") -> dict[str, Any]:
     """The batch once it has ended."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             batch = dict((await get(served, f"{prefix}/{id}")).json())
             if batch.get("status") in ("completed", "failed", "cancelled", "expired") or batch.get("processing_status") == "ended":
@@ -370,7 +371,7 @@ async def test_138_revoked_key_ends_its_batches_and_no_further_line_is_sent(tmp_
         plane = served.running.plane
         plane.apply(Change(version=plane.version + 1, kind="key", id=f"key_{0:032x}", entry=None))
         served.upstream.gate.set()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while (stored := served.store.find(OWNER, id)) is None or not stored.has_ended:
                 await asyncio.sleep(0.01)
         assert stored.status is BatchStatus.FAILED and [error.code for error in stored.errors] == ["invalid_api_key"]
@@ -572,8 +573,9 @@ def test_requests_that_answered_lines_are_known_after_the_tenant_deleted_the_bat
     assert [path.name for path in tmp_path.rglob("*") if path.is_file() and path.parent.name == batch.id] == ["answered"]
     (place,) = tmp_path.rglob(batch.id)
     os.utime(place, (NOW - SHOWN_SECONDS - 1,) * 2)
+    assert [path.parent.name for path in tmp_path.rglob(f"*{batch.id}*") if path.is_file()] == ["ended"], "no control plane was told"
     store.remove_expired()
-    assert not place.exists()
+    assert not place.exists() and not list(tmp_path.rglob(f"*{batch.id}*")), "what nobody is told of ends with the batch"
 
 
 def test_page_says_that_there_are_more_only_where_one_is_shown(tmp_path: Path) -> None:

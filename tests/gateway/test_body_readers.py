@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,13 +15,14 @@ import pytest
 from tests.fakes import Upstream
 from tests.gateway.harness import KEY, NOWHERE, Served, chat, completion, connect, gateway, message, plane, whole
 from tests.gateway.test_flood import bent_bodies
+from tests.patience import PATIENCE_SECONDS
 from tollway.domain.catalog import CacheIsolation, Endpoint, Engine, UnknownParameters
 from tollway.domain.faults import Fault
 from tollway.domain.limits import Limits
 from tollway.gateway import body_reader_pool, pipeline
 from tollway.gateway.authorize import authorize
 from tollway.gateway.body_reader_messages import Body, Examined, Offer, Refused, decode_answer, decode_task, encode_frame
-from tollway.gateway.body_reader_pool import BodyReaders, check_spans, to_offer
+from tollway.gateway.body_reader_pool import BodyReaders, Reader, check_spans, to_offer
 from tollway.gateway.body_reader_process import examine
 from tollway.gateway.buffers import BufferHold
 from tollway.gateway.dialects.dialect import END_USER_CHARS_MAX
@@ -91,6 +93,21 @@ async def test_end_user_of_a_large_body_is_limited(user: str) -> None:
             assert call.end_user == authorize(caller, request, at.directory, at.media_bounds).end_user
             assert call.end_user is not None and len(call.end_user) <= END_USER_CHARS_MAX
         assert alarms == []
+
+
+async def test_large_body_that_does_not_say_how_large_images_are_to_be_is_refused_where_these_are_priced_by_pixels() -> None:
+    asked = {"model": "m", "prompt": "a gate", "user": "u" * 500_000}
+    async with readers() as (made, _):
+        with plane({"m": Served([NOWHERE], pixel_price=7)}) as (at, _, _):
+            caller, head = find_caller(at), RequestHead(Endpoint.IMAGE_GENERATIONS, {})
+            for size, pixels in (("20x10", 200), ("auto", None)):
+                request = new_request("req_1", head, msgspec.json.encode(asked | {"size": size}), 0.0, at.now_us())
+                try:
+                    call = await made.authorize(caller, request, at.directory, at.media_bounds)
+                except Fault as fault:
+                    assert (pixels, fault.param) == (None, "size")
+                else:
+                    assert call.measure is not None and call.measure.pixels == pixels
 
 
 @asynccontextmanager
@@ -262,17 +279,29 @@ async def test_78_client_that_leaves_while_a_reader_starts_keeps_it_from_nobody(
         assert alarms == [] and len(made.pids) == 1
 
 
-async def test_78_reader_that_is_killed_fails_its_request_and_is_replaced() -> None:
+async def test_78_body_of_a_reader_that_is_killed_is_read_by_another_one_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with plane(MODELS) as (made, _, _):
         async with readers() as (pool, alarms):
             caller, request = find_caller(made), request_of(made, LARGE)
             await pool.authorize(caller, request, made.directory, made.media_bounds)
-            os.kill(pool.pids[0], signal.SIGKILL)
+            (killed,) = pool.pids
+            os.kill(killed, signal.SIGKILL)
+            call = await pool.authorize(caller, request, made.directory, made.media_bounds)
+            assert call.model.id == "m" and pool.pids != [killed]
+            assert pool.failures == len(alarms) == 1
+
+            ask: Any = Reader.ask
+
+            async def ask_killed(self: Reader, *asked: object) -> object:
+                os.kill(self.pid, signal.SIGKILL)
+                return await ask(self, *asked)
+
+            monkeypatch.setattr(Reader, "ask", ask_killed)
             with pytest.raises(Fault, match="internal_error"):
                 await pool.authorize(caller, request, made.directory, made.media_bounds)
-            call = await pool.authorize(caller, request, made.directory, made.media_bounds)
-            assert call.model.id == "m"
-            assert pool.failures == len(alarms) == 1
+            monkeypatch.undo()
+            assert pool.failures == len(alarms) == 3
+            assert (await pool.authorize(caller, request, made.directory, made.media_bounds)).model.id == "m", "its place is free again"
 
 
 async def test_78_reader_that_hangs_is_ended_at_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +336,7 @@ async def test_102_reader_that_has_read_much_is_replaced_once_it_rests(monkeypat
             assert pool.pids == [first], "it has read little"
             monkeypatch.setattr(body_reader_pool, "WORN_BYTES", len(LARGE))
             await read()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 # A loop that is closed before the end of its child was handled complains of it.
                 while pool.pids in ([], [first]) or Path(f"/proc/{first}").exists():
                     await asyncio.sleep(0.01)

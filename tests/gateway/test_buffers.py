@@ -29,6 +29,7 @@ from tests.gateway.harness import (
     split_answers,
     whole,
 )
+from tests.patience import PATIENCE_SECONDS
 from tollway.domain.limits import Limits
 from tollway.gateway.buffers import BufferBounds
 from tollway.gateway.edge.edge import EdgeBounds
@@ -267,7 +268,7 @@ async def test_102_free_pages_are_returned_once_memory_has_grown_and_grows_no_mo
     monkeypatch.setattr(allocator, "LOOKS_UNTIL_REPEATED", 3)
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(malloc_trim=lambda _: seen.append("trimmed")))
     task = asyncio.create_task(allocator.return_free_pages(read_resident_bytes))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await is_over.wait()
     task.cancel()
     flood, repeated = [100, 150, 140, "trimmed", 104], [104, 110, 111, "trimmed", 105]

@@ -34,6 +34,7 @@ from tests.gateway.harness import (
     usage,
     whole,
 )
+from tests.patience import CLIENT_SECONDS, PATIENCE_SECONDS
 from tollway.domain import faults
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.usage import Outcome
@@ -66,7 +67,7 @@ async def test_60_a_client_that_leaves_has_its_upstream_aborted_and_pays_for_wha
             if delivered:
                 await client.reader.readuntil(b'"a"')
             client.vanish()
-        await asyncio.wait_for(upstream.asked[0].left.wait(), 5)
+        await asyncio.wait_for(upstream.asked[0].left.wait(), PATIENCE_SECONDS)
         final = await running.sink.settled()
         assert (final.outcome, final.error, final.attempts) == (Outcome.CLIENT_CANCELLED, None, 1)
         assert final.used == (Quantities(5, 0, 1) if delivered else Quantities())
@@ -144,7 +145,7 @@ async def test_a_client_that_closes_its_half_is_gone() -> None:
         client.send(message(chat()))
         await until(lambda: bool(upstream.asked))
         client.writer.write_eof()
-        await asyncio.wait_for(upstream.asked[0].left.wait(), 5)
+        await asyncio.wait_for(upstream.asked[0].left.wait(), PATIENCE_SECONDS)
         assert (await running.sink.settled()).outcome is Outcome.CLIENT_CANCELLED
 
 
@@ -155,7 +156,7 @@ async def test_a_client_that_pipelines_and_leaves_is_noticed() -> None:
             client.send(message(chat()) * 3)
             await until(lambda: bool(upstream.asked))
             client.vanish()
-        await asyncio.wait_for(upstream.asked[0].left.wait(), 5)
+        await asyncio.wait_for(upstream.asked[0].left.wait(), PATIENCE_SECONDS)
         await running.sink.settled()
         assert len(upstream.asked) == 1
 
@@ -195,7 +196,7 @@ async def test_13_a_reader_that_never_reads_on_is_hung_up_on() -> None:
         stop_reading(client)
         client.send(message(streamed()))
         await until(lambda: bool(upstream.asked))
-        await asyncio.wait_for(upstream.asked[0].left.wait(), 10)
+        await asyncio.wait_for(upstream.asked[0].left.wait(), PATIENCE_SECONDS)
         assert (await running.sink.settled()).outcome is Outcome.CLIENT_CANCELLED
 
 
@@ -352,7 +353,7 @@ async def test_20_a_refusal_reaches_a_client_that_sends_its_whole_body_first() -
     head = message(chat(), key=UNKNOWN_KEY, content_length="30000000").partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
 
     def send_all_then_read(port: int) -> bytes:
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        with socket.create_connection(("127.0.0.1", port), timeout=CLIENT_SECONDS) as client:
             client.sendall(head)
             client.sendall(bytes(30_000_000))
             return client.recv(65536)
@@ -367,7 +368,7 @@ async def test_20_a_refused_client_that_never_stops_sending_is_hung_up_on() -> N
         client.send(b"GET / HTTP/1.1\r\n\r\n")
         assert (await client.answer("GET")).status == 400
         with pytest.raises(ConnectionError):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 while True:
                     client.send(b"x")
                     await client.writer.drain()
@@ -467,7 +468,7 @@ async def test_a_client_that_waits_to_be_told_is_told() -> None:
     async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
         for _ in range(2):
             client.send(EXPECTING_HEAD)
-            assert await asyncio.wait_for(client.reader.readexactly(len(CONTINUE)), 5) == CONTINUE
+            assert await asyncio.wait_for(client.reader.readexactly(len(CONTINUE)), PATIENCE_SECONDS) == CONTINUE
             client.send(EXPECTING_BODY)
             assert (await client.answer()).status == 200
         client.send(EXPECTING)
@@ -481,7 +482,7 @@ async def test_a_client_that_waits_behind_another_request_is_told_when_its_turn_
         await until(lambda: bool(upstream.asked))
         upstream.gate.set()
         assert (await client.answer()).status == 200
-        assert await asyncio.wait_for(client.reader.readexactly(len(CONTINUE)), 5) == CONTINUE
+        assert await asyncio.wait_for(client.reader.readexactly(len(CONTINUE)), PATIENCE_SECONDS) == CONTINUE
         client.send(EXPECTING_BODY)
         assert (await client.answer()).status == 200
 
@@ -550,7 +551,7 @@ async def test_a_drain_lets_what_runs_finish_and_takes_nothing_new() -> None:
             upstream.gate.set()
             rest = await busy.rest()
             assert b"[DONE]" in rest and rest.endswith(b"0\r\n\r\n")
-        await asyncio.wait_for(running.done, 10)
+        await asyncio.wait_for(running.done, PATIENCE_SECONDS)
 
 
 async def test_a_drain_answers_the_request_that_is_on_its_way_on_a_kept_connection() -> None:
@@ -566,7 +567,7 @@ async def test_a_drain_answers_the_request_that_is_on_its_way_on_a_kept_connecti
                 answer = await client.answer("GET")
                 assert (answer.status, answer.headers["connection"]) == (200, "close")
                 assert await client.rest() == b""
-        await asyncio.wait_for(running.done, 10)
+        await asyncio.wait_for(running.done, PATIENCE_SECONDS)
 
 
 async def test_a_drain_does_not_believe_the_clock_that_a_connection_has_rested() -> None:
@@ -596,12 +597,12 @@ async def test_a_drain_waits_for_a_connection_that_came_in_the_same_moment() -> 
         with socket.create_connection(("127.0.0.1", running.port)) as early:
             early.sendall(message(streamed()))
             reader, writer = await asyncio.open_connection(sock=early)
-            await asyncio.wait_for(reader.readuntil(b'"a"'), 10)
+            await asyncio.wait_for(reader.readuntil(b'"a"'), PATIENCE_SECONDS)
             assert not running.done.done(), "the gateway left, and would have closed its spool"
             upstream.gate.set()
-            assert b"[DONE]" in await asyncio.wait_for(reader.read(), 10)
+            assert b"[DONE]" in await asyncio.wait_for(reader.read(), PATIENCE_SECONDS)
             writer.close()
-        await asyncio.wait_for(running.done, 10)
+        await asyncio.wait_for(running.done, PATIENCE_SECONDS)
 
 
 async def test_a_drain_tells_what_does_not_finish_in_time() -> None:
@@ -613,7 +614,7 @@ async def test_a_drain_tells_what_does_not_finish_in_time() -> None:
         running.stop.set()
         rest = await client.rest()
         assert b'"draining"' in rest and b"[DONE]" not in rest
-        await asyncio.wait_for(running.done, 10)
+        await asyncio.wait_for(running.done, PATIENCE_SECONDS)
         assert (await running.sink.settled()).outcome is Outcome.UPSTREAM_ERROR
 
 

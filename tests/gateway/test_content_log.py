@@ -16,6 +16,7 @@ from tests.control.harness import TenantSetup, answered, make_tenant, running, w
 from tests.control.test_routes import refused
 from tests.gateway.harness import PEPPER, Gateway, Served, gateway
 from tests.gateway.test_test_keys import change
+from tests.patience import CLIENT_SECONDS
 from tests.simulator.running import Running as Simulator
 from tests.simulator.running import simulator
 from tests.storage.databases import SqliteTemplate
@@ -102,8 +103,10 @@ async def list_logged(control: Control, tenant: TenantSetup, count: int) -> list
 
 
 async def ask(made: Gateway, tenant: TenantSetup, body: dict[str, Any]) -> httpx2.Response:
-    async with httpx2.AsyncClient(base_url=made.url, headers={"authorization": f"Bearer {tenant.secret}"}, trust_env=False) as http:
-        return await http.post(CHAT, json={"model": "m", **body}, timeout=20)
+    async with httpx2.AsyncClient(
+        base_url=made.url, headers={"authorization": f"Bearer {tenant.secret}"}, trust_env=False, timeout=CLIENT_SECONDS
+    ) as http:
+        return await http.post(CHAT, json={"model": "m", **body}, timeout=CLIENT_SECONDS)
 
 
 async def test_content_of_whole_and_streamed_requests_is_logged_sealed_and_read_by_those_who_may(

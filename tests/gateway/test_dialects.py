@@ -78,7 +78,6 @@ def _read_regular(stream: OpenAIStream, data: bytes) -> bytes | None:
     if template is not None:
         relayed = template.relay(b"%x\r\n%b\r\n" % (len(data), data))
         if relayed is not None:
-            stream.output = template.output
             size, _, rest = relayed.partition(b"\r\n")
             assert len(rest) == int(size, 16) + 2 and template.event_bytes == len(data)
             return rest[:-2]

@@ -5,6 +5,7 @@ from contextvars import Context, ContextVar, copy_context
 
 import pytest
 
+from tests.patience import PATIENCE_SECONDS
 from tollway.domain import faults
 from tollway.domain.faults import Fault
 from tollway.gateway.driver import OVER, CoroutineDriver, ShieldedWaiter, Waiter
@@ -164,7 +165,7 @@ async def test_in_task_returns_the_result_raises_the_error_and_is_cancelled_by_a
 
     async def foreign() -> str:
         seen.append(NAME.get())
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await gate.wait()
         return "result"
 

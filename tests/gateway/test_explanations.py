@@ -38,6 +38,18 @@ async def test_answer_names_the_deployment_that_served_it_and_the_attempt(stream
         assert f'tollway_upstream_running{{deployment="{second.deployment.id}"}} 0.0' in page
 
 
+@pytest.mark.parametrize(
+    ("asked", "stream", "shown"),
+    [("true", False, "0.0000000013 EUR"), ("false", False, None), ("yes", False, None), ("true", True, None)],
+)
+async def test_whole_answer_says_what_it_cost_where_its_request_asks(asked: str, stream: bool, shown: str | None) -> None:
+    engine = Upstream(healthy("a") if stream else [whole(completion(prompt=5, completion=2))])
+    async with engine.listening(), gateway({"m": Served([engine.url])}) as running:
+        answer = await post(running.port, chat(stream=stream), x_show_cost=asked)
+        assert (answer.status, answer.headers.get("x-tollway-cost")) == (200, shown)
+        assert b"x-show-cost" not in engine.asked[0].head, "it is not the engine's business"
+
+
 async def test_metrics_count_choices_by_the_kind_of_candidate() -> None:
     one, two = Upstream([whole(completion())]), Upstream([whole(completion())])
     async with one.listening(), two.listening(), gateway({"m": Served([one.url, two.url], one_tier=True)}) as running:

@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from tests.fakes import Asked, Do, Script, Upstream, until
-from tests.gateway.harness import STREAM_HEAD, Served, chat, gateway, healthy, part, post, streamed, whole
+from tests.gateway.harness import STREAM_HEAD, Served, chat, completion, gateway, healthy, part, post, streamed, whole
+from tests.patience import PATIENCE_SECONDS
 from tollway.domain.catalog import Endpoint
 from tollway.domain.snapshot import change
 from tollway.domain.usage import Outcome
@@ -28,8 +29,9 @@ FAULTS: dict[str, Script] = {
     "has not got the model": [whole({"error": {"message": "no such model", "type": "NotFoundError", "code": 404}}, 404)],
 }
 REQUESTS = 24
-BOUNDS = RelayBounds(first_token_seconds=0.3, probe_seconds=0.0, load_seconds=0.0)
-"""An engine that hangs is given up soon: the others answer at once."""
+BOUNDS = RelayBounds(probe_seconds=0.0, load_seconds=0.0)
+IMPATIENT = RelayBounds(first_token_seconds=0.3, probe_seconds=0.0, load_seconds=0.0)
+"""An engine that hangs is given up soon: the others answer at once, if the machine is not busy."""
 
 
 def failing_when(is_broken: Callable[[], bool], script: Script, text: str) -> Callable[[Asked], Script]:
@@ -45,7 +47,7 @@ async def test_faults_of_one_deployment_of_four_fail_no_request_and_it_is_used_a
         for upstream in (first, *others):
             await stack.enter_async_context(upstream.listening())
         served = Served([first.url, *(other.url for other in others)], one_tier=True)
-        running = await stack.enter_async_context(gateway({"m": served}, bounds=BOUNDS))
+        running = await stack.enter_async_context(gateway({"m": served}, bounds=IMPATIENT if "hangs" in fault else BOUNDS))
         for _ in range(REQUESTS // 4):
             answers = await asyncio.gather(*(post(running.port, streamed()) for _ in range(4)))
             assert [(answer.status, answer.text) for answer in answers] == [(200, "other")] * 4
@@ -64,10 +66,27 @@ async def test_faults_of_one_deployment_of_four_fail_no_request_and_it_is_used_a
             seen.append((await post(running.port, streamed())).text)
             return seen[-1] == "returned"
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while not await is_used():
                 pass
         assert set(seen) <= {"other", "returned"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "stream"), [("is overloaded", False), ("refuses for its rate", True), ("tells an error inside a stream", True)]
+)
+async def test_deployment_of_two_that_refuses_everything_costs_no_request_more_than_may_be_retried(fault: str, stream: bool) -> None:
+    """Half of the first attempts would go there, and a fifth of the requests may be retried."""
+    first = Upstream(FAULTS[fault])
+    second = Upstream(healthy("other") if stream else [whole(completion("other"))])
+    async with (
+        first.listening(),
+        second.listening(),
+        gateway({"m": Served([first.url, second.url], one_tier=True)}, bounds=BOUNDS) as running,
+    ):
+        answers = [await post(running.port, chat(stream=stream)) for _ in range(80)]
+        assert {answer.status for answer in answers} == {200}
+        assert [id for id, _ in running.plane.metrics.ejections] == ["dep-m-0"]
 
 
 async def test_busy_moment_at_all_four_deployments_ejects_none_of_them() -> None:
@@ -97,7 +116,7 @@ async def test_deployment_that_was_killed_is_avoided_and_used_again_once_it_list
         running = await stack.enter_async_context(gateway({"m": served}, bounds=BOUNDS))
         for _ in range(12):
             assert (await post(running.port, streamed())).text == "other"
-        async with first.listening(port=port), asyncio.timeout(20):
+        async with first.listening(port=port), asyncio.timeout(PATIENCE_SECONDS):
             while (await post(running.port, streamed())).text != "first":
                 pass
         await until(lambda: not running.plane.active.exchanges)

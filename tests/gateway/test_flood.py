@@ -24,7 +24,6 @@ from tollway.gateway.dialects.fields import NEVER_FORWARDED
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.edge.edge import EdgeBounds
 from tollway.gateway.request import RequestHead, new_request
-from tollway.gateway.shedding import SheddingBounds
 from tollway.wire import bodies
 
 CONNECTIONS = int(os.environ.get("TOLLWAY_TEST_CONNECTIONS", "3000"))
@@ -55,7 +54,6 @@ def answers(data: bytes) -> list[Answer]:
 async def test_bent_connections(tried: Callable[[str, int], None]) -> None:
     statuses: Counter[int] = Counter()
     async with gateway({}, edge_bounds=HURRY) as running:
-        running.plane.shedder._bounds = SheddingBounds(lag_seconds_max=0.0)  # a busy machine is no fault of an input
 
         async def attack(data: bytes) -> None:
             async with connect(running.port) as client:

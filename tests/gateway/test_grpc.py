@@ -498,7 +498,7 @@ async def test_151_client_that_leaves_or_is_late_ends_the_call_of_its_engine() -
         await asyncio.wait_for(left.wait(), PATIENCE_SECONDS)
         left.clear()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await made.channel.unary_unary(f"/{SERVICE}/ModelInfer")(bent().SerializeToString(), metadata=BEARER, timeout=0.3)
+            await made.channel.unary_unary(f"/{SERVICE}/ModelInfer")(bent().SerializeToString(), metadata=BEARER, timeout=2.0)
         assert caught.value.code() is Code.DEADLINE_EXCEEDED
         final = await made.running.sink.settled(2)
         assert final.outcome is Outcome.CLIENT_CANCELLED

@@ -18,6 +18,7 @@ from tollway.gateway.upstreams.health import (
     MISCONFIGURED_SECONDS,
     MISCONFIGURED_SECONDS_MAX,
     Health,
+    Reliability,
 )
 
 CHAT, MESSAGES = Endpoint.CHAT_COMPLETIONS, Endpoint.MESSAGES
@@ -75,6 +76,37 @@ def test_67_failures_of_one_organization_eject_nothing_while_others_are_answered
     cutting = Health()
     cutting.begin_answer(CHAT, 0.0)
     assert [fail(cutting, faults.UPSTREAM_CUT, 0.0, has_begun=True) for _ in range(3)] == [False, False, True]
+
+
+def test_upstream_that_answers_nobody_is_avoided_once_others_answer_what_it_refused() -> None:
+    health = Health()
+    health.succeed(CHAT, 0.0)
+    assert not any(health.refuse(faults.UPSTREAM_REFUSED, 0.1, 0.2) for _ in range(20)), "it may be full for a moment"
+    health.begin_answer(CHAT, 0.3)
+    assert not any(health.refuse(faults.UPSTREAM_REFUSED, 0.2, 9.0) for _ in range(20)), "it has answered since"
+    assert [health.refuse(faults.UPSTREAM_REFUSED, 9.0, 9.0) for _ in range(3)] == [False, False, True]
+    assert health.reliability(CHAT, 9.0) is Reliability.DOUBTFUL
+    now = 9.0 + EJECTION_SECONDS
+    health.begin_trial(CHAT, now)
+    assert health.refuse(faults.UPSTREAM_REFUSED, now, now) and not health.allows(CHAT, now + 1.5 * EJECTION_SECONDS), (
+        "the trial was refused, too"
+    )
+    health.begin_trial(CHAT, now + 2 * EJECTION_SECONDS)
+    health.begin_answer(CHAT, 11.0)
+    assert health.allows(CHAT, 11.0)
+
+
+def test_ejection_is_listed_with_its_reason_from_its_begin_until_an_answer() -> None:
+    health = ejected()
+    assert health.list_ejections() == [(None, "upstream_unreachable", 0.0, EJECTION_SECONDS)]
+    health.begin_trial(CHAT, EJECTION_SECONDS)
+    assert fail(health, faults.UPSTREAM_CONNECT, 0.6)
+    ((_, _, since, until),) = health.list_ejections()
+    assert since == 0.0 and until > 0.6, "the trial failed: it has lasted all the time"
+    health.begin_answer(CHAT, 2.0)
+    assert health.list_ejections() == []
+    assert fail(health, faults.UPSTREAM_MISCONFIGURED, 3.0)
+    assert [each[:3] for each in health.list_ejections()] == [(CHAT, faults.UPSTREAM_MISCONFIGURED.code, 3.0)]
 
 
 def test_one_request_tries_an_ejected_upstream_and_its_answer_restores_it() -> None:

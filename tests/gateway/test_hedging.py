@@ -27,6 +27,7 @@ from tests.gateway.harness import (
     whole,
 )
 from tests.gateway.test_audio import sound
+from tests.patience import PATIENCE_SECONDS
 from tollway.domain.usage import Outcome
 from tollway.gateway.relay import RelayBounds
 from tollway.gateway.waiting import QueueBounds
@@ -59,7 +60,7 @@ async def test_second_deployment_answers_for_one_that_is_slow_and_only_its_answe
         assert answered.status == 200 and b"second" in answered.body
         assert answered.headers["x-tollway-attempts"] == "2"
         assert answered.headers["x-tollway-deployment"] == "dep-m-1"
-        await asyncio.wait_for(slow.asked[0].left.wait(), 20)
+        await asyncio.wait_for(slow.asked[0].left.wait(), PATIENCE_SECONDS)
         final = await running.sink.settled()
         assert (final.outcome, final.deployment_id, final.attempts) == (Outcome.COMPLETED, "dep-m-1", 2)
         assert (final.used.input_tokens, final.used.output_tokens) == (7, 1)
@@ -78,7 +79,7 @@ async def test_first_deployment_that_answers_after_all_wins_and_the_second_attem
         answer = await client.answer()
         assert (answer.status, answer.text) == (200, "first")
         assert (answer.headers["x-tollway-attempts"], answer.headers["x-tollway-deployment"]) == ("1", "dep-m-0")
-        await asyncio.wait_for(slower.asked[0].left.wait(), 20)
+        await asyncio.wait_for(slower.asked[0].left.wait(), PATIENCE_SECONDS)
         final = await running.sink.settled()
         assert (final.outcome, final.deployment_id, final.used.output_tokens) == (Outcome.COMPLETED, "dep-m-0", 1)
         assert results(running) == {"lost": 1}
@@ -170,7 +171,7 @@ async def test_request_that_an_engine_refuses_ends_both_attempts() -> None:
         await until(lambda: len(slow.asked) == 1)
         refusing.gate.set()
         assert (await client.answer()).status == 400
-        await asyncio.wait_for(slow.asked[0].left.wait(), 20)
+        await asyncio.wait_for(slow.asked[0].left.wait(), PATIENCE_SECONDS)
         assert is_idle(running)
 
 
@@ -181,13 +182,13 @@ async def test_both_attempts_are_aborted_when_the_request_ends(ending: str) -> N
     async with first.listening(), second.listening(), gateway(hedged(first, second), bounds=bounds) as running:
         async with connect(running.port) as client:
             client.send(message(streamed(), **({"x_request_timeout": "0.2"} if ending == "deadline" else {})))
-            await until(lambda: len(second.asked) == 1)
+            await until(lambda: len(second.asked) == 1 or bool(running.sink.finals))  # a busy machine may come to the end before it hedges
             if ending == "leaves":
                 client.vanish()
             else:
                 assert (await client.answer()).status == 504
-        for upstream in (first, second):
-            await asyncio.wait_for(upstream.asked[0].left.wait(), 20)
+        for asked in (*first.asked, *second.asked):
+            await asyncio.wait_for(asked.left.wait(), PATIENCE_SECONDS)
         final = await running.sink.settled()
         assert final.outcome is (Outcome.TIMEOUT if ending == "timeout" else Outcome.CLIENT_CANCELLED)
         await until(lambda: is_idle(running))

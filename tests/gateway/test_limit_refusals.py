@@ -35,7 +35,9 @@ LEVEL_WORDS = {
     LimitLevel.PROJECT: "project",
     LimitLevel.ORGANIZATION: "organization",
 }
-PLACES = [(level, of_model) for level in LimitLevel for of_model in (False, True)]
+SCOPE_WORDS = {"": "", "m": " for model m", "group:open": " for the group of models open"}
+"""Scopes of limits, all models together, one model and a group, and how a refusal says each."""
+PLACES = [(level, scope) for level in LimitLevel for scope in SCOPE_WORDS]
 RATES = [each for each in DIMENSIONS if each.window_ns and each.quantity not in (Quantity.IMAGES, Quantity.AUDIO_SECONDS)]
 """Rates that conversations count in; tests of images and of audio have the others."""
 
@@ -53,8 +55,8 @@ class Tenant:
 _numbers: Iterator[int] = itertools.count(1)
 
 
-def add_tenant(running: Gateway, level: LimitLevel, of_model: bool, limits: Limits) -> Tenant:
-    """Put a tenant into the gateway's snapshot that nobody has counted before."""
+def add_tenant(running: Gateway, level: LimitLevel, scope: str, limits: Limits) -> Tenant:
+    """Put a tenant into the gateway's snapshot that nobody has counted before. `scope`: what its limits are on (SCOPE_WORDS)."""
     number = next(_numbers)
     organization, project, key, account = (f"{prefix}_{number:032x}" for prefix in ("org", "proj", "key", "svc"))
     secret = keys.new_key(KeyType.LIVE, number.to_bytes(keys.RANDOM_BYTES, "big")).secret
@@ -62,7 +64,7 @@ def add_tenant(running: Gateway, level: LimitLevel, of_model: bool, limits: Limi
     def own(at: LimitLevel) -> dict[str, Any]:
         if at is not level:
             return {}
-        return {"model_limits": {"m": limits}} if of_model else {"limits": limits}
+        return {"model_limits": {scope: limits}} if scope else {"limits": limits}
 
     own_of_account = {f"service_account_{name}": value for name, value in own(LimitLevel.SERVICE_ACCOUNT).items()}
     plane = running.plane
@@ -71,8 +73,8 @@ def add_tenant(running: Gateway, level: LimitLevel, of_model: bool, limits: Limi
         ProjectEntry(
             id=project,
             organization_id=organization,
-            end_user_limits=limits if level is LimitLevel.END_USER and not of_model else UNLIMITED,
-            end_user_model_limits={"m": limits} if level is LimitLevel.END_USER and of_model else {},
+            end_user_limits=limits if level is LimitLevel.END_USER and not scope else UNLIMITED,
+            end_user_model_limits={scope: limits} if level is LimitLevel.END_USER and scope else {},
             **own(LimitLevel.PROJECT),
         ),
         KeyEntry(
@@ -87,8 +89,7 @@ def add_tenant(running: Gateway, level: LimitLevel, of_model: bool, limits: Limi
     ):
         plane.apply(change(plane.version + 1, entry))
     ids = {LimitLevel.ORGANIZATION: organization, LimitLevel.PROJECT: project, LimitLevel.API_KEY: key, LimitLevel.SERVICE_ACCOUNT: account}
-    of = "" if level is LimitLevel.END_USER or not of_model else " for model m"
-    text = f"{LEVEL_WORDS[level]} {ids.get(level, '')}{of}"
+    text = f"{LEVEL_WORDS[level]} {ids.get(level, '')}{'' if level is LimitLevel.END_USER else SCOPE_WORDS[scope]}"
     return Tenant(secret, {**BODY, "metadata": {"user_id": "ann"}} if level is LimitLevel.END_USER else BODY, text)
 
 
@@ -101,7 +102,7 @@ def body_of(tenant: Tenant, path: str) -> dict[str, Any]:
 
 def served_by(upstream: Upstream) -> Served:
     """Return what serves both APIs from one engine: it is asked for chat completions."""
-    return Served([upstream.url], translated_endpoints=(Endpoint.MESSAGES,))
+    return Served([upstream.url], translated_endpoints=(Endpoint.MESSAGES,), groups=("open",))
 
 
 def script_of(asked: Asked) -> Script:
@@ -150,9 +151,9 @@ def check_left(answer: Answer, path: str, dimension: Dimension, size: int, remai
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_refusal_for_any_rate_at_any_level_names_it_its_size_and_when_it_admits_the_request(running: Gateway, path: str) -> None:
-    for (level, of_model), dimension in itertools.product(PLACES, RATES):
+    for (level, scope), dimension in itertools.product(PLACES, RATES):
         size = SIZES[dimension.quantity]
-        tenant = add_tenant(running, level, of_model, Limits(**{dimension.name: size}))
+        tenant = add_tenant(running, level, scope, Limits(**{dimension.name: size}))
         assert (await post(running.port, body_of(tenant, path), path, key=tenant.secret)).status == 200
         answer = await post(running.port, body_of(tenant, path), path, key=tenant.secret)
         text = read_error(answer, path, "requests" if dimension.quantity is Quantity.REQUESTS else "tokens")
@@ -165,8 +166,8 @@ async def test_refusal_for_any_rate_at_any_level_names_it_its_size_and_when_it_a
 @pytest.mark.parametrize("path", PATHS)
 async def test_refusal_that_waiting_cannot_help_says_so_at_any_level(running: Gateway, path: str) -> None:
     rates = [each for each in RATES if each.quantity is not Quantity.REQUESTS]
-    for (level, of_model), dimension in itertools.product(PLACES, rates):
-        tenant = add_tenant(running, level, of_model, Limits(**{dimension.name: 5}))
+    for (level, scope), dimension in itertools.product(PLACES, rates):
+        tenant = add_tenant(running, level, scope, Limits(**{dimension.name: 5}))
         answer = await post(running.port, body_of(tenant, path), path, key=tenant.secret)
         text = read_error(answer, path, "tokens")
         assert text.startswith("Request too large: it asks for ") and f" {dimension.words}, and the limit of {tenant.text}" in text
@@ -179,9 +180,9 @@ async def test_refusal_that_waiting_cannot_help_says_so_at_any_level(running: Ga
 async def test_refusal_for_concurrency_at_any_level_names_it_its_size_and_when_to_come_back(path: str) -> None:
     upstream = Upstream([Do.GATE, whole(completion())])
     async with upstream.listening(), gateway({"m": served_by(upstream)}) as running, connect(running.port) as held:
-        for level, of_model in PLACES:
+        for level, scope in PLACES:
             upstream.gate.clear()
-            tenant = add_tenant(running, level, of_model, Limits(**{CONCURRENT_REQUESTS.name: 1}))
+            tenant = add_tenant(running, level, scope, Limits(**{CONCURRENT_REQUESTS.name: 1}))
             asked = len(upstream.asked)
             held.send(message(body_of(tenant, path), path, tenant.secret))
             await until(lambda asked=asked: len(upstream.asked) > asked)  # type: ignore[misc]

@@ -16,6 +16,7 @@ import pytest
 from tests.fakes import Upstream, until
 from tests.gateway import certificates
 from tests.gateway.harness import KEY, Gateway, Served, chat, completion, connect, gateway, healthy, message, streamed, whole
+from tests.patience import CLIENT_SECONDS
 from tollway.gateway.edge.edge import EdgeBounds
 from tollway.gateway.edge.edge_policy import EdgePolicy, parse_networks
 from tollway.gateway.edge.server import DrainBounds
@@ -183,7 +184,7 @@ async def test_a_proxy_header_stands_before_tls(files: tuple[str, str]) -> None:
 
 
 def _ask_through_proxy(port: int, context: ssl.SSLContext) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
+    with socket.create_connection(("127.0.0.1", port), timeout=CLIENT_SECONDS) as sock:
         sock.sendall(header("192.0.2.7"))
         with context.wrap_socket(sock, server_hostname="gateway") as wrapped:
             wrapped.sendall(message(chat()))

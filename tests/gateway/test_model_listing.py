@@ -71,6 +71,7 @@ async def test_model_shows_bounds_endpoints_and_the_price_of_each_class() -> Non
                         "seconds": "0",
                         "characters": "0",
                         "images": "0",
+                        "pixels": "0",
                         "request": "0",
                     },
                 }

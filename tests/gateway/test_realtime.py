@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from tests.fakes import PATIENCE_SECONDS
-from tests.gateway.harness import KEY, NARROW_KEY, OTHER_KEY, UNKNOWN_KEY, Gateway, Served, gateway, post
+from tests.gateway.harness import ADMIN_KEY, EXPIRED_KEY, KEY, NARROW_KEY, OTHER_KEY, UNKNOWN_KEY, Gateway, Served, gateway, post
 from tests.gateway.test_test_keys import change
 from tollway.domain.catalog import Guardrail
 from tollway.domain.faults import Fault
@@ -233,15 +233,40 @@ async def test_official_client_holds_a_conversation_of_which_each_response_is_on
     assert engine.heard[0]["session"]["model"] == "upstream"
 
 
-async def test_key_comes_by_header_or_subprotocol_and_is_never_repeated() -> None:
-    async with serving(Engine()) as running:
-        protocols = f"realtime, openai-insecure-api-key.{KEY}, openai-beta.realtime-v1"
-        async with call(running, key=None, sec_websocket_protocol=protocols) as caller:
-            assert caller.status == 101 and caller.headers["sec-websocket-protocol"] == "realtime"
-            assert caller.headers["sec-websocket-accept"] == web_sockets.accept(base64.b64encode(b"k" * 16)).decode()
-            await caller.hear("session.created")
-        async with call(running, key=OTHER_KEY, sec_websocket_protocol=protocols) as caller:
-            assert caller.status == 400 and caller.error["code"] == "ambiguous_credentials"
+def carriers_of(key: str) -> list[dict[str, str]]:
+    """The ways in which a handshake carries a key, as headers."""
+    protocols = f"realtime, openai-insecure-api-key.{key}, openai-beta.realtime-v1"
+    ways = [{"authorization": f"Bearer {key}"}, {"x_api_key": key}, {"sec_websocket_protocol": protocols}]
+    return [*ways, ways[0] | ways[2]]
+
+
+async def test_40_key_by_subprotocol_is_the_same_credential_as_in_a_header_and_is_never_repeated() -> None:
+    engine = Engine()
+    async with serving(engine) as running:
+        for key in (KEY, NARROW_KEY, EXPIRED_KEY, UNKNOWN_KEY, ADMIN_KEY):
+            answered = set()
+            for carrier in carriers_of(key):
+                async with call(running, key=None, **carrier) as caller:
+                    assert key not in f"{caller.headers}{caller.body!r}"
+                    answered.add((caller.status, caller.error["code"] if caller.body else ""))
+                    if caller.status == 101:
+                        assert caller.headers["sec-websocket-accept"] == web_sockets.accept(base64.b64encode(b"k" * 16)).decode()
+                        assert caller.headers.get("sec-websocket-protocol") == ("realtime" if "sec_websocket_protocol" in carrier else None)
+                        await caller.hear("session.created")
+            assert len(answered) == 1, (key, answered)
+            assert (key == KEY) == (answered == {(101, "")})
+    assert len(engine.heads) == len(carriers_of(KEY)) and not any(KEY.encode() in head for head in engine.heads)
+
+
+async def test_40_keys_by_subprotocol_and_header_that_differ_are_refused() -> None:
+    by_header, _, by_protocol, _ = carriers_of(KEY)
+    others = carriers_of(OTHER_KEY)
+    engine = Engine()
+    async with serving(engine) as running:
+        for first, second in ((by_protocol, others[0]), (by_protocol, others[1]), (by_header, others[2])):
+            async with call(running, key=None, **first, **second) as caller:
+                assert (caller.status, caller.error["code"]) == (400, "ambiguous_credentials")
+    assert not engine.heads
 
 
 REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
@@ -455,22 +480,30 @@ async def test_engine_that_takes_no_session_is_told_as_an_answer(refusal: bytes,
 
 
 async def test_141_sessions_are_bounded_in_all_by_organization_and_in_time() -> None:
-    async with serving(Engine(), RealtimeBounds(organization_sessions_max=1, idle_seconds=0.1)) as running, call(running) as caller:
+    async with serving(Engine(), RealtimeBounds(idle_seconds=0.1)) as running, call(running) as caller:
+        assert await caller.end() == web_sockets.TIMED_OUT
+    async with serving(Engine(), RealtimeBounds(organization_sessions_max=1)) as running, call(running):
         async with call(running) as other:
             assert (other.status, other.error["code"]) == (429, "rate_limit_exceeded")
-        assert await caller.end() == web_sockets.TIMED_OUT
         running.plane.realtime = RealtimeSessions(RealtimeBounds(sessions_max=0))
         async with call(running) as other:
             assert (other.status, other.error["code"]) == (503, "overloaded")
 
 
 async def test_transcription_of_vllm_is_metered_by_its_own_report() -> None:
-    done = {"type": "transcription.done", "text": "Hello", "usage": {"prompt_tokens": 40, "completion_tokens": 3, "total_tokens": 43}}
-    engine = Engine(
-        lambda asked: [{"type": "transcription.delta", "delta": "Hel"}, done] if asked["type"] == "input_audio_buffer.commit" else []
-    )
+    said = {
+        "session.update": [{"type": "session.created", "id": "sess-1", "created": 1}],
+        "response.create": [{"type": "error", "error": "Unknown event type: response.create", "code": "unknown_event"}],
+        "input_audio_buffer.commit": [
+            {"type": "transcription.delta", "delta": "Hel"},
+            {"type": "transcription.done", "text": "Hello", "usage": {"prompt_tokens": 40, "completion_tokens": 3, "total_tokens": 43}},
+        ],
+    }
+    engine = Engine(lambda asked: said.get(asked["type"], []))
     async with serving(engine) as running, call(running) as caller:
         caller.say({"type": "session.update", "model": "m"})
+        caller.say({"type": "response.create"})
+        assert (await caller.hear("error"))["error"] == "Unknown event type: response.create", "vLLM's errors are texts"
         caller.say({"type": "input_audio_buffer.commit", "final": True})
         await caller.hear("transcription.done")
         (final,) = running.sink.finals

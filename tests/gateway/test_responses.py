@@ -9,6 +9,7 @@ import pytest
 
 from tests.fakes import Do, Script, Upstream
 from tests.gateway.harness import KEY, STREAM_HEAD, Gateway, Served, gateway, post, whole
+from tests.patience import CLIENT_SECONDS
 from tests.simulator.running import Running, simulator
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.usage import Outcome, UsageSource
@@ -33,7 +34,7 @@ async def running(engine: Running) -> AsyncIterator[Gateway]:
 
 @pytest.fixture
 async def client(running: Gateway) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(base_url=f"{running.url}/v1", api_key=KEY, max_retries=0, timeout=20) as made:
+    async with openai.AsyncOpenAI(base_url=f"{running.url}/v1", api_key=KEY, max_retries=0, timeout=CLIENT_SECONDS) as made:
         yield made
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from tests.fakes import Do, Upstream
 from tests.gateway.harness import DONE, END, KEY, STREAM_HEAD, Gateway, Served, chat, chunk, event, gateway, usage_chunk
+from tests.patience import CLIENT_SECONDS
 from tollway.domain.usage import Outcome
 
 STREAM = event(chunk("Hel", role="assistant")) + event(chunk("lo")) + event(chunk(finish="stop")) + event(usage_chunk(5, 2)) + DONE
@@ -25,7 +26,7 @@ def framed(data: bytes, head: bytes) -> bytes:
 
 @pytest.fixture
 async def client() -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(base_url="http://unused/v1", api_key=KEY, max_retries=0, timeout=20) as made:
+    async with openai.AsyncOpenAI(base_url="http://unused/v1", api_key=KEY, max_retries=0, timeout=CLIENT_SECONDS) as made:
         yield made
 
 

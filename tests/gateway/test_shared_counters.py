@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from tests.patience import PATIENCE_SECONDS
 from tests.storage.counter_servers import CounterServer, counter_server, find_servers
 from tollway.domain.limits import MINUTE_NS, LevelLimits, LimitLevel, Limits, Standing
 from tollway.gateway import shared_counters
@@ -18,7 +19,6 @@ from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.shared_counters import SharedBound, SharedCounters, SharedHold, divide
 from tollway.storage.shared_counters import STRIKES_MAX, RedisCounters, StoreOptions, read_states
 
-PATIENCE_SECONDS = 30.0
 ONE: Units = (1, 0, 0, 0, 0, 0)
 
 pytestmark = pytest.mark.skipif("redis" not in find_servers(), reason="redis-server is not installed")

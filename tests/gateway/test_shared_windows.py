@@ -101,7 +101,7 @@ class World:
     def arrive(self, gateway: Gateway, units: Units, used: Units) -> bool:
         before = self.store.held()
         hold = gateway.counters.reserve(gateway.bound, units, self.now)
-        _run(hold.wait())
+        run_at_once(hold.wait())
         if not hold.is_admitted:
             assert not self.store.is_available or self.store.held() == before, "a refusal holds nothing"
             return False
@@ -156,7 +156,7 @@ class World:
         assert not any(self.store.held())
 
 
-def _run(deciding: Coroutine[Any, Any, None]) -> None:
+def run_at_once(deciding: Coroutine[Any, Any, None]) -> None:
     """Run a coroutine that waits for nothing, as the store answers at once."""
     try:
         deciding.send(None)

@@ -32,7 +32,7 @@ class Process:
 
 def test_95_standing_lag_refuses_more_in_each_period_and_never_all() -> None:
     process = Process(SheddingBounds(lag_seconds_max=0.2))
-    assert [process.pass_period(0.3, 0.21) for _ in range(STEPS + 2)] == [1, 2, 3, 4, 5, 6, 7, 7, 7, 7]
+    assert [process.pass_period(0.3, 0.21) for _ in range(STEPS + 2)] == [0, 1, 2, 3, 4, 5, 6, 7, 7, 7]
     assert [process.shedder.refuses() for _ in range(STEPS)].count(False) == STEPS - SHED_STEPS_MAX
     assert process.alarms == [("shedding_began", {"reason": "event_loop_lag", "lag_seconds": 0.21, "memory_bytes": 0})]
 
@@ -40,13 +40,16 @@ def test_95_standing_lag_refuses_more_in_each_period_and_never_all() -> None:
 def test_single_pause_refuses_nobody_and_a_period_without_samples_changes_nothing() -> None:
     process = Process(SheddingBounds(lag_seconds_max=0.2))
     assert process.pass_period(0.0, 5.0, 0.01) == 0
+    assert process.pass_period(5.0) == 0
+    assert process.pass_period(0.01) == 0
+    assert process.pass_period(0.3) == 0
     assert process.pass_period(0.3) == 1
     assert process.pass_period() == 1
 
 
 def test_lag_between_relief_and_bound_changes_nothing_and_calm_ends_the_refusals() -> None:
     process = Process(SheddingBounds(lag_seconds_max=0.2))
-    for _ in range(3):
+    for _ in range(4):
         process.pass_period(1.0)
     assert [process.pass_period(lag) for lag in (0.15, 0.2, 0.1, 0.15, 0.0, 0.0, 0.0)] == [3, 3, 2, 2, 1, 0, 0]
     assert [event for event, _ in process.alarms] == ["shedding_began", "shedding_ended"]
@@ -55,7 +58,7 @@ def test_lag_between_relief_and_bound_changes_nothing_and_calm_ends_the_refusals
 @pytest.mark.parametrize("steps", range(1, SHED_STEPS_MAX + 1))
 def test_refused_part_is_spread_evenly(steps: int) -> None:
     process = Process(SheddingBounds(lag_seconds_max=0.2))
-    for _ in range(steps):
+    for _ in range(steps + 1):
         process.pass_period(1.0)
     refused = [process.shedder.refuses() for _ in range(10 * STEPS)]
     for start in range(9 * STEPS):
@@ -104,7 +107,7 @@ async def test_clock_of_a_gateway_measures_the_lag_of_its_loop(monkeypatch: pyte
 async def test_95_gateway_whose_loop_lags_refuses_inference_with_503_and_answers_health_and_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Clock, "PERIOD_SECONDS", 3600.0)
     upstream = Upstream([whole(completion())])
-    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running:
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}, shedding=SheddingBounds()) as running:
         _measure(running, 10.0)
         answers = [await post(running.port, chat()) for _ in range(STEPS)]
         statuses = [answer.status for answer in answers]
@@ -130,6 +133,6 @@ async def test_95_gateway_whose_loop_lags_refuses_inference_with_503_and_answers
 def _measure(running: Gateway, lag_seconds: float) -> None:
     """Let the gateway measure this lag for as many periods as it takes from one end to the other."""
     running.plane.shedder.check()  # ends the period that has samples of the loop itself
-    for _ in range(SHED_STEPS_MAX):
+    for _ in range(SHED_STEPS_MAX + 1):  # the first one has a punctual sample before it
         running.plane.shedder.note_lag(lag_seconds)
         running.plane.shedder.check()

@@ -18,6 +18,7 @@ from tests.control.harness import TenantSetup, answered, make_tenant, running
 from tests.fakes import Do, Upstream, until
 from tests.gateway.harness import PEPPER, Gateway, Served, gateway, post, whole
 from tests.gateway.test_test_keys import change
+from tests.patience import CLIENT_SECONDS, PATIENCE_SECONDS
 from tests.simulator.running import Running as Simulator
 from tests.simulator.running import simulator
 from tests.storage.databases import SqliteTemplate
@@ -113,7 +114,7 @@ async def serve(control: Control, models: dict[str, Served], *tenants: TenantSet
 
 
 def sdk(made: Gateway, tenant: TenantSetup) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=f"{made.url}/v1", api_key=tenant.secret, max_retries=0, timeout=20)
+    return openai.AsyncOpenAI(base_url=f"{made.url}/v1", api_key=tenant.secret, max_retries=0, timeout=CLIENT_SECONDS)
 
 
 @pytest.fixture
@@ -173,7 +174,7 @@ async def test_126_response_of_another_tenant_answers_byte_for_byte_as_one_that_
 ) -> None:
     async with sdk(made, alice) as client:
         theirs = (await client.responses.create(model="native", input=INPUT, store=True)).id
-    async with httpx2.AsyncClient(base_url=made.url, headers={"authorization": f"Bearer {bob.secret}"}) as client:
+    async with httpx2.AsyncClient(base_url=made.url, headers={"authorization": f"Bearer {bob.secret}"}, timeout=CLIENT_SECONDS) as client:
         for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/input_items")):
             bodies = []
             for id in (theirs, UNKNOWN):
@@ -194,7 +195,7 @@ async def test_126_response_of_another_tenant_answers_byte_for_byte_as_one_that_
 async def test_requests_about_a_stored_response_are_checked(made: Gateway, alice: TenantSetup) -> None:
     async with sdk(made, alice) as client:
         id = (await client.responses.create(model="native", input=INPUT, store=True)).id
-    async with httpx2.AsyncClient(base_url=made.url, headers={"authorization": f"Bearer {alice.secret}"}) as client:
+    async with httpx2.AsyncClient(base_url=made.url, headers={"authorization": f"Bearer {alice.secret}"}, timeout=CLIENT_SECONDS) as client:
         cancelled = await client.post(f"{PATH}/{id}/cancel")
         assert (cancelled.status_code, cancelled.json()["error"]["code"]) == (400, "response_not_cancellable")
         for query in ("limit=0", "limit=101", "order=up", "after=x", "stream=true"):
@@ -336,7 +337,7 @@ async def test_engine_never_hears_of_what_is_stored(control: Control, alice: Ten
 async def test_reading_counts_as_a_request_in_the_limits_of_the_key(control: Control, alice: TenantSetup) -> None:
     async with (
         serve(control, {"m": Served(["http://127.0.0.1:9"])}, alice, limits=Limits(requests_per_minute=1)) as made,
-        httpx2.AsyncClient(base_url=made.url, headers={"authorization": f"Bearer {alice.secret}"}) as client,
+        httpx2.AsyncClient(base_url=made.url, headers={"authorization": f"Bearer {alice.secret}"}, timeout=CLIENT_SECONDS) as client,
     ):
         assert [(await client.get(f"{PATH}/{UNKNOWN}")).status_code for _ in range(2)] == [404, 429]
 
@@ -344,7 +345,7 @@ async def test_reading_counts_as_a_request_in_the_limits_of_the_key(control: Con
 async def test_request_about_a_stored_response_runs_until_it_is_answered_alone(control: Control, alice: TenantSetup) -> None:
     async with (
         serve(control, {"m": Served(["http://127.0.0.1:9"])}, alice, limits=Limits(concurrent_requests=1)) as made,
-        httpx2.AsyncClient(base_url=made.url, headers={"authorization": f"Bearer {alice.secret}"}) as client,
+        httpx2.AsyncClient(base_url=made.url, headers={"authorization": f"Bearer {alice.secret}"}, timeout=CLIENT_SECONDS) as client,
     ):
         for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/input_items"), ("GET", "")):
             assert (await client.request(method, f"{PATH}/{UNKNOWN}{path}")).status_code == 404
@@ -367,7 +368,7 @@ class _Store:
 async def test_request_about_a_stored_response_that_fails_here_is_answered(control: Control, alice: TenantSetup) -> None:
     async with (
         serve(control, {"m": Served(["http://127.0.0.1:9"])}, alice) as made,
-        httpx2.AsyncClient(base_url=made.url, headers={"authorization": f"Bearer {alice.secret}"}) as client,
+        httpx2.AsyncClient(base_url=made.url, headers={"authorization": f"Bearer {alice.secret}"}, timeout=CLIENT_SECONDS) as client,
     ):
         made.plane.response_store = cast(Any, _Store(RuntimeError("broken")))
         reported: list[dict[str, Any]] = []
@@ -446,7 +447,7 @@ async def test_106_long_conversation_is_read_and_made_by_a_reader_and_counts_in_
         assert [item.role for item in items] == ["user", "assistant", "user"] and items[0].content[0].text == long
     doubled = b'{"model":"native","input":"%b","store":true,"store":false}' % long.encode()
     headers = {"authorization": f"Bearer {alice.secret}", "content-type": "application/json"}
-    async with httpx2.AsyncClient(base_url=made.url, headers=headers) as plain:
+    async with httpx2.AsyncClient(base_url=made.url, headers=headers, timeout=CLIENT_SECONDS) as plain:
         assert (await plain.post(PATH, content=doubled)).json()["error"]["code"] == "duplicate_key"
     await until(lambda: made.plane.buffers.total == 0)
     assert readers.failures == 0
@@ -554,7 +555,7 @@ class Background(msgspec.Struct):
 
     async def find_end(self, id: str) -> dict[str, Any]:
         """Return the response once it has ended."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while (found := (await self.client.get(f"{PATH}/{id}")).json()).get("status") in ("queued", "in_progress"):
                 await asyncio.sleep(0.01)
         return dict(found)
@@ -589,7 +590,7 @@ async def offering(
     async with (
         Upstream(*scripts).listening() as upstream,
         serve(control, {"m": Served([upstream.url])}, *tenants, limits=limits) as made,
-        httpx2.AsyncClient(base_url=made.url, headers={"authorization": f"Bearer {tenants[0].secret}"}, timeout=20) as client,
+        httpx2.AsyncClient(base_url=made.url, headers={"authorization": f"Bearer {tenants[0].secret}"}, timeout=CLIENT_SECONDS) as client,
     ):
         plane = made.plane
         batches = BatchDirectory(directory, VAULT, plane.now_us, organization_batches_max=active_max, free_bytes_min=0)

@@ -39,6 +39,7 @@ from tests.gateway.harness import (
     usage_chunk,
     whole,
 )
+from tests.patience import PATIENCE_SECONDS
 from tollway.domain import faults
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.catalog import Endpoint, Engine
@@ -351,7 +352,8 @@ async def test_a_whole_answer_is_never_committed_early() -> None:
 
 # Silence
 
-SHORT = RelayBounds(first_token_seconds=0.4, idle_seconds=0.4, total_seconds=30)
+SHORT = RelayBounds(first_token_seconds=0.4, total_seconds=PATIENCE_SECONDS)
+SHORT_BETWEEN = RelayBounds(first_token_seconds=PATIENCE_SECONDS, idle_seconds=0.4, total_seconds=PATIENCE_SECONDS)
 
 
 @pytest.mark.parametrize(
@@ -361,10 +363,10 @@ SHORT = RelayBounds(first_token_seconds=0.4, idle_seconds=0.4, total_seconds=30)
 )
 async def test_an_engine_that_falls_silent(script: Script, status: int, text: str) -> None:
     upstream = Upstream(script)
-    async with upstream.listening(), gateway({"m": Served([upstream.url])}, bounds=SHORT) as running:
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}, bounds=SHORT_BETWEEN if text else SHORT) as running:
         answer = await post(running.port, streamed())
         assert (answer.status, error_code(answer)) == (status, "upstream_timeout")
-        await asyncio.wait_for(upstream.asked[0].left.wait(), 5)
+        await until(lambda: bool(upstream.asked) and upstream.asked[0].left.is_set())
         final = await running.sink.settled()
         assert (final.outcome, final.used.output) == (Outcome.TIMEOUT, len(text))
         assert text == "" or answer.events()[0]["choices"][0]["delta"]["content"] == text
@@ -641,7 +643,7 @@ async def test_the_last_byte_leaves_only_after_final_is_durable() -> None:
             client.send(message(body))
             await until(lambda running=running: bool(running.sink.finals))  # type: ignore[misc]
             await asyncio.sleep(0.05)
-            before = await asyncio.wait_for(client.reader.read(1 << 16), 5) if body.get("stream") else b""
+            before = await asyncio.wait_for(client.reader.read(1 << 16), PATIENCE_SECONDS) if body.get("stream") else b""
             assert b"[DONE]" not in before and (b'"a"' in before) is bool(body.get("stream"))
             running.sink.durable.set()
             if body.get("stream"):
@@ -715,7 +717,7 @@ async def record(script: Script) -> tuple[Recorder, Final]:
             body = msgspec.json.encode(streamed())
             loop = asyncio.get_running_loop()
             request = new_request("req_1", RequestHead(Endpoint.CHAT_COMPLETIONS, headers), body, loop.time(), clock.now_us())
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 await driven(lambda driver: pipeline.answer(request, recorder, made, driver))
             final = await sink.settled()
             for served in made.upstreams.all():

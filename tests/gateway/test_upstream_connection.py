@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -12,6 +13,7 @@ import pytest
 
 from tests.fakes import Transport
 from tests.gateway.harness import Log
+from tests.patience import PATIENCE_SECONDS
 from tollway.domain import addresses, faults
 from tollway.domain.catalog import Deployment, Engine
 from tollway.domain.faults import Fault
@@ -24,7 +26,6 @@ from tollway.gateway.upstreams.connection import (
     DRAIN_BYTES_MAX,
     ConnectionState,
     TransitionError,
-    UpstreamAnswer,
     UpstreamConnection,
 )
 from tollway.gateway.upstreams.open_connections import OpenConnections
@@ -37,6 +38,7 @@ from tollway.gateway.upstreams.upstream import (
     Upstream,
 )
 from tollway.telemetry import Metrics
+from tollway.wire.http import ReceivedAnswer
 
 WHOLE = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
 CLOSING = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}"
@@ -48,10 +50,10 @@ LAST_CHUNK = b"0\r\n\r\n"
 class Sink:
     """Keeps what it is told."""
 
-    answers: list[UpstreamAnswer] = field(default_factory=list)
+    answers: list[ReceivedAnswer] = field(default_factory=list)
     losses: int = 0
 
-    def received(self, answer: UpstreamAnswer) -> None:
+    def received(self, answer: ReceivedAnswer) -> None:
         self.answers.append(answer)
 
     def received_chunk(self, data: bytes) -> bool:
@@ -139,6 +141,37 @@ async def test_settle_after_an_answer_without_a_certain_end_closes(rig: Rig, ans
     rig.answered(answer)
     assert rig.connection.state is ConnectionState.CLOSED and rig.transport.aborted
     assert rig.upstream.take_idle(0.0) is None
+
+
+@pytest.mark.parametrize(("status", "state"), [(b"200 OK", "IDLE"), (b"413 Content Too Large", "CLOSED")])
+async def test_191_connection_on_which_a_large_body_was_refused_is_closed(rig: Rig, status: bytes, state: str) -> None:
+    rig.connection.ask(b"POST", rig.sink, [b"large"])
+    rig.transport.feed(WHOLE.replace(b"200 OK", status))
+    rig.connection.settle(0.0)
+    assert rig.connection.state == state
+
+
+@pytest.mark.parametrize(("reads", "state"), [(True, "IDLE"), (False, "CLOSED")])
+async def test_191_connection_with_a_large_body_that_its_engine_did_not_read_is_closed(rig: Rig, reads: bool, state: str) -> None:
+    loop, size = asyncio.get_running_loop(), 200_000
+    connection = UpstreamConnection(rig.upstream)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        transport, _ = await loop.create_connection(lambda: connection, *listener.getsockname())
+        engine, _ = listener.accept()
+        with engine:
+            engine.setblocking(False)
+            connection.ask(b"POST", rig.sink, [bytes(size)])
+            left = size if reads else 1
+            while left > 0:
+                left -= len(await loop.sock_recv(engine, 1 << 16))
+            await loop.sock_sendall(engine, WHOLE)
+            while not rig.sink.answers:
+                await asyncio.sleep(0.001)
+            assert transport.get_write_buffer_size() == 0, "only the kernel holds it"
+            connection.settle(0.0)
+            assert connection.state == state
+            transport.abort()
 
 
 async def test_settle_with_an_unsent_request_closes(rig: Rig) -> None:
@@ -333,5 +366,5 @@ async def test_79_name_that_resolves_to_a_forbidden_address_gets_no_byte(monkeyp
         else:
             with pytest.raises(Fault, match="upstream_unreachable"):
                 await upstream.connect(2.0)
-        await asyncio.wait_for(ended.wait(), 5.0)
+        await asyncio.wait_for(ended.wait(), PATIENCE_SECONDS)
         assert b"".join(received) == b""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from errno import EIO, ENOSPC
 from pathlib import Path
 
+from tests.patience import PATIENCE_SECONDS
 from tollway.domain.usage import Admit, Close, Final, Record, decode
 from tollway.link.disk import Disk
 from tollway.link.epochs import EpochFiles, Position, find_position, list_epochs, read_frames, read_start
@@ -126,7 +127,7 @@ class SickDisk:
             return os.pwrite(fd, data, offset)
 
         def fdatasync(fd: int) -> None:
-            assert self.may_sync.wait(30)
+            assert self.may_sync.wait(PATIENCE_SECONDS)
             self.syncs += 1
             if self.fails_sync:
                 raise OSError(EIO, "injected")

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from tests.link.link_server import Answer, LinkServer, Publisher, Request, until
 from tests.link.spools import Alarms, no_alarm
+from tests.patience import PATIENCE_SECONDS
 from tollway.domain.limits import UNLIMITED, Limits
 from tollway.domain.prices import PriceTerms
 from tollway.domain.snapshot import (
@@ -201,7 +202,7 @@ class TestFollowing:
 
         def slow_restart(log: ChangeLog, version: int) -> None:
             began.set()
-            may_end.wait(30)
+            may_end.wait(PATIENCE_SECONDS)
             restart(log, version)
 
         monkeypatch.setattr(ChangeLog, "restart", slow_restart)
@@ -209,7 +210,7 @@ class TestFollowing:
             each = follower(mirror, tmp_path, server.url)
             await each.start()
             task = asyncio.create_task(each.run())
-            await asyncio.to_thread(began.wait, 30)
+            await asyncio.to_thread(began.wait, PATIENCE_SECONDS)
             task.cancel()
             await asyncio.wait({task}, timeout=0.05)
             may_end.set()

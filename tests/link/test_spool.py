@@ -20,6 +20,7 @@ from tests.link.spools import (
     read_epoch,
     read_only_epoch,
 )
+from tests.patience import PATIENCE_SECONDS
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import OVERLOADED, SPOOL_UNAVAILABLE, Fault
 from tollway.domain.usage import BUDGETS_MAX, TOKENS_MAX, Admit, Anomaly, Outcome, Progress, Tick, UsageSource, encode
@@ -364,7 +365,7 @@ async def test_defect_behind_a_commit_fails_the_spool_and_leaves_nobody_waiting(
         await asyncio.gather(*waiting)
         monkeypatch.setattr(opened, "_append", fail)
         opened._tick()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await opened.failed.wait()
         await asyncio.gather(*waiting, return_exceptions=True)
     assert alarms.names() == ["spool_failed"] and not opened.is_writable()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.link.spools import admits, assert_complete, finals, no_alarm, read_epoch
+from tests.patience import PATIENCE_SECONDS
 from tollway.domain.usage import Outcome
 from tollway.link.epochs import list_epochs
 from tollway.link.recovery import recover_dead
@@ -57,10 +58,10 @@ def live_and_die(directory: Path, life: int, seconds: float) -> set[str]:
         reader.start()
         time.sleep(seconds)
         child.kill()
-        reader.join(30)
+        reader.join(PATIENCE_SECONDS)
     finally:
         guard.cancel()
         child.kill()
-        child.wait(30)
+        child.wait(PATIENCE_SECONDS)
         child.stdout.close()
     return {line.strip().decode() for line in lines if line.endswith(b"\n")}

@@ -10,6 +10,7 @@ import pytest
 
 from tests.link.samples import admit, ended, final
 from tests.link.spools import Alarms, assert_complete, no_alarm, read_epoch
+from tests.patience import PATIENCE_SECONDS
 from tollway.domain.faults import SPOOL_UNAVAILABLE, Fault
 from tollway.domain.usage import Outcome, encode
 from tollway.link import spool_wait
@@ -20,7 +21,6 @@ from tollway.link.spool import Spool, SpoolOptions
 from tollway.link.spool_wait import UnavailableSpool, find_waiting_node, open_when_available
 
 SMALL = SpoolOptions(segment_bytes=16_384, slots_max=16, tick_seconds=3600)
-SECONDS_MAX = 30.0  # against hangs only
 
 
 class Moody:
@@ -64,7 +64,7 @@ class TestWaiting:
 
         opening = asyncio.create_task(open_when_available(tmp_path, open_spool, alarms, moody.disk()))
         tries = moody.tries
-        async with asyncio.timeout(SECONDS_MAX):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while moody.tries < tries + 5:
                 await asyncio.sleep(0.005)
             assert not opening.done()
@@ -112,7 +112,7 @@ class TestFailedSync:
             return result
 
         monkeypatch.setattr(kernel, "_syscall", failing)
-        async with asyncio.timeout(SECONDS_MAX):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             with pytest.raises(Fault) as lost:
                 await ended(spool, slot, final(admit(1)))
         assert lost.value.kind is SPOOL_UNAVAILABLE

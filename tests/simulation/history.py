@@ -68,6 +68,7 @@ class History:
         limit_pico = Random(seed).choice((0, 0, 4 * 10**8, 10**9, 4 * 10**9))  # of its own, so that it changes no other draw
         if limit_pico and seed % 5 == PREPAID:
             self.control.add_credit(samples.ORGANIZATION, draw_credit(Random(seed), limit_pico), world.true_clock())
+            self.control.add_topups(samples.ORGANIZATION, limit_pico // 8, limit_pico * 3 // 4, world.true_clock())
         elif limit_pico:
             self.control.add_budget(budget_of(limit_pico))
         self.limits = draw_limits(seed, world, samples.ORGANIZATION, samples.PROJECT)

@@ -21,16 +21,17 @@ from tests.link.samples import NODE
 from tests.simulation.disks import Directory, Files, SimulatedDisk
 from tests.simulation.limits import Limiter
 from tests.simulation.machine import Killed, Process, World
-from tests.simulation.traffic import BUDGET_ID, FIRST_US, CreditTerms, limited_caller
+from tests.simulation.traffic import BUDGET_ID, FIRST_US, GRANTS_FIRST, CreditTerms, limited_caller
 from tests.storage.databases import SqliteTemplate, fill
 from tollway.control.metering.batches import BatchRefused
 from tollway.control.metering.collect import Gap, collect, find_next_seq
 from tollway.control.money.budgets import renew_leases, set_prepaid
 from tollway.control.money.credits import WantedGrant, create_grant
 from tollway.domain.budgets import Budget, LeaseRequest
-from tollway.domain.credits import MINUTE_US, GrantCategory
-from tollway.domain.faults import Fault
+from tollway.domain.credits import MINUTE_US, GrantCategory, Topup, TopupRule
+from tollway.domain.faults import STATE_CONFLICT, Fault
 from tollway.domain.ids import CREDIT_GRANT, new_id
+from tollway.domain.pages import PageWindow
 from tollway.domain.usage import Ended, encode
 from tollway.gateway.budgets import Budgets
 from tollway.link.leases import LeaseClient
@@ -38,6 +39,7 @@ from tollway.link.shipper import Shipper, ShipperOptions
 from tollway.link.spool import Spool, SpoolOptions
 from tollway.storage import budgets as stored_budgets
 from tollway.storage import credits as stored_credits
+from tollway.storage import topups as stored_topups
 from tollway.storage.database import Database
 from tollway.storage.record_archive import Archive
 from tollway.storage.usage_events import EventRace
@@ -45,6 +47,10 @@ from tollway.storage.usage_events import EventRace
 SPOOL = PurePosixPath("/gateway/spool")
 BATCH_BYTES = 66_000
 DRAIN_SECONDS = 0.5
+
+
+TOPUP_COOLOFF_SECONDS = 1
+"""Shorter than an operator may set, so that a history has several top-ups."""
 
 
 class Network:
@@ -181,6 +187,23 @@ class SickArchive(Archive):
         self._of.write(node_id, epoch, offset, data)
 
 
+def _paid(amount_pico: int, effective_at: int, expires_at: int | None, topup_id: str | None = None) -> WantedGrant:
+    """Return a grant of paid credit that any request can use. `topup_id`: of the top-up that it answers."""
+    return WantedGrant(
+        category=GrantCategory.PAID,
+        amount_pico=amount_pico,
+        currency=None,
+        cost_basis_bp=None,
+        priority=0,
+        effective_at=effective_at,
+        expires_at=expires_at,
+        reference="",
+        project_id=None,
+        model="",
+        topup_id=topup_id,
+    )
+
+
 class _Leases(msgspec.Struct):
     sequence: int
     leases: list[LeaseRequest]
@@ -204,6 +227,8 @@ class Control:
         self.taken = 0
         self.budget: Budget | None = None
         """The hard budget of one organization, or the one that holds it to its credit, if the history has one."""
+        self.topups: set[str] = set()
+        """Top-ups that somebody has begun to answer."""
 
     def add_budget(self, budget: Budget) -> None:
         """Bound what an organization may spend, from the first request on."""
@@ -218,20 +243,51 @@ class Control:
             budget = set_prepaid(tenant, is_prepaid=True, id=BUDGET_ID, now=begin - FIRST_US)
         with self.ledger.database.platform() as tx:
             for number, each in enumerate(terms):
-                wanted = WantedGrant(
-                    category=GrantCategory.PAID,
-                    amount_pico=each.amount_pico,
-                    currency=None,
-                    cost_basis_bp=None,
-                    priority=0,
-                    effective_at=begin + each.begins_after_us,
-                    expires_at=None if each.ends_after_us is None else begin + each.ends_after_us,
-                    reference="",
-                    project_id=None,
-                    model="",
-                )
+                ends_at = None if each.ends_after_us is None else begin + each.ends_after_us
+                wanted = _paid(each.amount_pico, begin + each.begins_after_us, ends_at)
                 create_grant(tx, organization_id, wanted, id=new_id(CREDIT_GRANT, begin, number), now=begin - FIRST_US)
         self.budget = budget
+
+    def add_topups(self, organization_id: str, amount_pico: int, threshold_pico: int, now: int) -> None:
+        """Ask for more credit of an organization whenever less than the threshold is usable, and have each top-up answered."""
+        rule = TopupRule(threshold_pico, amount_pico, TOPUP_COOLOFF_SECONDS)
+        with self.ledger.database.platform() as tx:
+            stored_topups.put_rule(tx, organization_id, rule, now)
+
+    def _find_topups(self) -> None:
+        """Begin to answer the top-ups that were asked for, each after a time of its own."""
+        with self.ledger.database.platform(write=False) as tx:
+            topups = stored_topups.list_topups(tx, PageWindow(100), only_open=True)
+        for topup in topups.items:
+            if topup.id not in self.topups:
+                self.topups.add(topup.id)
+                self.world.note(f"{topup.id} is asked for")
+                self.world.after(self.world.chance.uniform(0.01, 0.8), lambda topup=topup: self._answer_topup(topup))  # type: ignore[misc]
+
+    def _answer_topup(self, topup: Topup) -> None:
+        """Grant a top-up: again and again while control is away or dies before its commit, and once more after it was granted."""
+        chance, now = self.world.chance, self.world.true_clock()
+        minute = now // MINUTE_US * MINUTE_US
+        wanted = _paid(topup.amount_pico, minute, chance.choice((None, minute + MINUTE_US)), topup.id)
+        try:
+            if not self.is_up:
+                raise Died
+            with self.ledger.database.platform() as tx:
+                create_grant(tx, topup.organization_id, wanted, id=new_id(CREDIT_GRANT, now, chance.getrandbits(62)), now=now)
+                if chance.random() < self.error_rate:
+                    self.world.faults += 1
+                    raise Died
+        except Died:
+            self.world.after(0.1, lambda: self._answer_topup(topup))
+            return
+        except Fault as fault:
+            if fault.kind is not STATE_CONFLICT:
+                raise
+            return  # it was granted before
+        self.world.note(f"{topup.id} is granted")
+        self.check_budget()
+        if chance.random() < 0.5:
+            self.world.after(chance.uniform(0.0, 0.5), lambda: self._answer_topup(topup))
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, bytes] | None:
         """One request; None if there is nobody."""
@@ -300,8 +356,11 @@ class Control:
             self.world.fail(f"of the budget of {budget.amount_pico}, {spent_pico} are spent and {leased_pico} leased")
 
     def _check_credit(self, budget: Budget) -> None:
+        now = self.world.true_clock()
         with self.ledger.database.platform(write=False) as tx:
             spent_pico = stored_budgets.find_spent(tx, budget.id, 0)
+            leased_pico = sum(stored_budgets.list_outstanding(tx, budget.id, 0).values())
+            topups = stored_topups.list_topups(tx, PageWindow(100), only_open=False).items
             grants = stored_credits.list_open(tx, budget.organization_id)
             draws = stored_credits.list_draws(tx, [each.id for each in grants])
         drawn = {each.id: sum(pico for (grant_id, _), pico in draws.items() if grant_id == each.id) for each in grants}
@@ -309,6 +368,12 @@ class Control:
             self.world.fail(f"of grants of {[each.amount_pico for each in grants]}, {list(drawn.values())} are drawn")
         if sum(drawn.values()) != spent_pico:
             self.world.fail(f"{spent_pico} were spent, and {sum(drawn.values())} drawn on credit")
+        begun_pico = sum(each.amount_pico for each in grants if each.effective_at <= now)
+        if spent_pico + leased_pico > begun_pico:
+            self.world.fail(f"of credit of {begun_pico}, {spent_pico} are spent and {leased_pico} leased")
+        answered = [each.grant_id for each in topups if each.grant_id is not None]
+        if len(set(answered)) != len(answered) or len(grants) != GRANTS_FIRST + len(answered):
+            self.world.fail(f"{len(grants)} grants, and {len(answered)} of {len(topups)} top-ups were answered")
 
     def _collect(self, node_id: str, epoch: int, first_seq: int, body: bytes) -> int:
         chance, database = self.world.chance, self.ledger.database
@@ -336,6 +401,8 @@ class Control:
         self.watermarks[epoch] = next_seq
         self.taken += 1
         self.check_budget()
+        if self.budget is not None and self.budget.is_prepaid:
+            self._find_topups()
         return next_seq
 
 

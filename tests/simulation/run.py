@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ def kept_seeds() -> list[int]:
     return [int(line.split()[0]) for line in lines if line and not line.startswith("#")]
 
 
-def main(seeds: Iterable[int], *, failures_max: int = 5) -> dict[str, Any]:
+def simulate(seeds: Iterable[int], *, failures_max: int = 5) -> dict[str, Any]:
     """Run seeds and report, as figure R2 of docs/reliability.md: one line of JSON. Stops after `failures_max` failing seeds."""
     began = time.perf_counter()
     failed: list[Outcome] = []
@@ -86,10 +85,7 @@ if __name__ == "__main__":
         one.close()
         print(explain(result, 300))
         sys.exit(bool(result.failures))
-    if sys.argv[1:2] == ["--until-failure"]:
-        seeds = chain([int(sys.argv[2])], kept_seeds(), range(int(sys.argv[3])))
-        sys.exit(bool(main(seeds, failures_max=1)["failures"]))
     first_seed, count = (int(text) for text in [*sys.argv[1:], "0", "2000"][:2]) if len(sys.argv) != 2 else (int(sys.argv[1]), 2000)
-    report = main(range(first_seed, first_seed + count))
+    report = simulate(range(first_seed, first_seed + count))
     print(json.dumps(report))
     sys.exit(bool(report["failures"]))

@@ -127,6 +127,10 @@ class CreditTerms(NamedTuple):
     ends_after_us: int | None
 
 
+GRANTS_FIRST = 3
+"""Grants with which a history begins; top-ups come to them."""
+
+
 def draw_credit(chance: Random, limit_pico: int) -> tuple[CreditTerms, ...]:
     """Return grants that come to `limit_pico`: one from the beginning on, one that begins later, and one that expires meanwhile."""
     part = limit_pico // 4

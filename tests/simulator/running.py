@@ -12,11 +12,10 @@ from typing import Any, cast
 import msgspec
 import uvloop
 
+from tests.patience import PATIENCE_SECONDS
 from tollway.simulator import truth
 from tollway.simulator.server import serve
 from tollway.simulator.settings import SimulatorSettings
-
-PATIENCE_SECONDS = 20.0  # only a hang is longer, whatever else this machine does
 
 
 @dataclass(frozen=True)

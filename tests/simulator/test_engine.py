@@ -29,14 +29,14 @@ async def test_a_full_engine_queues_and_a_full_queue_is_503(start: Callable[...,
 
 async def test_slots_are_given_in_order_of_arrival(start: Callable[..., Running]) -> None:
     sim = start(running_max=1)
+    tasks = []
     async with connect(sim) as client:
-        send(client, CHAT, streamed(10), "first", LONG)
+        send(client, CHAT, streamed(5000), "first", LONG)  # it has the slot until its client leaves
         await sim.wait_for(running=1)
-        tasks = []
         for number in range(4):
             tasks.append(asyncio.create_task(post(sim, CHAT, streamed(1), f"r{number}")))
             await sim.wait_for(waiting=number + 1)
-        await asyncio.gather(*tasks)
+    await asyncio.gather(*tasks)
     assert [record.request_id for record in sim.records()] == ["first", "r0", "r1", "r2", "r3"]
 
 

@@ -1,6 +1,7 @@
 """Promises that both engines keep alike: transactions, tenancy in the schema, append-only tables, bounded waits."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -11,13 +12,14 @@ from alembic import command
 from alembic.script import ScriptDirectory
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from tests.control.harness import WAIT_SECONDS_MAX, wait_until
 from tests.storage.databases import PostgresTemplate, become_owner
 from tollway.domain import ids
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
 from tollway.domain.snapshot import Change
 from tollway.domain.tenants import Organization, Project, Status
 from tollway.storage import database as storage_database
-from tollway.storage import pages, publish, schema, tenants
+from tollway.storage import pages, publish, revisions, schema, tenants
 from tollway.storage.database import Database, DatabaseOutdated, DatabaseTooNew
 
 
@@ -90,12 +92,15 @@ class TestTransactions:
 class TestSchema:
     def test_is_what_the_code_says(self, database: Database) -> None:
         """`alembic check`: what the migrations built and what the tables say differ in nothing."""
-        config = storage_database._alembic_config()
+        config = revisions.make_config()
         with database.platform() as tx:
             become_owner(tx)
             config.attributes["connection"] = tx.connection
             command.check(config)
         database.check_schema()
+
+    def test_has_the_head_that_the_texts_of_the_migrations_say(self) -> None:
+        assert storage_database.find_head() == next(iter(revisions.iterate_scripts())).revision
 
     def test_is_migrated_once_however_many_ask(self, database: Database) -> None:
         threads = [threading.Thread(target=database.migrate) for _ in range(3)]
@@ -104,6 +109,38 @@ class TestSchema:
         for thread in threads:
             thread.join()
         database.check_schema()
+
+    @pytest.mark.postgres
+    def test_is_migrated_again_after_a_deadlock_with_a_process_that_works(
+        self, postgres_template: PostgresTemplate, tmp_path: Path
+    ) -> None:
+        """The process reads prices and then adds to rollups; migrations lock rollups (0133) and then prices (0145)."""
+        with postgres_template.empty(tmp_path) as url, closing(Database.open(url)) as database:
+            with database.as_connected(write=True) as connection:
+                config = revisions.make_config()
+                config.attributes["connection"] = connection
+                command.upgrade(config, "0120")
+            waited: list[float] = []
+            done = threading.Event()
+
+            def wait_for_the_process(seconds: float) -> None:
+                waited.append(seconds)
+                assert done.wait(WAIT_SECONDS_MAX)
+
+            engine = sa.create_engine(url, poolclass=sa.NullPool)
+            with ThreadPoolExecutor(1) as threads, engine.connect() as process:
+                process.execute(sa.text("SET deadlock_timeout = '60s'"))  # so that the migration is the one that gives up
+                process.execute(sa.text("SELECT 1 FROM book_prices"))
+                migrating = threads.submit(database.migrate, wait_for_the_process)
+                with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as watching:
+                    is_waiting = sa.text("SELECT count(*) FROM pg_locks WHERE relation = 'book_prices'::regclass AND NOT granted")
+                    wait_until(lambda: bool(watching.scalar(is_waiting)) or migrating.done())
+                process.execute(sa.text("LOCK TABLE usage_rollups IN ROW EXCLUSIVE MODE"))
+                process.commit()
+                done.set()
+                migrating.result()
+            assert waited == [storage_database.MIGRATION_PAUSES_SECONDS[0]]
+            database.check_schema()
 
     def test_of_a_newer_version_that_leaves_this_one_running_is_used_and_left_alone(self, database: Database) -> None:
         with database.platform() as tx:
@@ -150,7 +187,7 @@ class TestSchema:
             database.check_schema()
 
     def test_names_the_versions_back_to_the_one_that_broke_what_was_before(self, database: Database) -> None:
-        scripts = ScriptDirectory.from_config(storage_database._alembic_config())
+        scripts = ScriptDirectory.from_config(revisions.make_config())
         with database.platform(write=False) as tx:
             found = set(tx.connection.scalars(sa.text("SELECT revision FROM compatible_revisions")))
         assert scripts.get_current_head() in found
@@ -181,7 +218,7 @@ class TestSchema:
             "budget_alerts": {"budget_id": "bud", "start_at": 1, "threshold": 80, "spent_pico": "8", "limit_pico": "9", "crossed_at": 5},
         }
         with opened.platform() as tx:
-            config = storage_database._alembic_config()
+            config = revisions.make_config()
             config.attributes["connection"] = tx.connection
             command.upgrade(config, "0022")
             for table, row in rows.items():

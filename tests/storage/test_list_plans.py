@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from tests.storage.databases import SqliteTemplate
 from tollway.domain.pages import PageWindow
-from tollway.storage import audit, ledger
+from tollway.storage import audit, direct_debits, ledger, open_items, payments
 from tollway.storage.audit import AuditFilter
 from tollway.storage.database import Database, PlatformTx
 
@@ -69,3 +69,30 @@ def test_transactions_of_an_organization_are_read_by_its_periods(database: Datab
 def test_records_of_the_audit_trail_are_found_by_what_they_are_filtered_by(database: Database, wanted: AuditFilter, index: str) -> None:
     (step,) = plans(database, "audit_records", lambda tx: audit.list_records(tx, "org/a", wanted, after=None, before=None, limit=20))
     assert index in step, step
+
+
+OPEN = {
+    "ix_open_items_of_organization (organization_id=? AND kind=?": [
+        partial(open_items.list_open, organization_id=ORGANIZATION, after="inv_1", limit=20),
+        partial(open_items.list_sources, organization_id=ORGANIZATION),
+    ],
+    "ix_open_items_of_organization (organization_id=?": [partial(open_items.sum_open, organization_id=ORGANIZATION)],
+    "ix_open_items_by_id (kind=? AND id>?": [partial(payments.list_overdue_ids, today="2026-12-01", after="inv_1", limit=20)],
+    "ix_open_items_of_seller (legal_entity_id=? AND kind=? AND due_on<?": [
+        partial(direct_debits.list_candidates, entity_id="entity_1", collect_on="2026-12-01", invoice_ids=(), limit=20)
+    ],
+}
+"""Lists of what is open, by the index and the columns by which they are read."""
+
+
+@pytest.mark.parametrize(("read", "index"), [(read, index) for index, lists in OPEN.items() for read in lists])
+def test_what_is_open_is_found_without_what_is_settled(database: Database, read: Callable[[PlatformTx], object], index: str) -> None:
+    """The indexes have only what is left, so a list costs what is open, however many invoices were paid."""
+    found = [step for step in plans(database, "open_items", read) if "PRIMARY KEY" not in step and "(id=?)" not in step]
+    assert found and all(index in step for step in found), found
+
+
+def test_settlements_are_found_by_their_source_and_target(database: Database) -> None:
+    for column, read in (("source_id", payments.list_settlements_by), ("target_id", payments.list_settlements_of)):
+        (step,) = plans(database, "settlements", partial(read, organization_id=ORGANIZATION, **{f"{column}s": ["id_1"]}))
+        assert f"(organization_id=? AND {column}=?)" in step, step

@@ -20,14 +20,17 @@ from tollway.storage.row_security import RoleRefused, access_to
 
 PLATFORM_TABLES = {
     "models", "deployments", "plans", "plan_limits",  # the catalog
-    "publish_head", "changes", "nodes", "join_tokens", "limit_reports", "refused_epochs", "epochs", "job_leases",  # gateways and jobs
-    "token_signing_keys", "used_assertions", "sign_in_attempts", "device_logins", "operators", "operator_sessions",  # of control
+    "publish_head", "changes", "nodes", "join_tokens", "refused_epochs", "epochs", "job_leases",  # gateways and jobs
+    "limit_reports", "gateway_statuses",  # what gateways say of themselves
+    "token_signing_keys", "used_assertions", "sign_in_attempts", "device_logins", "operators",  # of control
+    "operator_sessions", "operator_sign_in_links",  # of operators
     "idempotency_keys", "removed_months", "event_conflicts",  # of records and requests
-    "event_counters", "event_searches",  # numbers of events, and what was looked for
+    "event_counters", "event_searches", "sink_positions", "usage_batches",  # numbers of events, and what was looked for
     "lost_requests", "lost_decisions", "lost_declarations", "price_drafts",  # operators' decisions
-    "bank_statements", "bank_entries",  # what banks said
+    "bank_statements", "bank_entries", "bank_returns", "direct_debit_files", "credit_transfer_files",  # what banks said and are asked
     "legal_entities", "number_series",  # who sells, and the numbers of its documents
     "compatible_revisions",  # which versions may run over the schema
+    "deployment_costs", "capacity_costs",  # what serving costs
     "engine_readings", "engine_hours", "engine_members", "engine_usage",  # what engines counted
 }  # fmt: skip
 """Tables whose rows are no organization's."""

@@ -1,19 +1,28 @@
 """Money at rest: exact at any size, on both engines; and an archive that says when it lacks something."""
 
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import replace
+from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import sqlalchemy as sa
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy.dialects import postgresql
 
 from tests.link.samples import EPOCH, NODE, admit, final
+from tests.storage.databases import PostgresTemplate
 from tests.storage.stored_events import read_events
 from tollway.domain import ids
 from tollway.domain.billing_classes import Amounts, Quantities
-from tollway.domain.rollups import RollupKey, UsageSums
+from tollway.domain.rollups import RollupKey, UsageGroup, UsageQuery, UsageSums, WantedSums
 from tollway.domain.usage import Anomaly, Outcome, UsageEvent, UsageSource
 from tollway.storage import rollups, usage_events
 from tollway.storage import schema_money as money
@@ -21,6 +30,8 @@ from tollway.storage.database import Database, PlatformTx
 from tollway.storage.partitions import Month
 from tollway.storage.record_archive import Archive, ArchiveShort
 from tollway.storage.schema_money import AMOUNT_DIGITS, Amount
+
+DAY_US = 86_400_000_000
 
 KEY = RollupKey("org_1", 60, 0, "proj_1", "key_1", "echo", "embeddings")
 
@@ -62,6 +73,77 @@ class TestRollups:
         assert key == KEY
         assert found == UsageSums(5, Quantities(10, 15, 20, 25), Amounts(input=5 * 999_999_999_999, output=5 * each))
         assert pico < 10**12
+        query = UsageQuery(width_seconds=60, start_at=0, end_at=60_000_000, group_by=("project_id",))
+        with database.tenant("org_1", write=False) as tenant:
+            (whole,) = rollups.list_usage(tenant, query)
+            (quantities,) = rollups.list_usage(tenant, replace(query, wanted=WantedSums.QUANTITIES))
+            (total,) = rollups.list_usage(tenant, replace(query, wanted=WantedSums.TOTAL))
+        assert whole == UsageGroup(0, {"project_id": "proj_1"}, found, 5 * (999_999_999_999 + each))
+        assert total == UsageGroup(0, {"project_id": "proj_1"}, UsageSums(), whole.total_pico)
+        assert (quantities.sums.requests, quantities.sums.billed, quantities.sums.amounts.total) == (5, found.billed, 0)
+
+    @pytest.mark.parametrize("wanted", WantedSums)
+    def test_of_projects_and_organizations_are_the_sums_of_those_by_key(self, database: Database, wanted: WantedSums) -> None:
+        sums = {
+            RollupKey("org_1", width, day * DAY_US, project, f"key_{project}{key}", model, endpoint): UsageSums(
+                1, Quantities(2), Amounts(9 * 10**18 + len(model), 999_999_999_999)
+            )
+            for width, day, project, key in product((60, 3_600, 86_400), (0, 1), "ab", range(3))
+            for model, endpoint in product(("x", "yy"), ("chat/completions", "test/chat/completions"))
+        }
+        with database.platform() as tx:
+            for _ in range(2):
+                rollups.add_rollups(tx, rollups.rollup_rows(sums))
+        conditions: list[dict[str, Any]] = [{}, {"project_ids": ("b",)}, {"models": ("yy",)}, {"project_ids": ("a", "b"), "models": ("x",)}]
+        span = UsageQuery(86_400, 0, 2 * DAY_US, wanted=wanted)
+        with database.tenant("org_1", write=False) as tenant:
+            by_key = rollups.list_usage(tenant, replace(span, group_by=("project_id", "key_id", "model")))
+            for group_by, changes, is_whole in product(((), ("model",), ("project_id",)), conditions, (False, True)):
+                asked = replace(span, group_by=group_by, is_whole=is_whole, **changes)
+                assert rollups.list_usage(tenant, asked) == add_up(by_key, asked), asked
+            assert rollups.list_usage(tenant, replace(span, start_at=5 * DAY_US, end_at=6 * DAY_US, is_whole=True)) == []
+
+    @pytest.mark.postgres
+    def test_of_a_version_that_does_not_know_those_of_projects_are_refused(
+        self, postgres_template: PostgresTemplate, tmp_path: Path
+    ) -> None:
+        table, sums = money.usage_rollups, UsageSums(1, Quantities(2), Amounts(3))
+        with postgres_template.copied(tmp_path) as url, closing(Database.open(url)) as database:
+            with database.platform() as tx:
+                rollups.add_rollups(tx, rollups.rollup_rows({KEY: sums}))
+                row = dict(tx.connection.execute(sa.select(table)).mappings().one())
+            del row["pixels"]
+            again = postgresql.insert(table).values(row).on_conflict_do_update(index_elements=KEY._fields, set_={"requests": 2})
+            with pytest.raises(sa.exc.IntegrityError, match="pixels"), database.platform() as tx:
+                tx.connection.execute(again)
+
+    def test_of_projects_and_organizations_are_filled_in_by_the_migration(self, database: Database) -> None:
+        sums = UsageSums(1, Quantities(2), Amounts(9 * 10**18, 999_999_999_999, request=7))
+        keys = [KEY._replace(width_seconds=width, key_id=key) for width in (60, 3_600, 86_400) for key in ("key_1", "key_2")]
+        with database.platform() as tx:
+            rollups.add_rollups(tx, rollups.rollup_rows(dict.fromkeys(keys, sums)))
+            kept = list(rollups.iterate_project_rollups(tx)), list(rollups.iterate_organization_rollups(tx))
+            tx.connection.execute(money.project_rollups.delete())
+            tx.connection.execute(money.organization_rollups.delete())
+            migration = import_module("tollway.storage.migrations.versions.0133_coarse_rollups")
+            with Operations.context(MigrationContext.configure(tx.connection)):
+                migration.fill("project_rollups", "usage_rollups")
+                migration.fill("organization_rollups", "project_rollups")
+            assert (list(rollups.iterate_project_rollups(tx)), list(rollups.iterate_organization_rollups(tx))) == kept
+        assert [len(each) for each in kept] == [2, 2] and kept[0][0][1].total_pico == 2 * sums.amounts.total
+
+
+def add_up(groups: Iterable[UsageGroup], asked: UsageQuery) -> list[UsageGroup]:
+    """Return what a query must answer, from groups by project, key and model."""
+    found: dict[tuple[int, tuple[str, ...]], UsageGroup] = {}
+    for each in groups:
+        if each.group["project_id"] in (asked.project_ids or "ab") and each.group["model"] in (asked.models or each.group["model"]):
+            start, group = 0 if asked.is_whole else each.start_at, {name: each.group[name] for name in asked.group_by}
+            place = (start, tuple(group.values()))
+            before = found.get(place) or UsageGroup(start, group, UsageSums(), 0)
+            before.sums.add(each.sums)
+            found[place] = replace(before, total_pico=before.total_pico + each.total_pico)
+    return [found[place] for place in sorted(found)]
 
 
 class TestArchive:
@@ -91,7 +173,8 @@ class TestArchive:
 def insert(tx: PlatformTx, *events: UsageEvent) -> None:
     """Store events as the collector hands them in."""
     ids = [event.final.admit.request_id for event in events]
-    usage_events.insert_events(tx, map(row_of, events), min(ids), max(ids), lambda: None)
+    is_text = all(event.final.used.other is None for event in events)
+    usage_events.insert_events(tx, map(row_of, events), min(ids), max(ids), lambda: None, is_text=is_text)
 
 
 def row_of(event: UsageEvent) -> usage_events.EventRow:

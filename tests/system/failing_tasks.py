@@ -15,7 +15,9 @@ from tollway.gateway.edge.client_connection import ClientConnection
 from tollway.gateway.open_inference.server import Listener
 from tollway.gateway.plane import Plane
 from tollway.gateway.response_cache import ResponseCache
+from tollway.gateway.status import StatusSource
 from tollway.gateway.upstreams import cache_events, load_reports, probes
+from tollway.link.batch_ends import BatchEndReporter
 from tollway.link.content_log import ContentSender
 from tollway.link.limit_use_reports import LimitReporter
 from tollway.link.shipper import Shipper
@@ -58,7 +60,9 @@ DEFECTS: dict[str, tuple[Any, str]] = {
     "telemetry": (TelemetryExport, "run"),
     "snapshot age": (gateway.AgeWatch, "run"),
     "leases": (Budgets, "next_request"),
+    "batch ends": (BatchEndReporter, "report"),
     "limit_reports": (LimitReporter, "_collect"),
+    "status": (StatusSource, "collect"),
     "connection": (ClientConnection, "tick"),
     "log": (LogWriter, "_encode_batch"),
     "announce": (gateway, "url_of"),

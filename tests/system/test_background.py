@@ -23,7 +23,7 @@ pytestmark = pytest.mark.system
 SCRIPT = str(Path(__file__).with_name("failing_tasks.py"))
 RESTARTED = (
     "follower", "acknowledger", "shipper", "clock", "announce", "answer files", "upstream probes", "load reports", "cache events",
-    "snapshot age", "leases", "limit_reports", "cached responses", "free memory", "content log", "telemetry", "grpc server",
+    "snapshot age", "leases", "limit_reports", "status", "cached responses", "free memory", "content log", "telemetry", "grpc server",
 )  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def failing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Platform
 
 
 def read_restarts(internal_url: str) -> dict[str, int]:
-    text = httpx2.get(f"{internal_url}/metrics", trust_env=False).text
+    text = httpx2.get(f"{internal_url}/metrics", trust_env=False, timeout=WAIT_SECONDS).text
     return {task: int(float(count)) for task, count in re.findall(r'tollway_task_restarts_total\{task="([\w ]+)"\} (\S+)', text)}
 
 
@@ -90,7 +90,7 @@ def test_failed_check_of_a_connection_is_reported_and_no_task_ends(tmp_path: Pat
         (ready,) = [line for line in lines_of_log(parts.gateway.out) if line.get("event") == "ready"]
         with socket.create_connection(("127.0.0.1", int(platform.gateway_url.rpartition(":")[2]))):
             until(lambda: [line for line in lines_of_log(parts.gateway.out) if line.get("event") == "callback_failed"])
-        metrics = httpx2.get(f"{ready['internal_url']}/metrics").text
+        metrics = httpx2.get(f"{ready['internal_url']}/metrics", timeout=WAIT_SECONDS).text
         assert 'tollway_callback_failures_total{place="AttributeError in failing_tasks.py:' in metrics
         assert read_restarts(str(ready["internal_url"])).get("clock", 0) == 0, "a connection's check does not end the clock"
 
@@ -100,7 +100,11 @@ def test_log_goes_on_after_a_batch_that_failed(tmp_path: Path) -> None:
         (ready,) = [line for line in lines_of_log(parts.gateway.out) if line.get("event") == "ready"]
         assert ask(platform, platform.tenant.api_key).ended == "complete"
         until(lambda: [line for line in lines_of_log(parts.gateway.out) if line.get("event") == "request" and line["status"] == 200])
-        dropped = re.search(r"^tollway_log_lines_dropped_total (\S+)$", httpx2.get(f"{ready['internal_url']}/metrics").text, re.MULTILINE)
+        dropped = re.search(
+            r"^tollway_log_lines_dropped_total (\S+)$",
+            httpx2.get(f"{ready['internal_url']}/metrics", timeout=WAIT_SECONDS).text,
+            re.MULTILINE,
+        )
         assert dropped is not None and float(dropped[1]) == 1
 
 

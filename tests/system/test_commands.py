@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from reliability.processes import Running, Start, tollway
+from reliability.processes import WAIT_SECONDS, Running, Start, tollway
 
 pytestmark = pytest.mark.system
 
@@ -236,7 +236,7 @@ def test_from_nothing_to_a_key_that_is_revoked(serving: Running) -> None:
     assert key not in json.dumps(listed)
 
     gateway_url = json.loads((serving.directory / "addresses.json").read_text())["gateway_url"]
-    with httpx2.Client(base_url=gateway_url, headers={"authorization": f"Bearer {key}"}, trust_env=False) as http:
+    with httpx2.Client(base_url=gateway_url, headers={"authorization": f"Bearer {key}"}, trust_env=False, timeout=WAIT_SECONDS) as http:
         serving.wait_until(lambda: http.get("/v1/models").status_code == 200)
         env = {"TOLLWAY_KEY": admin}  # the tenant's own admin may do it too, and needs to name nothing
         assert do(serving, "keys", "revoke", listed["id"], env=env) == f"revoked {listed['id']}\n"
@@ -456,7 +456,13 @@ organizations:
     currency: EUR
     rotation_schedule: {interval_seconds: 7776000, grace_seconds: 604800}
     projects:
-      chat: {api_keys: {search: {endpoints: [embeddings], tags: {team: search}, rotation_schedule: {interval_seconds: 864000}}}}
+      chat:
+        api_keys:
+          search:
+            endpoints: [embeddings]
+            tags: {team: search}
+            limits: {tokens_per_day: 9}
+            rotation_schedule: {interval_seconds: 864000}
 """
 
 
@@ -477,6 +483,8 @@ def test_file_bounds_keys_that_exist_and_makes_none(serving: Running, tmp_path: 
     ]
     assert do(serving, "apply", "-f", str(path)) == "nothing to change\n"
     (key,) = do_json(serving, "keys", "list", *acting)
+    (limit,) = do_json(serving, "limits", "show", "--api-key", key["id"], *acting)
+    assert (limit["level"], limit["limit"], limit["size"]) == ("api_key", "tokens_per_day", 9)
     assert key["endpoints"] == ["embeddings"] and key["rotation_schedule"] == {"interval_seconds": 864000, "grace_seconds": 86400}
     exported = tmp_path / "exported.yaml"
     do(serving, "export", "-f", str(exported))

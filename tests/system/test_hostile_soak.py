@@ -18,4 +18,5 @@ def test_honest_tenants_beside_a_hostile_one_are_served_and_descriptors_return(t
     assert not soak.wrong
     assert soak.most.descriptors > soak.before.descriptors + ATTACKED_DESCRIPTORS, "the attack held no connections"
     assert soak.most.mib > soak.before.mib, "the attack took no memory"
-    assert soak.beside.heard
+    assert soak.beside.sent.heard
+    assert sum(each.user_s + each.system_s for each in soak.hostile) > 0, "nothing was spent on the attack, so nothing is compared with it"

@@ -70,7 +70,7 @@ def told(usage: openai.types.CompletionUsage) -> dict[str, int]:
         "cached_input": cached,
         "output": usage.completion_tokens - reasoning,
         "reasoning": reasoning,
-        **dict.fromkeys(("characters", "images", "seconds"), 0),
+        **dict.fromkeys(("characters", "images", "pixels", "seconds"), 0),
     }
 
 

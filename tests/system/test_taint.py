@@ -1,15 +1,17 @@
-"""Secrets, prompts and completions appear in no log, error, metric, audit record or table where they should not be.
+"""Secrets, prompts and completions appear in nothing where they should not be: log, error, metric, trace, table, page, webhook, sink.
 
-Each is a text that occurs nowhere else, so that it can be searched for as bytes in everything that a platform writes and answers.
+Each is a text that occurs nowhere else, so that it can be searched for as bytes in everything that a platform writes, answers and sends.
 """
 
 import base64
 import json
+import re
 import secrets
+import socketserver
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,7 +23,11 @@ import pytest
 
 from reliability.platforms import Platform, serve
 from reliability.processes import WAIT_SECONDS, Running, Start
+from tests.collectors import Collected, http_collector
+from tests.control.eventing.receivers import Receiver, receiving
 from tollway.control.api.app import PUBLIC_ROUTERS
+from tollway.control.console.routers import ROUTERS as CONSOLE_ROUTERS
+from tollway.domain.events import TENANT_TYPES, EventType
 
 pytestmark = pytest.mark.system
 
@@ -33,6 +39,17 @@ FAULTS = ("refuses", "fails", "nonsense", "cut", "streamed", "unknown")
 
 
 ENDPOINTS = ("chat/completions", "completions", "responses", "messages", "embeddings")
+
+PAGES_ELSEWHERE = ("/console/assets/{name}", "/console/{path:path}", "/console/organizations/{organization_id}/requests/live")
+"""Files, addresses that are none, and an answer without an end whose rows are those of the list of requests."""
+
+OF_INVOICES = ("invoice_id", "format", "/proof")
+"""Parts of the paths of pages that need a closed month, which has amounts and no content."""
+
+REQUESTS_SHOWN = 20
+"""Latest requests whose pages are opened: those with planted headers and fields are among them."""
+
+FORM = {"sec-fetch-site": "same-origin", "content-type": "application/x-www-form-urlencoded"}
 
 
 def mark(name: str) -> str:
@@ -63,16 +80,27 @@ def _list_forms(text: str) -> list[bytes]:
 
 
 class _Engine(BaseHTTPRequestHandler):
-    """An engine that fails and repeats whatever it was sent, its credential too."""
+    """An engine that fails and repeats whatever it was sent, its credential too; or that answers with the completion of its server."""
 
     protocol_version = "HTTP/1.1"
+    server: "_EngineServer"
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
         said = f"{self.headers['authorization']} sent {body.decode('utf-8', 'replace')}"
-        way = json.loads(body).get("model", "")
+        asked = json.loads(body)
+        way = asked.get("model", "")
         error = json.dumps({"error": {"message": said, "type": said, "param": said, "code": said}}).encode()
-        if way == "streamed":
+        if way == "tells":
+            kind, name = ("chat.completion.chunk", "delta") if asked.get("stream") else ("chat.completion", "message")
+            choice = {"index": 0, name: {"role": "assistant", "content": self.server.completion}, "finish_reason": "stop"}
+            usage = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
+            told = json.dumps({"id": "x", "object": kind, "created": 1, "model": way, "choices": [choice], "usage": usage}).encode()
+            if asked.get("stream"):
+                self._answer(200, "text/event-stream", b"data: " + told + b"\n\ndata: [DONE]\n\n")
+            else:
+                self._answer(200, "application/json", told)
+        elif way == "streamed":
             self._answer(200, "text/event-stream", b"data: " + error + b"\n\n")
         elif way == "cut":
             self._answer(200, "application/json", error[: len(error) // 2], length=len(error))
@@ -96,24 +124,130 @@ class _Engine(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+class _EngineServer(ThreadingHTTPServer):
+    """The server of an engine. `completion`: what it answers where it does not fail."""
+
+    completion = ""
+
+
+class _MailConversation(socketserver.StreamRequestHandler):
+    """A conversation with a mail server (RFC 5321). It refuses mail to Ada and repeats all that it heard, the password too."""
+
+    server: "_MailServer"
+
+    def handle(self) -> None:
+        heard = ""
+        self._say("220 here")
+        while line := self.rfile.readline().decode():
+            heard += line.strip() + " "
+            verb = line.split()[0].upper()
+            if verb == "EHLO":
+                self._say("250-here\r\n250 AUTH PLAIN")
+            elif verb == "AUTH":
+                heard += base64.b64decode(line.split()[2]).decode().replace("\0", " ")
+                self._say("235 yes")
+            elif verb == "RCPT" and "ada@" in line:
+                self._say(f"550 no {heard}")
+            elif verb == "DATA":
+                self._say("354 go on")
+                message = b""
+                while not message.endswith(b"\r\n.\r\n"):
+                    message += self.rfile.readline()
+                self.server.messages.append(message.decode())
+                self._say("250 taken")
+            else:
+                self._say("221 bye" if verb == "QUIT" else "250 yes")
+
+    def _say(self, words: str) -> None:
+        self.wfile.write(f"{words}\r\n".encode())
+
+
+class _MailServer(socketserver.ThreadingTCPServer):
+    """A mail server. `messages`: those that it took."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _MailConversation)
+        self.messages: list[str] = []
+
+
 @contextmanager
-def failing_engine() -> Iterator[str]:
-    """The address of an engine that repeats secrets."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Engine)
-    thread = threading.Thread(target=server.serve_forever)
+def listening(server: socketserver.BaseServer) -> Iterator[str]:
+    """The address of a server on loopback that answers for the length of the block."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
 
 
-def test_121_secrets_prompts_and_completions_are_in_no_log_error_metric_or_table(start: Start, tmp_path: Path) -> None:
+@dataclass(slots=True, kw_only=True)
+class _Outside:
+    """Receivers of what the platform sends: telemetry, records for a sink, webhooks, mail, requests to an engine."""
+
+    collected: Collected
+    sink: Receiver
+    hook: Receiver
+    platform_hook: Receiver
+    mail: _MailServer
+    mail_address: str
+    engine_url: str
+
+    def list_records(self) -> list[dict[str, Any]]:
+        """The records that reached the sink."""
+        return [record for _, body in list(self.sink.sent) for record in json.loads(body)]
+
+
+@contextmanager
+def outside(planted: Planted) -> Iterator[_Outside]:
+    """Everything that a platform sends to, on loopback."""
+    engine, mail = _EngineServer(("127.0.0.1", 0), _Engine), _MailServer()
+    engine.completion = planted.plant("completion")
+    with ExitStack() as stack:
+        yield _Outside(
+            collected=stack.enter_context(http_collector()),
+            sink=stack.enter_context(receiving()),
+            hook=stack.enter_context(receiving()),
+            platform_hook=stack.enter_context(receiving()),
+            mail=mail,
+            mail_address=stack.enter_context(listening(mail)),
+            engine_url=f"http://{stack.enter_context(listening(engine))}",
+        )
+
+
+def test_121_secrets_prompts_and_completions_are_in_nothing_that_is_written_answered_or_sent(start: Start, tmp_path: Path) -> None:
     planted = Planted()
-    environment = {
-        "TOLLWAY__CONTROL__MAIL__SERVER": "127.0.0.1:1",
+    with ExitStack() as stack:
+        receivers = stack.enter_context(outside(planted))
+        platform, running = stack.enter_context(serve(start, tmp_path, environment=_environment(planted, receivers, tmp_path)))
+        kept = json.loads((platform.directory / "secrets.json").read_bytes())
+        for name in ("platform_key", "node_key", "vault_key", "audit_key"):
+            planted.plant(name, kept[name])
+        planted.plant("pepper", kept["peppers"]["1"])
+        planted.plant("api_key", platform.tenant.api_key)
+        planted.plant("admin_key", platform.tenant.admin_key)
+        _administer(platform, planted, receivers)
+        _infer(platform, planted)
+        _misuse(platform, planted)
+        _read_everything(platform, planted, running)
+        _wait_until_sent(running, receivers)
+        _walk_the_console(platform, planted, receivers)
+        found = _list_leaks(planted, running)
+        running.stop()
+        found |= _list_leaks(planted, running) | _list_leaks_outside(planted, receivers)  # what was still in memory
+    assert not found, json.dumps(sorted(map(list, found)), indent=1)
+
+
+def _environment(planted: Planted, receivers: _Outside, tmp_path: Path) -> dict[str, str]:
+    """Return the settings of the platform, with planted secrets, so that it sends to everything outside."""
+    sink_secret = "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode()
+    return {
+        "TOLLWAY__CONTROL__MAIL__SERVER": receivers.mail_address,
+        "TOLLWAY__CONTROL__MAIL__SECURITY": "none",
         "TOLLWAY__CONTROL__MAIL__USERNAME": "tollway",
         "TOLLWAY_MAIL_PASSWORD": planted.plant("mail-password"),
         "TOLLWAY_STRIPE_KEY": planted.plant("stripe-key", "sk_test_" + secrets.token_hex(16)),
@@ -124,29 +258,28 @@ def test_121_secrets_prompts_and_completions_are_in_no_log_error_metric_or_table
         "TOLLWAY__CONTROL__OPERATOR_SIGN_IN__OPERATOR_GROUPS": "operators",
         "TOLLWAY_OPERATOR_CLIENT_SECRET": planted.plant("operator-client-secret"),
         "TOLLWAY__GATEWAY__FILES__DIRECTORY": str(tmp_path / "data" / "files"),
+        "TOLLWAY__CONTROL__WEBHOOK_NETWORKS": "127.0.0.0/8",
+        "TOLLWAY__CONTROL__SINKS__HTTP_URL": receivers.sink.url,
+        "TOLLWAY_SINK_SECRET": planted.plant("sink-secret", sink_secret),
+        "TOLLWAY__TELEMETRY__ENDPOINT": receivers.collected.url,
+        "TOLLWAY__TELEMETRY__SAMPLE_RATIO": "1",
+        "TOLLWAY__TELEMETRY__TRACES_PER_SECOND_MAX": "10000",
+        "TOLLWAY__TELEMETRY__METRICS_SECONDS": "1",
+        "OTEL_EXPORTER_OTLP_HEADERS": f"x-collector-key={planted.plant('collector-key')}",
     }
-    with failing_engine() as failing_url, serve(start, tmp_path, environment=environment) as (platform, running):
-        kept = json.loads((platform.directory / "secrets.json").read_bytes())
-        for name in ("platform_key", "node_key", "vault_key", "audit_key"):
-            planted.plant(name, kept[name])
-        planted.plant("pepper", kept["peppers"]["1"])
-        planted.plant("api_key", platform.tenant.api_key)
-        planted.plant("admin_key", platform.tenant.admin_key)
-        _administer(platform, planted, failing_url)
-        _infer(platform, planted)
-        _misuse(platform, planted)
-        _read_everything(platform, planted, running)
-        found = _list_leaks(planted, running)
-        running.stop()
-        found |= _list_leaks(planted, running)  # what was still in memory
-    assert not found, json.dumps(sorted(map(list, found)), indent=1)
 
 
-def _administer(platform: Platform, planted: Planted, failing_url: str) -> None:
-    """Plant secrets at the control plane, where they belong: sealed or as digests."""
+def _administer(platform: Platform, planted: Planted, receivers: _Outside) -> None:
+    """Plant secrets at the control plane, where they belong: sealed or as digests. Let webhooks tell of each change."""
     with _operator(platform) as operator, platform.admin() as admin:
+        for http, path, types, receiver in (
+            (admin, "/v1/webhook_endpoints", [*TENANT_TYPES], receivers.hook),
+            (operator, "/v1/platform/webhook_endpoints", [*EventType], receivers.platform_hook),
+        ):
+            made = _post(http, path, {"name": "hook", "event_types": types, "url": receiver.url})
+            planted.plant(f"secret of {path}", made["signing_secret"])
         simulated = operator.get("/v1/platform/deployments").json()["data"][0]["base_url"]
-        engines = {way: (failing_url, "vllm", way) for way in FAULTS} | {"talker": (simulated, "sim", "sim-echo")}
+        engines = {way: (receivers.engine_url, "vllm", way) for way in (*FAULTS, "tells")} | {"talker": (simulated, "sim", "sim-echo")}
         for model, (base_url, engine, upstream_model) in engines.items():
             _post(operator, "/v1/platform/models", {"name": model, "endpoints": [*ENDPOINTS]})
             _post(operator, "/v1/platform/prices", {"model": model, "currency": "EUR", "input": "1", "output": "1"})
@@ -166,7 +299,13 @@ def _administer(platform: Platform, planted: Planted, failing_url: str) -> None:
         planted.plant("new-secret", _post(admin, f"{path}/{rotated['id']}/rotate", {"grace_seconds": 60})["value"])
         repeated = admin.post(path, json={"name": "repeated"}, headers={"idempotency-key": "once"}).json()
         planted.plant("repeated-key", repeated["value"])
-        admin.post("/v1/organization/invites", json={"email": "ada@example.com", "role": "reader"})  # the mail server is away
+        budget = {"name": "b", "mode": "soft", "window": "month", "amount": "100", "currency": "EUR", "thresholds": [50]}
+        _post(admin, "/v1/organization/budgets", budget)
+        _post(admin, "/v1/organization/groups", {"name": "group"})
+        (book, *_) = operator.get("/v1/platform/price_books").json()["data"]
+        line = {"model": "echo", "input": "1.5", "output": "1"}
+        _post(operator, "/v1/platform/price_drafts", {"book_id": book["id"], "lines": [line]})
+        _post(admin, "/v1/organization/invites", {"email": "ada@example.com", "role": "reader"})  # which the mail server refuses
 
 
 def _infer(platform: Platform, planted: Planted) -> None:
@@ -199,12 +338,14 @@ def _infer(platform: Platform, planted: Planted) -> None:
     ]
     with _gateway(platform, key) as http:
         for endpoint, body in good:
-            for model in ("talker", *(FAULTS if endpoint in ("chat/completions", "messages") else ())):
+            failing = FAULTS if endpoint in ("chat/completions", "messages") else ()
+            for model in ("talker", *failing, *(("tells",) if endpoint == "chat/completions" else ())):
                 for stream in (False, True) if endpoint != "embeddings" else (False,):
                     answer = http.post(f"/v1/{endpoint}", json={"model": model, **body, **({"stream": True} if stream else {})})
                     planted.answers.append((f"{endpoint} of {model}", answer))
                     is_whole = model == "talker" and endpoint != "embeddings" and not stream  # a stream has it in pieces
                     assert prompt in answer.text or not is_whole, (endpoint, answer.text)
+                    assert planted.texts["completion"] in answer.text or model != "tells", answer.text
         for body in bad:
             planted.answers.append(("bad body", http.post("/v1/chat/completions", json={"model": "echo", **body})))
         for content in (f'{{"model": "echo", "messages": "{words}', f"[{words}]", f'{{"model":"echo","model":"{prompt}"}}'):
@@ -229,7 +370,7 @@ def _misuse(platform: Platform, planted: Planted) -> None:
     password, secret = planted.plant("password"), planted.plant("api_key")
     admin_key, revoked = planted.plant("admin_key"), planted.plant("revoked-key")
     upstream = planted.plant("upstream-credential")
-    for http, name in ((_gateway(platform, None), "gateway"), (httpx2.Client(base_url=platform.control_url, trust_env=False), "control")):
+    for http, name in ((_gateway(platform, None), "gateway"), (_browser(platform), "control")):
         with http:
             path = "/v1/models" if name == "gateway" else "/v1/organization/projects"
             for headers in (
@@ -266,8 +407,8 @@ def _misuse(platform: Platform, planted: Planted) -> None:
         wrong = {"model": "echo", "base_url": f"http://x:{password}@127.0.0.1:1", "engine": "sim", "upstream_model": "x"}
         for body in (wrong, {**wrong, "credential": {"x": upstream}}, {**wrong, "base_url": password, "credential": f"{upstream}\n"}):
             planted.answers.append(("deployment", operator.post("/v1/platform/deployments", json=body)))
-    with httpx2.Client(base_url=platform.control_url, trust_env=False) as http:
-        form = {"origin": platform.control_url, "sec-fetch-site": "same-origin", "content-type": "application/x-www-form-urlencoded"}
+    with _browser(platform) as http:
+        form = {"origin": platform.control_url, **FORM}
         for fields in ({"email": "ada@example.com", "password": password}, {"email": planted.plant("password as address"), "password": ""}):
             content = urlencode({**fields, "organization": "", "next": ""})
             planted.answers.append(("sign-in", http.post("/sign-in", content=content, headers=form)))
@@ -294,7 +435,83 @@ def _read_everything(platform: Platform, planted: Planted, running: Running) -> 
     assert len(addresses) == 2, ready
     for address in addresses:
         for path in ("/metrics", "/livez", "/readyz", "/readyz?verbose"):
-            planted.answers.append((f"GET {path}", httpx2.get(f"{address}{path}", trust_env=False)))
+            planted.answers.append((f"GET {path}", httpx2.get(f"{address}{path}", trust_env=False, timeout=WAIT_SECONDS)))
+
+
+def _wait_until_sent(running: Running, receivers: _Outside) -> None:
+    """Wait until each of the receivers was sent something of everything that it gets."""
+
+    def is_all_sent() -> bool:
+        records = receivers.list_records()
+        told = {event["type"] for receiver in (receivers.hook, receivers.platform_hook) for event in receiver.events}
+        streams = {"event", "audit_record", "usage_event"}
+        services = {"tollway-gateway", "tollway-control"}
+        return (
+            {EventType.API_KEY_CREATED, EventType.API_KEY_ROTATED, EventType.API_KEY_REVOKED, EventType.DEPLOYMENT_CREATED} <= told
+            and streams <= {record["object"] for record in records}
+            and services == {name for name, _ in receivers.collected.metrics}
+            and {"chat talker", "chat tells", "chat fails", "POST /sign-in"} <= {span.name for _, span in receivers.collected.spans}
+        )
+
+    running.wait_until(is_all_sent)
+
+
+def _walk_the_console(platform: Platform, planted: Planted, receivers: _Outside) -> None:
+    """Open each page of the console, of an organization as its owner and as an operator, and of the platform as an operator."""
+    routes = {route.path for router in CONSOLE_ROUTERS for route in router.routes if "GET" in getattr(route, "methods", ())}
+    routes = {path for path in routes if path not in PAGES_ELSEWHERE and not any(part in path for part in OF_INVOICES)} | {"/account"}
+    with _browser(platform) as owner, _browser(platform) as operator:
+        invite = planted.plant("invite", _invite_owner(platform, receivers))
+        joined = {"token": invite, "name": "Olga", "password": planted.plant("owner-password")}
+        for viewer, entrance, fields in ((owner, "/join", joined), (operator, "/sign-in/operators/key", {"key": platform.platform_key})):
+            answer = viewer.post(entrance, content=urlencode(fields), headers={"origin": platform.control_url, **FORM})
+            assert answer.status_code == 303, answer.text
+            planted.plant(f"session by {entrance}", viewer.cookies["tollway_session"])
+        known, requests = _list_ids(platform)
+        for name, viewer in (("owner", owner), ("operator", operator)):
+            for path in sorted(each for each in routes if viewer is operator or not each.startswith("/console/platform")):
+                for request_id in requests if "{request_id}" in path else requests[:1]:
+                    answer = viewer.get(path.format(request_id=request_id, **known), follow_redirects=True)
+                    assert answer.status_code == 200, (name, path, answer.text)
+                    planted.answers.append((f"GET {path} as {name}", answer))
+
+
+def _invite_owner(platform: Platform, receivers: _Outside) -> str:
+    """Invite a person as an owner. Return the token of the mail."""
+    with platform.admin() as admin:
+        _post(admin, "/v1/organization/invites", {"email": "olga@example.com", "role": "owner"})
+    (message,) = receivers.mail.messages
+    token = re.search(r"tw_invite_\w+", message)
+    assert token is not None, message
+    return token[0]
+
+
+def _list_ids(platform: Platform) -> tuple[dict[str, str], list[str]]:
+    """Return ids of what there is, by their names in paths of pages, and those of the latest requests."""
+    with _operator(platform) as operator, platform.admin() as admin:
+        collections = {
+            "budget_id": (admin, "/v1/organization/budgets"),
+            "user_id": (admin, "/v1/organization/users"),
+            "group_id": (admin, "/v1/organization/groups"),
+            "connection_id": (admin, "/v1/organization/sign_in_connections"),
+            "webhook_endpoint_id": (admin, "/v1/webhook_endpoints"),
+            "book_id": (operator, "/v1/platform/price_books"),
+            "draft_id": (operator, "/v1/platform/price_drafts"),
+            "period_id": (operator, f"/v1/platform/periods?organization_id={platform.tenant.organization_id}"),
+        }
+        known = {name: str(http.get(path).json()["data"][0]["id"]) for name, (http, path) in collections.items()}
+        tenant = platform.tenant
+        known |= {"organization_id": tenant.organization_id, "project_id": tenant.project_id, "key_id": tenant.api_key_id}
+        listed = admin.get("/v1/organization/requests", params={"limit": REQUESTS_SHOWN}).json()["data"]
+    return known, [str(each["id"]) for each in listed]
+
+
+def _list_leaks_outside(planted: Planted, receivers: _Outside) -> set[tuple[str, str]]:
+    """Return what the platform sent and should not have: where to, and the name of what it was."""
+    sent = [("telemetry", content) for content in receivers.collected.requests]
+    for name, receiver in (("sink", receivers.sink), ("webhook", receivers.hook), ("webhook of the platform", receivers.platform_hook)):
+        sent += [(name, f"{headers}".encode() + body) for headers, body in receiver.sent]
+    return {(place, name) for place, content in sent for name in planted.find_in(content)}
 
 
 def _list_leaks(planted: Planted, running: Running) -> set[tuple[str, str]]:
@@ -308,7 +525,7 @@ def _list_leaks(planted: Planted, running: Running) -> set[tuple[str, str]]:
         headers = repr(answer.headers.raw).encode()
         is_export = place == "GET /v1/organization/export"  # which opens stored responses for the organization
         is_own = answer.status_code == 200 and (is_export or not place.startswith("GET "))
-        repeated = {"prompt"} if is_own else {"password as address"} if place == "sign-in" else set()  # to whoever sent it
+        repeated = {"prompt", "completion"} if is_own else {"password as address"} if place == "sign-in" else set()  # to whoever sent it
         found |= {(f"{answer.status_code} {place}", name) for name in planted.find_in(headers + answer.content, repeated)}
     return found
 
@@ -322,6 +539,10 @@ def _post(http: httpx2.Client, path: str, body: Mapping[str, Any]) -> dict[str, 
 def _operator(platform: Platform) -> httpx2.Client:
     headers = {"authorization": f"Bearer {platform.platform_key}", "openai-organization": platform.tenant.organization_id}
     return httpx2.Client(base_url=platform.control_url, headers=headers, timeout=WAIT_SECONDS, trust_env=False)
+
+
+def _browser(platform: Platform) -> httpx2.Client:
+    return httpx2.Client(base_url=platform.control_url, timeout=WAIT_SECONDS, trust_env=False)
 
 
 def _gateway(platform: Platform, key: str | None) -> httpx2.Client:

@@ -1,5 +1,7 @@
 """Spool records: nothing but what was written is ever read back, whatever happened to the bytes."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,6 +36,25 @@ def test_what_was_written_is_read_back(payloads: list[bytes], zeros: int) -> Non
         frames.append(extended)
         seq += 1
     assert b"".join(frames) == data, "both writers write the same"
+
+
+@pytest.fixture(scope="session")
+def native_extend(native: Any) -> Any:
+    """The function of the extension, which processors without carry-less multiplication have not got."""
+    return getattr(native, "extend", None) or pytest.skip("this processor has no PCLMULQDQ")
+
+
+@given(st.binary(min_size=16, max_size=16), st.integers(0, 2**64 - 1), st.binary(max_size=2000))
+def test_native_extend_equals_the_one_in_python(native_extend: Any, chain: bytes, seq: int, payload: bytes) -> None:
+    assert native_extend(chain, seq, payload) == extend(chain, seq, payload)
+
+
+@pytest.mark.parametrize(
+    "arguments", [(FIRST, -1, b""), (FIRST, 2**64, b""), (FIRST[:3], 1, b""), (FIRST, 1, "x"), (FIRST, 1.0, b""), (FIRST, 1)]
+)
+def test_native_extend_of_anything_else_raises(native_extend: Any, arguments: tuple[object, ...]) -> None:
+    with pytest.raises((TypeError, OverflowError)):
+        native_extend(*arguments)
 
 
 @given(PAYLOADS, st.integers(0, 1000), st.binary(max_size=30))

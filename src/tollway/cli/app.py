@@ -54,6 +54,10 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
         "eventing.webhooks:app",
         "Webhook endpoints: list, create, update, enable, delete, rotate-secret, test, deliveries, replay.",
     ),
+    "telemetry": (
+        "eventing.telemetry:app",
+        "Receivers of requests, usage and the audit trail of an organization: list, show, create, update, enable, delete, test.",
+    ),
     "events": ("eventing.events:app", "Events: list, follow and forward them, and their types."),
     "scim": ("identity.scim:app", "The directory that provisions people and groups: show its address, create its token."),
     "keys": ("identity.keys:app", "API keys: create, list, revoke."),
@@ -61,6 +65,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "plans": ("tenancy.plans:app", "Limits that organizations subscribe to, and overrides of limits: list, create, set, assign, override."),
     "budgets": ("money.budgets:app", "What may be spent: list, show, create, update, raise, archive."),
     "contracts": ("money.contracts:app", "Contracts of organizations: list, create, end, bill, preview."),
+    "margins": ("money.margins:app", "What deployments cost, and the gross margin: report, set-cost, costs."),
     "credits": ("money.credits:app", "Credit of organizations: list, statement, grant, void, prepaid, topup, topups."),
     "batches": ("metering.batches:app", "Batches of requests, at a gateway: submit, list, show, cancel, output."),
     "quote": ("money.quote:quote", "What a request would cost, and what would refuse it now."),
@@ -145,12 +150,13 @@ def _build(chosen: str | None) -> typer.Typer:
 
 
 def _import_command(module: str) -> ModuleType:
-    """Import the module of a command. Garbage is not collected meanwhile: an import makes many objects and hardly any garbage, and to
-    search them again and again takes a sixth of the CPU time of a start."""
+    """Import the module of a command. Garbage is not collected meanwhile, and what was imported is not searched afterwards: an import makes
+    many objects and hardly any garbage, and to search them again and again takes a sixth of the CPU time of a start."""
     gc.disable()
     try:
         return importlib.import_module(f"tollway.cli.{module}")
     finally:
+        gc.freeze()
         gc.enable()
 
 

@@ -20,6 +20,19 @@ def with_price_options(command: Command) -> Command:
     return _replace_parameter(command, "prices", names, options)
 
 
+def with_unit_cost_options(command: Command) -> Command:
+    """Replace the parameter `costs` of a command by an option for what a unit of each class costs whoever serves it. The command receives
+    the texts by class, None where one was left out."""
+    names = {row.billing_class: f"{row.billing_class}_cost" for row in BILLING_CLASSES}
+    options = []
+    for row in BILLING_CLASSES:
+        help = _describe_price(row).replace("Price", "Cost", 1)
+        help = help.replace("a decimal.", "a decimal; 0 if left out.") if row.required else help
+        annotation = Annotated[str | None, typer.Option(f"--{row.billing_class.replace('_', '-')}-cost", help=help)]
+        options.append(inspect.Parameter(names[row.billing_class], inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+    return _replace_parameter(command, "costs", names, options)
+
+
 def with_quantity_options(command: Command) -> Command:
     """Replace the parameter `quantities` of a command by an option for the quantity of each class but the request. The command receives
     the numbers by class, 0 where one was left out."""
@@ -31,7 +44,7 @@ def with_quantity_options(command: Command) -> Command:
 def _describe_price(row: BillingClassRow) -> str:
     words = row.billing_class.replace("_", " ")
     if row.unit is not Unit.TOKEN:
-        return f"Price per {'1,000,000 characters' if row.unit in PER_MILLION else row.unit}, a decimal; 0 if left out."
+        return f"Price per {f'1,000,000 {row.unit}s' if row.unit in PER_MILLION else row.unit}, a decimal; 0 if left out."
     absent = f"; as {row.price_of} if left out" if row.price_of else ""
     return f"Price per 1,000,000 {words} tokens, a decimal{absent}."
 

@@ -247,10 +247,13 @@ class Control:
         """DELETE."""
         return self._call("DELETE", path)
 
-    def download(self, path: str, file: IO[bytes]) -> None:
-        """GET into `file`, as it comes; however long it takes, as long as something comes."""
+    def download(self, path: str, file: IO[bytes], *, accept: str = "*/*", **query: Any) -> None:
+        """GET into `file`, as it comes; however long it takes, as long as something comes. Parameters that are None are left out. `accept`:
+        the type that is asked for."""
+        params = {name: value for name, value in query.items() if value is not None}
+        headers = {**self._headers, "accept": accept}
         try:
-            with self._http.stream("GET", f"{self._address.url}/v1{path}", headers=self._headers) as answer:
+            with self._http.stream("GET", f"{self._address.url}/v1{path}", params=params or None, headers=headers) as answer:
                 if answer.status_code >= 400:
                     answer.read()
                     raise _refusal(answer)

@@ -27,6 +27,10 @@ Internal = Annotated[
     typer.Option("--internal", metavar="HOST:PORT", help="Health and metrics.", show_default="127.0.0.1:9090"),
 ]
 Link = Annotated[str | None, typer.Option("--link", metavar="HOST:PORT", help="For gateways only.", show_default="127.0.0.1:8082")]
+ConsoleListen = Annotated[
+    str | None,
+    typer.Option("--console-listen", metavar="HOST:PORT", help="The console and the sign-in, apart from the REST API."),
+]
 DrainSeconds = Annotated[
     float | None,
     typer.Option("--drain-seconds", help="For running requests to finish after SIGTERM.", show_default="110"),

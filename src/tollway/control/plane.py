@@ -10,7 +10,10 @@ from pathlib import Path
 from prometheus_client.registry import Collector
 
 from tollway.control.eventing.delivery import WebhookCounts
+from tollway.control.eventing.export_delivery import ExportCounts
+from tollway.control.eventing.sinks import SinkCounts
 from tollway.control.identity.github_reports import GithubReports
+from tollway.control.identity.inference_access import ExplainsInference
 from tollway.control.identity.keys import Ingredients, Pepper
 from tollway.control.identity.mail import Mail
 from tollway.control.identity.operators import OperatorSignIn
@@ -19,6 +22,7 @@ from tollway.control.identity.provider_metadata import MetadataCache
 from tollway.control.identity.sign_in_counts import SignInCounts
 from tollway.control.invoicing.stripe import StripeConnector
 from tollway.control.invoicing.stripe_events import EventCounts
+from tollway.control.invoicing.vies import Vies
 from tollway.control.jobs import JobStates
 from tollway.control.publish import Publications
 from tollway.control.reconciliation.reconcile import Reconciliation
@@ -45,13 +49,19 @@ class ControlPlane:
     `limits_store`: where gateways share the counters of limits; None: each counts in its own memory and reports.
     `requests_per_minute`: those that the keys of one organization may send together to the REST API. `quotas`: sizes of the quotas of each
     organization. `mail`: how people are written to. `public_url`: the address under which clients reach the REST API, without a path;
-    None if it is not known. `private_issuers`: identity providers at addresses that are not public, which the operator trusts.
+    None if it is not known. `console_url`: the address of the pages for people, where they have one of their own.
+    `gateway_url`: the address under which this process reaches a gateway, without a path; None if it is not known.
+    `private_issuers`: identity providers at addresses that are not public, which the operator trusts.
     `passwords`: hashes those of people. `sign_ins`: counts for metrics. `provider_metadata`: of identity providers, as fetched last.
     `trusted_proxies`: proxies before the REST API whose `x-forwarded-for` says where a request came from. `data_keys`: those with which
     secrets of organizations are sealed; `vault` seals those of the platform. `github_reports`: verifies reports of leaked secrets; None
     takes none. `operator_sign_in`: the identity provider with which operators sign in; None without one.
     `stripe`: collects invoices; None where it is not set up. `stripe_events`: counts its events for metrics.
-    `webhook_networks`: private networks that webhooks may reach, which the operator trusts. `webhooks`: counts for metrics.
+    `vies`: the register of VAT ids; None where it is not asked.
+    `webhook_networks`: private networks that webhooks may reach, which the operator trusts. `webhooks`, `sinks`, `exports`: counts for
+    metrics.
+    `explain_inference`: decides about requests as gateways do.
+    `metrics_organizations_max`: organizations that metrics name.
     `tracer`: traces operations and jobs; `telemetry`: counts what was exported; None where telemetry is not exported.
     """
 
@@ -66,6 +76,7 @@ class ControlPlane:
     log: Callable[[Mapping[str, object]], None]
     mail: Mail
     data_keys: DataKeys
+    explain_inference: ExplainsInference
     reconciliation: Reconciliation = field(default_factory=Reconciliation)
     approval_above_pico: int = 100 * PICO
     close_after_days: int | None = None
@@ -74,6 +85,8 @@ class ControlPlane:
     requests_per_minute: int = 3000
     quotas: QuotaSizes = field(default_factory=lambda: DEFAULT_SIZES)
     public_url: str | None = None
+    console_url: str | None = None
+    gateway_url: str | None = None
     private_issuers: frozenset[str] = frozenset()
     passwords: Passwords = field(default_factory=Passwords)
     sign_ins: SignInCounts = field(default_factory=SignInCounts)
@@ -83,8 +96,12 @@ class ControlPlane:
     operator_sign_in: OperatorSignIn | None = None
     stripe: StripeConnector | None = None
     stripe_events: EventCounts = field(default_factory=EventCounts)
+    vies: Vies | None = None
     webhook_networks: tuple[Network, ...] = ()
     webhooks: WebhookCounts = field(default_factory=WebhookCounts)
+    metrics_organizations_max: int = 0
+    sinks: SinkCounts = field(default_factory=SinkCounts)
+    exports: ExportCounts = field(default_factory=ExportCounts)
     tracer: ControlTracer | None = None
     telemetry: Collector | None = None
 
@@ -102,6 +119,11 @@ class ControlPlane:
     def token_issuer(self) -> str:
         """The issuer (`iss`) of access tokens: the address of the control plane, or a name where that is not known."""
         return self.public_url or "tollway"
+
+    @property
+    def page_origin(self) -> str | None:
+        """The address of the pages for people, without a path; None if it is not known."""
+        return self.console_url or self.public_url
 
     @property
     def archive(self) -> Archive:

@@ -78,6 +78,11 @@ def read_snapshot(tx: PlatformTx) -> list[bytes]:
     return chunks
 
 
+def find_entries(tx: PlatformTx, kind: type[Entry], ids: Sequence[str]) -> list[Entry]:
+    """Return what gateways must know now of the things `ids` of one kind."""
+    return list(platform_queries.list_entries(tx, kind, ids).values())
+
+
 def find_changes(tx: PlatformTx, since: int, limit: int) -> list[tuple[int, bytes]] | None:
     """Up to `limit` changes after `since` as (version, encoded Change); None if only a full snapshot can help."""
     return storage.find_changes(tx, since, limit)

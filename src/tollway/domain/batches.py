@@ -162,3 +162,35 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
             "request_counts": {"total": self.total, "completed": counts.completed, "failed": counts.ended - counts.completed},
             "metadata": self.metadata,
         }
+
+
+class BatchEnd(msgspec.Struct, frozen=True, kw_only=True):
+    """A batch that has ended, as a gateway tells control of it. `ended_at`: UTC seconds. `succeeded`, `failed`: lines that were answered
+    with 200, and all others."""
+
+    id: str
+    organization_id: str
+    project_id: str
+    status: BatchStatus
+    ended_at: int
+    succeeded: int
+    failed: int
+
+    @classmethod
+    def of(cls, batch: Batch) -> "BatchEnd":
+        """Return the end of a batch. Raises ValueError for one that has not ended."""
+        if batch.ended_at is None:
+            raise ValueError(f"{batch.id} has not ended")
+        return cls(
+            id=batch.id,
+            organization_id=batch.owner.organization_id,
+            project_id=batch.owner.project_id,
+            status=batch.status,
+            ended_at=batch.ended_at,
+            succeeded=batch.counts.completed,
+            failed=batch.counts.ended - batch.counts.completed,
+        )
+
+
+ENDS_REPORTED_MAX: Final = 100
+"""Batches of one report to control."""

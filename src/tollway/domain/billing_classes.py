@@ -14,11 +14,11 @@ Prices, digests and rows from before a class existed stay as they are: where its
 The stand-alone verifier keeps a list of its own, on purpose.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import reduce
-from operator import add, mul, or_
+from operator import add, attrgetter, mul, or_
 
 import msgspec
 
@@ -30,12 +30,13 @@ class Unit(StrEnum):
 
     TOKEN = "token"  # priced per 1,000,000
     CHARACTER = "character"  # priced per 1,000,000
+    PIXEL = "pixel"  # priced per 1,000,000
     SECOND = "second"  # priced each, as those below
     IMAGE = "image"
     REQUEST = "request"
 
 
-PER_MILLION = frozenset({Unit.TOKEN, Unit.CHARACTER})
+PER_MILLION = frozenset({Unit.TOKEN, Unit.CHARACTER, Unit.PIXEL})
 """Units whose prices are written per 1,000,000."""
 
 
@@ -54,6 +55,7 @@ class BillingClass(StrEnum):
     SECONDS = "seconds"
     CHARACTERS = "characters"
     IMAGES = "images"
+    PIXELS = "pixels"
     REQUEST = "request"
 
 
@@ -83,7 +85,7 @@ class BillingClassRow:
     since: int = 1
 
 
-CLASS_TABLE = 2
+CLASS_TABLE = 3
 """Version of the table: one more each time that it gets classes."""
 
 BILLING_CLASSES: tuple[BillingClassRow, ...] = (
@@ -186,6 +188,13 @@ BILLING_CLASSES: tuple[BillingClassRow, ...] = (
         since=2,
     ),
     BillingClassRow(
+        billing_class=BillingClass.PIXELS,
+        unit=Unit.PIXEL,
+        line_item="pixels",
+        description="Pixels of all images that were made together, at most those of the size that was asked for.",
+        since=3,
+    ),
+    BillingClassRow(
         billing_class=BillingClass.REQUEST,
         unit=Unit.REQUEST,
         line_item="requests",
@@ -225,6 +234,7 @@ class OtherClasses(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     seconds: int = 0
     characters: int = 0
     images: int = 0
+    pixels: int = 0
 
     @property
     def input_tokens(self) -> int:
@@ -236,6 +246,9 @@ class OtherClasses(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         """The tokens that the model made among them."""
         return self.audio_output + self.image_output
 
+
+_COMMON_CLASSES = (*TEXT_CLASSES, BillingClass.REQUEST)
+"""The classes that are fields of `PerClass`, in their order."""
 
 _NO_OTHER = (0,) * len(OTHER_CLASSES)
 
@@ -354,7 +367,8 @@ class PerClass(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     def items(self) -> Iterator[tuple[BillingClass, int]]:
         """Yield (class, value) for each class whose value is not zero, in the order of the table."""
-        for billing_class, value in zip(BillingClass, self.values(), strict=True):
+        classes, values = (BillingClass, self.values()) if self.other is not None else (_COMMON_CLASSES, msgspec.structs.astuple(self))
+        for billing_class, value in zip(classes, values, strict=False):  # without others, None ends the second
             if value:
                 yield billing_class, value
 
@@ -391,6 +405,17 @@ Amounts = PerClass
 
 NOTHING = PerClass()
 """Zero in every class."""
+
+_COMMON = tuple(map(attrgetter, map(str, _COMMON_CLASSES)))
+
+
+def add_up(parts: Sequence[PerClass]) -> PerClass:
+    """Return the sum of some values, at least one: many at once in a fraction of the time that it takes to add one to the other."""
+    if len(parts) == 1:
+        return parts[0]
+    if any(each.other is not None for each in parts):
+        return reduce(add, parts)
+    return PerClass(*(sum(map(get, parts)) for get in _COMMON))
 
 
 def parse_unit_price(unit: Unit, text: str) -> int:

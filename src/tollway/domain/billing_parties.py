@@ -11,6 +11,7 @@ import msgspec
 
 from tollway.domain.connectors import Connector
 from tollway.domain.countries import COUNTRIES, MISTAKEN_COUNTRIES
+from tollway.domain.direct_debits import Mandate, find_mandate_problem, has_right_creditor_form
 from tollway.domain.tax import VatCheck, is_in_union, name_vat_prefix
 
 GRACE_DAYS_MAX = 60
@@ -115,7 +116,7 @@ class LegalEntity(msgspec.Struct, frozen=True, kw_only=True):
     `grace_days`: a draft is issued without an approval so many days after it was made; None: an operator issues each. `registration`: what
     the law wants on business letters, such as the commercial register. `time_zone`: in which the day of issue is told. `automatic_since`:
     when it got its grace period, in UTC microseconds; periods that had ended by then are drafted by an operator alone. `bookkeeping`: None
-    where nothing is exported to an accounting program.
+    where nothing is exported to an accounting program. `creditor_id`: by which it collects direct debits; empty where it collects none.
     """
 
     id: str
@@ -135,6 +136,7 @@ class LegalEntity(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     automatic_since: int = 0
     bookkeeping: Bookkeeping | None = None
+    creditor_id: str = ""
 
 
 class BillingAccount(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,6 +146,7 @@ class BillingAccount(msgspec.Struct, frozen=True, kw_only=True):
     `vat_check`: evidence about `vat_id`. `buyer_reference`: what the buyer wants to find the invoice by (BT-10; of authorities in Germany
     the Leitweg-ID). `purchase_order`: BT-13. `cost_centre`: BT-19. `payment_days`: from the issue to the due date.
     `debtor_account`: its number in the seller's accounting program; None for the one of buyers without a number.
+    `mandate`: by which its invoices are collected; None where it pays them itself.
     """
 
     organization_id: str
@@ -163,6 +166,7 @@ class BillingAccount(msgspec.Struct, frozen=True, kw_only=True):
     connector: Connector = Connector.NONE
     connector_customer: str = ""
     debtor_account: int | None = None
+    mandate: Mandate | None = None
 
 
 class PartyProblem(NamedTuple):
@@ -195,6 +199,8 @@ def find_entity_problem(entity: LegalEntity) -> PartyProblem | None:
         return PartyProblem("dunning", f"at most {DUNNING_STEPS_MAX} steps, each later than the one before, from 1 to 365 days")
     if any(step.action is DunningAction.RESTRICT for step in entity.dunning[:-1]):
         return PartyProblem("dunning", "only the last step can restrict")
+    if entity.creditor_id and not has_right_creditor_form(entity.creditor_id):
+        return PartyProblem("creditor_id", "its form or its check digits are wrong")
     return None if entity.bookkeeping is None else _find_bookkeeping_problem(entity.bookkeeping)
 
 
@@ -231,7 +237,12 @@ def find_account_problem(account: BillingAccount) -> PartyProblem | None:
         return PartyProblem("connector_customer", "an account without a connector has none")
     if account.debtor_account is not None and not 0 < account.debtor_account < 10**9:
         return PartyProblem("debtor_account", "it must be a number of at most nine digits, above zero")
-    return None
+    if account.mandate is None:
+        return None
+    if account.connector is not Connector.NONE:
+        return PartyProblem("mandate", "a connector collects the invoices of the account already")
+    reason = find_mandate_problem(account.mandate, account.payment_days, account.is_business)
+    return None if reason is None else PartyProblem("mandate", reason)
 
 
 def _find_common_problem(name: str, address: Address, electronic: ElectronicAddress) -> PartyProblem | None:

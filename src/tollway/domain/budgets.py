@@ -241,7 +241,7 @@ def _find_calendar_bounds(window: BudgetWindow, at: int, time_zone: str) -> Boun
 
 def find_fixed_cost(prices: UnitPrices, input_tokens_max: int, images: int = 0, media: OtherClasses | None = None) -> int:
     """Return the most that a request can cost before its first token of output: its input in the dearest class, the request itself, the
-    images that it asks for, and its `media` (seconds and characters)."""
+    images that it asks for, and its `media` (seconds, characters and pixels)."""
     fixed = input_tokens_max * prices.highest_of(Direction.INPUT) + prices.request
     if images:
         fixed += images * prices.get(BillingClass.IMAGES)

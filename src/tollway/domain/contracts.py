@@ -16,8 +16,8 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from tollway.domain.money import AMOUNT_PICO_MAX, UNIT_PRICE_PICO_MAX
-from tollway.domain.periods import Bounds, Period
+from tollway.domain.money import AMOUNT_PICO_MAX, PICO, UNIT_PRICE_PICO_MAX
+from tollway.domain.periods import INSTANT_MAX, Bounds, Period
 from tollway.domain.usage import Outcome
 
 WHOLE_BP: Final = 10_000
@@ -151,6 +151,15 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     terms: ContractTerms
 
+    @property
+    def span(self) -> Bounds:
+        """The time in which it is valid."""
+        return Bounds(self.valid_from, INSTANT_MAX if self.valid_until is None else self.valid_until)
+
+    def is_valid_at(self, at: int) -> bool:
+        """Return whether it has begun before an instant, and is valid at it."""
+        return self.valid_from < at < self.span.end_at
+
     def covers(self, bounds: Bounds) -> Bounds | None:
         """Return the time that it covers of a span; None for none."""
         start_at = max(self.valid_from, bounds.start_at)
@@ -276,10 +285,12 @@ def find_problem(terms: ContractTerms, currency: str, *, ends: bool) -> Contract
     if any(not 0 < each.quantity <= QUANTITY_MAX for each in terms.free_units):
         return ContractProblem("free_units", "Free units are above zero.")
     for fee in terms.fees:
-        if not fee.name.strip() or not 0 < fee.amount_pico * max(terms.seats, 1) <= AMOUNT_PICO_MAX:
+        if not fee.name.strip() or fee.amount_pico <= 0:
             return ContractProblem("fees", "A fee has a name and an amount above zero.")
         if fee.is_per_seat and not terms.seats:
             return ContractProblem("seats", "A fee per seat needs the number of seats.")
+        if fee.amount_pico * (terms.seats if fee.is_per_seat else 1) > AMOUNT_PICO_MAX:
+            return ContractProblem("fees", f"A fee is too high: it comes to at most {AMOUNT_PICO_MAX // PICO} {currency}, for all seats.")
     for level in terms.service_levels:
         if not 0 < level.target_bp <= WHOLE_BP or not 0 < level.credit_bp <= WHOLE_BP:
             return ContractProblem("service_levels", "The target and the credit of a service level are above 0 and at most 100 percent.")

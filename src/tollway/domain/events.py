@@ -47,10 +47,15 @@ class EventType(StrEnum):
     INVOICE_PAID = "invoice.paid"
     INVOICE_OVERDUE = "invoice.overdue"
     PAYMENT_RECORDED = "payment.recorded"
+    BATCH_COMPLETED = "batch.completed"
+    BATCH_FAILED = "batch.failed"
+    BATCH_EXPIRED = "batch.expired"
+    BATCH_CANCELLED = "batch.cancelled"
     DEPLOYMENT_CREATED = "deployment.created"
     DEPLOYMENT_UPDATED = "deployment.updated"
     DEPLOYMENT_ARCHIVED = "deployment.archived"
     WEBHOOK_ENDPOINT_DISABLED = "webhook_endpoint.disabled"
+    TELEMETRY_EXPORT_DISABLED = "telemetry_export.disabled"
 
 
 class EventField(NamedTuple):
@@ -77,6 +82,12 @@ _INVOICE = EventField("Id of the document.", "inv_0198c5f2a3b47c11a0b1c2d3e4f506
 _ORGANIZATION = EventField("The organization that it concerns.", "org_0198c5f2a3b47c11a0b1c2d3e4f50617")
 _DEPLOYMENT = EventField("Id of the deployment.", "dep_0198c5f2a3b47c11a0b1c2d3e4f50617")
 _MODEL = EventField("Its model.", "llama-3.3-70b")
+_BATCH_FIELDS = {
+    "id": EventField("Id of the batch.", "batch_0198c5f2a3b47c11a0b1c2d3e4f50617"),
+    "project_id": EventField("Project of the batch.", "proj_0198c5f2a3b47c11a0b1c2d3e4f50617"),
+    "succeeded": EventField("Lines that were answered.", 98, "integer"),
+    "failed": EventField("All other lines.", 2, "integer"),
+}
 _DEPLOYMENT_FIELDS = {"id": _DEPLOYMENT, "model": _MODEL}
 
 CATALOG: Mapping[EventType, EventKind] = {
@@ -99,7 +110,8 @@ CATALOG: Mapping[EventType, EventKind] = {
         },
     ),
     EventType.API_KEY_EXPIRING: EventKind(
-        "A key expires within seven days.",
+        "A key expires within seven days. Not told of keys that have less than seven days when they are made, when their"
+        " expiry is shortened, or when such keys are looked for the first time.",
         {"id": _KEY, "project_id": _PROJECT, "expires_at": EventField("When it expires, in Unix seconds.", 1790604800, "integer")},
     ),
     EventType.BUDGET_THRESHOLD_REACHED: EventKind(
@@ -163,6 +175,12 @@ CATALOG: Mapping[EventType, EventKind] = {
             "kind": EventField("`payment`, `refund`, `return` or `write_off`.", "payment"),
         },
     ),
+    EventType.BATCH_COMPLETED: EventKind("Every line of a batch has been answered or has failed.", _BATCH_FIELDS),
+    EventType.BATCH_FAILED: EventKind(
+        "A batch failed when it was validated, or its key ended: not all of its lines were sent.", _BATCH_FIELDS
+    ),
+    EventType.BATCH_EXPIRED: EventKind("A batch was not done within its time. Lines that were answered have answers.", _BATCH_FIELDS),
+    EventType.BATCH_CANCELLED: EventKind("A batch was cancelled and has ended.", _BATCH_FIELDS),
     EventType.DEPLOYMENT_CREATED: EventKind("A deployment was added to a model.", _DEPLOYMENT_FIELDS, is_of_platform=True),
     EventType.DEPLOYMENT_UPDATED: EventKind("A deployment was changed, or drained.", _DEPLOYMENT_FIELDS, is_of_platform=True),
     EventType.DEPLOYMENT_ARCHIVED: EventKind("A deployment was archived.", _DEPLOYMENT_FIELDS, is_of_platform=True),
@@ -170,6 +188,13 @@ CATALOG: Mapping[EventType, EventKind] = {
         "An endpoint was disabled, because no delivery had succeeded for three days or it answered 410.",
         {
             "id": EventField("Id of the endpoint.", "hook_0198c5f2a3b47c11a0b1c2d3e4f50617"),
+            "reason": EventField("The reason: `failing` or `gone`.", "failing"),
+        },
+    ),
+    EventType.TELEMETRY_EXPORT_DISABLED: EventKind(
+        "A telemetry export was disabled, because its receiver had taken nothing for three days or answered 410.",
+        {
+            "id": EventField("Id of the export.", "telexp_0198c5f2a3b47c11a0b1c2d3e4f50617"),
             "reason": EventField("The reason: `failing` or `gone`.", "failing"),
         },
     ),

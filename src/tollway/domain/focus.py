@@ -104,6 +104,7 @@ COLUMNS: Final = (
 _UNIT_NAMES: Final = {
     Unit.TOKEN: "Tokens",
     Unit.CHARACTER: "Characters",
+    Unit.PIXEL: "Pixels",
     Unit.SECOND: "Seconds",
     Unit.IMAGE: "Images",
     Unit.REQUEST: "Requests",

@@ -4,6 +4,7 @@ UUIDv7 begins with the time, so ids made later sort later and database indexes s
 id pasted into the wrong place is refused by its look.
 """
 
+import hashlib
 import re
 from collections.abc import Callable
 from typing import Final
@@ -55,7 +56,11 @@ PAYMENT = "pay"
 BANK_STATEMENT = "stmt"
 EVENT = "evt"
 WEBHOOK_ENDPOINT = "hook"
+TELEMETRY_EXPORT = "telexp"
 CONTRACT = "contract"
+DIRECT_DEBIT_FILE = "ddfile"
+COST = "cost"
+CREDIT_TRANSFER_FILE = "ctfile"
 
 RANDOM_BITS = 74
 """Random bits that one UUIDv7 takes: rand_a (12) and rand_b (62)."""
@@ -72,6 +77,12 @@ def new_id(prefix: str, now_us: int, random_bits: int) -> str:
     rand_a = random_bits >> 62 & 0xFFF
     rand_b = random_bits & 0x3FFF_FFFF_FFFF_FFFF
     return f"{prefix}_{milliseconds << 80 | 0x7 << 76 | rand_a << 64 | 0x2 << 62 | rand_b:032x}"
+
+
+def derive_id(prefix: str, at_us: int, cause: str) -> str:
+    """Return the id of kind `prefix` of what a cause makes once: the millisecond of the instant `at_us`, so that ids sort by time, and 80
+    bits of a SHA-256 over the cause."""
+    return f"{prefix}_{at_us // 1000 & 0xFFFF_FFFF_FFFF:012x}{hashlib.sha256(cause.encode()).hexdigest()[:20]}"
 
 
 class RequestIds:
@@ -95,7 +106,7 @@ class RequestIds:
         millisecond = now_us // 1000
         if millisecond != self._millisecond:
             self._millisecond = millisecond
-            self._time = REQUEST + "_" + format(millisecond & 0xFFFF_FFFF_FFFF, "012x")
+            self._time = REQUEST + "_" + (millisecond & 0xFFFF_FFFF_FFFF).to_bytes(6, "big").hex()
         at, digits = self._at, self._digits
         if at == len(digits):
             count = self._DIGITS * self._BATCH

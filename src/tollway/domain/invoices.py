@@ -18,12 +18,14 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from tollway.domain.billing_classes import BILLING_CLASSES, BillingClass, Unit
+from tollway.domain.billing_classes import BILLING_CLASSES, PER_MILLION, BillingClass
 from tollway.domain.billing_parties import Address, BankAccount, BillingAccount, Contact, ElectronicAddress, Language, LegalEntity
 from tollway.domain.contracts import ContractPart, describe
 from tollway.domain.contracts import LineKind as ContractLineKind
 from tollway.domain.currencies import get_currency
+from tollway.domain.direct_debits import DirectDebit
 from tollway.domain.money import round_half_up
+from tollway.domain.sepa import CURRENCY
 from tollway.domain.tax import TaxCategory, TaxDecision
 
 FORMAT: Final = "tollway-invoice-1"
@@ -178,7 +180,7 @@ class DocumentReference(msgspec.Struct, frozen=True, kw_only=True):
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):
     """An invoice or a credit note. `number`, `issued_on` and `due_on` are empty in a draft. `cancels`: it takes the whole of the document
-    back that it refers to."""
+    back that it refers to. `direct_debit`: None where the buyer pays itself."""
 
     format: str
     id: str
@@ -207,6 +209,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
     tax: TaxLine
     tax_decision: TaxDecision
     totals: Totals
+    direct_debit: DirectDebit | None = None
 
 
 # ---- Lines --------------------------------------------------------------------------------------------------------------
@@ -222,10 +225,11 @@ def find_step(currency: str) -> int:
 
 def days_of_service(start_at: int, end_at: int, zone: tzinfo) -> ServiceDays:
     """Return the days of a service from an instant (inclusive) to another (exclusive), as they are called in a time zone."""
-    return ServiceDays(_day_of(start_at, zone), _day_of(max(end_at - 1, start_at), zone))
+    return ServiceDays(day_of(start_at, zone), day_of(max(end_at - 1, start_at), zone))
 
 
-def _day_of(at: int, zone: tzinfo) -> str:
+def day_of(at: int, zone: tzinfo) -> str:
+    """Return the day of an instant (UTC microseconds) in a time zone, as YYYY-MM-DD."""
     return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=at)).astimezone(zone).date().isoformat()
 
 
@@ -248,7 +252,7 @@ def make_usage_lines(usage: Mapping[UsageKey, int], service: ServiceDays, late: 
                 billing_class=key.billing_class,
                 quantity=quantity,
                 unit=str(unit),
-                price_base=MILLION if unit in (Unit.TOKEN, Unit.CHARACTER) else 1,
+                price_base=MILLION if unit in PER_MILLION else 1,
                 unit_price_pico=key.unit_price_pico,
                 service=late if key.is_late and late is not None else service,
                 account=UNBILLED,
@@ -501,7 +505,18 @@ def make_draft(id: str, content: Content, entity: LegalEntity, account: BillingA
         ),
         tax_decision=decision,
         totals=totals,
+        direct_debit=_find_direct_debit(content.kind, entity, account, currency),
     )
+
+
+def _find_direct_debit(kind: InvoiceKind, entity: LegalEntity, account: BillingAccount, currency: str) -> DirectDebit | None:
+    """Return how an invoice is collected: by the mandate that its buyer gave this seller, if that is in force."""
+    mandate = account.mandate
+    if mandate is None or mandate.revoked_on or not entity.creditor_id or account.legal_entity_id != entity.id:
+        return None
+    if kind is not InvoiceKind.INVOICE or currency != CURRENCY:
+        return None
+    return DirectDebit(mandate_reference=mandate.reference, creditor_id=entity.creditor_id, iban=mandate.iban)
 
 
 def issue_document(draft: Document, number: str, issued_on: str) -> Document:
@@ -518,9 +533,13 @@ def format_number(series: str, number: int) -> str:
 def encode_document(document: Document) -> bytes:
     """Return the canonical encoding: JSON with names in order, without spaces, all text ASCII.
 
-    Amounts in pico-currency and quantities are text, because they exceed the integers that every reader of JSON takes for what they are.
+    Amounts in pico-currency and quantities are text, because they exceed the integers that every reader of JSON takes for what they are. A
+    document that is not collected by direct debit has no such field, as those from before there was one.
     """
-    return json.dumps(describe(document), sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+    fields = dict(describe(document))
+    if document.direct_debit is None:
+        del fields["direct_debit"]
+    return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
 
 
 def decode_document(encoded: bytes | str) -> Document:
@@ -623,6 +642,8 @@ def find_violations(document: Document) -> list[Violation]:
         found.append(Violation("BR-AE-02", "reverse charge names the VAT ids of both parties: the seller's is missing"))
     if totals.gross_minor < 0:
         found.append(Violation("BR-CO-16", "what is to be paid is below zero: it must be a credit note"))
+    if document.direct_debit is not None and not document.direct_debit.mandate_reference:
+        found.append(Violation("R061", "what is collected by direct debit names the mandate"))
     if document.cancels and document.corrects is None:
         found.append(Violation("BR-55", "what takes a document back names it"))
     return found

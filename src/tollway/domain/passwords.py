@@ -9,6 +9,11 @@ DISTINCT_MIN = 5
 NAME_CHARACTERS_MIN = 4
 """Shortest name in an address that a password must not contain: shorter ones occur in words."""
 
+LENGTH_WRONG = f"The password must have {CHARACTERS_MIN} to {CHARACTERS_MAX} characters."
+TOO_UNIFORM = f"The password must have at least {DISTINCT_MIN} different characters."
+LIKE_ADDRESS = "The password must not contain your address."
+"""Reasons for which a password is not accepted, as sentences."""
+
 RECOVERY_CODES = 10
 """Recovery codes of one person, each for one sign-in without the authenticator app."""
 
@@ -21,12 +26,12 @@ _RECOVERY_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 def find_password_error(password: str, email: str) -> str | None:
     """Return why a password is not accepted, as a sentence; None if it is."""
     if not CHARACTERS_MIN <= len(password) <= CHARACTERS_MAX:
-        return f"The password must have {CHARACTERS_MIN} to {CHARACTERS_MAX} characters."
+        return LENGTH_WRONG
     if len(set(password)) < DISTINCT_MIN:
-        return f"The password must have at least {DISTINCT_MIN} different characters."
+        return TOO_UNIFORM
     name = email.partition("@")[0]
     if len(name) >= NAME_CHARACTERS_MIN and name in password.lower():
-        return "The password must not contain your address."
+        return LIKE_ADDRESS
     return None
 
 

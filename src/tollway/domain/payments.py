@@ -6,7 +6,7 @@ What is left of a source is the organization's balance; what is open of an invoi
 currency."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -14,6 +14,24 @@ import msgspec
 
 from tollway.domain.billing_parties import DunningAction, DunningStep
 from tollway.domain.invoices import format_number
+
+AMOUNT_MINOR_MAX = 10**15 - 1
+"""Highest amount of a payment, in the smallest unit of its currency: 64 bits hold the sum of nine thousand of them."""
+
+_AMOUNT = re.compile(r"([0-9]{1,15})(?:\.([0-9]*))?")
+
+
+def parse_minor(text: str, minor_units: int) -> int:
+    """Return an amount, given as a decimal, in the smallest unit of a currency with so many decimals. Raises ValueError for anything else
+    and above AMOUNT_MINOR_MAX."""
+    match = _AMOUNT.fullmatch(text)
+    fraction = (match[2] or "").rstrip("0") if match else ""
+    if match is None or len(fraction) > minor_units:
+        raise ValueError("it is no decimal that is whole in the smallest unit of the currency")
+    minor = int(match[1] + fraction.ljust(minor_units, "0"))
+    if minor > AMOUNT_MINOR_MAX:
+        raise ValueError("it is above what is kept")
+    return minor
 
 
 class PaymentKind(StrEnum):
@@ -28,6 +46,14 @@ class PaymentKind(StrEnum):
     def is_source(self) -> bool:
         """Return whether it settles invoices; otherwise it takes from what was received."""
         return self in (PaymentKind.PAYMENT, PaymentKind.WRITE_OFF)
+
+
+class OpenKind(StrEnum):
+    """Kind of what something can be left of: an invoice that is open, or a credit note or a payment that no invoice took whole."""
+
+    INVOICE = "invoice"
+    CREDIT_NOTE = "credit_note"
+    PAYMENT = "payment"  # what is given up too
 
 
 class PaymentOrigin(StrEnum):
@@ -64,8 +90,34 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     amount_minor: int
 
 
+class BankStatementRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A bank statement that was imported. `name`: as the bank calls it. `digest`: SHA-256 of its content. `entries`: in the file.
+
+    `credits`, `credits_minor`, `returns`: number and sum of the credits, and number of the returned debits, that no statement had before;
+    None for statements of which only unmatched credits were stored. `opening_minor`, `closing_minor`, `closing_on` (YYYY-MM-DD): its booked
+    balances, in the smallest unit; None where the bank does not state them. `others_minor`: sum of all other booked entries, so that the
+    opening balance, the credits and these come to the closing balance. `follows_id`: the statement with whose closing balance it opens;
+    None where that is not known."""
+
+    id: str
+    iban: str
+    name: str
+    digest: str
+    entries: int
+    actor: str
+    imported_at: int
+    credits: int | None
+    credits_minor: int | None
+    returns: int | None
+    opening_minor: int | None
+    closing_minor: int | None
+    closing_on: str | None
+    others_minor: int | None
+    follows_id: str | None
+
+
 class BankEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """A credit of a bank statement that no invoice was found for. `payment_id`: of the payment that a person made of it."""
+    """A credit of a bank statement. `payment_id`: the payment that was made of it; None while no invoice is found for it."""
 
     id: str
     statement_id: str
@@ -74,6 +126,20 @@ class BankEntry(msgspec.Struct, frozen=True, kw_only=True):
     value_on: str
     debtor: str
     text: str
+    payment_id: str | None = None
+
+
+class ReturnedDebit(msgspec.Struct, frozen=True, kw_only=True):
+    """A direct debit that came back, by a bank statement. `amount_minor`: of the debit; None where the bank does not tell it from charges.
+    `end_to_end_id`: reference of the debit. `reason`: code and words of the bank. `payment_id`: of the return that was recorded; None while
+    the payment that it takes back has not come."""
+
+    id: str
+    statement_id: str
+    amount_minor: int | None
+    value_on: str
+    end_to_end_id: str
+    reason: str
     payment_id: str | None = None
 
 
@@ -93,6 +159,23 @@ def allocate(left_minor: int, targets: Sequence[OpenInvoice]) -> list[tuple[str,
             given.append((target.id, part))
             left_minor -= part
     return given
+
+
+def match_in_order(sources: Sequence[tuple[str, int]], targets: Iterable[OpenInvoice]) -> Iterator[Settlement]:
+    """Yield how sources, each an id with what is left of it, settle targets, both in their order: until the sources have nothing left or
+    nothing is open."""
+    at, left_minor = 0, sources[0][1] if sources else 0
+    for target in targets if sources else ():
+        open_minor = target.open_minor
+        while open_minor:
+            part = min(open_minor, left_minor)
+            yield Settlement(source_id=sources[at][0], target_id=target.id, amount_minor=part)
+            open_minor, left_minor = open_minor - part, left_minor - part
+            if not left_minor:
+                at += 1
+                if at == len(sources):
+                    return
+                left_minor = sources[at][1]
 
 
 def find_numbers(text: str, series: Iterable[str]) -> list[str]:

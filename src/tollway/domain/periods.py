@@ -11,6 +11,7 @@ the period of that instant, or, if that is frozen, into the first one after the 
 only place where it is written.
 """
 
+import re
 from bisect import bisect_right, insort
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from tollway.domain.ids import PERIOD
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY: Final = timedelta(days=1)
 _SECOND: Final = timedelta(seconds=1)
+_DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 INSTANT_MAX: Final = 2**53 - 1
 """Microseconds: the year 2255. Later ones are a broken clock, or not an instant."""
@@ -113,6 +115,15 @@ def period_id(organization_id: str, start_at: int) -> str:
     """The id of the period of an organization that begins at `start_at`: sorts by time, and follows from what it names."""
     digest = sha256(f"period/{organization_id}/{start_at}".encode()).hexdigest()
     return f"{PERIOD}_{max(start_at, 0) // 1000 & 0xFFFF_FFFF_FFFF:012x}{digest[:20]}"
+
+
+def is_day(text: str) -> bool:
+    """Return whether a text is a day of the calendar (YYYY-MM-DD)."""
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return _DATE.fullmatch(text) is not None
 
 
 @lru_cache(maxsize=64)

@@ -43,6 +43,8 @@ class Permission(StrEnum):
     AUDIT_READ = "audit.read"
     WEBHOOKS_READ = "webhooks.read"
     WEBHOOKS_WRITE = "webhooks.write"
+    TELEMETRY_READ = "telemetry.read"
+    TELEMETRY_WRITE = "telemetry.write"
     CONTENT_READ = "content.read"
     DATA_EXPORT = "data.export"
 

@@ -65,14 +65,30 @@ EXEMPTIONS: Mapping[TaxCategory, str] = {TaxCategory.REVERSE_CHARGE: "VATEX-EU-A
 """Code of the reason why no tax is charged (CEF code list VATEX), by category."""
 
 
+class CheckResult(StrEnum):
+    """Answer of a register about a VAT identification number."""
+
+    VALID = "valid"
+    INVALID = "invalid"
+    UNCONFIRMED = "unconfirmed"  # it could not say: the check digits of the number are all the evidence
+
+
 class VatCheck(msgspec.Struct, frozen=True, kw_only=True):
-    """Evidence that a VAT identification number was valid: when it was looked up, and what the register answered. `consultation_number`:
-    of VIES or of the national register; empty where it gave none."""
+    """Evidence about a VAT identification number: when it was looked up, and what the register answered. `consultation_number`:
+    of VIES or of the national register; empty where it gave none.
+
+    `result`: left out where an operator states that the number was valid. `reason`: why the register could not say. `name`, `address`: as
+    registered; empty where the register does not give them.
+    """
 
     vat_id: str
     checked_at: int
     source: str
     consultation_number: str = ""
+    result: CheckResult | msgspec.UnsetType = msgspec.UNSET
+    reason: str | msgspec.UnsetType = msgspec.UNSET
+    name: str | msgspec.UnsetType = msgspec.UNSET
+    address: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class TaxFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,6 +142,11 @@ def name_vat_prefix(country: str) -> str:
     return VAT_PREFIXES.get(country, country)
 
 
+def needs_vat_check(seller_country: str, buyer_country: str, is_business: bool, vat_id: str) -> bool:
+    """Return whether the tax of a buyer depends on its VAT id being valid: that of a business in another member state."""
+    return is_business and bool(vat_id) and is_in_union(buyer_country) and buyer_country != seller_country
+
+
 def decide_tax(facts: TaxFacts) -> TaxDecision:
     """Return the tax of a service by its facts. Raises TaxUndecided where they are not enough."""
     date.fromisoformat(facts.supplied_on)
@@ -135,11 +156,13 @@ def decide_tax(facts: TaxFacts) -> TaxDecision:
         raise TaxUndecided(f"the buyer's country {facts.buyer_country} is none of ISO 3166-1")
     if not is_in_union(facts.buyer_country):
         return _decide(facts, TaxCategory.OUTSIDE, 0, "")
-    if facts.buyer_country != facts.seller_country and facts.is_business and facts.vat_id:
+    if needs_vat_check(facts.seller_country, facts.buyer_country, facts.is_business, facts.vat_id):
         if not facts.vat_id.startswith(name_vat_prefix(facts.buyer_country)):
             raise TaxUndecided(f"the VAT id {facts.vat_id} is not one of the buyer's country {facts.buyer_country}")
         if facts.check is None or facts.check.vat_id != facts.vat_id:
             raise TaxUndecided(f"reverse charge needs evidence that the VAT id {facts.vat_id} was checked")
+        if facts.check.result is CheckResult.INVALID:
+            raise TaxUndecided(f"the register says that the VAT id {facts.vat_id} is not valid")
         return _decide(facts, TaxCategory.REVERSE_CHARGE, 0, "")
     rate_bp = find_rate(facts.buyer_country, facts.supplied_on)
     if rate_bp is None:

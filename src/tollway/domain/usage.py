@@ -8,12 +8,11 @@ The structs hold nothing that could lead back to them, so the garbage collector 
 """
 
 import hashlib
-from collections.abc import Sequence
 from enum import StrEnum
 
 import msgspec
 
-from tollway.domain.billing_classes import NOTHING, Amounts, Quantities, UnitPrices
+from tollway.domain.billing_classes import NOTHING, Amounts, Quantities
 from tollway.domain.catalog import Endpoint
 
 TOKENS_MAX = 2**31 - 1
@@ -129,7 +128,7 @@ class Final(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="reco
 
 
 class Ended(msgspec.Struct, frozen=True, gc=False, tag_field="record", tag="final", omit_defaults=True):
-    """A FINAL around an ADMIT that is encoded already: a `Final` to whoever decodes it."""
+    """A FINAL around an ADMIT that is encoded already, or not decoded yet: a `Final` to whoever decodes it."""
 
     admit: msgspec.Raw
     outcome: Outcome
@@ -275,7 +274,7 @@ def _list_bills(policy: OutcomePolicy, *, delivered: bool) -> dict[Outcome, tupl
     return {outcome: (tokens, int(request)) for outcome, (tokens, request) in found.items()}
 
 
-_BILLS = {
+BILLS = {
     (version, delivered): _list_bills(policy, delivered=delivered)
     for version, policy in OUTCOME_POLICIES.items()
     for delivered in (False, True)
@@ -313,17 +312,8 @@ def billed_by(policy_version: int, endpoint: str, final: Final | Ended) -> Quant
     if endpoint in OUTCOME_POLICIES[policy_version].unbilled_endpoints:
         return NOTHING
     used = final.used
-    tokens, request = _BILLS[policy_version, used.output_tokens > 0][final.outcome]
+    tokens, request = BILLS[policy_version, used.output_tokens > 0][final.outcome]
     return used.with_request(request) if tokens else _REQUEST_ONLY[request]
-
-
-def find_cost(policy_version: int, endpoint: str, final: Final | Ended, unit_prices: UnitPrices) -> int:
-    """Return what that costs, in pico-currency: `billed_by(...).times(unit_prices).total`, without the values between."""
-    if endpoint in OUTCOME_POLICIES[policy_version].unbilled_endpoints:
-        return 0
-    used = final.used
-    tokens, request = _BILLS[policy_version, used.output_tokens > 0][final.outcome]
-    return used.cost(unit_prices, request) if tokens else request * unit_prices.request
 
 
 _REQUEST_ONLY = (NOTHING, Quantities(request=1))
@@ -333,6 +323,7 @@ _encoder = msgspec.json.Encoder()
 _record_decoder = msgspec.json.Decoder(Record)
 _admit_decoder = msgspec.json.Decoder(Admit)
 _final_decoder = msgspec.json.Decoder(Final)
+_ended_decoder = msgspec.json.Decoder(Ended)
 
 ADMIT_HEAD = b'{"record":"admit",'
 FINAL_HEAD = b'{"record":"final",'
@@ -342,31 +333,6 @@ FINAL_HEAD = b'{"record":"final",'
 def encode(record: Record | Ended) -> bytes:
     """The one encoding of a record: JSON with fields in declared order. Its SHA-256 is the event's content hash."""
     return _encoder.encode(record)
-
-
-# A gateway encodes two records per request, so it puts them together from parts that are encoded already: what all ADMITs of a key for
-# a model have in common, and the ADMIT inside its FINAL. The bytes are those of `encode`; the tests hold them against each other.
-
-
-def encode_terms(admit: Admit) -> bytes:
-    """Return what an ADMIT says behind its id and its instant: the same for all with these terms."""
-    return encode(admit)[len(encode_admit(admit.request_id, admit.admitted_at, b"")) :]
-
-
-def add_choices(terms: bytes, choices: int) -> bytes:
-    """Return `terms` (`encode_terms`, of requests that ask for one output and name no budgets) as those of a request that asks for several
-    outputs for each prompt."""
-    return b'%b,"choices":%d}' % (terms[:-1], choices)
-
-
-def add_budgets(terms: bytes, budgets: Sequence[str]) -> bytes:
-    """Return `terms` (`encode_terms`, of requests that name no budgets) as those of requests that are counted in these (at least one)."""
-    return b'%b,"budgets":%b}' % (terms[:-1], _encoder.encode(budgets))
-
-
-def encode_admit(request_id: str, admitted_at: int, terms: bytes) -> bytes:
-    """The ADMIT of a request with these `terms` (`encode_terms`). `request_id`: one of ours, in which JSON escapes nothing."""
-    return b'{"record":"admit","request_id":"%b","admitted_at":%d,%b' % (request_id.encode(), admitted_at, terms)
 
 
 def decode(payload: bytes) -> Record:
@@ -382,6 +348,15 @@ def decode_final(payload: bytes) -> Final:
     """As `decode`, for what begins with FINAL_HEAD, at half the price."""
     final: Final = _final_decoder.decode(payload)
     return final
+
+
+def decode_ended(payload: bytes) -> Ended:
+    """Read a FINAL without its ADMIT, which `decode_admit` reads. Raises ValueError for anything that is not one, however deep it is."""
+    try:
+        ended: Ended = _ended_decoder.decode(payload)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return ended
 
 
 def decode_admit(payload: bytes) -> Admit:

@@ -52,9 +52,9 @@ class DisabledReason(StrEnum):
 
 class WebhookEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     """An endpoint. `organization_id`: whose it is; None for the operators'. `sealed`, `sealed_before`: its secret and the one before,
-    until `before_until`. `failing_since`: the first failure since the last success, or since nothing was left to deliver. `failures`: those
-    since then. `paused_until`: until when no process takes its deliveries, because it failed or another process has them. Instants are
-    UTC microseconds."""
+    until `before_until`. `failing_since`: the first failure since the last success, or since nothing was left to deliver; kept while it is
+    disabled. `failures`: those since then. `paused_until`: until when no process takes its deliveries, because it failed or another process
+    has them. Instants are UTC microseconds."""
 
     id: str
     organization_id: str | None

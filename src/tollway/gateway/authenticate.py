@@ -37,7 +37,7 @@ def authenticate(head: RequestHead, directory: Directory, digesters: Sequence[Di
         caller = directory.find_caller(head.digest, now_us)
         if caller is not None:
             if caller.networks is not None and head.admitted is not caller:
-                _check_address(caller, head)
+                require_address(caller, head)
             return caller
     headers = head.headers
     secret = find_secret(_values(headers, b"authorization"), _values(headers, b"x-api-key") + _values(headers, b"api-key"))
@@ -53,7 +53,7 @@ def authenticate(head: RequestHead, directory: Directory, digesters: Sequence[Di
         if caller is not None:
             head.digest = digest
             if caller.networks is not None:
-                _check_address(caller, head)
+                require_address(caller, head)
             return caller
     if secret.startswith(_OTHER_PLANES) and keys.find_type(secret.decode("latin-1")) is not None:
         raise Fault(SCOPE_INSUFFICIENT, message="This kind of key cannot be used for inference.")
@@ -71,7 +71,7 @@ def _authenticate_token(token: bytes, head: RequestHead, directory: Directory, n
         raise Fault(TOKEN_INVALID, message="The access token is refused: its key is not valid any more.")
     head.digest = digest
     if caller.networks is not None:
-        _check_address(caller, head)
+        require_address(caller, head)
     return caller
 
 
@@ -87,7 +87,7 @@ def _authenticate_certificate(head: RequestHead, directory: Directory, now_us: i
         raise Fault(CERTIFICATE_INVALID)
     head.digest = digest
     if caller.networks is not None:
-        _check_address(caller, head)
+        require_address(caller, head)
     return caller
 
 
@@ -97,7 +97,7 @@ def require_endpoint(caller: Caller, endpoint: Endpoint) -> None:
         raise Fault(SCOPE_INSUFFICIENT, message="This key may not be used for this endpoint.")
 
 
-def _check_address(caller: Caller, head: RequestHead) -> None:
+def require_address(caller: Caller, head: RequestHead) -> None:
     """Raise Fault address_not_allowed unless the key may be used from the address of this head. An address that is not known is refused."""
     if caller.networks is None or not contains(caller.networks, head.address):
         raise Fault(ADDRESS_REFUSED)

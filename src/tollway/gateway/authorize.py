@@ -16,6 +16,7 @@ from tollway.gateway.dialects.answers import Measure
 from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.dialects.engine_fields import ENGINE_FIELDS, NOT_OFFERED
 from tollway.gateway.dialects.fields import NEVER_FORWARDED, PROMPTS_MAX, is_plain
+from tollway.gateway.dialects.image_generations import check_size
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.directory import Directory
 from tollway.gateway.media.admission import check_items, check_messages
@@ -34,8 +35,15 @@ def authorize(caller: Caller, request: Request, directory: Directory, media: Med
     model_not_found for a model that does not exist, is not allowed to this key, or has no price on the organization's price list (all
     three look the same to the caller).
     """
-    if DIALECTS[request.endpoint].form_kinds is None:
-        return authorize_body(caller, request, bodies.read(request.read_body()), (), directory, media)
+    dialect = DIALECTS[request.endpoint]
+    if dialect.form_kinds is None:
+        content = request.body if request.upload is None else request.read_body()
+        reader = dialect.plain_reader
+        if reader is not None:
+            plain = reader.read(content)
+            if plain is not None:
+                return authorize_body(caller, request, plain, (), directory, media, lacks_arrays=True)
+        return authorize_body(caller, request, bodies.read(content), (), directory, media)
     asked, parts = read_body(request, request.read_body())
     return authorize_body(caller, request, asked, parts, directory, media)
 
@@ -65,13 +73,20 @@ def with_model(request: Request, model: str) -> bytes:
 
 
 def authorize_body(
-    caller: Caller, request: Request, asked: dict[str, Any], parts: tuple[str, ...], directory: Directory, media: MediaBounds
+    caller: Caller,
+    request: Request,
+    asked: dict[str, Any],
+    parts: tuple[str, ...],
+    directory: Directory,
+    media: MediaBounds,
+    *,
+    lacks_arrays: bool = False,
 ) -> Call:
-    """The call that a request is whose body was read as `asked`. `parts`: the fields of the parts of a form, else empty. Raises as
-    `authorize` does."""
+    """The call that a request is whose body was read as `asked`. `parts`: the fields of the parts of a form, else empty. `lacks_arrays`:
+    the dialect's reader of plain bodies has read it. Raises as `authorize` does."""
     endpoint = request.endpoint
     dialect = DIALECTS[endpoint]
-    plain = is_plain(asked, dialect.plain)
+    plain = lacks_arrays or is_plain(asked, dialect.plain)
     if not plain:
         bodies.check_finite(asked)
         for required in dialect.required:
@@ -81,12 +96,10 @@ def authorize_body(
             raise _invalid("model")
     grant = directory.find_grant(caller, asked["model"], endpoint, request.received_at)
     if grant is None:
-        raise Fault(faults.MODEL_UNKNOWN, param="model")
+        raise refuse_model(None)
     price = grant.default if "service_tier" not in asked else _find_price(asked["service_tier"], grant, dialect)
-    if price is None:
-        raise Fault(faults.MODEL_UNKNOWN, param="model", detail="no price on the organization's price list")
-    if not grant.is_served:
-        raise Fault(faults.ENDPOINT_UNSUPPORTED, param="model")
+    if price is None or not grant.is_served:
+        raise refuse_model(grant, price)
     dropped: Sequence[str] = ()
     media_tokens = 0
     if not dialect.not_forwarded.isdisjoint(asked):
@@ -99,7 +112,8 @@ def authorize_body(
             media_tokens += check_items(asked[dialect.items_field], dialect.items_field, media)
     translated: TranslatedBody | None = None
     if grant.is_translated and dialect.translation is not None:
-        translated = translate_body(dialect.translation, asked, dropped)
+        whole = bodies.read(request.read_body()) if lacks_arrays else asked
+        translated = translate_body(dialect.translation, whole, dropped)
     prompts = 1
     if dialect.prompts_field:
         value = asked[dialect.prompts_field]
@@ -145,12 +159,24 @@ def authorize_body(
     if translated is not None:
         call.translated = translated
     if measure is not None:
+        if dialect.counts_images:
+            check_size(measure, price.unit_prices)
         call.take_measure(measure, parts)
     if caller.end_user_limits is not None:
         call.end_user = dialect.find_end_user(asked)
     if grant.conditional_budgets:
         call.count_in(find_tags(asked), dialect.find_end_user(asked), directory.end_user_key)
     return call
+
+
+def refuse_model(grant: ModelGrant | None, price: PriceVersion | None = None) -> Fault:
+    """Return the fault of a request for a model that its caller may not use (None), that has no `price` for the caller, or that is not
+    offered at the endpoint."""
+    if grant is None:
+        return Fault(faults.MODEL_UNKNOWN, param="model")
+    if price is None:
+        return Fault(faults.MODEL_UNKNOWN, param="model", detail="no price on the organization's price list")
+    return Fault(faults.ENDPOINT_UNSUPPORTED, param="model")
 
 
 def find_tags(body: Mapping[str, Any]) -> tuple[str, ...]:

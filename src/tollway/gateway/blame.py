@@ -14,20 +14,24 @@ _OF_REQUEST_PERHAPS = frozenset(
     {faults.UPSTREAM_FAILED, faults.UPSTREAM_CUT, faults.UPSTREAM_INVALID, faults.UPSTREAM_TIMEOUT_FIRST, faults.UPSTREAM_TIMEOUT_TOTAL}
 )
 """Faults that a request may cause at an engine that is well: by a picture that it cannot read, or a prompt that stops it."""
+REFUSALS: Final = frozenset({faults.UPSTREAM_REFUSED, faults.UPSTREAM_RATE_LIMITED})
+"""Faults with which an engine refuses a request for its load, so that it may be sent again later."""
 
 
 class HeldFaults:
     """Faults of one request of which it is not known yet whether they are the upstreams' or its own.
 
     If another upstream answered it, the upstreams before are to blame. If two failed and none answered, the request is, and no upstream
-    counts a failure: one tenant's request must not take an engine from its neighbours.
+    counts a failure: one tenant's request must not take an engine from its neighbours. An upstream that refused the request for its load
+    is told once another one has begun to answer it.
     """
 
-    __slots__ = ("_call", "_held")
+    __slots__ = ("_call", "_held", "_refused")
 
     def __init__(self, call: Call) -> None:
         self._call = call
         self._held: list[tuple[Upstream, Fault]] | None = None
+        self._refused: list[tuple[Upstream, Fault, float]] | None = None
 
     def add(self, upstream: Upstream, fault: Fault, *, has_begun: bool) -> None:
         """Hold a fault that may be the request's; tell the upstream at once of any other, and of one in mid-answer."""
@@ -37,9 +41,23 @@ class HeldFaults:
             self._held.append((upstream, fault))
         else:
             self._blame(upstream, fault, has_begun=has_begun)
+            if not has_begun and fault.kind in REFUSALS:
+                if self._refused is None:
+                    self._refused = []
+                self._refused.append((upstream, fault, _monotonic()))
+
+    def begin_answer(self) -> None:
+        """An upstream has begun to answer the request: tell those that refused it."""
+        refused, self._refused = self._refused, None
+        if refused is not None:
+            now = _monotonic()
+            for upstream, fault, refused_at in refused:
+                upstream.refuse(fault, refused_at, now)
 
     def decide(self, *, is_answered: bool) -> None:
         """The request has ended: tell the upstreams that are to blame."""
+        if is_answered:
+            self.begin_answer()
         held = self._held
         if held is not None and (is_answered or len(held) == 1):
             for upstream, fault in held:

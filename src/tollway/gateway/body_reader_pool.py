@@ -13,7 +13,7 @@ import asyncio
 import os
 import socket
 import sys
-from asyncio import IncompleteReadError, LimitOverrunError, StreamReader, StreamWriter
+from asyncio import LimitOverrunError, StreamReader, StreamWriter
 from asyncio.subprocess import DEVNULL, Process
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -48,6 +48,7 @@ from tollway.gateway.body_reader_messages import (
 )
 from tollway.gateway.continuation import WholeConversation, Wish
 from tollway.gateway.dialects.dialect import Translation
+from tollway.gateway.dialects.image_generations import check_size
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.directory import Directory
 from tollway.gateway.media.bounds import MediaBounds
@@ -315,6 +316,20 @@ class BodyReaders:
     # ---- Reading ------------------------------------------------------------------------------------------------------
 
     async def _use_reader(self, use: Callable[[Reader], Awaitable[_T]], otherwise: Callable[[], _T]) -> _T:
+        """Let a reader work; where its process ends meanwhile, as by the kernel for want of memory, another one, once. Raises Fault."""
+        try:
+            try:
+                return await self._try_reader(use, otherwise)
+            except (ConnectionError, EOFError):
+                pass  # it is noted, and no engine has heard of the request
+            return await self._try_reader(use, otherwise)
+        except (ConnectionError, EOFError):
+            raise Fault(faults.INTERNAL, detail="the reader of the body failed") from None
+        finally:
+            self.give_back()
+
+    async def _try_reader(self, use: Callable[[Reader], Awaitable[_T]], otherwise: Callable[[], _T]) -> _T:
+        """Let a reader work. Raises ConnectionError or EOFError where its process ends meanwhile, Fault where it fails otherwise."""
         reader: Reader | None = None
         try:
             async with asyncio.timeout(READ_SECONDS_MAX):
@@ -335,13 +350,15 @@ class BodyReaders:
         except TimeoutError as error:
             self._note_failure("took too long", error)
             raise Fault(faults.OVERLOADED, retry_after_seconds=1, detail="reading the body took too long") from None
-        except (OSError, EOFError, IncompleteReadError, LimitOverrunError, ValueError, KeyError, msgspec.MsgspecError) as error:
+        except (ConnectionError, EOFError) as error:
+            self._note_failure("failed", error)
+            raise
+        except (OSError, LimitOverrunError, ValueError, KeyError, msgspec.MsgspecError) as error:
             self._note_failure("failed", error)
             raise Fault(faults.INTERNAL, detail="the reader of the body failed") from None
         finally:
             if reader is not None:
                 reader.kill()
-            self.give_back()
 
     def _note_failure(self, what: str, error: Exception) -> None:
         self.failures += 1
@@ -385,6 +402,8 @@ async def _ask(reader: Reader, caller: Caller, request: Request, pieces: Sequenc
     if grant.conditional_budgets:
         call.count_in(answer.tags, answer.end_user, directory.end_user_key)
     call.measure = answer.measure
+    if call.measure is not None and call.dialect.counts_images:
+        check_size(call.measure, price.unit_prices)  # the reader does not know the amounts of prices
     spans = check_spans(answer.names, answer.spans, request.body_bytes)
     if answer.translated is not None:
         call.translated = await _receive_translated(reader, answer.translated, request.body_bytes)

@@ -47,8 +47,9 @@ from tollway.domain.faults import (
     Fault,
 )
 from tollway.domain.money import format_amount, parse_sum
+from tollway.domain.request_records import find_cost
 from tollway.domain.snapshot import BudgetEntry
-from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Ended, UsageSource, find_cost
+from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Ended, UsageSource
 from tollway.gateway.driver import OVER, Waiter
 from tollway.gateway.request import Call, RequestHead
 
@@ -680,7 +681,7 @@ def _find_request(account: BudgetAccount, now_us: int) -> LeaseRequest | None:
 def _find_fixed_cost(call: Call, input_tokens: int) -> int:
     """Return the most that a call can cost before its first token of output, with so many tokens of input."""
     images, measure = call.sequences if call.dialect.counts_images else 0, call.measure
-    media = None if measure is None else OtherClasses(seconds=measure.seconds_max, characters=measure.characters)
+    media = None if measure is None else OtherClasses(seconds=measure.seconds_max, characters=measure.characters, pixels=measure.pixels)
     return find_fixed_cost(call.price.unit_prices, input_tokens, images, media)
 
 
@@ -770,9 +771,12 @@ def _hold_to_max_cost(call: Call, max_cost_pico: int) -> None:
 
 
 def _find_least_cost(call: Call) -> int:
-    """Return what the call must be able to cost to be admitted: its input, and a useful part of its output."""
+    """Return what the call must be able to cost to be admitted: its input, and a useful part of its output, or all of it where nothing in
+    the request would bound it."""
     prices = call.price.unit_prices
-    useful = min(OUTPUT_TOKENS_USEFUL * call.sequences, _find_output_max(call))
+    useful = _find_output_max(call)
+    if call.dialect.has_output:
+        useful = min(OUTPUT_TOKENS_USEFUL * call.sequences, useful)
     return _find_fixed_cost(call, call.input_tokens_max) + useful * find_output_price(prices)
 
 

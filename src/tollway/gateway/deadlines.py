@@ -1,4 +1,5 @@
-"""Deadlines that clients send with their requests: nothing is begun, and nothing goes on, for a client that has stopped waiting.
+"""Deadlines of requests: those that clients send with them, and the list of what has deadlines that the clock of the edge checks. Nothing
+is begun, and nothing goes on, for a client that has stopped waiting.
 
 `x-request-timeout` (seconds) is Tollway's own header and `x-envoy-expected-rq-timeout-ms` is the one that Envoy sends to whatever is behind
 it; both bound the whole answer. The official SDKs send their timeout with each request too, OpenAI's for Python as
@@ -9,11 +10,11 @@ The time runs from the receipt of the request. `x-request-timeout` goes on to th
 """
 
 import re
-from typing import Final
+from typing import Final, Protocol
 
 from tollway.domain import faults
 from tollway.domain.faults import Fault
-from tollway.gateway.request import INFINITE, Request, RequestHead
+from tollway.gateway.request import INFINITE, Call, Request, RequestHead
 
 HEADER: Final = b"x-request-timeout"
 _SECONDS = re.compile(rb"[0-9]{1,6}(?:\.[0-9]{1,6})?")
@@ -54,3 +55,24 @@ def require_time(request: Request, now: float) -> None:
         message = "The header 'x-request-timeout' must be a number of seconds above zero, such as 30 or 2.5."
         raise Fault(faults.PARAMETER_INVALID, param="x-request-timeout", message=message)
     raise Fault(faults.DEADLINE_EXCEEDED)
+
+
+class Watched(Protocol):
+    """A part of a request that has a deadline."""
+
+    call: Call
+
+    def interrupt(self, fault: Fault) -> None:
+        """End the request with a fault."""
+        ...
+
+    def tick(self, now: float) -> None:
+        """Look at the deadlines."""
+        ...
+
+
+class Active:
+    """The attempts under way, whose deadlines the clock of the edge checks about twice a second."""
+
+    def __init__(self) -> None:
+        self.exchanges: set[Watched] = set()

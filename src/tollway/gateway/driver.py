@@ -85,7 +85,7 @@ OVER.resume()
 class CoroutineDriver:
     """Runs one coroutine to its end. Exceptions that it raises go to the loop's exception handler."""
 
-    __slots__ = ("_context", "_interruption", "_send", "_throw", "_waiting")
+    __slots__ = ("_context", "_coroutine", "_interruption", "_send", "_waiting")
 
     def __init__(self, context: Context) -> None:
         """`context`: the request's own, not entered by anybody else while a step runs."""
@@ -97,8 +97,8 @@ class CoroutineDriver:
         """Run `coroutine` to its first wait. Call it once, from a callback of the loop."""
         if not isinstance(coroutine, CoroutineType):
             coroutine = isolate(coroutine)
+        self._coroutine: Coroutine[Any, None, None] = coroutine
         self._send: Callable[[None], object] = coroutine.send
-        self._throw: Callable[[Exception], object] = coroutine.throw
         self._step(None)
 
     def interrupt(self, error: Exception) -> None:
@@ -133,9 +133,9 @@ class CoroutineDriver:
 
     def _step(self, error: Exception | None) -> None:
         try:
-            waited = self._context.run(self._send, None) if error is None else self._context.run(self._throw, error)
+            waited = self._context.run(self._send, None) if error is None else self._context.run(self._coroutine.throw, error)
             while not isinstance(waited, Waiter) or (self._interruption is not None and not waited.is_shielded):
-                waited = self._context.run(self._throw, self._refuse(waited))
+                waited = self._context.run(self._coroutine.throw, self._refuse(waited))
         except StopIteration:
             return
         except (Exception, asyncio.CancelledError) as raised:  # nobody else hears of it, and the caller has others to serve

@@ -18,12 +18,13 @@ from collections.abc import Sequence
 from tollway.domain import faults
 from tollway.domain.faults import Fault
 from tollway.domain.snapshot import ModelEntry
-from tollway.gateway.blame import HeldFaults, RetryBudget, may_retry
+from tollway.gateway.blame import REFUSALS, HeldFaults, RetryBudget, may_retry
+from tollway.gateway.deadlines import Active
 from tollway.gateway.driver import OVER, CoroutineDriver, Waiter
 from tollway.gateway.meter import UsageRecord
 from tollway.gateway.ports import Client
 from tollway.gateway.prefix_routing import Charge
-from tollway.gateway.relay import REFUSALS, Active, Exchange, RelayBounds, answer_whole, begin_stream, end_stream
+from tollway.gateway.relay import Exchange, RelayBounds, answer_whole, begin_stream, end_stream
 from tollway.gateway.request import Call, Permit
 from tollway.gateway.upstreams.connection import UpstreamConnection
 from tollway.gateway.upstreams.upstream import Upstream
@@ -96,7 +97,7 @@ class _Race:
         self._driver = driver
         self._waiter: Waiter | None = None
 
-    # What the clock of the edge asks while nothing but connections is under way (`relay.Watched`).
+    # What the clock of the edge asks while nothing but connections is under way (`deadlines.Watched`).
 
     def interrupt(self, fault: Fault) -> None:
         """End the request with a fault."""

@@ -12,7 +12,9 @@ import msgspec
 from tollway.domain import faults
 from tollway.domain.billing_classes import NOTHING, Quantities
 from tollway.domain.faults import Fault
+from tollway.domain.money import format_amount
 from tollway.domain.proofs import hash_price
+from tollway.domain.request_records import add_budgets, add_choices, encode_admit, encode_terms, find_cost
 from tollway.domain.usage import (
     ESTIMATING,
     OUTCOME_POLICY_CURRENT,
@@ -21,11 +23,7 @@ from tollway.domain.usage import (
     Ended,
     Outcome,
     UsageSource,
-    add_budgets,
-    add_choices,
     encode,
-    encode_admit,
-    encode_terms,
 )
 from tollway.gateway.driver import OVER, ShieldedWaiter, Waiter
 from tollway.gateway.ports import ChecksAnswer, UsageSink
@@ -137,7 +135,7 @@ class UsageRecord(Ending):
         self._used = used
         self._output = used.output
         self.source = source
-        if self.first_token_at is None and used.output_tokens:
+        if self.first_token_at is None and (used.output or used.output_tokens):
             self.first_token_at = self._progress[self._first_token_word] = self.now_us()
 
     def advance(self, output: int) -> None:
@@ -220,6 +218,17 @@ def _encode_terms(call: Call) -> bytes:
     )
     terms = grant.encoded_admit_suffixes[call.price.id, call.stream] = encode_terms(admit)
     return terms
+
+
+def find_amount(call: Call, final: Ended) -> int:
+    """Return what a request that ended so costs, in pico of the organization's currency: nothing with a test key."""
+    return 0 if call.caller.is_test else find_cost(OUTCOME_POLICY_CURRENT, call.request.endpoint, final, call.price.unit_prices)
+
+
+def show_cost(call: Call, record: UsageRecord) -> bytes:
+    """Return a header line that says what a request with a FINAL costs."""
+    pico = 0 if record.final is None else find_amount(call, record.final)
+    return f"x-tollway-cost: {format_amount(pico)} {call.caller.organization.currency}\r\n".encode()
 
 
 def find_outcome(error: BaseException | None) -> tuple[Outcome, str | None]:

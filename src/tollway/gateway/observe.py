@@ -10,8 +10,8 @@ from typing import Final
 
 from tollway.domain.billing_classes import NOTHING
 from tollway.domain.faults import Fault
-from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Ended, find_cost
-from tollway.gateway.meter import UsageRecord
+from tollway.domain.usage import Ended
+from tollway.gateway.meter import UsageRecord, find_amount
 from tollway.gateway.plane import Plane
 from tollway.gateway.request import Call, Request
 from tollway.log_lines import RequestLine, new_request_line
@@ -73,22 +73,24 @@ def _observe_final(request: Request, call: Call, final: Ended, fault: Fault | No
     """Record the end of an admitted request: what its FINAL says."""
     model = call.model.id
     status = fault.kind.status if fault is not None else 200
-    ttft_ms = 0.0 if final.first_token_at is None else (final.first_token_at - request.received_at) / 1000
+    first_token_at, outcome = final.first_token_at, final.outcome
+    ttft_ms = 0.0 if first_token_at is None else (first_token_at - request.received_at) / 1000
     metrics = plane.metrics
-    metrics.count(metrics.outcomes, final.outcome)
+    metrics.count(metrics.outcomes, outcome)
     found = metrics.of_model(request.endpoint, model)
     found.statuses[status] = found.statuses.get(status, 0) + 1
     used, tokens = final.used, found.tokens
-    tokens[0] += used.input
-    tokens[1] += used.cached_input
-    tokens[2] += used.output
-    tokens[3] += used.reasoning
-    if used.other is not None:
-        found.add_other(used.other)
+    input, cached_input, output, reasoning, other = used.input, used.cached_input, used.output, used.reasoning, used.other
+    tokens[0] += input
+    tokens[1] += cached_input
+    tokens[2] += output
+    tokens[3] += reasoning
+    if other is not None:
+        found.add_other(other)
     found.duration.observe(duration)
-    if final.first_token_at is not None:
+    if first_token_at is not None:
         found.first_token.observe(ttft_ms / 1000)
-        if call.stream and (output_tokens := final.used.output_tokens) > 1:
+        if call.stream and (output_tokens := used.output_tokens) > 1:
             found.output_token.observe((duration - ttft_ms / 1000) / (output_tokens - 1))
     tracer = plane.tracer
     if (
@@ -96,7 +98,7 @@ def _observe_final(request: Request, call: Call, final: Ended, fault: Fault | No
         and (request.trace is not None or status >= 500 or duration >= tracer.slow_seconds)
         and tracer.end(request, call, final, fault, status, duration)
     ):
-        found.name_example(duration, None if final.first_token_at is None else ttft_ms / 1000, request.trace_id, request.received_at)
+        found.name_example(duration, None if first_token_at is None else ttft_ms / 1000, request.trace_id, request.received_at)
     caller = call.caller
     line = new_request_line(  # by position: names cost 11 thousand instructions more
         timestamp(request.received_at),
@@ -113,18 +115,18 @@ def _observe_final(request: Request, call: Call, final: Ended, fault: Fault | No
         model,
         final.deployment_id or "",
         final.attempts,
-        final.outcome,
+        outcome,
         ttft_ms,
-        used.input,
-        used.cached_input,
-        used.output,
-        used.reasoning,
-        0 if caller.is_test else find_cost(OUTCOME_POLICY_CURRENT, call.request.endpoint, final, call.price.unit_prices),
+        input,
+        cached_input,
+        output,
+        reasoning,
+        find_amount(call, final),
         call.stream,
         final.source,
     )
-    if used.other is not None:
-        line.other_usage = used.other
+    if other is not None:
+        line.other_usage = other
     if call.guard is not None:
         line.guardrail_ms = call.guard.checked_ms
     _write(line, request, fault, plane)

@@ -11,6 +11,7 @@ from tollway.gateway.body_reader_pool import BodyReaders
 from tollway.gateway.budgets import Budgets
 from tollway.gateway.buffers import BufferBounds, Buffers
 from tollway.gateway.counters import Counters
+from tollway.gateway.deadlines import Active
 from tollway.gateway.directory import Directory
 from tollway.gateway.file_operations import FileOperations
 from tollway.gateway.guardrails import GuardrailBounds, Guardrails
@@ -20,7 +21,7 @@ from tollway.gateway.memory_counters import MemoryCounters
 from tollway.gateway.model_listing import ModelListings
 from tollway.gateway.ports import AnswerStore, BatchStore, ContentLog, FileStore, ResponseStore, TokenEndpoint, UsageSink, Vault
 from tollway.gateway.realtime_sessions import RealtimeBounds, RealtimeSessions
-from tollway.gateway.relay import Active, RelayBounds
+from tollway.gateway.relay import RelayBounds
 from tollway.gateway.response_cache import ResponseCache
 from tollway.gateway.shedding import STEPS, Shedder, SheddingBounds, read_resident_bytes
 from tollway.gateway.tracing import Tracer

@@ -37,8 +37,8 @@ class Quote:
         media: OtherClasses | None = None
         if call.measure is not None:
             measure = call.measure
-            other = OtherClasses(seconds=measure.seconds, characters=measure.characters, images=images)
-            media = OtherClasses(seconds=measure.seconds_max, characters=measure.characters)
+            other = OtherClasses(seconds=measure.seconds, characters=measure.characters, images=images, pixels=measure.pixels)
+            media = OtherClasses(seconds=measure.seconds_max, characters=measure.characters, pixels=measure.pixels)
         self._expected_pico = Quantities(input_tokens, output=self._expected[1], request=1, other=other).cost(prices)
         fixed_pico = find_fixed_cost(prices, call.input_tokens_max, images, media)
         self._most_pico = None if most is None else fixed_pico + most * find_output_price(prices)

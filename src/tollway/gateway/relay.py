@@ -21,7 +21,7 @@ known not to: then the stream is ended as its API ends one of full length.
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -31,26 +31,26 @@ from tollway.domain.catalog import Deployment
 from tollway.domain.faults import Fault, FaultKind
 from tollway.domain.usage import Anomaly, Outcome, UsageSource
 from tollway.engines.table import ENGINES
-from tollway.gateway.blame import HeldFaults, RetryBudget, may_retry
+from tollway.gateway.blame import REFUSALS, HeldFaults, RetryBudget, may_retry
 from tollway.gateway.buffers import LARGE_BYTES, BufferHold
+from tollway.gateway.deadlines import Active
 from tollway.gateway.dialects.dialect import AnswerStream, BoundedStream, MeasuredStream, Translation
 from tollway.gateway.dialects.engine_errors import read_answer_fault
 from tollway.gateway.dialects.engine_usage import cap_to_delivered
 from tollway.gateway.dialects.speech import SoundReader, is_sound
 from tollway.gateway.driver import OVER, CoroutineDriver, Waiter
-from tollway.gateway.meter import UsageRecord
+from tollway.gateway.meter import UsageRecord, show_cost
 from tollway.gateway.ports import Client, OutputHold
 from tollway.gateway.request import INFINITE, Call, Permit
 from tollway.gateway.uploads import Upload
-from tollway.gateway.upstreams.connection import ConnectionState, Pool, UpstreamAnswer, UpstreamConnection
+from tollway.gateway.upstreams.connection import ConnectionState, Pool, UpstreamConnection
 from tollway.gateway.upstreams.upstream import Upstream, find_attempt_id
+from tollway.native import EventTemplate
 from tollway.telemetry import Metrics
 from tollway.wire import sse
-from tollway.wire.http import chunk_size
+from tollway.wire.http import ReceivedAnswer, chunk_size
 
 CHECKPOINT_SECONDS: Final = 1.0
-REFUSALS: Final = frozenset({faults.UPSTREAM_REFUSED, faults.UPSTREAM_RATE_LIMITED})
-"""Faults with which an engine refuses a request for its load, so that it may be sent again later."""
 ANSWER_GROWTH_BYTES = 1024 * 1024
 """Steps in which an answer that is held until it is whole is counted."""
 _LF: Final = ord("\n")
@@ -59,7 +59,6 @@ _COMPLETED: Final = Outcome.COMPLETED  # a member of an enumeration costs a call
 _COUNTED: Final = UsageSource.COUNTED
 _monotonic: Final = time.monotonic
 _EVENTS: Final = b"content-type: text/event-stream; charset=utf-8\r\nx-accel-buffering: no\r\n"
-
 
 ComposeBody = Callable[[Call, Deployment, Translation | None], Coroutine[Any, Any, list[bytes]]]
 """Makes what a deployment is sent in place of a large body, without holding the event loop (`BodyReaders.compose`)."""
@@ -91,27 +90,6 @@ class RelayBounds(msgspec.Struct, frozen=True, kw_only=True):
     cache_events: bool = False
 
 
-class Watched(Protocol):
-    """A part of a request that has a deadline."""
-
-    call: Call
-
-    def interrupt(self, fault: Fault) -> None:
-        """End the request with a fault."""
-        ...
-
-    def tick(self, now: float) -> None:
-        """Look at the deadlines."""
-        ...
-
-
-class Active:
-    """The attempts under way, whose deadlines the clock of the edge checks about twice a second."""
-
-    def __init__(self) -> None:
-        self.exchanges: set[Watched] = set()
-
-
 class Exchange:
     """One attempt at one upstream: its callbacks, its deadlines, and what the coroutine waits for. `attempt`: its number, from 1. `fault`:
     with which it ended, if it did."""
@@ -133,6 +111,8 @@ class Exchange:
         "_pending",
         "_record",
         "_sent_at",
+        "_stream_bytes_max",
+        "_template",
         "_waiter",
         "_withheld",
         "attempt",
@@ -163,6 +143,7 @@ class Exchange:
         self._client = client
         self._record = record
         self._bounds = bounds
+        self._stream_bytes_max = bounds.stream_bytes_max
         self._driver = driver
         self.attempt = record.attempts
         self._pending = b""
@@ -170,6 +151,7 @@ class Exchange:
         self._next_bytes = LARGE_BYTES
         self._events: sse.EventReader | SoundReader | None = None
         self._in_event = False
+        self._template: EventTemplate | None = None
         self.stream: AnswerStream | None = None
         self.stream_bytes = 0
         self.headers = _EVENTS
@@ -233,6 +215,7 @@ class Exchange:
         if self._pending:
             client.send(self._pending)
             self._pending = b""
+        self._take_template()
 
     def finish(self) -> Waiter:
         """The stream ended as it should, or its budgets are spent: write its FINAL. Awaited: until that is durable."""
@@ -297,19 +280,18 @@ class Exchange:
 
     def received_chunk(self, data: bytes) -> bool:
         """Take whole chunks that hold one regular event each, as nearly every read of a stream does."""
-        stream, client = self.stream, self._client
-        if stream is None or self._in_event or not client.committed:
-            return False
-        template = stream.template
-        if template is not None and client.chunked and self.stream_bytes + len(data) <= self._bounds.stream_bytes_max:
+        template = self._template
+        if template is not None and self.stream_bytes + len(data) <= self._stream_bytes_max:
             chunks = template.relay(data)
             if chunks is not None:
                 self._fed = True
-                output = stream.output = template.output
                 self.stream_bytes += template.event_bytes
-                self._record.advance(output)
-                client.send_chunks(chunks)
+                self._record.advance(template.output)
+                self._client.send_chunks(chunks)
                 return True
+        stream, client = self.stream, self._client
+        if stream is None or self._in_event or not client.committed:
+            return False
         end = len(data) - 2
         if end < 8:
             return False
@@ -317,7 +299,7 @@ class Exchange:
         size, stated = chunk_size(end - start), data[:start]
         if (stated != size and stated.lower() != size) or not data.endswith(b"\r\n"):
             return False
-        if self.stream_bytes + end > self._bounds.stream_bytes_max:
+        if self.stream_bytes + end > self._stream_bytes_max:
             return False
         relayed = stream.read_regular(data, start, end)
         if relayed is None:
@@ -326,9 +308,15 @@ class Exchange:
         self.stream_bytes += end - start
         self._record.advance(stream.output)
         client.send(relayed)
+        self._take_template()
         return True
 
-    def received(self, answer: UpstreamAnswer) -> None:
+    def _take_template(self) -> None:
+        """Look, after the stream has read something, whether whole chunks can be compared with its template now."""
+        stream, client = self.stream, self._client
+        self._template = stream.template if stream is not None and not self._in_event and client.committed and client.chunked else None
+
+    def received(self, answer: ReceivedAnswer) -> None:
         self._fed = True
         if self.stream is None:
             if not answer.has_head:
@@ -399,7 +387,7 @@ class Exchange:
         new_stream = call.dialect.new_stream if translation is None else translation.new_stream
         return new_stream(call.answer_context(deployment))
 
-    def _relay_events(self, answer: UpstreamAnswer) -> None:
+    def _relay_events(self, answer: ReceivedAnswer) -> None:
         stream, events = self.stream, self._events
         assert stream is not None and events is not None
         pieces = answer.body
@@ -423,10 +411,12 @@ class Exchange:
             except sse.EventTooLong:
                 fault = Fault(faults.ANSWER_TOO_LARGE, detail="an event exceeds event_bytes_max")
             self._in_event = events.has_rest
-            if self.stream_bytes > self._bounds.stream_bytes_max:
+            self._take_template()
+            if self.stream_bytes > self._stream_bytes_max:
                 fault = fault or Fault(faults.ANSWER_TOO_LARGE, detail="the stream exceeds stream_bytes_max")
-            if stream.used is not None:
-                self._record.note(stream.used, stream.source)
+            used = stream.used
+            if used is not None:
+                self._record.note(used, stream.source)
         if self.call.request.sends_media and answer.complete and not answer.broken:
             stream.terminated = self.stream_bytes > 0
         if out:
@@ -470,7 +460,7 @@ class Exchange:
             fault = caught
         except sse.EventTooLong:
             fault = Fault(faults.ANSWER_TOO_LARGE, detail="an event exceeds event_bytes_max")
-        if self.stream_bytes > self._bounds.stream_bytes_max:
+        if self.stream_bytes > self._stream_bytes_max:
             fault = fault or Fault(faults.ANSWER_TOO_LARGE, detail="the stream exceeds stream_bytes_max")
         is_withheld = self._withheld is not None
         if is_withheld:
@@ -479,6 +469,7 @@ class Exchange:
         else:
             self._in_event = events.has_rest
             used, source = stream.used, stream.source
+        self._take_template()
         if used is not None:
             self._record.note(used, source)
         if out:
@@ -495,6 +486,7 @@ class Exchange:
 
     def _bound_output(self, hold: OutputHold) -> None:
         cast(BoundedStream, self.stream).bound_output(hold.covered_tokens)
+        self._take_template()
 
     def _go_on(self, is_covered: bool) -> None:
         """Relay the event that was withheld and what follows, if its output is reserved by now; if not, end the stream."""
@@ -636,13 +628,12 @@ async def relay(
     """
     fault: Fault | None = None
     held_faults: HeldFaults | None = None
-    endpoint = permit.call.request.endpoint
-    charge = permit.call.charge
-    trace = permit.call.request.trace
+    call = permit.call
+    request, charge = call.request, call.charge
+    endpoint, trace = request.endpoint, request.trace
     budget.earn()
     for upstream in candidates:
         if fault is not None:
-            request = permit.call.request
             if _monotonic() - request.started >= request.head.timeout_seconds:
                 fault = Fault(faults.DEADLINE_EXCEEDED)
                 break
@@ -661,15 +652,17 @@ async def relay(
                 if exchange is not None:
                     now = _monotonic()
                     if charge is not None:
-                        if permit.call.model.latency_goal_ms is not None:
+                        if call.model.latency_goal_ms is not None:
                             upstream.first_token_times.observe(charge.ahead_tokens, now - exchange.started)
                         charge.release()
                     upstream.health.begin_answer(endpoint, now)
-                    upstream.observe_first_token(now - exchange.started, permit.call.prompt_bytes, now)
+                    upstream.observe_first_token(now - exchange.started, call.prompt_bytes, now)
+                    if held_faults is not None:
+                        held_faults.begin_answer()
                     try:
                         while not exchange.finished:
                             await exchange.wait()
-                        await end_stream(permit.call, exchange, client)
+                        await end_stream(call, exchange, client)
                     finally:
                         exchange.close(active, metrics)
                 is_answered = True
@@ -677,9 +670,9 @@ async def relay(
                 caught.forget_frames()
                 failed = fault = caught
                 metrics.attempted(upstream.deployment.id, caught.kind.code)
-                permit.call.request.note_trace().end_attempt(record.attempts, upstream.deployment, _monotonic(), caught.kind.code)
+                request.note_trace().end_attempt(record.attempts, upstream.deployment, _monotonic(), caught.kind.code)
                 if held_faults is None:
-                    held_faults = HeldFaults(permit.call)
+                    held_faults = HeldFaults(call)
                 held_faults.add(upstream, caught, has_begun=client.committed)
             finally:
                 upstream.running -= 1
@@ -695,7 +688,7 @@ async def relay(
                 if held_faults is not None:
                     held_faults.decide(is_answered=True)
                 return None
-            if client.committed or not may_retry(failed, permit.call):
+            if client.committed or not may_retry(failed, call):
                 if held_faults is not None:
                     held_faults.decide(is_answered=False)
                 raise failed
@@ -725,16 +718,16 @@ async def _attempt(
 ) -> Exchange | None:
     """One attempt. A whole answer is given here, to its end; of a stream only the beginning: it returns the exchange, which the caller
     carries on and closes, so that this frame is not held while it lasts."""
-    call = permit.call
+    call, deployment = permit.call, upstream.deployment
+    request, upload = call.request, call.request.upload
     now = _monotonic()
-    record.attempt(upstream.deployment.id)
-    deployment = upstream.deployment
-    if call.request.trace is not None:
-        call.request.trace.begin_attempt(record.attempts, deployment, now)
-    translation = call.find_translation(deployment)
+    record.attempt(deployment.id)
+    if request.trace is not None:
+        request.trace.begin_attempt(record.attempts, deployment, now)
+    translation = None if call.dialect.translation is None else call.find_translation(deployment)
     pieces: Sequence[bytes] = ()
-    if call.request.upload is not None:
-        pieces = await _compose_upload(call, call.request.upload, deployment, translation, compose, driver)
+    if upload is not None:
+        pieces = await _compose_upload(call, upload, deployment, translation, compose, driver)
         now = _monotonic()
     fresh = before is not None and before.kind is faults.UPSTREAM_STALE
     connection = None if fresh else upstream.take_idle(now)
@@ -752,16 +745,16 @@ async def _attempt(
     has_begun = False
     try:
         dialect = call.dialect if translation is None else translation.target
-        if call.request.upload is None:
+        if upload is None:
             body = call.upstream_body(deployment, translation)
-            connection.ask(upstream.head(call.request, dialect, record.attempts, len(body)) + body, exchange)
+            connection.ask(upstream.head(request, dialect, record.attempts, len(body)) + body, exchange)
             del body
         else:
             size = sum(map(len, pieces))
             kind = exchange.hold(size)
             if kind is not None:
                 raise Fault(kind, retry_after_seconds=1, detail="budget for buffered bytes")
-            connection.ask(upstream.head(call.request, dialect, record.attempts, size), exchange, pieces)
+            connection.ask(upstream.head(request, dialect, record.attempts, size), exchange, pieces)
             del pieces
         await exchange.wait()
         if call.stream and (exchange.stream is not None or not connection.answer.complete):
@@ -809,16 +802,16 @@ async def answer_whole(
     body = b"".join(received.body)
     answer = (call.dialect if translation is None else translation).read_answer(body, call.answer_context(upstream.deployment))
     exchange.finished = True
-    described = b"content-type: %b\r\n" % answer.content_type if answer.content_type else _JSON
-    content = answer.body
-    recorder = call.answer_recorder
-    notes_first = call.guard is not None or answer.fault is not None or (recorder is not None and recorder.keeps_last)
+    content, content_type = answer.body, answer.content_type
+    described = b"content-type: %b\r\n" % content_type if content_type else _JSON
+    recorder, fault = call.answer_recorder, answer.fault
+    notes_first = call.guard is not None or fault is not None or (recorder is not None and recorder.keeps_last)
     if notes_first:  # billed if it is denied, or if it was stored
         _note_completed(record, call, upstream, answer.used, answer.source, answer.anomaly, len(body))
-    if answer.fault is not None:
-        raise answer.fault
+    if fault is not None:
+        raise fault
     if call.guard is not None:
-        await call.guard.check_body(answer.content_type, answer.checked or content)
+        await call.guard.check_body(content_type, answer.checked or content)
     if call.response_keeper is not None:
         content = await call.response_keeper.keep_body(content)
     if recorder is not None:
@@ -831,7 +824,8 @@ async def answer_whole(
     if not notes_first:
         _note_completed(record, call, upstream, answer.used, answer.source, answer.anomaly, len(body))
     await record.finish(_COMPLETED)
-    client.answer(200, described + _explain(exchange, upstream) + permit.headers, content)
+    shown = show_cost(call, record) if call.request.head.shows_cost else b""
+    client.answer(200, described + shown + _explain(exchange, upstream) + permit.headers, content)
 
 
 async def _compose_upload(
@@ -853,9 +847,9 @@ async def _compose_upload(
 
 def _explain(exchange: Exchange, upstream: Upstream) -> bytes:
     """Return header lines that say what served a request, at which attempt, and how many milliseconds after its receipt it was sent."""
-    tenths = int((exchange.started - exchange.call.request.started) * 10_000 + 0.5)  # mypyc compiles formats of integers only
-    form = b"%bx-tollway-attempts: %d\r\nx-tollway-overhead-ms: %d.%d\r\n"
-    return form % (upstream.explanation, exchange.attempt, tenths // 10, tenths % 10)
+    tenths = int((exchange.started - exchange.call.request.started) * 10_000 + 0.5)
+    attempt = f"x-tollway-attempts: {exchange.attempt}\r\nx-tollway-overhead-ms: {tenths // 10}.{tenths % 10}\r\n"
+    return upstream.explanation + attempt.encode()
 
 
 def _note_completed(

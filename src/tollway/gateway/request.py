@@ -37,6 +37,8 @@ PRIORITY_ENDPOINTS = frozenset({Endpoint.CHAT_COMPLETIONS, Endpoint.COMPLETIONS,
 INFINITE: Final = inf
 """Timeout of a request whose client named none."""
 
+_PROMPT: Final = CacheIsolation.PROMPT  # a member of an enumeration costs a call in the interpreter each time it is looked up
+
 
 class RequestHead:
     """The parsed head of a request, read once for all requests of a connection that have the same.
@@ -44,7 +46,7 @@ class RequestHead:
     `trace_id`, `client_request_id`: the client's own; empty if it sent none that can be used. `parent_id`: its span in that trace.
     `trace_flags`: two hexadecimal digits, the parent's decision on sampling; `tracestate`: its list of vendors, empty without a trace (W3C
     Trace Context, sections 3.2 and 3.3).
-    `max_cost`, `idempotency_key`: as the client wrote them, None without.
+    `max_cost`, `idempotency_key`: as the client wrote them, None without. `shows_cost`: a whole answer says what the request cost.
     `timeout_seconds`: from the receipt of a request until the client stops waiting (`deadlines`), infinite if it said nothing;
     `bounds_whole_answer`: that is the time of the whole answer, otherwise of its begin.
     `digest`: of the credential, once a caller was found by it; it saves the work of making it again, 24 thousand instructions a request
@@ -69,6 +71,7 @@ class RequestHead:
         "idempotency_key",
         "max_cost",
         "parent_id",
+        "shows_cost",
         "timeout_seconds",
         "trace_flags",
         "trace_id",
@@ -95,6 +98,7 @@ class RequestHead:
         self.client_request_id = client_request_id
         self.certificate = b""
         self.max_cost: bytes | None = headers.get(b"x-max-cost")
+        self.shows_cost = headers.get(b"x-show-cost") == b"true"
         self.idempotency_key: bytes | None = headers.get(b"idempotency-key")
         self.timeout_seconds = INFINITE
         self.bounds_whole_answer = False
@@ -552,8 +556,9 @@ class Call:
 
     def answer_context(self, deployment: Deployment) -> AnswerContext:
         """Return what is known of this request for whoever reads the answer of `deployment`."""
+        engine = ENGINES[deployment.engine]
         return AnswerContext(
-            ENGINES[deployment.engine],
+            engine,
             deployment.upstream_model,
             self.model.id,
             self.input_tokens_max,
@@ -562,7 +567,7 @@ class Call:
             self.sequences,
             self.hide_usage,
             self.hide_continuous,
-            not self.wants_continuous(deployment),
+            not (self.prompts == 1 and engine.continuous_usage),
             self.repeated,
             self.measure,
             self.request.conversation,
@@ -581,7 +586,7 @@ class Call:
         injected = self.find_injected(deployment, translation)
         if self.dialect.form_kinds is not None:
             return b"".join(self._edit_form((content,), injected))
-        salt = self.find_prompt_salt(deployment, translation) if deployment.cache_isolation is CacheIsolation.PROMPT else b""
+        salt = self.find_prompt_salt(deployment, translation) if deployment.cache_isolation is _PROMPT else b""
         if translation is None:
             if not salt:
                 return bodies.edit(content, self.names, injected, self.dropped)
@@ -635,7 +640,7 @@ class Call:
     def find_prompt_salt(self, deployment: Deployment, translation: Translation | None) -> bytes:
         """Return the organization's salt that stands before the prompt, where the deployment is isolated in this way, the API has a system
         prompt and the engine has no salt; else nothing."""
-        if deployment.cache_isolation is not CacheIsolation.PROMPT or self.model.share_cache:
+        if deployment.cache_isolation is not _PROMPT or self.model.share_cache:
             return b""
         dialect = self.dialect if translation is None else translation.target
         if dialect.salt_prompt is None or dialect.endpoint in ENGINES[deployment.engine].salted_endpoints:

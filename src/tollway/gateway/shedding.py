@@ -1,9 +1,10 @@
 """Refusal of a part of new requests while the whole process is overloaded: its event loop lags, or its memory is nearly used up.
 
-The lag counts only while it stands: the least of all samples of one period, as CoDel measures queues (RFC 8289, section 3.1), so that a
-single pause refuses nobody. The part that is refused grows by a step in each period that is overloaded, shrinks by a step in each that is
-well below the bounds, and stays as it is in between. It is never all: what passes shows that the process has recovered, and memory that
-the allocator keeps would else refuse everybody indefinitely.
+The lag counts only while it stands: the least of all samples of one period and of the last one before it, as CoDel measures queues
+(RFC 8289, section 3.1). So a single pause refuses nobody, not even one that leaves its period no other sample. The part that is refused
+grows by a step in each period that is overloaded, shrinks by a step in each that is well below the bounds, and stays as it is in between.
+It is never all: what passes shows that the process has recovered, and memory that the allocator keeps would else refuse everybody
+indefinitely.
 
 A refusal is made before a key is checked or a body is read, so it costs little. Health, metrics and what is no inference are not refused.
 """
@@ -51,22 +52,25 @@ class Shedder:
         self._memory = memory
         self._alarm = alarm
         self._least_lag: float | None = None
+        self._latest_lag = self._lag_before = 0.0
         self._owed = 0
         self._refused_before = 0
 
     def note_lag(self, seconds: float) -> None:
         """Take one sample of the event loop's delay."""
+        self._latest_lag = seconds
         if self._least_lag is None or seconds < self._least_lag:
             self._least_lag = seconds
 
     def check(self) -> None:
         """End a period: move the part by at most one step."""
         lag, self._least_lag = self._least_lag, None
+        lag_before, self._lag_before = self._lag_before, self._latest_lag
         if lag is None:
             return
         lag_max, memory_max = self._bounds.lag_seconds_max, self._bounds.memory_bytes_max
         memory = self._memory() if memory_max else 0
-        is_late, is_large = 0 < lag_max < lag, memory_max is not None and memory > memory_max
+        is_late, is_large = 0 < lag_max < min(lag, lag_before), memory_max is not None and memory > memory_max
         before = self.steps
         if is_late or is_large:
             self.steps = min(before + 1, SHED_STEPS_MAX)

@@ -28,9 +28,9 @@ from tollway.domain.fair_queue import FairQueue, Refusal, Ticket
 from tollway.domain.faults import Fault
 from tollway.domain.usage import ServiceTier
 from tollway.gateway.blame import RetryBudget
+from tollway.gateway.deadlines import Active
 from tollway.gateway.driver import CoroutineDriver, Waiter
 from tollway.gateway.limit import estimate_tokens
-from tollway.gateway.relay import Active
 from tollway.gateway.request import Call
 from tollway.gateway.request_traces import QUEUE_SPAN
 from tollway.gateway.route import route

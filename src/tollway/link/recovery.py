@@ -8,8 +8,8 @@ be killed at any byte and run again, any number of times: the epoch ends in the 
 only after CLOSE is on disk, because until then it is still needed.
 
 After a failed sync the kernel may call pages clean that the disk never got, and a later sync succeeds without them. An
-epoch that noted such a failure (`failed`) has its last segments copied into new files before anything is appended, so
-that a sync means again what it says.
+epoch that noted such a failure (`failed`) has its segments copied into new files before anything is appended, so that a
+sync means again what it says.
 
 The newest begun segment is read (see `epochs`), and the few before it that a power cut may have left unsynced: if one is
 lost or does not reach to where the next begins, nothing in those behind it was ever acknowledged, and it is taken for the
@@ -210,21 +210,18 @@ def _recover(epoch: EpochFiles, alarm: Alarm, counts: CountsUsage) -> Recovered:
 
 
 SEGMENTS_IN_DOUBT = 4
-"""Segments that a failed sync may affect: a commit covers the segment in use and those that were filled since the one before it, and
-four hold all that can be owed."""
+"""Segments that a power cut may leave unsynced: a commit covers the segment in use and those that were filled since the one
+before it, and four hold all that can be owed."""
 
 
 def _write_again(epoch: EpochFiles) -> None:
-    """Have the bytes of the last segments in files of their own again, durably. Written over in place they would not be safe: after a
-    write that failed, ext4 calls blocks mapped that it still counts as never written, and they read as zeros after the next mount."""
-    copied = 0
+    """Have the bytes of all segments in files of their own again, durably. All: what a disk confirmed before its failure was noticed may
+    be gone as well, and is still in memory. Written over in place they would not be safe: after a write that failed, ext4 calls blocks
+    mapped that it still counts as never written, and they read as zeros after the next mount."""
     for number in reversed(epoch.list_segments()):
         path = epoch.segment_path(number)
         if data := read_segment(path, epoch.disk):
             write_file(path, data, epoch.disk)
-            copied += 1
-        if copied == SEGMENTS_IN_DOUBT:
-            return
 
 
 def finish(epoch: EpochFiles, segment: int, end_offset: int, next_seq: int) -> None:

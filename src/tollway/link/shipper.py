@@ -191,6 +191,11 @@ class Shipper:
                 pause_seconds = BACKOFF_SECONDS_MIN
                 await asyncio.sleep(PAUSE_SECONDS)
 
+    def count_unshipped_records(self) -> int:
+        """Return how many durable records of this process' epoch control does not have yet; all of them before it was first asked."""
+        cursor = self._cursors.get(self._spool.epoch.number)
+        return max(0, self._spool.committed.seq - (1 if cursor is None else cursor.position.seq))
+
     async def finish(self, timeout_seconds: float) -> bool:
         """After the spool was closed: ship what is left, within the time. Return True if control has everything of this
         process' epoch. What is left over is shipped by the next process; so is what a spool that failed to close could not

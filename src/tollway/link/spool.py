@@ -59,8 +59,9 @@ from tollway.link.epochs import (
     write_node,
 )
 from tollway.link.recovery import Alarm, CountsUsage, count_all, finish, recover, recover_dead
+from tollway.native import extend
 from tollway.wire.progress_slots import RETRIES_WORD, SLOT_WORDS, TRAILER_BYTES, read_quantities
-from tollway.wire.segments import HEAD_BYTES, extend
+from tollway.wire.segments import HEAD_BYTES
 
 ADMIT_BYTES_USUAL: Final = 640
 """Payload of an ADMIT that names no budgets: 150 bytes of names and at most 490 of ids, model name, endpoint and
@@ -98,6 +99,7 @@ RETRY_SECONDS = 1.0
 
 _SLOT_BYTES: Final = 8 * SLOT_WORDS
 _ZERO_SLOT: Final = bytes(_SLOT_BYTES)
+_extend: Final = extend
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,7 +342,7 @@ class Spool:
         if self._end + size > self._options.segment_bytes:
             self._begin_segment()
         seq = self._next_seq
-        self._chain, framed = extend(self._chain, seq, payload)
+        self._chain, framed = _extend(self._chain, seq, payload)
         self._buffer.append(framed)
         self._next_seq = seq + 1
         self._end += size

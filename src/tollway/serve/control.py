@@ -1,4 +1,5 @@
-"""A control process: the REST API and the link, two listeners in one event loop, over one database.
+"""A control process: the REST API and the link, two listeners in one event loop, over one database; and a third one for the pages for
+people, where they have one.
 
 Start: wait for the database if it is away, migrate (the embedded one by itself; PostgreSQL under an advisory lock, so
 that any number may start at once), make the keys of the settings the platform's, listen, say "ready".
@@ -13,12 +14,11 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import httpx2
 import uvicorn
 import uvloop
 from prometheus_client import CollectorRegistry, Gauge
@@ -28,22 +28,24 @@ from tollway.control.api.app import create_apps
 from tollway.control.auditing import audit, audit_chains
 from tollway.control.auditing.audit import AuditedOperation
 from tollway.control.authentication import federation, token_exchange
-from tollway.control.console import routers as console
-from tollway.control.eventing import delivery, owner_mails, searches
+from tollway.control.console import routers as console_pages
+from tollway.control.eventing import delivery, export_delivery, owner_mails, searches, sinks
 from tollway.control.eventing.delivery import Sender
+from tollway.control.eventing.export_delivery import Exporter
+from tollway.control.eventing.sinks import Feed, Sink
 from tollway.control.gateways import nodes
 from tollway.control.identity import keys, leaked_keys, operators, scheduled_rotation, sessions
 from tollway.control.identity.github_reports import GithubReports
 from tollway.control.identity.mail import MailDirectory, MailServer
 from tollway.control.identity.operators import OperatorSignIn
 from tollway.control.identity.scheduled_rotation import Scheduled
-from tollway.control.invoicing import automatic_issue, connectors, dunning, reminders
+from tollway.control.invoicing import automatic_issue, connectors, dunning, reminders, vies
 from tollway.control.invoicing.connectors import Connectors
 from tollway.control.invoicing.stripe import StripeConnector
 from tollway.control.jobs import Job, JobRunner, Turn, in_thread
 from tollway.control.metering import retention, usage_exports
 from tollway.control.metering.quarantine import WaitingRecords
-from tollway.control.money import contracts, credits
+from tollway.control.money import contracts, credits, serving_costs
 from tollway.control.money.automatic_closing import close_due
 from tollway.control.plane import ControlPlane
 from tollway.control.publish import Publications
@@ -59,18 +61,21 @@ from tollway.domain.audit import Actor, ActorKind
 from tollway.domain.connectors import Connector
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
 from tollway.domain.federation import IdentityProvider
+from tollway.domain.inference_access import InferenceDecision, InferenceQuestion
 from tollway.domain.keys import KeyOrigin
 from tollway.domain.money import PICO
 from tollway.domain.networks import Network
 from tollway.domain.quotas import DEFAULT_SIZES, QuotaSizes
 from tollway.domain.reconciliation import Tolerance
+from tollway.domain.sinks import Stream
+from tollway.domain.snapshot import Entry
 from tollway.metric_table import find_metric
-from tollway.serve import garbage
+from tollway.serve import allocator, garbage
 from tollway.serve.control_log import ControlLog
 from tollway.serve.control_telemetry import ControlTelemetry
 from tollway.serve.data_directory import NodeIdentity
 from tollway.serve.descriptors import RESERVE, describe_shortage, raise_limit, share_out
-from tollway.serve.http_protocol import StrictProtocol
+from tollway.serve.http_protocol import QuietServer, StrictProtocol
 from tollway.serve.sockets import url_of
 from tollway.serve.telemetry_export import TelemetryOptions
 from tollway.storage.database import Database
@@ -98,6 +103,9 @@ STORED_RESPONSES_SECONDS = 60.0
 
 CONTENT_SECONDS = 60.0
 """Interval of the job that removes logged content whose time is over. Nobody can read it meanwhile."""
+
+FREE_MEMORY_SECONDS = 60.0
+"""Interval of the job that returns free memory: a few milliseconds of one thread."""
 
 LEAKED_KEY_MAILS_SECONDS = 60.0
 """Interval of the job that writes to the owners of leaked keys who could not be told before."""
@@ -155,7 +163,7 @@ KEEP_ALIVE_SECONDS = 75
 """Longer than the 60 s after which common proxies give up an idle connection: whoever closes first must not be us."""
 
 CONNECTIONS_MAX = 4_096
-"""Open connections at each of the two listeners; a gateway keeps a few at the link. Idle ones make way for others."""
+"""Open connections at each listener; a gateway keeps a few at the link. Idle ones make way for others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,12 +186,14 @@ class ControlSettings:
     `reconcile`: how engines' counters are read; None reads none. `close_after_days`: when periods are closed without being asked; None
     never. `requests_per_minute`: of one organization's admin keys together. `quotas`: sizes of the quotas of each organization.
     `limits_store`: where gateways share the counters of limits. `mail`: the server that takes mail; None writes it as files beside the
-    archive. `public_url`: the address under which clients reach the REST API; None if it is not known. `private_issuers`: identity
-    providers at addresses that are not public. `trusted_proxies`: proxies before the REST API, whose word on a client's address is taken.
+    archive. `public_url`: the address under which clients reach the REST API; None if it is not known. `console`: the socket of the pages
+    for people; None where the REST API has them. `console_url`: their address, where it is another. `private_issuers`: identity providers
+    at addresses that are not public. `trusted_proxies`: proxies before the REST API, whose word on a client's address is taken.
     `webhook_networks`: private networks that webhooks may reach. `usage_files`: where hours of usage are written; None writes none.
+    `sinks`: systems that are sent records of `sink_streams`. `metrics_organizations_max`: organizations that metrics name.
     `key_ring`: what wraps the data keys of organizations; None for a key that is derived from `vault_key`. `github_keys_url`: where the
     keys are published with which GitHub signs reports of leaked secrets; None takes no reports.
-    `stripe`: the account that collects invoices; None without one.
+    `stripe`: the account that collects invoices; None without one. `vat_register`: VIES; None where it is not asked.
     `operator_sign_in`: the identity provider with which operators sign in; None without one. `telemetry`: None sends none."""
 
     database_url: str = field(repr=False)
@@ -206,14 +216,21 @@ class ControlSettings:
     limits_store: StoreOptions | None = None
     mail: MailServer | None = None
     stripe: StripeConnector | None = None
+    vat_register: vies.Vies | None = None
     owner_database_url: str | None = field(default=None, repr=False)
     audit: AuditOptions = field(default_factory=AuditOptions)
     key_ring: KeyRing | None = None
     public_url: str | None = None
+    gateway_url: str | None = None
+    console: socket.socket | None = None
+    console_url: str | None = None
     private_issuers: frozenset[str] = frozenset()
     trusted_proxies: tuple[Network, ...] = ()
     webhook_networks: tuple[Network, ...] = ()
     usage_files: UsageFiles | None = None
+    sinks: tuple[Sink, ...] = ()
+    sink_streams: tuple[Stream, ...] = ()
+    metrics_organizations_max: int = 0
     github_keys_url: str | None = None
     operator_sign_in: OperatorSignIn | None = None
     telemetry: TelemetryOptions | None = None
@@ -309,6 +326,8 @@ def run_control(settings: ControlSettings) -> int:
 
     Raises DatabaseTooNew, Fault (the database cannot be had) or ValueError (a secret that cannot be one) before
     anything is served."""
+    allocator.return_large_blocks()
+    allocator.use_one_heap()
     writer = LogWriter(sys.stdout.fileno(), settings.log_level)
     try:
         vault = LocalVault(settings.vault_key)
@@ -327,6 +346,7 @@ def run_control(settings: ControlSettings) -> int:
                 data_keys=DataKeys(database, settings.key_ring or KeyRing.of(derive_key(settings.vault_key)), os.urandom, now),
                 archive_directory=settings.archive_directory,
                 publications=Publications(),
+                explain_inference=explain_inference,
                 now=now,
                 random_bytes=os.urandom,
                 log=log,
@@ -337,12 +357,16 @@ def run_control(settings: ControlSettings) -> int:
                 quotas=settings.quotas,
                 limits_store=settings.limits_store,
                 public_url=settings.public_url,
+                gateway_url=settings.gateway_url,
+                console_url=settings.console_url,
                 private_issuers=settings.private_issuers,
                 trusted_proxies=settings.trusted_proxies,
                 webhook_networks=settings.webhook_networks,
+                metrics_organizations_max=settings.metrics_organizations_max,
                 github_reports=None if settings.github_keys_url is None else GithubReports(settings.github_keys_url, log),
                 operator_sign_in=settings.operator_sign_in,
                 stripe=settings.stripe,
+                vies=settings.vat_register,
                 tracer=None if telemetry is None else telemetry.tracer,
                 telemetry=telemetry,
                 mail=settings.mail or MailDirectory(settings.archive_directory.parent / "mail", lambda: new_id("mail")),
@@ -358,6 +382,13 @@ def run_control(settings: ControlSettings) -> int:
     return 0
 
 
+def explain_inference(entries: Sequence[Entry], key_id: str, question: InferenceQuestion) -> InferenceDecision:
+    """Explain what a gateway with these entries does with a request of a key: `gateway.inference_access`."""
+    from tollway.gateway.inference_access import explain_inference as explain  # takes 0.4 s and memory, only where somebody asks
+
+    return explain(entries, key_id, question)
+
+
 async def _serve_until_signal(plane: ControlPlane, settings: ControlSettings, telemetry: ControlTelemetry | None, log: ControlLog) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, log.step_level)
@@ -369,8 +400,13 @@ async def _serve_until_signal(plane: ControlPlane, settings: ControlSettings, te
         settings.link,
         stop,
         settings.reconcile,
+        console=settings.console,
         retention_months=settings.retention_months,
         audit_options=settings.audit,
+        feeds=[
+            Feed(database=plane.database, sink=sink, streams=settings.sink_streams, now=plane.now, log=plane.log, counts=plane.sinks)
+            for sink in settings.sinks
+        ],
         usage_files=settings.usage_files,
         telemetry=telemetry,
     )
@@ -383,16 +419,20 @@ async def serve(
     stop: asyncio.Event,
     options: ReconcileOptions | None = None,
     *,
+    console: socket.socket | None = None,
     retention_months: int = 0,
     audit_options: AuditOptions = NO_AUDIT,
+    feeds: Sequence[Feed] = (),
     usage_files: UsageFiles | None = None,
     telemetry: ControlTelemetry | None = None,
 ) -> None:
-    """Serve both applications on their listening sockets until `stop` is set; then finish what runs, within
-    STOP_SECONDS_MAX. `options`: how engines' counters are read meanwhile; None reads none. `audit_options`: of the audit trail.
-    `usage_files`: where hours of usage are written; None writes none."""
+    """Serve the applications on their listening sockets until `stop` is set; then finish what runs, within
+    STOP_SECONDS_MAX. `options`: how engines' counters are read meanwhile; None reads none. `console`: the socket of the pages for people;
+    None where the REST API has them. `audit_options`: of the audit trail.
+    `feeds`: sinks that are fed meanwhile. `usage_files`: where hours of usage are written; None writes none."""
     limit = raise_limit()
-    share = share_out(limit, CONNECTIONS_MAX, for_each=2, reserve=RESERVE)
+    listeners = [public, link, *([] if console is None else [console])]
+    share = share_out(limit, CONNECTIONS_MAX, for_each=len(listeners), reserve=RESERVE)
     if share.missing:
         warning = describe_shortage(limit, share, f"{CONNECTIONS_MAX} connections at each listener of control")
         plane.log({"event": "descriptors_low", "connections_max": share.connections, "detail": warning})
@@ -400,18 +440,25 @@ async def serve(
     registry = CollectorRegistry()
     row, loop = find_metric("tollway_control_tasks"), asyncio.get_running_loop()
     Gauge(row.name, row.text, registry=registry).set_function(lambda: len(asyncio.all_tasks(loop)))
-    public_app, link_app = create_apps(plane, registry, console.ROUTERS)
+    apps = create_apps(plane, registry, console_pages.ROUTERS, has_own_console=console is not None)
     if telemetry is not None:
         telemetry.registry = registry
     exporting = None if telemetry is None else asyncio.create_task(telemetry.run(), name="telemetry")
-    servers = {_Server(_configure(public_app, protocol)): public, _Server(_configure(link_app, protocol)): link}
-    urls = {"url": url_of(public), "link_url": url_of(link)}
+    servers = {QuietServer(_configure(app, protocol)): listener for app, listener in zip(apps, listeners, strict=True)}
+    urls = {"url": url_of(public), "link_url": url_of(link)} | ({} if console is None else {"console_url": url_of(console)})
     holder = plane.new_id("control")
     runner = JobRunner(plane.database, holder, plane.jobs, stop, plane.now, plane.log, plane.tracer)
-    async with open_client() as client, asyncio.TaskGroup() as tasks:
-        jobs = _list_jobs(plane, holder, client, options, retention_months, audit_options)
+    async with asyncio.TaskGroup() as tasks:
+        jobs = _list_jobs(plane, holder, options, retention_months, audit_options, feeds)
+        jobs += [
+            Job(name=f"sink_{feed.sink.name}", work=feed.run, interval_seconds=sinks.SECONDS, deadline_seconds=sinks.DEADLINE_SECONDS)
+            for feed in feeds
+        ]
         if usage_files is not None:
-            jobs.append(_make_usage_files_job(plane, usage_files))
+            jobs.append(usage_exports.make_job(plane.database, usage_files, plane.log, CLOSING_DEADLINE_SECONDS))
+        if plane.vies is not None:
+            database = _audit_job(plane, "billing_account.updated", vies.JOB)
+            jobs.append(vies.make_job(plane.vies, database, now=plane.now, log=plane.log))
         tasks.create_task(runner.run(jobs))
         for server, listener in servers.items():
             tasks.create_task(server.serve(sockets=[listener]))
@@ -432,12 +479,13 @@ async def serve(
 def _list_jobs(
     plane: ControlPlane,
     holder: str,
-    client: httpx2.AsyncClient,
     options: ReconcileOptions | None,
     retention_months: int,
     audit_options: AuditOptions,
+    feeds: Sequence[Feed],
 ) -> list[Job]:
-    """List the periodic jobs of a control process. `holder`: its name in leases."""
+    """List the periodic jobs of a control process, but for those of its sinks (`feeds`). `holder`: its name in leases."""
+    fed = {(feed.sink.name, stream) for feed in feeds for stream in feed.streams}
 
     def notice(_turn: Turn) -> None:
         publish.notice(plane.database, plane.publications)
@@ -506,6 +554,7 @@ def _list_jobs(
         automatic_issue.run(
             drafting_database,
             issuing_database,
+            dunning_database,
             new_id=lambda: plane.new_id(ids.INVOICE),
             now=plane.now,
             is_stopping=turn.is_over,
@@ -521,6 +570,7 @@ def _list_jobs(
         reminders.send_due(plane.database, plane.mail, is_stopping=turn.is_over, log=plane.log)
 
     collecting_database = _audit_job(plane, "payment.recorded", "connectors")
+    releasing_database = _audit_job(plane, "invoice.dunned", "connectors")
     linked: Connectors = {} if plane.stripe is None else {Connector.STRIPE: plane.stripe}
 
     def ask_connectors(turn: Turn) -> None:
@@ -532,7 +582,7 @@ def _list_jobs(
             is_stopping=turn.is_over,
             log=plane.log,
         )
-        dunning.release(plane.database, paid, plane.now(), plane.log)
+        dunning.release(releasing_database, paid, plane.now(), plane.log)
 
     signing_database = _audit_job(plane, "signing_key.updated", "signing_keys")
 
@@ -545,6 +595,9 @@ def _list_jobs(
 
     def open_contract_periods(turn: Turn) -> None:
         contracts.open_due_periods(plane.database, turn.at, turn.is_over)
+
+    def book_capacity(turn: Turn) -> None:
+        serving_costs.book_due_capacity(plane.database, turn.at, turn.is_over)
 
     def redraw_credit(turn: Turn) -> None:
         while credits.redraw_one(plane.database, turn.is_over) and not turn.is_over():
@@ -560,6 +613,8 @@ def _list_jobs(
     def search_events(turn: Turn) -> None:
         searches.tell_of_what_is_due(plane.database, turn.at)
         searches.remove_old(plane.database, turn.at, turn.is_over)
+        for name in sinks.remove_old(plane.database, fed, turn.at):
+            plane.log({"event": "sink_forgotten", "sink": name})
 
     sender = Sender(
         database=plane.database,
@@ -570,6 +625,17 @@ def _list_jobs(
         random=lambda: int.from_bytes(plane.random_bytes(4), "big") / 2**32,
         log=plane.log,
         counts=plane.webhooks,
+    )
+
+    exporter = Exporter(
+        database=plane.database,
+        recorded=_audit_job(plane, "telemetry_export.disabled", "telemetry_exports"),
+        open_vault=plane.open_vault,
+        networks=plane.webhook_networks,
+        now=plane.now,
+        random=sender.random,
+        log=plane.log,
+        counts=plane.exports,
     )
 
     def tell_owners_of_endpoints(turn: Turn) -> None:
@@ -617,6 +683,13 @@ def _list_jobs(
             work=in_thread(remove_ended_overrides),
             interval_seconds=OVERRIDES_SECONDS,
             deadline_seconds=THREAD_SECONDS_MAX,
+        ),
+        Job(
+            name="free_memory",
+            work=in_thread(lambda _turn: allocator.trim()),
+            interval_seconds=FREE_MEMORY_SECONDS,
+            deadline_seconds=THREAD_SECONDS_MAX,
+            is_leased=False,
         ),
         Job(
             name="idempotency_keys",
@@ -687,6 +760,12 @@ def _list_jobs(
             is_leased=False,
         ),
         Job(
+            name="telemetry_exports",
+            work=exporter.run,
+            interval_seconds=export_delivery.SECONDS,
+            deadline_seconds=export_delivery.DEADLINE_SECONDS,
+        ),
+        Job(
             name="webhook_mails",
             work=in_thread(tell_owners_of_endpoints),
             interval_seconds=owner_mails.SECONDS,
@@ -703,6 +782,12 @@ def _list_jobs(
             work=in_thread(open_contract_periods),
             interval_seconds=contracts.OPEN_SECONDS,
             deadline_seconds=contracts.OPEN_SECONDS,
+        ),
+        Job(
+            name="capacity_costs",
+            work=in_thread(book_capacity),
+            interval_seconds=serving_costs.CAPACITY_SECONDS,
+            deadline_seconds=serving_costs.CAPACITY_SECONDS,
         ),
         Job(
             name="credit_redraws",
@@ -741,7 +826,8 @@ def _list_jobs(
         read = options
 
         async def read_engines(_turn: Turn) -> None:
-            await reconcile.read_engines(plane.database, plane.vault, plane.reconciliation, client, read, now=plane.now, log=plane.log)
+            async with open_client() as client:
+                await reconcile.read_engines(plane.database, plane.vault, plane.reconciliation, client, read, now=plane.now, log=plane.log)
 
         def compare(turn: Turn) -> None:
             reconcile.compare_and_warn(plane.database, plane.reconciliation, now=turn.at, log=plane.log)
@@ -784,29 +870,10 @@ def _configure(app: object, protocol: type[StrictProtocol]) -> uvicorn.Config:
     )
 
 
-class _Server(uvicorn.Server):
-    """A server that does not handle signals: two of them share this process, and `serve` stops both."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
-        yield
-
-
 def _audit_job(plane: ControlPlane, event: str, name: str) -> Database:
     """Return the database as a job uses it: each of its transactions that changes a resource is recorded in the audit trail as `event`."""
     operation = AuditedOperation(event=event, operation=name, actor=Actor(kind=ActorKind.JOB, id=name))
     return plane.database.recording(audit.record_changes(operation, new_id=plane.new_id, now=plane.now))
-
-
-def _make_usage_files_job(plane: ControlPlane, files: UsageFiles) -> Job:
-    """Return the job that writes hours of usage once they are closed."""
-
-    def write(turn: Turn) -> None:
-        for line in usage_exports.write_due(plane.database, files, turn.at, turn.is_over):
-            plane.log(line)
-
-    return Job(name="usage_files", work=in_thread(write), interval_seconds=usage_exports.SECONDS, deadline_seconds=CLOSING_DEADLINE_SECONDS)
 
 
 def _make_checkpoints_job(plane: ControlPlane, key: bytes, retention_days: int) -> Job:

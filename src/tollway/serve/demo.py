@@ -41,7 +41,7 @@ REAL_MODEL, SIMULATED_MODEL = "smollm2-135m", "sim-echo"
 LIMITS = {"requests_per_minute": 1_000_000, "concurrent_requests": 10_000}
 """Limits of the project: set, so that responses carry their headers, and high enough for any load test on one machine."""
 
-OPTIONS = ("--port", "--config", "--control-port", "--config")
+OPTIONS = ("--port", "--config", "--control-port", "--config", "--config")
 """Options of `tollway demo` for the addresses of gateway, internal, control and link."""
 
 HTTP_SECONDS = 30.0

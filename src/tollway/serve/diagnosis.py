@@ -26,7 +26,9 @@ from tollway.link.spool import SpoolOptions, needed_bytes
 from tollway.serve import data_directory
 from tollway.serve.descriptors import RESERVE, describe_shortage, share_out
 from tollway.serve.sockets import open_listener, parse_address
-from tollway.settings import LimitsSection, OperatorError, Settings, mask_password
+from tollway.serve.tls import find_expiry
+from tollway.settings import LimitsSection, OperatorError, Settings, SinksSection, mask_password
+from tollway.storage import jobs
 from tollway.storage.database import Database, DatabaseOutdated, DatabaseTooNew
 from tollway.storage.shared_counters import RedisCounters, StoreOptions
 
@@ -44,6 +46,12 @@ SKEW_SECONDS_MAX = 2.0
 
 ANSWER_SECONDS_MAX = 3.0
 """Deadline for control or a port to answer."""
+
+SINKS = ("kafka", "nats", "http")
+"""Names of sinks, in the order of their settings."""
+
+CERTIFICATE_SECONDS_MIN = 14 * 86_400
+"""Time before its expiry at which a certificate should be replaced: the alert TollwayCertificateExpires begins then."""
 
 MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs"})
 NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs"})
@@ -82,11 +90,15 @@ def diagnose(settings: Settings, environ: Mapping[str, str], control_url: str | 
     addresses = {"gateway.listen": settings.gateway.listen, "gateway.internal": settings.gateway.internal}
     if settings.gateway.control_link_url is None:  # else control runs elsewhere
         addresses |= {"control.listen": settings.control.listen, "control.link": settings.control.link}
+        if settings.control.console_listen is not None:
+            addresses["control.console_listen"] = settings.control.console_listen
     for option, address in addresses.items():
         yield _check_port(option, address)
+    yield _check_certificate(settings.gateway.tls.certificate_file, time.time())
     yield _check_counters(settings.gateway.limits, environ.get("TOLLWAY_LIMITS_REDIS_PASSWORD"))
     yield _check_clock(control_url)
     yield _check_database(directory, database_url)
+    yield _check_sinks(directory, database_url, settings.control.sinks)
 
 
 def _check_directory(directory: Path) -> CheckResult:
@@ -249,6 +261,22 @@ def _answers(host: str, port: int) -> bool:
     return answer.status_code == 200 or "x-request-id" in answer.headers
 
 
+def _check_certificate(file: str | None, now: float) -> CheckResult:
+    name = "certificate"
+    try:
+        expires_at = find_expiry(file)
+    except OperatorError as error:
+        return CheckResult(name, CheckState.ERROR, error.message, error.hint)
+    if expires_at is None:
+        return CheckResult(name, CheckState.OK, "none: the gateway serves without TLS")
+    left = expires_at - now
+    remedy = "replace the files of gateway.tls, then `systemctl reload tollway`, or restart the gateways one after the other"
+    if left <= 0:
+        return CheckResult(name, CheckState.ERROR, f"{file} expired {-left / 86_400:.0f} days ago", remedy)
+    state = CheckState.WARNING if left < CERTIFICATE_SECONDS_MIN else CheckState.OK
+    return CheckResult(name, state, f"{file} expires in {left / 86_400:.0f} days", remedy if state is CheckState.WARNING else "")
+
+
 def _check_counters(limits: LimitsSection, password: str | None) -> CheckResult:
     name = "shared counters"
     if limits.redis_url is None:
@@ -309,6 +337,26 @@ def _check_database(directory: Path, url: str | None) -> CheckResult:
     except (DatabaseTooNew, ValueError, RuntimeError) as error:
         return CheckResult(name, CheckState.ERROR, str(error), "see docs/deployment.md")
     return CheckResult(name, CheckState.OK, f"{version} answers, and this version may run over its schema")
+
+
+def _check_sinks(directory: Path, url: str | None, section: SinksSection) -> CheckResult:
+    name = "sinks"
+    used = [sink for sink, given in zip(SINKS, (section.kafka_servers, section.nats_servers, section.http_url), strict=True) if given]
+    if not used:
+        return CheckResult(name, CheckState.OK, "not used")
+    if url is None and not (directory / "control" / "tollway.db").exists():
+        return CheckResult(name, CheckState.OK, "none yet; control begins with them")
+    try:
+        opened = closing(Database.open(url or data_directory.sqlite_url(directory), connections_max=1))
+        with opened as database, database.platform(write=False) as tx:
+            leases = {sink: jobs.find_lease(tx, f"sink_{sink}") for sink in used}
+    except (Fault, ValueError, RuntimeError):
+        return CheckResult(name, CheckState.SKIPPED, "the database says nothing of them")
+    failing = [f"{sink} failed {lease.failures} times in a row" for sink, lease in leases.items() if lease is not None and lease.failures]
+    if failing:
+        remedy = "the log line job_failed of control has the reason; see docs/sinks.md"
+        return CheckResult(name, CheckState.WARNING, "; ".join(failing), remedy)
+    return CheckResult(name, CheckState.OK, f"{', '.join(used)}: served, or about to be")
 
 
 def find_control_url(directory: Path) -> str | None:

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx2
+
 from tollway.serve import data_directory
 from tollway.serve.descriptors import raise_limit
 from tollway.serve.logs import Echo, LogFiles, encode_report
@@ -30,16 +32,20 @@ READY_SECONDS = 120.0
 """For control to migrate a large database, and for the gateway to recover a large spool."""
 
 
+LINK_SECONDS_MAX = 5.0
+"""For control to make a link with which the operator signs in."""
+
 FILES = "files"
 """Directory of clients' files in the data directory, where `gateway.files.directory` names no other: one gateway needs none to share."""
 
-OPTIONS = ("--listen", "--internal", "--control-listen", "--link")
-"""Options of `tollway serve` for its addresses: gateway, internal, control, link."""
+OPTIONS = ("--listen", "--internal", "--control-listen", "--link", "--console-listen")
+"""Options of `tollway serve` for its addresses: gateway, internal, control, link, console."""
 
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """A prepared, locked data directory and its four listening sockets."""
+    """A prepared, locked data directory and its listening sockets. `console`: None where control's listener has the pages for
+    people."""
 
     directory: Path
     settings: Settings
@@ -47,6 +53,7 @@ class Installation:
     internal: socket.socket
     control: socket.socket
     link: socket.socket
+    console: socket.socket | None = None
 
     def addresses(self) -> dict[str, str]:
         """Return the URL of each listener as seen by a client on this machine, without /v1."""
@@ -56,6 +63,7 @@ class Installation:
             "control_url": url_of(self.control),
             "internal_url": url_of(self.internal),
             "link_url": url_of(self.link),
+            "console_url": url_of(self.console or self.control),
         }
 
 
@@ -63,11 +71,13 @@ class Installation:
 def opened(settings: Settings, options: Sequence[str] = OPTIONS) -> Iterator[Installation]:
     """Prepare and lock the data directory, open the sockets. Raises OperatorError for whatever a person must put right.
 
-    `options`: what the command at hand calls the four addresses.
+    `options`: what the command at hand calls the five addresses.
     """
     gateway, control = settings.gateway, settings.control
-    addresses = (gateway.listen, gateway.internal, control.listen, control.link)
-    for address, option in zip(addresses, options, strict=True):
+    addresses = [gateway.listen, gateway.internal, control.listen, control.link]
+    if control.console_listen is not None:
+        addresses.append(control.console_listen)
+    for address, option in zip(addresses, options, strict=False):
         parse_address(address, option=option)  # before anything is made
     raise_limit()  # for the supervisor's own pipes; its children raise theirs again
     directory = Path(settings.data_dir).absolute()
@@ -82,7 +92,7 @@ def opened(settings: Settings, options: Sequence[str] = OPTIONS) -> Iterator[Ins
             raise data_directory.explain(error, directory) from None
         listeners: list[socket.socket] = []
         try:
-            for address, option in zip(addresses, options, strict=True):
+            for address, option in zip(addresses, options, strict=False):
                 listeners.append(open_listener(address, option=option))
             yield Installation(directory, settings, *listeners)
         finally:
@@ -92,18 +102,26 @@ def opened(settings: Settings, options: Sequence[str] = OPTIONS) -> Iterator[Ins
 
 def programs(installation: Installation) -> list[Program]:
     """The gateway and the control process of `installation`."""
-    environment = to_environment(installation.settings) | {
+    settings = installation.settings
+    own = None if settings.gateway.tls.certificate_file is not None else url_of(installation.gateway)
+    gateway_url = settings.control.gateway_url or own
+    environment = to_environment(settings) | {
         "TOLLWAY__DATA_DIR": str(installation.directory),
         "TOLLWAY__GATEWAY__CONTROL_LINK_URL": url_of(installation.link),
-        "TOLLWAY__GATEWAY__FILES__DIRECTORY": installation.settings.gateway.files.directory or str(installation.directory / FILES),
+        "TOLLWAY__GATEWAY__FILES__DIRECTORY": settings.gateway.files.directory or str(installation.directory / FILES),
     }
-    control = (installation.control.fileno(), installation.link.fileno())
+    if gateway_url is not None:
+        environment["TOLLWAY__CONTROL__GATEWAY_URL"] = gateway_url
+    control = [installation.control.fileno(), installation.link.fileno()]
+    console = () if installation.console is None else ("--console-fd", str(installation.console.fileno()))
+    if installation.console is not None:
+        control.append(installation.console.fileno())
     gateway = (installation.gateway.fileno(), installation.internal.fileno())
     return [
         Program(
             name="control",
-            arguments=("-m", "tollway", "control", "--fd", str(control[0]), "--link-fd", str(control[1])),
-            descriptors=control,
+            arguments=("-m", "tollway", "control", "--fd", str(control[0]), "--link-fd", str(control[1]), *console),
+            descriptors=tuple(control),
             environment=environment,
             ready_seconds=READY_SECONDS,
             stop_seconds=CONTROL_STOP_SECONDS,
@@ -115,7 +133,7 @@ def programs(installation: Installation) -> list[Program]:
             descriptors=gateway,
             environment=environment,
             ready_seconds=READY_SECONDS,
-            stop_seconds=installation.settings.gateway.drain_seconds + GATEWAY_STOP_MARGIN_SECONDS,
+            stop_seconds=settings.gateway.drain_seconds + GATEWAY_STOP_MARGIN_SECONDS,
             stop_stage=0,
             replaced_on_hangup=True,
             steps_log_level=True,
@@ -151,7 +169,7 @@ async def _serve(installation: Installation, echo: Echo) -> int:
         data_directory.write_atomically(installation.directory / "addresses.json", with_pid, mode=0o600)
         report({"event": "ready", **with_pid})
         if sys.stderr.isatty():
-            print_addresses(installation)
+            print_addresses(installation, await _make_sign_in_link(installation))
 
     try:
         await run_until_signal(supervisor, begin())
@@ -162,13 +180,30 @@ async def _serve(installation: Installation, echo: Echo) -> int:
     return 1 if supervisor.failed else 0
 
 
-def print_addresses(installation: Installation) -> None:
-    """Print the addresses and the next steps for a person, on standard error."""
+async def _make_sign_in_link(installation: Installation) -> str | None:
+    """Return a link that signs the operator in once, which is for the terminal alone: no log has it. None where there is no key of
+    operators, or the address of the console is not known."""
+    key = data_directory.read_secrets(installation.directory, os.environ).platform_key
+    if key is None:
+        return None
+    headers = {"authorization": f"Bearer {key}"}
+    try:
+        async with httpx2.AsyncClient(headers=headers, timeout=LINK_SECONDS_MAX, trust_env=False) as http:
+            answer = await http.post(f"{installation.addresses()['control_url']}/v1/platform/operator_sign_in_links")
+    except httpx2.HTTPError:
+        return None
+    url: str | None = answer.json()["url"] if answer.is_success else None
+    return url
+
+
+def print_addresses(installation: Installation, sign_in_link: str | None) -> None:
+    """Print the addresses and the next steps for a person, on standard error. `sign_in_link`: signs the operator in once."""
     addresses = installation.addresses()
+    by_key = f"{addresses['console_url']}/sign-in/operators/key, with the operator's key"
     print(
         f"inference      {addresses['gateway_url']}/v1\n"
         f"administration {addresses['control_url']}/v1\n"
-        f"console        {addresses['control_url']}/sign-in/operators/key, with the operator's key\n"
+        f"console        {by_key if sign_in_link is None else f'{sign_in_link} (once, within 15 minutes)'}\n"
         f"metrics        {addresses['internal_url']}/metrics (gateway), {addresses['link_url']}/metrics (control)\n"
         f"operator's key in {installation.directory}/secrets.json (platform_key)",
         file=sys.stderr,

@@ -53,9 +53,11 @@ from tollway.gateway.realtime_sessions import RealtimeBounds, RealtimeSessions
 from tollway.gateway.relay import RelayBounds
 from tollway.gateway.response_cache import CacheBounds, ResponseCache
 from tollway.gateway.shedding import SheddingBounds, find_memory_bound, read_resident_bytes
+from tollway.gateway.status import StatusSource
 from tollway.gateway.tracing import Tracer
 from tollway.gateway.upstreams import cache_events, load_reports, probes
 from tollway.gateway.waiting import QueueBounds
+from tollway.link.batch_ends import BatchEndReporter
 from tollway.link.content_log import ContentSender
 from tollway.link.guardrail_requests import GuardrailRequests
 from tollway.link.joining import join
@@ -67,6 +69,7 @@ from tollway.link.shipper import Shipper
 from tollway.link.snapshot_follower import Follower
 from tollway.link.spool import Spool, SpoolOptions, needed_bytes
 from tollway.link.spool_wait import UnavailableSpool, find_waiting_node, open_when_available
+from tollway.link.status_reports import StatusReporter
 from tollway.link.token_requests import TokenRequests
 from tollway.native import FORM
 from tollway.serve import data_directory
@@ -114,8 +117,8 @@ NOTICE_SECONDS = 2.0
 class GatewayOptions:
     """Options of a gateway process. `directory` holds `spool/`, `snapshot/` and `answers/`; `control_link_url` None serves from
     the snapshot's copy alone, however old it is. `node`: who this gateway is towards control. `log_descriptor`: where request lines go.
-    `rules` and `tls` are for the public socket; `grpc_tls`: private key and certificate
-    chain (PEM) of the gRPC port. `remake_tls` makes its context again for each change of the client certificates that are
+    `rules` and `tls` are for the public socket; `grpc_tls`: private key and certificate chain (PEM) of the gRPC port; `tls_expires_at`:
+    when that chain expires, Unix seconds. `remake_tls` makes its context again for each change of the client certificates that are
     trusted, None: it asks for none. The sockets are listening already and belong to the supervisor."""
 
     directory: Path
@@ -150,6 +153,7 @@ class GatewayOptions:
     log_level: str = "info"
     rules: EdgePolicy | None = None
     tls: ssl.SSLContext | None = None
+    tls_expires_at: int | None = None
     remake_tls: Callable[[], ssl.SSLContext | None] | None = None
 
 
@@ -218,6 +222,7 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGUSR1, lambda: log.step_level(_now_us()))
     background = BackgroundTasks(plane.metrics, alarm, on_failure=stop.set)
+    plane.metrics.expose("tollway_certificate_expires_timestamp_seconds", lambda: options.tls_expires_at or 0)
     plane.metrics.expose("tollway_tasks", lambda: len(asyncio.all_tasks(loop)))
     loop.set_exception_handler(background.report_callback)
     readers = BodyReaders(options.buffers.readers, alarm)
@@ -268,6 +273,8 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
         background.start("cache events", partial(cache_events.run, plane.upstreams.list_alternatives, held, plane.random))
         plane.metrics.expose("tollway_followed_prefixes", lambda: len(held))
     link = await _start_link(options, plane, alarm, background, count)
+    if batches is not None:
+        link.report_batches(batches)
     ready = asyncio.Event()
     serve = partial(
         server.serve,
@@ -490,11 +497,21 @@ class _Link:
     follower: Follower
     joined: asyncio.Event
     reporter: LimitReporter | None = None
+    statuses: StatusReporter | None = None
     shipper: Shipper | None = None
     leases: LeaseClient | None = None
     token_requests: TokenRequests | None = None
     responses: ResponseStorage | None = None
     content: ContentSender | None = None
+    batch_ends: BatchEndReporter | None = None
+
+    def report_batches(self, batches: BatchDirectory) -> None:
+        """Begin to tell control of batches that have ended."""
+        url = self.options.control_link_url
+        if url is not None:
+            node = self.options.node
+            self.batch_ends = BatchEndReporter(batches, control_link_url=url, node_key=node.key, node_id=node.node_id)
+            self.background.start("batch ends", partial(_run_after, self.joined, self.batch_ends.run))
 
     def ship(self, spool: Spool) -> None:
         """Begin to ship the records of `spool`, and those of earlier epochs in its directory."""
@@ -513,6 +530,7 @@ class _Link:
         expose("tollway_shipper_attempts_failed", lambda: shipper.metrics.attempts_failed)
         expose("tollway_shipper_epochs_refused", lambda: shipper.metrics.epochs_refused)
         expose("tollway_shipper_epochs_unshipped", lambda: shipper.metrics.epochs_unshipped)
+        expose("tollway_shipper_records_unshipped", shipper.count_unshipped_records)
         self.background.start("shipper", partial(_run_after, self.joined, shipper.run))
         leases = self.leases = LeaseClient(
             self.plane.budgets,
@@ -528,7 +546,7 @@ class _Link:
     async def close(self) -> None:
         """Ship what is left and close the connections. Call it once the background tasks have ended."""
         await self.follower.close()
-        for client in (self.leases, self.reporter, self.token_requests, self.responses, self.content):
+        for client in (self.leases, self.reporter, self.statuses, self.token_requests, self.responses, self.content, self.batch_ends):
             if client is not None:
                 await client.close()
         if self.shipper is not None:
@@ -591,6 +609,8 @@ async def _start_link(options: GatewayOptions, plane: Plane, alarm: Alarm, backg
             reporter = LimitReporter(plane.counters, control_link_url=url, node_key=node.key, node_id=node.node_id)
             background.start("limit_reports", partial(_run_after, joined, reporter.run))
             link.reporter = reporter
+        link.statuses = StatusReporter(StatusSource(plane), control_link_url=url, node_key=node.key, node_id=node.node_id)
+        background.start("status", partial(_run_after, joined, link.statuses.run))
         return link
     return _Link(options, plane, alarm, background, follower, joined)
 

@@ -7,6 +7,8 @@ import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cryptography import x509
+
 from tollway.gateway.directory import Directory
 from tollway.settings import OperatorError
 from tollway.worker_threads import run_in_thread
@@ -47,6 +49,19 @@ def server_context(certificate_file: str | None, key_file: str | None) -> ssl.SS
             hint="PEM, the server's certificate first, the key without a passphrase",
         ) from None
     return context
+
+
+def find_expiry(certificate_file: str | None) -> int | None:
+    """Return when the first certificate of a chain (PEM) expires that does, in Unix seconds; None without a file. Raises OperatorError."""
+    if certificate_file is None:
+        return None
+    try:
+        chain = x509.load_pem_x509_certificates(Path(certificate_file).read_bytes())
+    except OSError as error:
+        raise OperatorError(f"cannot read {certificate_file}: {error.strerror}", hint="see gateway.tls in the settings") from None
+    except ValueError:
+        raise OperatorError(f"{certificate_file} is no certificate chain in PEM", hint="see gateway.tls in the settings") from None
+    return int(min(each.not_valid_after_utc for each in chain).timestamp())
 
 
 def client_context(context: ssl.SSLContext, make: Callable[[], ssl.SSLContext | None], trusted: Sequence[bytes]) -> ssl.SSLContext:

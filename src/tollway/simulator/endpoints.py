@@ -249,11 +249,11 @@ class Simulator:
             return 200, b"", b""
         of_media = media.answer(path, body)
         if of_media is not None:
-            self._note_media(request, of_media.units)
+            self._note_media(request, of_media)
             return 200, of_media.kind, of_media.body
         return 404, JSON, b'{"detail":"Not Found"}'
 
-    def _note_media(self, request: Request, units: int) -> None:
+    def _note_media(self, request: Request, of_media: media.MediaAnswer) -> None:
         self._attempts += 1
         now_us = time.time_ns() // 1000
         self.truth.append(
@@ -272,7 +272,8 @@ class Simulator:
                 terminator_sent=True,
                 started_at_us=now_us,
                 ended_at_us=now_us,
-                units=units,
+                units=of_media.units,
+                pixels=of_media.pixels,
             )
         )
 

@@ -4,14 +4,17 @@ each stands with its units.
 Forms are read by their boundary alone. What is not asked for by name has no effect.
 """
 
+import base64
 import math
+import struct
+import zlib
 from typing import NamedTuple
 
 import msgspec
 
 from tollway.simulator.requests import Refused, bad_request
 
-_PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+_SIZE_USUAL, _SIDE_MAX = "1024x1024", 4096
 _SAMPLES_PER_SECOND = 8_000
 _CHARACTERS_PER_SECOND = 15
 _WAVE = b"audio/wav"
@@ -27,12 +30,23 @@ class _Speech(msgspec.Struct):
 _SPEECH = msgspec.json.Decoder(_Speech)
 
 
+class _Drawing(msgspec.Struct):
+    prompt: str
+    model: str | None = None
+    n: int = 1
+    size: str = _SIZE_USUAL
+
+
+_DRAWING = msgspec.json.Decoder(_Drawing)
+
+
 class MediaAnswer(NamedTuple):
-    """Content type and body of an answer. `units`: its images, seconds or characters."""
+    """Content type and body of an answer. `units`: its images, seconds or characters. `pixels`: of all of its images together."""
 
     kind: bytes
     body: bytes
     units: int
+    pixels: int = 0
 
 
 def answer(path: bytes, body: bytes) -> MediaAnswer | None:
@@ -45,9 +59,29 @@ def answer(path: bytes, body: bytes) -> MediaAnswer | None:
         asked = _read_form(body)
         if not any(name.startswith("image") for name in asked):
             raise bad_request("image is required", "image")
-        count = int(asked.get("n", b"1"))
-        return MediaAnswer(_JSON, msgspec.json.encode({"created": 0, "data": [{"b64_json": _PICTURE}] * count}), count)
+        return _draw(int(asked.get("n", b"1")), asked.get("size", b"").decode("latin-1") or _SIZE_USUAL)
+    if path == b"/v1/images/generations":
+        try:
+            drawing = _DRAWING.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise bad_request(str(error)) from None
+        return _draw(drawing.n, drawing.size)
     return None
+
+
+def _draw(count: int, size: str) -> MediaAnswer:
+    """Black pictures of the size that is asked for, as PNG with a bit for each pixel."""
+    width, _, height = (_SIZE_USUAL if size == "auto" else size).partition("x")
+    if not (width.isdecimal() and height.isdecimal() and 0 < int(width) <= _SIDE_MAX and 0 < int(height) <= _SIDE_MAX):
+        raise bad_request(f"a size is WIDTHxHEIGHT, each at most {_SIDE_MAX}", "size")
+    rows = bytes(1 + (int(width) + 7) // 8) * int(height)
+    head = struct.pack(">IIBBBBB", int(width), int(height), 1, 0, 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b""))
+    picture = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content)) for kind, content in chunks
+    )
+    data = [{"b64_json": base64.b64encode(picture).decode()}] * count
+    return MediaAnswer(_JSON, msgspec.json.encode({"created": 0, "data": data}), count, count * int(width) * int(height))
 
 
 def _speak(body: bytes) -> MediaAnswer:

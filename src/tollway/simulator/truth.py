@@ -43,7 +43,7 @@ class TruthRecord(msgspec.Struct, frozen=True, tag_field="event", tag="end", omi
     answer came to its planned end, whether or not a fault then kept the terminator back), aborted (the client
     left), error (the engine said so), cut (it hung up), stall (it fell silent until the client left or it was
     stopped), rejected. Token counts are what was generated, whatever a fault made the usage say. `units`: images that were made, seconds
-    of sound that were read, or characters that were spoken.
+    of sound that were read, or characters that were spoken. `pixels`: of these images together.
     """
 
     request_id: str
@@ -61,6 +61,7 @@ class TruthRecord(msgspec.Struct, frozen=True, tag_field="event", tag="end", omi
     started_at_us: int
     ended_at_us: int
     units: int = 0
+    pixels: int = 0
 
 
 class TruthLog:

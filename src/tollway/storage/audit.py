@@ -103,6 +103,12 @@ def iterate_records(tx: Transaction, chain: str, after: int = 0) -> Iterator[Aud
         after = rows[-1].sequence
 
 
+def list_following(tx: PlatformTx, chain: str, after: int, count_max: int) -> list[AuditRecord]:
+    """Return the next records of a chain after the sequence number `after`, in order."""
+    query = sa.select(audit_records).where(audit_records.c.chain == chain, audit_records.c.sequence > after)
+    return [_record(row) for row in tx.connection.execute(query.order_by(audit_records.c.sequence).limit(count_max))]
+
+
 def count_records(tx: Transaction, chain: str, *, until: int) -> int:
     """Return how many records a chain has up to the sequence number `until`."""
     query = sa.select(sa.func.count()).where(audit_records.c.chain == chain, audit_records.c.sequence <= until)

@@ -7,6 +7,7 @@ it. `forgotten`: there once a response in the background was deleted between its
 `batches/active/` has one empty file for each batch that has not ended. Whoever runs a batch holds a lock (`flock`) on it, which the kernel
 releases when the process ends; so a batch has one owner among all gateways that share the directory. Whoever submits a batch holds the lock
 until the batch is whole; one whose submission died has no directory, and its file is removed by the next that finds it.
+`batches/ended/` has one for each batch that is about to end or has ended, until control was told or the batch is removed.
 
 A record of the journal is the number of its line, the size of its text, the result, the size of what follows, the id of the request that
 was answered, and its text, sealed for its place. Whether a request was answered decides on its bill where its gateway died
@@ -28,7 +29,7 @@ from typing import BinaryIO, Final, NamedTuple
 
 import msgspec
 
-from tollway.domain.batches import SHOWN_SECONDS, Batch, BatchStatus, LineCounts, LineResult
+from tollway.domain.batches import SHOWN_SECONDS, Batch, BatchEnd, BatchStatus, LineCounts, LineResult
 from tollway.domain.faults import FILES_UNAVAILABLE, QUOTA_EXCEEDED, STATE_CONFLICT, Fault
 from tollway.domain.files import FileOwner
 from tollway.domain.ids import ORGANIZATION, REQUEST
@@ -44,6 +45,7 @@ _ID_BYTES: Final = 16
 _ANSWERED: Final = "answered"
 _ATTEMPTS: Final = "attempts"
 _STATE: Final = "state"
+_ENDED: Final = "ended"
 _FORGOTTEN: Final = "forgotten"
 _COUNTS: Final = struct.Struct(">4I")
 _UNFINISHED: Final = ".new"
@@ -61,6 +63,7 @@ class BatchDirectory:
         """`directory`: of the files. Nothing is read or made before the first call."""
         self._root = directory / BATCHES
         self._active = self._root / _ACTIVE
+        self._ended = self._root / _ENDED
         self._vault = vault
         self._now_us = now_us
         self._organization_batches_max = organization_batches_max
@@ -93,7 +96,7 @@ class BatchDirectory:
                 os.close(entry)
 
     def _make_directories(self, of_project: Path) -> None:
-        for directory in (self._active, of_project):
+        for directory in (self._active, self._ended, of_project):
             if not directory.exists():
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
                 for each in (directory.parent, *list(directory.parent.parents)[:3]):
@@ -238,6 +241,29 @@ class BatchDirectory:
                 os.close(entry)
                 raise
 
+    def list_ends(self, count_max: int) -> list[BatchEnd]:
+        """Return batches that have ended and of which control was not told yet, up to so many. One that cannot be opened holds up no
+        other."""
+        ends: list[BatchEnd] = []
+        with failures_told():
+            for name in sorted(_list_names(self._ended)):
+                if len(ends) == count_max:
+                    break
+                with suppress(ValueError, struct.error, PermissionError):
+                    organization_id, project_id, id = name.split(".")
+                    batch = self._read(FileOwner(organization_id, project_id), id)
+                    if batch is None:  # it was deleted
+                        (self._ended / name).unlink(missing_ok=True)
+                    elif batch.ended_at is not None:
+                        ends.append(BatchEnd.of(batch))
+        return ends
+
+    def forget_ends(self, ends: Iterable[BatchEnd]) -> None:
+        """Note that control was told of batches that have ended."""
+        with failures_told():
+            for each in ends:
+                (self._ended / f"{each.organization_id}.{each.project_id}.{each.id}").unlink(missing_ok=True)
+
     def list_answered(self, owner: FileOwner) -> set[str]:
         """Return the ids of the requests that answered lines of a project's batches. Raises OSError, and no Fault: also for a project
         without a directory. Whoever asks knows that it has had a batch: this is not the directory of the batches then."""
@@ -271,7 +297,8 @@ class BatchDirectory:
                     sync_directory(place)
 
     def remove_expired(self) -> None:
-        """Remove batches that are not shown any more, and what submissions that died left. Raises OSError."""
+        """Remove batches that are not shown any more, what submissions that died left, and that control is to be told of batches that are
+        not there: without a control plane nobody takes these. Raises OSError."""
         now = self._now_us() / 1_000_000
         for of_project in self._root.glob(f"{ORGANIZATION}_*/*"):
             for place in of_project.iterdir():
@@ -284,6 +311,9 @@ class BatchDirectory:
                         is_over = age > SHOWN_SECONDS and not active.exists()
                     if is_over:
                         shutil.rmtree(place)
+        for name in _list_names(self._ended):
+            if not self._root.joinpath(*name.split("."), _STATE).exists():
+                (self._ended / name).unlink(missing_ok=True)
 
     def _read(self, owner: FileOwner, id: str) -> Batch | None:
         """Return a batch as it stands; None if there is none, or it is not shown any more."""
@@ -447,6 +477,12 @@ class ActiveBatch:
 
     def finish(self, batch: Batch) -> None:
         """Save a batch that has ended: nobody runs it any more. What its output files hold is removed."""
+        if not batch.is_response:
+            with failures_told():  # before it is saved: nobody looks again at a batch whose process died after that
+                ended = self._entry.parent.with_name(_ENDED)
+                ended.mkdir(mode=0o700, exist_ok=True)  # a version before this one made none
+                (ended / self._entry.name).touch(mode=0o600)
+                sync_directory(ended)
         self.save(batch)
         with failures_told():
             (self._place / "lines").unlink(missing_ok=True)

@@ -44,12 +44,33 @@ def _entity(row: Any) -> LegalEntity:
 
 def put_account(tx: PlatformTx, account: BillingAccount, now: int) -> None:
     """Store the billing account of an organization, in place of what stood there."""
-    values = {"legal_entity_id": account.legal_entity_id, "details": msgspec.json.encode(account).decode(), "changed_at": now}
+    values = {
+        "legal_entity_id": account.legal_entity_id,
+        "details": msgspec.json.encode(account).decode(),
+        "changed_at": now,
+        "mandate_reference": None if account.mandate is None else account.mandate.reference,
+    }
     insert = tx.insert(billing_accounts).values(organization_id=account.organization_id, **values)
     tx.connection.execute(insert.on_conflict_do_update(index_elements=["organization_id"], set_=values))
 
 
-def find_account(tx: Transaction, organization_id: str) -> BillingAccount | None:
-    """Return the billing account of an organization."""
-    row = tx.connection.execute(sa.select(billing_accounts).where(billing_accounts.c.organization_id == organization_id)).one_or_none()
+def has_mandate(tx: PlatformTx, entity_id: str, reference: str, *, but_of: str) -> bool:
+    """Return whether another organization than one gave a seller a mandate with this reference."""
+    table = billing_accounts.c
+    query = sa.select(table.organization_id).where(table.legal_entity_id == entity_id, table.mandate_reference == reference)
+    query = query.where(table.organization_id != but_of)
+    return tx.connection.execute(query.limit(1)).first() is not None
+
+
+def find_account(tx: Transaction, organization_id: str, *, lock: bool = False) -> BillingAccount | None:
+    """Return the billing account of an organization. `lock`: until the transaction ends."""
+    query = sa.select(billing_accounts).where(billing_accounts.c.organization_id == organization_id)
+    row = tx.connection.execute(query.with_for_update() if lock else query).one_or_none()
     return None if row is None else msgspec.json.decode(row.details, type=BillingAccount)
+
+
+def list_accounts(tx: PlatformTx, *, after: str, limit: int) -> list[BillingAccount]:
+    """Return billing accounts of organizations after an id, in order."""
+    query = sa.select(billing_accounts.c.details).where(billing_accounts.c.organization_id > after)
+    rows = tx.connection.execute(query.order_by(billing_accounts.c.organization_id).limit(limit))
+    return [msgspec.json.decode(details, type=BillingAccount) for details in rows.scalars()]

@@ -30,6 +30,7 @@ from tollway.domain.events import EventType, new_event
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.periods import Bounds
 from tollway.storage import outbox
+from tollway.storage.bulk_statements import any_of
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.pages import fetch_page, split_ids
 from tollway.storage.schema import organizations
@@ -169,7 +170,8 @@ def list_restricted(tx: PlatformTx, name: str) -> list[str]:
 
 def list_active(tx: PlatformTx, organization_ids: Sequence[str]) -> list[Budget]:
     """Return the budgets of these organizations that are not archived, by id."""
-    query = sa.select(budgets).where(budgets.c.organization_id.in_(organization_ids), budgets.c.archived_at.is_(None), IS_BUDGET)
+    own = any_of(tx, budgets.c.organization_id, organization_ids)
+    query = sa.select(budgets).where(own, budgets.c.archived_at.is_(None), IS_BUDGET)
     return [read_budget(row) for row in tx.connection.execute(query.order_by(budgets.c.id))]
 
 

@@ -58,7 +58,9 @@ def insert_rows(tx: PlatformTx, table: sa.Table, columns: Sequence[str], rows: I
 
 def insert_prepared(tx: PlatformTx, table: sa.Table, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Insert into a table of SQLite by a prepared statement, row by row. Raises Duplicate."""
-    statement = f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
+    # OR FAIL: a row that is refused ends the statement, and the savepoint undoes the rows before it. Otherwise SQLite copies what each row
+    # changes beforehand, to undo that row alone, and keeps the copies until the savepoint ends.
+    statement = f"INSERT OR FAIL INTO {table.name} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
     driver: Any = tx.connection.dialect.loaded_dbapi
     connection: Any = tx.connection.connection.driver_connection
     try:
@@ -81,7 +83,7 @@ def insert_arrays(tx: PlatformTx, table: sa.Table, columns: Sequence[str], rows:
     statement = f"INSERT INTO {table.name} ({named}) SELECT {values} FROM unnest({arrays}) AS row ({named})"
     try:
         with tx.connection.begin_nested():
-            tx.connection.exec_driver_sql(statement, tuple(map(list, zip(*rows, strict=True))))
+            tx.connection.exec_driver_sql(statement, tuple(map(array_literal, zip(*rows, strict=True))))
     except sa.exc.IntegrityError as error:
         if getattr(error.orig, "sqlstate", None) == UNIQUE_VIOLATION:
             raise Duplicate from error
@@ -89,7 +91,7 @@ def insert_arrays(tx: PlatformTx, table: sa.Table, columns: Sequence[str], rows:
 
 
 def _array_type(column: sa.Column[Any]) -> str:
-    return "bigint" if isinstance(column.type, sa.Integer) else "text"
+    return "bigint" if isinstance(column.type, sa.Integer) else "boolean" if isinstance(column.type, sa.Boolean) else "text"
 
 
 def copy_line(values: Iterable[int | str | bytes | None]) -> str:
@@ -130,28 +132,32 @@ def copy_lines(
 
 @dataclass(frozen=True, slots=True)
 class Upsert:
-    """INSERT of whole rows of `table`, in the order of its columns; where one with this `key` is there, `changes` happen to it.
+    """INSERT of rows of `table`, in the order of its columns; where one with this `key` is there, `changes` happen to it.
 
-    `changes`: SQL by column, which both engines understand, over the table's columns and those of `excluded`, the new row.
+    `changes`: SQL by column, which both engines understand, over the table's columns and those of `excluded`, the new row. `zeros`: columns
+    that are 0 in every new row, which has no value for them, and that do not change in one that is there.
     """
 
     table: sa.Table
     key: Sequence[str]
     changes: Mapping[str, str]
+    zeros: Sequence[str] = ()
     sqlite: str = field(init=False)
     postgresql: str = field(init=False)
 
     def __post_init__(self) -> None:
         """Write the statements once."""
-        columns = [column.name for column in self.table.columns]
-        insert = f"INSERT INTO {self.table.name} ({', '.join(columns)})"
-        changes = ", ".join(f"{name} = {change}" for name, change in self.changes.items())
+        given = [column for column in self.table.columns if column.name not in self.zeros]
+        names = [column.name for column in given]
+        insert = f"INSERT INTO {self.table.name} ({', '.join([*names, *self.zeros])})"
+        changes = ", ".join(f"{name} = {change}" for name, change in self.changes.items() if name not in self.zeros)
         conflict = f"ON CONFLICT ({', '.join(self.key)}) DO UPDATE SET {changes}"
-        object.__setattr__(self, "sqlite", f"{insert} VALUES ({', '.join('?' * len(columns))}) {conflict}")
-        arrays = ", ".join(f"%s::{_array_type(column)}[]" for column in self.table.columns)
-        values = ", ".join(f"{column.name}::numeric" if isinstance(column.type, Amount) else column.name for column in self.table.columns)
+        zeros = ["0"] * len(self.zeros)
+        object.__setattr__(self, "sqlite", f"{insert} VALUES ({', '.join([*'?' * len(given), *zeros])}) {conflict}")
+        arrays = ", ".join(f"%s::{_array_type(column)}[]" for column in given)
+        values = ", ".join([*(f"{each.name}::numeric" if isinstance(each.type, Amount) else each.name for each in given), *zeros])
         doubled = conflict.replace("%", "%%")  # psycopg's mark of a parameter
-        object.__setattr__(self, "postgresql", f"{insert} SELECT {values} FROM unnest({arrays}) AS row ({', '.join(columns)}) {doubled}")
+        object.__setattr__(self, "postgresql", f"{insert} SELECT {values} FROM unnest({arrays}) AS row ({', '.join(names)}) {doubled}")
 
 
 def upsert_rows(tx: PlatformTx, upsert: Upsert, rows: Sequence[Sequence[Any]]) -> None:
@@ -162,11 +168,19 @@ def upsert_rows(tx: PlatformTx, upsert: Upsert, rows: Sequence[Sequence[Any]]) -
         tx.connection.exec_driver_sql(upsert.postgresql, tuple(map(array_literal, zip(*rows, strict=True))))
 
 
-def array_literal(values: Sequence[int] | Sequence[str]) -> str:
+def array_literal(values: Sequence[int | None] | Sequence[str | None]) -> str:
     """A one-dimensional array of PostgreSQL as text: the driver's own way looks at each value with a regular expression."""
+    if None in values:
+        return "{" + ",".join(map(_element, values)) + "}"
     if not values or not isinstance(values[0], str):
         return "{" + ",".join(map(str, values)) + "}"
     joined = "\0".join(map(str, values))
     if "\\" in joined or '"' in joined:
         joined = joined.replace("\\", r"\\").replace('"', r"\"")
     return '{"' + joined.replace("\0", '","') + '"}'
+
+
+def _element(value: int | str | None) -> str:
+    if value is None:
+        return "NULL"
+    return str(value) if isinstance(value, int) else array_literal([value])[1:-1]

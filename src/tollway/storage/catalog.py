@@ -164,17 +164,33 @@ def find_deployments(tx: PlatformTx, model: str) -> list[Deployment]:
     return [read_deployment(row) for row in rows]
 
 
+def find_deployments_of(tx: PlatformTx, model_names: Iterable[str]) -> list[Deployment]:
+    """Return the active deployments of some models."""
+    query = sa.select(deployments).where(deployments.c.model.in_(sorted(model_names)), deployments.c.status == Status.ACTIVE)
+    return [read_deployment(row) for row in tx.connection.execute(query)]
+
+
 def put_deployment(tx: PlatformTx, deployment: Deployment) -> None:
     """Replace what may change of a stored deployment."""
     tx.connection.execute(deployments.update().where(deployments.c.id == deployment.id).values(**_deployment_columns(deployment)))
 
 
-def archive_deployments(tx: PlatformTx, model: str) -> list[str]:
+def archive_deployment(tx: PlatformTx, deployment_id: str, now: int) -> None:
+    """Store that a deployment is archived, without its credential; the instant of one that is archived stays."""
+    column = deployments.c
+    tx.connection.execute(
+        deployments.update()
+        .where(column.id == deployment_id, column.status == Status.ACTIVE)
+        .values(status=Status.ARCHIVED, credential=None, archived_at=now)
+    )
+
+
+def archive_deployments(tx: PlatformTx, model: str, now: int) -> list[str]:
     """Archive all deployments of a model. Returns those that were active until now."""
     archived = (
         deployments.update()
         .where(deployments.c.model == model, deployments.c.status == Status.ACTIVE)
-        .values(status=Status.ARCHIVED, credential=None)
+        .values(status=Status.ARCHIVED, credential=None, archived_at=now)
         .returning(deployments.c.id)
     )
     return sorted(tx.connection.execute(archived).scalars())

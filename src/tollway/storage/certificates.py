@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from tollway.domain.certificates import CertificateRule, ClientCertificate
 from tollway.domain.pages import Page, PageWindow
-from tollway.storage.database import TenantTx, Transaction
+from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.pages import fetch_page
 from tollway.storage.schema_tokens import certificate_rules, client_certificates
 
@@ -45,6 +45,14 @@ def list_certificates(tx: TenantTx, window: PageWindow) -> Page[ClientCertificat
 def delete_certificate(tx: TenantTx, certificate_id: str) -> None:
     """Delete a certificate that has no rules."""
     tx.connection.execute(client_certificates.delete().where(_own(tx, certificate_id)))
+
+
+def count_expiring(tx: PlatformTx, since: int, until: int) -> int:
+    """Return how many certificates of all organizations, active somewhere, expire from one instant to before another."""
+    columns = client_certificates.c
+    is_active = sa.or_(columns.is_active, columns.project_ids != "[]")
+    query = sa.select(sa.func.count()).where(is_active, columns.expires_at >= since, columns.expires_at < until)
+    return int(tx.connection.execute(query).scalar_one())
 
 
 def read_certificate(row: Any) -> ClientCertificate:

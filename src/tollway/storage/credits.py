@@ -16,10 +16,11 @@ from tollway.domain.events import EventType, new_event
 from tollway.domain.ledger import Entry
 from tollway.domain.pages import Page, PageWindow
 from tollway.storage import ledger, outbox
+from tollway.storage.bulk_statements import Upsert, any_of, upsert_rows
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.pages import fetch_page, split_ids
 from tollway.storage.schema_credits import credit_draws, credit_grants, credit_redraw_usage, credit_redraws, credit_transactions
-from tollway.storage.schema_money import usage_events
+from tollway.storage.schema_money import amount_text, usage_events
 
 ROWS_FETCHED = 1000
 """Rows that are read at once where there may be many."""
@@ -75,7 +76,7 @@ def find_grant(tx: Transaction, organization_id: str, grant_id: str) -> CreditGr
 def find_holders(tx: Transaction, organization_ids: Iterable[str]) -> set[str]:
     """Return those of these organizations that have open grants."""
     query = sa.select(credit_grants.c.organization_id).where(
-        credit_grants.c.organization_id.in_(sorted(organization_ids)), credit_grants.c.closed_at.is_(None)
+        any_of(tx, credit_grants.c.organization_id, sorted(organization_ids)), credit_grants.c.closed_at.is_(None)
     )
     return set(tx.connection.execute(query.distinct()).scalars())
 
@@ -103,6 +104,16 @@ def list_scopes(tx: Transaction, organization_ids: Iterable[str]) -> dict[str, t
 def lock_open(tx: PlatformTx, organization_id: str) -> list[CreditGrant]:
     """Return what `list_open` does, under a lock."""
     return [_grant(row) for row in tx.connection.execute(_select_open(organization_id).with_for_update())]
+
+
+def lock_open_of(tx: PlatformTx, organization_ids: Sequence[str]) -> dict[str, list[CreditGrant]]:
+    """Return what `lock_open` does, of several organizations, in an order that everyone follows. Those without open grants are left out."""
+    column = credit_grants.c
+    query = sa.select(credit_grants).where(any_of(tx, column.organization_id, organization_ids), column.closed_at.is_(None))
+    found: dict[str, list[CreditGrant]] = {}
+    for row in tx.connection.execute(query.order_by(column.organization_id, column.id).with_for_update()):
+        found.setdefault(row.organization_id, []).append(_grant(row))
+    return found
 
 
 def _select_open(organization_id: str) -> sa.Select[Any]:
@@ -153,17 +164,13 @@ def _grant(row: Any) -> CreditGrant:
 
 def list_draws(tx: Transaction, grant_ids: Sequence[str]) -> dict[tuple[str, int], int]:
     """Return what was drawn of grants, by grant and period."""
-    query = sa.select(credit_draws).where(credit_draws.c.grant_id.in_(grant_ids))
+    query = sa.select(credit_draws).where(any_of(tx, credit_draws.c.grant_id, grant_ids))
     return {(row.grant_id, row.period_at): row.drawn_pico for row in tx.connection.execute(query)}
 
 
 def put_draws(tx: PlatformTx, organization_id: str, period_at: int, drawn: Mapping[str, int], *, is_final: bool) -> None:
     """Store what the usage of a period has drawn of grants, by grant, in place of what stood there."""
-    for grant_id in sorted(drawn):
-        values = {"drawn_pico": drawn[grant_id], "is_final": is_final}
-        key = {"organization_id": organization_id, "grant_id": grant_id, "period_at": period_at}
-        insert = tx.insert(credit_draws).values(**key, **values)
-        tx.connection.execute(insert.on_conflict_do_update(index_elements=list(key), set_=values))
+    put_draw_rows(tx, [DrawRow(organization_id, grant_id, period_at, drawn[grant_id], is_final) for grant_id in sorted(drawn)])
 
 
 class DrawRow(NamedTuple):
@@ -174,6 +181,20 @@ class DrawRow(NamedTuple):
     period_at: int
     drawn_pico: int
     is_final: bool
+
+
+_PUT_DRAWS = Upsert(
+    credit_draws,
+    key=("organization_id", "grant_id", "period_at"),
+    changes={name: f"excluded.{name}" for name in ("drawn_pico", "is_final")},
+)
+
+
+def put_draw_rows(tx: PlatformTx, rows: Iterable[DrawRow]) -> None:
+    """Store draws, of which no two are of one grant and period, in place of what stood there."""
+    drawn = [(*row[:3], amount_text(row.drawn_pico), row.is_final) for row in rows]
+    if drawn:
+        upsert_rows(tx, _PUT_DRAWS, drawn)
 
 
 def iterate_draws(tx: PlatformTx) -> Iterator[DrawRow]:
@@ -259,6 +280,16 @@ def list_redraws(tx: Transaction, organization_id: str) -> dict[int, Redraw]:
 def lock_redraws(tx: PlatformTx, organization_id: str) -> dict[int, Redraw]:
     """Return what `list_redraws` does, under a lock. Where the organization has open grants, they are locked before."""
     return _read_redraws(tx, _select_redraws(organization_id).with_for_update())
+
+
+def lock_redraws_of(tx: PlatformTx, organization_ids: Sequence[str]) -> dict[str, dict[int, Redraw]]:
+    """Return what `lock_redraws` does, of several organizations, in an order that everyone follows. Those without any are left out."""
+    column = credit_redraws.c
+    query = sa.select(credit_redraws).where(any_of(tx, column.organization_id, organization_ids))
+    found: dict[str, dict[int, Redraw]] = {}
+    for row in tx.connection.execute(query.order_by(column.organization_id, column.period_at).with_for_update()):
+        found.setdefault(row.organization_id, {})[row.period_at] = Redraw(row.closed_at, row.uncovered_pico)
+    return found
 
 
 def _select_redraws(organization_id: str) -> sa.Select[Any]:

@@ -23,6 +23,9 @@ Row = sa.Row[Any]
 CHAINS = ("audit_records", "audit_heads", "audit_checkpoints", "audit_cuts")
 """Tables of the audit trail, each chain of which is an organization's or the platform's."""
 
+OF_OPERATORS = frozenset({"serving_costs"})
+"""Tables whose rows are about an organization and for operators alone: what serving it costs."""
+
 ORDERS = {"usage_events": ("period_at", "event_id"), "ledger_transactions": ("period_at", "id")}
 """Columns by which a large table is read, where an index has the organization and these; any other is read by its primary key."""
 
@@ -123,6 +126,8 @@ def _list_order(table: sa.Table) -> list[sa.Column[Any]]:
 
 
 def _find_owner(table: sa.Table) -> sa.Column[Any] | None:
+    if table.name in OF_OPERATORS:
+        return None
     if table is organizations:
         return organizations.c.id
     if table.name in CHAINS:

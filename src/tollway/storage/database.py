@@ -15,17 +15,18 @@ Every wait has a bound: for a connection, for a lock, for a statement. A databas
 (DATABASE_UNAVAILABLE), which a client may retry.
 """
 
+import functools
+import importlib
+import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Self
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from pysqlite3 import dbapi2 as pysqlite3
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, InternalError, OperationalError
@@ -34,7 +35,6 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
 from tollway.storage import row_security
 from tollway.storage.schema import metadata
-from tollway.storage.schema_jobs import compatible_revisions
 from tollway.storage.statement_spans import trace_statements
 
 SQLITE_VERSION_MIN = (3, 51, 3)
@@ -65,6 +65,16 @@ MIGRATION_LOCK = 0x746F6C6C776179
 MIGRATION_WAIT_SECONDS = 600
 """For the process that migrates. A supervisor gives up on a start before that, and starts again."""
 
+MIGRATION_PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0, 15.0)
+"""Pauses before a migration is tried again that lost a table to processes which work on it. Each attempt begins with nothing done, so a
+pause lets them finish what waited for it: half a minute in all, in which a batch of usage, the longest of their transactions, is stored."""
+
+LOST_LOCKS = ("55P03", "40P01")
+"""SQLSTATEs of a statement that did not get a lock in time, and of one that was chosen to end a deadlock."""
+
+
+MIGRATIONS = Path(__file__).parent / "migrations" / "versions"
+_REVISIONS = ("revision", "down_revision")
 
 READ_ONLY = "25006"
 """SQLSTATE of a statement that writes where the server only reads: a replica, or a former primary after a failover."""
@@ -266,25 +276,39 @@ class Database:
 
     # ---- Schema -------------------------------------------------------------------------------------------------------
 
-    def migrate(self) -> None:
+    def migrate(self, pause: Callable[[float], object] = time.sleep) -> None:
         """Bring the schema up to date. Safe to call from several processes at once; does nothing when there is nothing to do, or when a
         newer version has migrated the database in a way that leaves this one running.
 
-        Raises DatabaseTooNew if this code cannot run over what a newer one made of the database, and RoleRefused where PostgreSQL has not
-        the roles that row security needs. The role of the URL must own the tables.
+        All migrations are one transaction, which holds the tables that it has changed until its end. A process that works meanwhile takes
+        them in an order of its own, so that the two can wait for each other: one of them gives up then, and if it is this one, it begins
+        again after each of MIGRATION_PAUSES_SECONDS. `pause`: waits for so many seconds.
+
+        Raises DatabaseTooNew if this code cannot run over what a newer one made of the database, RoleRefused where PostgreSQL has not
+        the roles that row security needs, and Fault DATABASE_UNAVAILABLE if it cannot be reached or the tables cannot be had. Then nothing
+        was changed. The role of the URL must own the tables.
         """
-        config = _alembic_config()
+        for seconds in MIGRATION_PAUSES_SECONDS:
+            try:
+                self._migrate()
+                return
+            except Fault as fault:
+                if not _has_lost_lock(fault):
+                    raise
+            pause(seconds)
+        self._migrate()
+
+    def _migrate(self) -> None:
         with self._connected(self._owners, write=True) as connection:
             if connection.dialect.name == "postgresql":
                 # A migration may take its time, and whoever came second waits for it; but no table is waited for longer than usual.
                 connection.execute(sa.text(f"SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = '{MIGRATION_WAIT_SECONDS}s'"))
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
                 connection.execute(sa.text(f"SET LOCAL lock_timeout = '{LOCK_WAIT_SECONDS}s'"))
-            if _is_newer(connection, config):
-                return
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-            _note_compatible(connection, config)
+            if not _is_current(connection):
+                if _is_newer(connection):
+                    return
+                _import_revisions().upgrade(connection)
             if not self.is_sqlite:
                 row_security.apply(connection)
             connection.commit()
@@ -292,18 +316,17 @@ class Database:
     def check_schema(self) -> None:
         """Raise DatabaseOutdated or DatabaseTooNew unless the schema is the one that this code was written for, or a newer one over which
         it may run, with the policies and grants of its tables."""
-        config = _alembic_config()
         with self._connected(self._owners, write=False) as connection:
             if not self.is_sqlite and row_security.is_applied(connection):
                 connection.execute(sa.text(f"SET LOCAL ROLE {row_security.PLATFORM_ROLE}"))
-            is_newer = _is_newer(connection, config)
-            current = MigrationContext.configure(connection).get_current_revision()
+            is_current = _is_current(connection)
+            is_newer = not is_current and _is_newer(connection)
             # The conditions of policies are those of the newer version; what this one needs is that they are there.
             find = row_security.find_unprotected if is_newer else row_security.list_gaps
             gaps = [] if self.is_sqlite else find(connection)
         if is_newer:
             gaps = [name for name in gaps if name in metadata.tables]
-        elif current != ScriptDirectory.from_config(config).get_current_head():
+        elif not is_current:
             raise DatabaseOutdated("the database has not been migrated: run `tollway migrate`")
         if gaps:
             names = ", ".join(gaps[:5])
@@ -335,6 +358,12 @@ class Database:
             connection.execute(sa.select(sa.literal(1)))
 
 
+def _has_lost_lock(fault: Fault) -> bool:
+    """Return whether a statement of PostgreSQL failed because other transactions had what it needed, and not because of the database."""
+    cause = fault.__cause__
+    return isinstance(cause, DBAPIError) and getattr(cause.orig, "sqlstate", None) in LOST_LOCKS
+
+
 def _describe(error: Exception) -> str:
     """Return what an operator may read of a driver's error: its own words, never the statement's parameters."""
     cause = error.orig if isinstance(error, DBAPIError) else error
@@ -343,48 +372,41 @@ def _describe(error: Exception) -> str:
 
 def knows_revision(revision: str) -> bool:
     """Return whether this version can bring a database of that schema revision up to date."""
-    return revision in _known_revisions(_alembic_config())
+    return revision in _import_revisions().list_known()
 
 
-def _known_revisions(config: Config) -> set[str]:
-    return {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+@functools.cache
+def find_head() -> str:
+    """Return the revision of the schema that this code was written for: the one that no other follows."""
+    texts = [path.read_text() for path in MIGRATIONS.glob("*.py")]
+    found = {name: {match[1] for text in texts for match in re.finditer(rf'^{name} = "(\w+)"', text, re.MULTILINE)} for name in _REVISIONS}
+    (head,) = found["revision"] - found["down_revision"]
+    return head
 
 
-def _is_newer(connection: sa.Connection, config: Config) -> bool:
+def _is_current(connection: sa.Connection) -> bool:
+    """Return whether the schema is the one that this code was written for, as it nearly always is."""
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return False
+    return connection.scalars(sa.text("SELECT version_num FROM alembic_version")).all() == [find_head()]
+
+
+def _is_newer(connection: sa.Connection) -> bool:
     """Return whether a newer version has migrated the database and this one may run over it nevertheless. Raises DatabaseTooNew if it may
     not."""
-    unknown = set(MigrationContext.configure(connection).get_current_heads()) - _known_revisions(config)
-    if not unknown:
-        return False
-    head = ScriptDirectory.from_config(config).get_current_head()
-    if sa.inspect(connection).has_table(compatible_revisions.name) and head in _read_compatible(connection):
-        return True
+    revisions = _import_revisions()
+    unknown = revisions.list_unknown(connection)
+    if not unknown or find_head() in revisions.read_compatible(connection):
+        return bool(unknown)
     raise DatabaseTooNew(
-        f"the database is at revision {', '.join(sorted(unknown))}, over which this version of Tollway cannot run: "
+        f"the database is at revision {', '.join(unknown)}, over which this version of Tollway cannot run: "
         "run the newer version that migrated it, or restore a backup"
     )
 
 
-def _read_compatible(connection: sa.Connection) -> set[str]:
-    return set(connection.scalars(sa.select(compatible_revisions.c.revision)))
-
-
-def _note_compatible(connection: sa.Connection, config: Config) -> None:
-    """Store the revisions whose code may run over this schema: back to the one from which on a migration breaks earlier code."""
-    found = set()
-    for script in ScriptDirectory.from_config(config).walk_revisions():
-        found.add(script.revision)
-        if getattr(script.module, "breaks_earlier", False):
-            break
-    if found != _read_compatible(connection):
-        connection.execute(sa.delete(compatible_revisions))
-        connection.execute(sa.insert(compatible_revisions), [{"revision": revision} for revision in sorted(found)])
-
-
-def _alembic_config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-    return config
+def _import_revisions() -> ModuleType:
+    """Import what changes the schema. Alembic takes a tenth of a start and 10 MiB, and hardly any start finds something to change."""
+    return importlib.import_module("tollway.storage.revisions")
 
 
 # ---- Engines ----------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from tollway.storage.schema import api_keys, data_keys, organizations, projects,
 from tollway.storage.schema_budgets import budgets
 from tollway.storage.schema_credits import credit_grants
 from tollway.storage.schema_data_protection import erasures, leaked_keys
-from tollway.storage.schema_events import webhook_endpoints
+from tollway.storage.schema_events import telemetry_exports, webhook_endpoints
 from tollway.storage.schema_people import custom_roles, invites, scim_groups, scim_users, user_groups, users
 from tollway.storage.schema_sign_in import sign_in_connections, sign_in_links, user_credentials, user_identities, user_sessions
 from tollway.storage.schema_tokens import certificate_rules, client_certificates, federation_rules, identity_providers
@@ -43,6 +43,7 @@ DELETED = (
     scim_groups,
     sign_in_connections,
     webhook_endpoints,  # with their deliveries
+    telemetry_exports,
     invites,
     leaked_keys,
     certificate_rules,

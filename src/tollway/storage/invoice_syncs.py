@@ -1,6 +1,6 @@
 """Standing of invoices at their connectors, at rest."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import msgspec
@@ -13,6 +13,9 @@ from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.pages import fetch_page
 from tollway.storage.schema_invoices import invoices
 from tollway.storage.schema_payments import invoice_syncs
+
+ROWS_FETCHED = 500
+"""Rows that are read at once where there may be many."""
 
 
 def insert_sync(tx: PlatformTx, sync: InvoiceSync) -> None:
@@ -58,6 +61,13 @@ def list_due(tx: PlatformTx, now: int, *, limit: int) -> list[InvoiceSync]:
         .order_by(invoice_syncs.c.next_at, invoice_syncs.c.invoice_id)
     )
     return [_sync(row) for row in tx.connection.execute(query.limit(limit))]
+
+
+def iterate_syncs(tx: PlatformTx) -> Iterator[InvoiceSync]:
+    """Yield the standing of every invoice that has a connector: for verification."""
+    query = sa.select(invoice_syncs).order_by(invoice_syncs.c.invoice_id).execution_options(yield_per=ROWS_FETCHED)
+    for row in tx.connection.execute(query):
+        yield _sync(row)
 
 
 def list_syncs(tx: PlatformTx, window: PageWindow, *, organization_id: str | None) -> Page[InvoiceSync]:

@@ -5,7 +5,7 @@ other one can have taken a later number meanwhile: numbers have no gaps.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -20,7 +20,7 @@ from tollway.domain.periods import Period, PeriodState
 from tollway.storage import ledger, outbox
 from tollway.storage.bulk_statements import any_of
 from tollway.storage.database import PlatformTx, Transaction
-from tollway.storage.pages import fetch_page
+from tollway.storage.pages import fetch_page, split_ids
 from tollway.storage.schema_credits import credit_draws, credit_grants
 from tollway.storage.schema_invoices import billing_accounts, invoice_files, invoice_transactions, invoices, legal_entities, number_series
 from tollway.storage.schema_money import ledger_transactions, usage_events
@@ -126,6 +126,15 @@ def find_invoice(tx: Transaction, invoice_id: str) -> StoredInvoice | None:
     return None if row is None else _invoice(row)
 
 
+def find_documents(tx: Transaction, invoice_ids: Collection[str]) -> dict[str, str]:
+    """Return the canonical documents of those ids that there are."""
+    found: dict[str, str] = {}
+    for some in split_ids(invoice_ids):
+        query = sa.select(invoices.c.id, invoices.c.document).where(invoices.c.id.in_(some))
+        found.update({row.id: row.document for row in tx.connection.execute(query)})
+    return found
+
+
 def lock_invoice(tx: PlatformTx, invoice_id: str) -> StoredInvoice | None:
     """Return a document under a lock that lasts to the end of the transaction."""
     row = tx.connection.execute(sa.select(invoices).where(invoices.c.id == invoice_id).with_for_update()).one_or_none()
@@ -225,6 +234,12 @@ def iterate_invoices(tx: PlatformTx) -> Iterator[StoredInvoice]:
     order = (invoices.c.legal_entity_id, invoices.c.series, invoices.c.number, invoices.c.id)
     for row in tx.connection.execute(sa.select(invoices).order_by(*order).execution_options(yield_per=ROWS_FETCHED)):
         yield _invoice(row)
+
+
+def list_series_of(tx: Transaction, legal_entity_ids: Sequence[str]) -> set[str]:
+    """Return the series in which some legal entities have given numbers, also those that they have left for another one."""
+    query = sa.select(number_series.c.series).where(number_series.c.legal_entity_id.in_(legal_entity_ids))
+    return set(tx.connection.scalars(query))
 
 
 def list_series(tx: PlatformTx) -> dict[tuple[str, str], int]:
@@ -431,7 +446,7 @@ def post(tx: PlatformTx, transaction: InvoiceTransaction, entries: tuple[Entry, 
     tx.connection.execute(invoice_transactions.insert(), [msgspec.structs.asdict(transaction)])
 
 
-def list_transactions(tx: PlatformTx, invoice_ids: Sequence[str]) -> dict[str, tuple[InvoiceTransaction, tuple[Entry, ...]]]:
+def list_transactions(tx: Transaction, invoice_ids: Sequence[str]) -> dict[str, tuple[InvoiceTransaction, tuple[Entry, ...]]]:
     """Return the transactions of documents with their entries, by document."""
     query = sa.select(invoice_transactions).where(any_of(tx, invoice_transactions.c.invoice_id, list(invoice_ids)))
     rows = tx.connection.execute(query).all()

@@ -13,7 +13,7 @@ from tollway.domain.sessions import LIFETIMES, OperatorSession, SessionKind, Sig
 from tollway.storage.database import PlatformTx
 from tollway.storage.pages import fetch_page
 from tollway.storage.schema import api_keys
-from tollway.storage.schema_sign_in import operator_sessions, operators
+from tollway.storage.schema_sign_in import operator_sessions, operator_sign_in_links, operators
 from tollway.storage.sessions import REMOVED_MAX, SessionTokens
 
 
@@ -59,6 +59,36 @@ def list_operators(tx: PlatformTx, window: PageWindow) -> Page[SignedInOperator]
 def take_role(tx: PlatformTx, operator_id: str) -> None:
     """Take the role from an operator, until they sign in again."""
     tx.connection.execute(operators.update().where(operators.c.id == operator_id).values(role_id=None))
+
+
+# ---- Links --------------------------------------------------------------------------------------------------------------
+
+
+def insert_link(tx: PlatformTx, digest: bytes, operator_id: str, expires_at: int) -> None:
+    """Store a link that signs an operator in once, in place of the one that they have."""
+    columns = operator_sign_in_links.c
+    tx.connection.execute(operator_sign_in_links.delete().where(columns.operator_id == operator_id))
+    values = {"digest": digest, "operator_id": operator_id, "expires_at": expires_at}
+    tx.connection.execute(operator_sign_in_links.insert().values(values))
+
+
+def find_link(tx: PlatformTx, digest: bytes, now: int) -> SignedInOperator | None:
+    """Return whom a link signs in at `now`; None if it was used, has expired, or the key of its operator may not act any more."""
+    columns = operator_sign_in_links.c
+    query = (
+        sa.select(operators)
+        .join(operator_sign_in_links, columns.operator_id == operators.c.id)
+        .where(columns.digest == digest, columns.expires_at > now, operators.c.role_id.is_not(None), _has_valid_key(now))
+    )
+    row = tx.connection.execute(query).one_or_none()
+    return None if row is None else _operator(row)
+
+
+def use_link(tx: PlatformTx, digest: bytes, now: int) -> bool:
+    """Remove a link. Return whether it could still be used at `now`."""
+    columns = operator_sign_in_links.c
+    own = operator_sign_in_links.delete().where(columns.digest == digest, columns.expires_at > now)
+    return bool(tx.connection.execute(own).rowcount)
 
 
 # ---- Sessions -----------------------------------------------------------------------------------------------------------
@@ -144,7 +174,8 @@ def delete_sessions(tx: PlatformTx, operator_id: str) -> None:
 
 
 def remove_ended(tx: PlatformTx, now: int) -> int:
-    """Remove sessions that have ended, REMOVED_MAX at most. Return how many."""
+    """Remove sessions that have ended, REMOVED_MAX at most, and links that have expired. Return how many sessions."""
+    tx.connection.execute(operator_sign_in_links.delete().where(operator_sign_in_links.c.expires_at <= now))
     columns = operator_sessions.c
     idle = columns.last_used_at <= now - LIFETIMES[SessionKind.BROWSER].idle_seconds * 1_000_000
     ended = sa.select(columns.id).where(sa.or_(columns.expires_at <= now, idle)).limit(REMOVED_MAX)
@@ -159,18 +190,23 @@ def _joined() -> sa.Select[Any]:
 def _find(tx: PlatformTx, issuer: str | None, now: int, *conditions: sa.ColumnElement[bool]) -> Any:
     """Return the row of the session that meets the conditions, if it may act at `now`; None otherwise. Its operator signed in with the
     provider `issuer`, or with a key that may still act."""
+    is_known = _has_valid_key(now)
+    if issuer is not None:
+        is_known = sa.or_(operators.c.issuer == issuer, is_known)
+    query = _joined().where(*conditions, operator_sessions.c.expires_at > now, is_known, operators.c.role_id.is_not(None))
+    row = tx.connection.execute(query).one_or_none()
+    return None if row is None or _session(row).ends_at() <= now else row
+
+
+def _has_valid_key(now: int) -> sa.ColumnElement[bool]:
+    """Return the condition that an operator is known by a key that may act at `now`."""
     key = sa.select(api_keys.c.id).where(
         api_keys.c.id == operators.c.subject,
         api_keys.c.type == KeyType.PLATFORM,
         api_keys.c.revoked_at.is_(None),
         sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > now),
     )
-    is_known = sa.and_(operators.c.issuer == KEY_ISSUER, key.exists())
-    if issuer is not None:
-        is_known = sa.or_(operators.c.issuer == issuer, is_known)
-    query = _joined().where(*conditions, operator_sessions.c.expires_at > now, is_known, operators.c.role_id.is_not(None))
-    row = tx.connection.execute(query).one_or_none()
-    return None if row is None or _session(row).ends_at() <= now else row
+    return sa.and_(operators.c.issuer == KEY_ISSUER, key.exists())
 
 
 def _acting(row: Any) -> Operator:

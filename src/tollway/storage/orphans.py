@@ -16,6 +16,7 @@ from tollway.storage.schema_credits import credit_transactions
 from tollway.storage.schema_invoices import invoice_transactions
 from tollway.storage.schema_money import ledger_entries, ledger_transactions
 from tollway.storage.schema_payments import payments
+from tollway.storage.schema_serving_costs import capacity_costs, serving_costs
 
 Reference = tuple[sa.Table, sa.Table, Sequence[tuple[sa.ColumnElement[str], sa.ColumnElement[str]]]]
 """Tables of the row and of what it refers to, and the pairs of columns by which it does."""
@@ -49,7 +50,8 @@ def _iterate_references() -> Iterator[Reference]:
         for key in table.foreign_key_constraints:
             target = key.referred_table.alias()  # a table may refer to itself
             yield table, key.referred_table, [(each.parent, target.c[each.column.name]) for each in key.elements]
-    booking = (ledger_transactions, credit_transactions, invoice_transactions, payments, contract_charges)
+    beside = (credit_transactions, invoice_transactions, payments, contract_charges, serving_costs, capacity_costs)
+    booking = (ledger_transactions, *beside)
     ids = [sa.select(table.c.id) for table in booking]
     transactions = sa.union_all(*ids).subquery()
     yield ledger_entries, ledger_transactions, [(ledger_entries.c.transaction_id, transactions.c.id)]

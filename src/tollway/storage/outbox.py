@@ -15,7 +15,7 @@ from tollway.domain.events import Event, EventType
 from tollway.domain.pages import Page, PageWindow
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.pages import fetch_page
-from tollway.storage.schema import api_keys
+from tollway.storage.schema import api_keys, organizations
 from tollway.storage.schema_credits import credit_grants
 from tollway.storage.schema_events import event_counters, event_searches, outbox_events
 
@@ -39,6 +39,12 @@ def append(tx: Transaction, events: Iterable[Event]) -> None:
     ]
     if rows:
         tx.connection.execute(tx.insert(outbox_events).on_conflict_do_nothing(), rows)
+
+
+def list_known_organizations(tx: PlatformTx, organization_ids: Iterable[str]) -> set[str]:
+    """Return those of some organizations that exist."""
+    query = sa.select(organizations.c.id).where(organizations.c.id.in_(sorted(organization_ids)))
+    return set(tx.connection.execute(query).scalars())
 
 
 def number(tx: PlatformTx, count_max: int) -> list[Event]:
@@ -91,18 +97,27 @@ class EventFilter(NamedTuple):
 
 def list_own_events(tx: TenantTx, window: PageWindow, wanted: EventFilter) -> Page[Event]:
     """Return events of the organization."""
-    return fetch_page(tx, _select(wanted).where(_C.organization_id == tx.organization_id), _C.id, window, _read)
+    return fetch_page(tx, select_events(wanted).where(_C.organization_id == tx.organization_id), _C.id, window, _read)
 
 
 def list_events(tx: PlatformTx, window: PageWindow, wanted: EventFilter, *, organization_id: str | None = None) -> Page[Event]:
     """Return events of all organizations and of the platform, or those of one organization."""
-    query = _select(wanted) if organization_id is None else _select(wanted).where(_C.organization_id == organization_id)
+    query = select_events(wanted)
+    if organization_id is not None:
+        query = query.where(_C.organization_id == organization_id)
     return fetch_page(tx, query, _C.id, window, _read)
 
 
 def list_following(tx: TenantTx, after_sequence: int, count_max: int, types: Sequence[EventType]) -> list[Event]:
     """Return events of the organization with greater numbers, in order."""
-    query = _select(EventFilter(types)).where(_C.organization_id == tx.organization_id, _C.sequence > after_sequence)
+    query = select_events(EventFilter(types)).where(_C.organization_id == tx.organization_id, _C.sequence > after_sequence)
+    return [_read(row) for row in tx.connection.execute(query.order_by(_C.sequence).limit(count_max))]
+
+
+def list_following_of(tx: PlatformTx, owner: str, after_sequence: int, count_max: int) -> list[Event]:
+    """Return events of an organization, or of the platform (PLATFORM), with greater numbers, in order."""
+    own = _C.organization_id.is_(None) if owner == PLATFORM else _C.organization_id == owner
+    query = sa.select(outbox_events).where(own, _C.sequence > after_sequence)
     return [_read(row) for row in tx.connection.execute(query.order_by(_C.sequence).limit(count_max))]
 
 
@@ -113,8 +128,9 @@ def remove_before(tx: PlatformTx, created_before: int, count_max: int) -> int:
     return tx.connection.execute(outbox_events.delete().where(_C.id.in_(old))).rowcount
 
 
-def _select(wanted: EventFilter) -> sa.Select[Any]:
-    query = sa.select(outbox_events)
+def select_events(wanted: EventFilter, *columns: sa.ColumnElement[Any]) -> sa.Select[Any]:
+    """Return the query of events that meet conditions: of columns, or of all of them if none is named."""
+    query = sa.select(*(columns or outbox_events.c))
     if wanted.types:
         query = query.where(_C.type.in_([str(each) for each in wanted.types]))
     if wanted.since is not None:

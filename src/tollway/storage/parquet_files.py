@@ -1,8 +1,11 @@
-"""Hours of usage as Parquet, each with a manifest that says which file counts.
+"""Hours of usage and closed billing periods as Parquet, each with a manifest that says which file counts.
 
     <directory>/hour=2026-11-30T16/usage-<digest>.parquet
     <directory>/hour=2026-11-30T16/manifest.json
     <directory>/start.json                                 until the first hour is written
+    <directory>/period=period_<id>/usage-<digest>.parquet
+    <directory>/period=period_<id>/manifest.json
+    <directory>/periods.json                               up to which close periods are written
 
 The file is durable before the manifest names it, and the manifest is replaced as a whole: whoever reads the file of the manifest reads a
 whole hour, also while it is replaced. The file before stays until the next run, for whoever has read
@@ -13,19 +16,21 @@ import hashlib
 import importlib
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from tollway.domain.billing_classes import BillingClass
+from tollway.domain.periods import Period
 from tollway.storage.record_archive import make_directory
 from tollway.storage.usage_hours import COLUMNS, FLAGS, INSTANTS, TEXTS
 
 MANIFEST = "manifest.json"
 START = "start.json"
+POSITION = "periods.json"
 FORMAT = "%Y-%m-%dT%H"
 VERSION = 1
 """Version of the columns. A new column keeps it."""
@@ -44,6 +49,41 @@ class HourManifest(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     amount_pico: Mapping[str, str]
     written_at: str
+
+
+class PeriodManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """The manifest of a closed period, with what its close recorded. `start`, `end`: RFC 3339. `amount_pico`: what its events cost, by
+    billing class, as decimal strings. `merkle_root`, `period_hash`: in hexadecimal, as on its invoice."""
+
+    version: int
+    period_id: str
+    organization_id: str
+    start: str
+    end: str
+    time_zone: str
+    currency: str
+    file: str
+    bytes: int
+    sha256: str
+    rows: int
+    amount_pico: Mapping[str, str]
+    merkle_root: str
+    period_hash: str
+    written_at: str
+
+
+Amounts = Mapping[tuple[str, str], int]
+"""Amounts by currency and billing class, in pico-currency."""
+
+
+class WrittenRows(NamedTuple):
+    """A file of rows that nothing names yet, with their number and their amounts."""
+
+    path: Path
+    sha256: str
+    bytes: int
+    rows: int
+    amounts: Amounts
 
 
 class UsageFiles:
@@ -86,40 +126,86 @@ class UsageFiles:
         removed. Raises OSError."""
         directory = self._path(hour_at)
         before = self.find_manifest(hour_at)
-        make_directory(directory)
-        unfinished = directory.joinpath(f"{os.getpid()}.unfinished")
-        rows, amounts = self._write_rows(unfinished, parts)
-        digest, size = _digest(unfinished)
-        name = f"usage-{digest[:16]}.parquet"
-        unfinished.replace(directory.joinpath(name))
+        written = self._write_rows(directory, parts)
+        amounts = Counter[str]()
+        for (currency, _), pico in written.amounts.items():
+            amounts[currency] += pico
         manifest = HourManifest(
             version=VERSION,
-            hour=datetime.fromtimestamp(hour_at // 1_000_000, UTC).isoformat().replace("+00:00", "Z"),
-            file=name,
-            bytes=size,
-            sha256=digest,
-            rows=rows,
+            hour=_format(hour_at),
+            file=_name(written),
+            bytes=written.bytes,
+            sha256=written.sha256,
+            rows=written.rows,
             amount_pico={currency: str(amount) for currency, amount in sorted(amounts.items())},
-            written_at=datetime.fromtimestamp(now // 1_000_000, UTC).isoformat().replace("+00:00", "Z"),
+            written_at=_format(now),
         )
-        _replace(directory.joinpath(MANIFEST), msgspec.json.format(msgspec.json.encode(manifest)))
-        _remove_others(directory, {MANIFEST, name} if before is None else {MANIFEST, name, before.file})
+        _publish(written, manifest)
+        _remove_others(directory, {MANIFEST, manifest.file} if before is None else {MANIFEST, manifest.file, before.file})
+        return manifest
+
+    def find_position(self) -> int | None:
+        """Return up to which instant of their close periods are written, in UTC microseconds; None before the first run."""
+        path = self._directory.joinpath(POSITION)
+        return msgspec.json.decode(path.read_bytes(), type=int) if path.exists() else None
+
+    def put_position(self, closed_at: int) -> None:
+        """Store up to which instant of their close periods are written. Raises OSError."""
+        make_directory(self._directory)
+        _replace(self._directory.joinpath(POSITION), msgspec.json.encode(closed_at))
+
+    def find_period_manifest(self, period_id: str) -> PeriodManifest | None:
+        """Return the manifest of a period."""
+        path = self._directory.joinpath(f"period={period_id}", MANIFEST)
+        return msgspec.json.decode(path.read_bytes(), type=PeriodManifest) if path.exists() else None
+
+    def write_period(
+        self, period: Period, parts: Iterable[Sequence[Mapping[str, Any]]], check: Callable[[WrittenRows], None], now: int
+    ) -> PeriodManifest:
+        """Write the file of a closed period and return its manifest. `check` raises for rows that are not those of the period: then nothing
+        names the file. Raises OSError."""
+        assert period.closed is not None, "only a closed period is written"
+        directory = self._directory.joinpath(f"period={period.id}")
+        written = self._write_rows(directory, parts)
+        check(written)
+        manifest = PeriodManifest(
+            version=VERSION,
+            period_id=period.id,
+            organization_id=period.organization_id,
+            start=_format(period.start_at),
+            end=_format(period.end_at),
+            time_zone=period.time_zone,
+            currency=period.currency,
+            file=_name(written),
+            bytes=written.bytes,
+            sha256=written.sha256,
+            rows=written.rows,
+            amount_pico={billing_class: str(pico) for (_, billing_class), pico in sorted(written.amounts.items()) if pico},
+            merkle_root=period.closed.merkle_root.hex(),
+            period_hash="" if period.closed.period_hash is None else period.closed.period_hash.hex(),
+            written_at=_format(now),
+        )
+        _publish(written, manifest)
+        _remove_others(directory, {MANIFEST, manifest.file})
         return manifest
 
     def remove_others(self, hour_at: int, manifest: HourManifest) -> None:
         """Remove what the manifest of an hour does not name: the file before, and what a process left that was killed. Raises OSError."""
         _remove_others(self._path(hour_at), {MANIFEST, manifest.file})
 
-    def _write_rows(self, path: Path, parts: Iterable[Sequence[Mapping[str, Any]]]) -> tuple[int, Counter[str]]:
-        rows, amounts = 0, Counter[str]()
+    def _write_rows(self, directory: Path, parts: Iterable[Sequence[Mapping[str, Any]]]) -> WrittenRows:
+        make_directory(directory)
+        path = directory.joinpath(f"{os.getpid()}.unfinished")
+        rows, amounts = 0, Counter[tuple[str, str]]()
         schema = self._schema()
         with self._parquet.ParquetWriter(path, schema, compression="zstd") as writer:
             for part in parts:
                 writer.write_batch(self._arrow.RecordBatch.from_pylist(part, schema=schema))
                 rows += len(part)
                 for row in part:
-                    amounts[row["currency"]] += sum(row[f"{each}_pico"] or 0 for each in BillingClass)
-        return rows, amounts
+                    for each in BillingClass:
+                        amounts[row["currency"], str(each)] += row[f"{each}_pico"] or 0
+        return WrittenRows(path, *_digest(path), rows, amounts)
 
     def _schema(self) -> Any:
         arrow = self._arrow
@@ -133,6 +219,20 @@ class UsageFiles:
 
 class ParquetMissing(Exception):
     """The package pyarrow is not installed."""
+
+
+def _format(at: int) -> str:
+    return datetime.fromtimestamp(at // 1_000_000, UTC).isoformat().replace("+00:00", "Z")
+
+
+def _name(written: WrittenRows) -> str:
+    return f"usage-{written.sha256[:16]}.parquet"
+
+
+def _publish(written: WrittenRows, manifest: HourManifest | PeriodManifest) -> None:
+    """Give a file the name that its manifest says, then write the manifest."""
+    written.path.replace(written.path.with_name(manifest.file))
+    _replace(written.path.with_name(MANIFEST), msgspec.json.format(msgspec.json.encode(manifest)))
 
 
 def _remove_others(directory: Path, kept: Collection[str]) -> None:

@@ -1,23 +1,32 @@
 """Payments at rest: movements of money, what they settle, entries of bank statements, and dunning."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
 from tollway.domain.billing_parties import DunningAction
 from tollway.domain.events import EventType, new_event
-from tollway.domain.invoices import InvoiceKind, InvoiceState
 from tollway.domain.ledger import Entry
 from tollway.domain.pages import Page, PageWindow
-from tollway.domain.payments import BankEntry, DunningLetter, DunningNotice, Payment, PaymentKind, PaymentOrigin, Settlement
-from tollway.storage import invoice_syncs, ledger, outbox
+from tollway.domain.payments import (
+    BankEntry,
+    BankStatementRecord,
+    DunningLetter,
+    DunningNotice,
+    Payment,
+    PaymentKind,
+    PaymentOrigin,
+    ReturnedDebit,
+    Settlement,
+)
+from tollway.storage import invoice_syncs, ledger, open_items, outbox
 from tollway.storage.database import PlatformTx, Transaction
-from tollway.storage.pages import fetch_page
-from tollway.storage.schema_invoices import invoices
+from tollway.storage.pages import fetch_page, split_ids
 from tollway.storage.schema_payments import (
     bank_entries,
+    bank_returns,
     bank_statements,
     dunning_holds,
     dunning_letters,
@@ -25,6 +34,7 @@ from tollway.storage.schema_payments import (
     payments,
     settlements,
 )
+from tollway.storage.schema_payments import open_items as items
 
 ROWS_FETCHED = 500
 """Rows that are read at once where there may be many."""
@@ -118,26 +128,22 @@ def insert_settlements(tx: PlatformTx, organization_id: str, settled: Sequence[S
         invoice_syncs.wake(tx, {each.target_id for each in settled}, now)
 
 
-def list_settlements(tx: Transaction, organization_id: str) -> list[Settlement]:
-    """Return the settlements of an organization in their order."""
-    query = sa.select(settlements).where(settlements.c.organization_id == organization_id).order_by(settlements.c.number)
-    return [_settlement(row) for row in tx.connection.execute(query)]
+def list_settlements_by(tx: Transaction, organization_id: str, source_ids: Iterable[str]) -> list[Settlement]:
+    """Return what some sources of an organization gave, in the order in which they did."""
+    return _list_settlements(tx, organization_id, settlements.c.source_id, source_ids)
 
 
-def sum_given(tx: Transaction, source_ids: Iterable[str]) -> Mapping[str, int]:
-    """Return what sources have given, by source; those that gave nothing are left out."""
-    return _sum(tx, settlements.c.source_id, source_ids)
+def list_settlements_of(tx: Transaction, organization_id: str, target_ids: Iterable[str]) -> list[Settlement]:
+    """Return what some targets of an organization took, in the order in which they did."""
+    return _list_settlements(tx, organization_id, settlements.c.target_id, target_ids)
 
 
-def sum_taken(tx: Transaction, target_ids: Iterable[str]) -> Mapping[str, int]:
-    """Return what targets have taken, by target; those that took nothing are left out."""
-    return _sum(tx, settlements.c.target_id, target_ids)
-
-
-def _sum(tx: Transaction, column: sa.Column[str], ids: Iterable[str]) -> Mapping[str, int]:
-    query = sa.select(column.label("id"), sa.func.sum(settlements.c.amount_minor).label("minor"))
-    rows = tx.connection.execute(query.where(column.in_(list(ids))).group_by(column))
-    return {row.id: int(row.minor) for row in rows}
+def _list_settlements(tx: Transaction, organization_id: str, column: sa.Column[str], ids: Iterable[str]) -> list[Settlement]:
+    found: list[tuple[int, Settlement]] = []
+    for some in split_ids(ids):
+        query = sa.select(settlements).where(settlements.c.organization_id == organization_id, column.in_(some))
+        found += [(row.number, _settlement(row)) for row in tx.connection.execute(query)]
+    return [settled for _, settled in sorted(found, key=lambda each: each[0])]
 
 
 def iterate_settlements(tx: PlatformTx) -> Iterator[tuple[str, Settlement]]:
@@ -154,21 +160,9 @@ def _settlement(row: Any) -> Settlement:
 # ---- Bank statements ----------------------------------------------------------------------------------------------------
 
 
-class StatementRow(NamedTuple):
-    """A bank statement that was imported."""
-
-    id: str
-    iban: str
-    name: str
-    digest: str
-    entries: int
-    actor: str
-    imported_at: int
-
-
-def insert_statement(tx: PlatformTx, statement: StatementRow) -> None:
+def insert_statement(tx: PlatformTx, statement: BankStatementRecord) -> None:
     """Store that a bank statement was imported."""
-    tx.connection.execute(bank_statements.insert().values(statement._asdict()))
+    tx.connection.execute(bank_statements.insert().values(msgspec.structs.asdict(statement)))
 
 
 def has_statement(tx: Transaction, iban: str, digest: str) -> bool:
@@ -177,63 +171,129 @@ def has_statement(tx: Transaction, iban: str, digest: str) -> bool:
     return tx.connection.execute(query).one_or_none() is not None
 
 
-def insert_entry(tx: PlatformTx, entry: BankEntry) -> None:
-    """Store an entry that no invoice was found for; one that is there stays."""
-    tx.connection.execute(tx.insert(bank_entries).values(msgspec.structs.asdict(entry)).on_conflict_do_nothing())
+def get_statement(tx: Transaction, statement_id: str) -> BankStatementRecord:
+    """Return a statement that is there."""
+    return BankStatementRecord(
+        **tx.connection.execute(sa.select(bank_statements).where(bank_statements.c.id == statement_id)).one()._mapping
+    )
+
+
+def find_statement_before(tx: Transaction, iban: str, closing_on: str, opening_minor: int) -> BankStatementRecord | None:
+    """Return the statement of an account that one follows which opens with a balance and closes on a day (YYYY-MM-DD): it closes with that
+    balance on the same day, of which there can be several in whatever order, or on the last day before on which one closes."""
+    table = bank_statements.c
+    day_before = sa.select(sa.func.max(table.closing_on)).where(table.iban == iban, table.closing_on < closing_on).scalar_subquery()
+    query = sa.select(bank_statements).where(table.iban == iban, table.closing_minor == opening_minor)
+    query = query.where(sa.or_(table.closing_on == closing_on, table.closing_on == day_before))
+    row = tx.connection.execute(query.order_by(table.closing_on.desc(), table.id.desc()).limit(1)).one_or_none()
+    return None if row is None else BankStatementRecord(**row._mapping)
+
+
+def has_statement_before(tx: Transaction, iban: str, closing_on: str, closing_minor: int) -> bool:
+    """Return whether a statement of an account, of those that state their balances, comes before one that closes on a day with a balance:
+    it closes on an earlier day, or on the same day and none of that day opens with the balance."""
+    table = bank_statements.c
+    of_day = sa.select(table.id).where(table.iban == iban, table.closing_on == closing_on)
+    earlier = sa.select(table.id).where(table.iban == iban, table.closing_on < closing_on)
+    if tx.connection.execute(earlier.limit(1)).first() is not None:
+        return True
+    follows = tx.connection.execute(of_day.where(table.opening_minor == closing_minor).limit(1)).first() is not None
+    return not follows and tx.connection.execute(of_day.limit(1)).first() is not None
+
+
+def iterate_statements(tx: PlatformTx) -> Iterator[BankStatementRecord]:
+    """Yield every statement: for verification."""
+    query = sa.select(bank_statements).order_by(bank_statements.c.id).execution_options(yield_per=ROWS_FETCHED)
+    for row in tx.connection.execute(query):
+        yield BankStatementRecord(**row._mapping)
+
+
+def insert_entries(tx: PlatformTx, entries: Sequence[BankEntry]) -> None:
+    """Store credits of a statement that are not there yet."""
+    if entries:
+        tx.connection.execute(bank_entries.insert(), [msgspec.structs.asdict(each) for each in entries])
+
+
+def iterate_entries(tx: PlatformTx) -> Iterator[BankEntry]:
+    """Yield every credit: for verification."""
+    query = sa.select(bank_entries).order_by(bank_entries.c.id).execution_options(yield_per=ROWS_FETCHED)
+    for row in tx.connection.execute(query):
+        yield BankEntry(**row._mapping)
+
+
+def insert_returned(tx: PlatformTx, returned: ReturnedDebit) -> None:
+    """Store a returned debit."""
+    tx.connection.execute(bank_returns.insert().values(msgspec.structs.asdict(returned)))
+
+
+def has_returned(tx: Transaction, returned_id: str) -> bool:
+    """Return whether a returned debit is stored."""
+    return tx.connection.execute(sa.select(bank_returns.c.id).where(bank_returns.c.id == returned_id)).one_or_none() is not None
+
+
+def list_returned_before(tx: Transaction, iban: str, paid: Payment, end_to_end_id: str) -> list[ReturnedDebit]:
+    """Return the debits that came back to an account, by reference and amount those of a payment, which the bank has told before the
+    payment. The day of a return is not before that of its debit: an earlier one is of an earlier debit."""
+    table = bank_returns.c
+    query = sa.select(bank_returns).join(bank_statements, bank_statements.c.id == table.statement_id)
+    query = query.where(table.payment_id.is_(None), table.end_to_end_id == end_to_end_id, table.value_on >= paid.value_on)
+    query = query.where(sa.or_(table.amount_minor.is_(None), table.amount_minor == paid.amount_minor), bank_statements.c.iban == iban)
+    return [ReturnedDebit(**row._mapping) for row in tx.connection.execute(query.order_by(table.value_on, table.id))]
+
+
+def put_returned_payment(tx: PlatformTx, returned_id: str, payment_id: str) -> None:
+    """Store which return of a payment was made of a returned debit."""
+    tx.connection.execute(bank_returns.update().where(bank_returns.c.id == returned_id).values(payment_id=payment_id))
+
+
+def iterate_returned(tx: PlatformTx) -> Iterator[ReturnedDebit]:
+    """Yield every returned debit: for verification."""
+    query = sa.select(bank_returns).order_by(bank_returns.c.id).execution_options(yield_per=ROWS_FETCHED)
+    for row in tx.connection.execute(query):
+        yield ReturnedDebit(**row._mapping)
 
 
 def find_entry(tx: Transaction, entry_id: str) -> BankEntry | None:
-    """Return such an entry."""
+    """Return a credit of a statement."""
     row = tx.connection.execute(sa.select(bank_entries).where(bank_entries.c.id == entry_id)).one_or_none()
     return None if row is None else BankEntry(**row._mapping)
 
 
 def lock_entry(tx: PlatformTx, entry_id: str) -> BankEntry | None:
-    """Return such an entry under a lock that lasts to the end of the transaction."""
+    """Return a credit of a statement under a lock that lasts to the end of the transaction."""
     row = tx.connection.execute(sa.select(bank_entries).where(bank_entries.c.id == entry_id).with_for_update()).one_or_none()
     return None if row is None else BankEntry(**row._mapping)
 
 
 def list_entries(tx: Transaction, window: PageWindow) -> Page[BankEntry]:
-    """Return the entries for which no payment was made yet, by id."""
+    """Return the credits for which no payment was made yet, by id."""
     query = sa.select(bank_entries).where(bank_entries.c.payment_id.is_(None))
     return fetch_page(tx, query, bank_entries.c.id, window, lambda row: BankEntry(**row._mapping))
 
 
 def put_entry_payment(tx: PlatformTx, entry_id: str, payment_id: str) -> None:
-    """Store which payment was made of an entry."""
+    """Store which payment was made of a credit."""
     tx.connection.execute(bank_entries.update().where(bank_entries.c.id == entry_id).values(payment_id=payment_id))
 
 
 # ---- Dunning ------------------------------------------------------------------------------------------------------------
 
 
-def _is_dunned(tx: Transaction) -> sa.ColumnElement[bool]:
-    """Return the condition that an invoice is issued, not settled, and not held."""
-    is_sqlite = tx.connection.dialect.name == "sqlite"
-    encoded = sa.type_coerce(invoices.c.document, sa.JSON) if is_sqlite else sa.cast(invoices.c.document, sa.JSON)
-    gross_minor = sa.cast(encoded[("totals", "gross_minor")].as_string(), sa.BigInteger)
-    taken_minor = sa.select(sa.func.coalesce(sa.func.sum(settlements.c.amount_minor), 0)).where(settlements.c.target_id == invoices.c.id)
-    return sa.and_(
-        invoices.c.state == InvoiceState.ISSUED,
-        invoices.c.kind == InvoiceKind.INVOICE,
-        invoices.c.id.not_in(sa.select(dunning_holds.c.invoice_id)),
-        gross_minor > taken_minor.scalar_subquery(),
-    )
+def read_json(tx: Transaction, column: sa.Column[str]) -> sa.ColumnElement[Any]:
+    """Return a column of text as the JSON that it holds."""
+    return sa.type_coerce(column, sa.JSON) if tx.connection.dialect.name == "sqlite" else sa.cast(column, sa.JSON)
+
+
+def is_dunned() -> sa.ColumnElement[bool]:
+    """Return the condition that an open item is an invoice that is not held."""
+    is_held = sa.exists().where(dunning_holds.c.invoice_id == items.c.id)
+    return sa.and_(*open_items.is_open_invoice(), ~is_held)
 
 
 def list_overdue_ids(tx: PlatformTx, today: str, *, after: str, limit: int) -> list[str]:
     """Return open invoices that were due before a day (YYYY-MM-DD) and are not held, by id; those behind the id `after`."""
-    query = sa.select(invoices.c.id).where(invoices.c.due_on < today, invoices.c.id > after, _is_dunned(tx))
-    return list(tx.connection.execute(query.order_by(invoices.c.id).limit(limit)).scalars())
-
-
-def list_issued(tx: Transaction, organization_id: str) -> list[tuple[str, InvoiceKind, str]]:
-    """Return the issued documents of an organization, by due date and id: id, kind and canonical document of each."""
-    columns = (invoices.c.id, invoices.c.kind, invoices.c.document)
-    query = sa.select(*columns).where(invoices.c.organization_id == organization_id, invoices.c.state == InvoiceState.ISSUED)
-    rows = tx.connection.execute(query.order_by(invoices.c.due_on, invoices.c.id))
-    return [(row.id, InvoiceKind(row.kind), row.document) for row in rows]
+    query = sa.select(items.c.id).where(items.c.due_on < today, items.c.id > after, is_dunned())
+    return list(tx.connection.execute(query.order_by(items.c.id).limit(limit)).scalars())
 
 
 def insert_notice(tx: PlatformTx, organization_id: str, notice: DunningNotice) -> None:
@@ -280,18 +340,30 @@ def _notice(row: Any) -> DunningNotice:
     return DunningNotice(invoice_id=row.invoice_id, step=row.step, action=DunningAction(row.action), noticed_at=row.noticed_at)
 
 
-def list_dunned(tx: Transaction) -> list[str]:
-    """Return the organizations for which any step of dunning was taken."""
-    return list(tx.connection.execute(sa.select(dunning_notices.c.organization_id).distinct()).scalars())
+def list_open_notices(tx: Transaction, window: PageWindow, organization_id: str | None) -> Page[DunningNotice]:
+    """Return the steps of dunning that were taken for invoices that are open, of one organization or of all, by invoice and step. The id
+    of one is `<invoice>/<step>`. Raises ValueError for a window behind anything else."""
+    table = dunning_notices.c
+    key = (table.invoice_id, table.step)
+    query = sa.select(dunning_notices).join(items, items.c.id == table.invoice_id).where(*open_items.is_open_invoice())
+    if organization_id is not None:
+        query = query.where(items.c.organization_id == organization_id)
+    if window.after is not None:
+        invoice_id, _, step = window.after.rpartition("/")
+        place, after = sa.tuple_(*key), sa.tuple_(sa.literal(invoice_id), sa.literal(int(step)))
+        query = query.where(place < after if window.descending else place > after)
+    ordered = query.order_by(*(each.desc() if window.descending else each for each in key))
+    rows = tx.connection.execute(ordered.limit(window.limit + 1)).all()
+    return Page([_notice(row) for row in rows[: window.limit]], len(rows) > window.limit)
 
 
 def list_to_restrict(tx: Transaction, organization_id: str | None = None) -> list[str]:
     """Return the organizations, or the one if it is of them, that a step of dunning restricts: for an invoice that is open and not held."""
-    query = sa.select(invoices.c.organization_id).join(dunning_notices, dunning_notices.c.invoice_id == invoices.c.id)
-    query = query.where(dunning_notices.c.action == DunningAction.RESTRICT, _is_dunned(tx))
+    query = sa.select(items.c.organization_id).join(dunning_notices, dunning_notices.c.invoice_id == items.c.id).distinct()
+    query = query.where(dunning_notices.c.action == DunningAction.RESTRICT, is_dunned())
     if organization_id is not None:
-        query = query.where(invoices.c.organization_id == organization_id)
-    return sorted(set(tx.connection.execute(query).scalars()))
+        query = query.where(items.c.organization_id == organization_id)
+    return sorted(tx.connection.execute(query).scalars())
 
 
 def put_hold(tx: PlatformTx, organization_id: str, invoice_id: str, reason: str, now: int) -> None:

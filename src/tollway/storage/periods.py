@@ -232,6 +232,14 @@ def find_unfinished_before(tx: PlatformTx, period: Period) -> Period | None:
     return None if row is None else _period(row)
 
 
+def list_closed_since(tx: PlatformTx, since: int, *, after: tuple[int, str], limit: int) -> list[Period]:
+    """Return periods that were closed at an instant or later, in the order in which they were, then by id; those behind one."""
+    table = billing_periods.c
+    query = _ALL.where(table.state == PeriodState.CLOSED, table.closed_at >= since)
+    query = query.where(sa.tuple_(table.closed_at, table.id) > sa.tuple_(*map(sa.literal, after)))
+    return [_period(row) for row in tx.connection.execute(query.order_by(table.closed_at, table.id).limit(limit))]
+
+
 def list_unclosed(tx: PlatformTx, ended_before: int, *, after: str, limit: int) -> list[Period]:
     """Periods of everyone that had ended at that instant and are not closed, by id and so by start; those behind the id `after`."""
     query = _ALL.where(

@@ -45,6 +45,7 @@ CONDITIONS: Mapping[str, str] = {
     " OR EXISTS (SELECT 1 FROM invoice_transactions AS parent WHERE parent.id = transaction_id)"
     " OR EXISTS (SELECT 1 FROM payments AS parent WHERE parent.id = transaction_id)"
     " OR EXISTS (SELECT 1 FROM contract_charges AS parent WHERE parent.id = transaction_id)",
+    "serving_costs": "false",  # what an organization costs is the platform's alone
     "invoices": f"organization_id = {OWN} AND state = 'issued'",
     "invoice_files": "EXISTS (SELECT 1 FROM invoices AS parent WHERE parent.id = invoice_id)",
     "period_blocks": "EXISTS (SELECT 1 FROM billing_periods AS parent WHERE parent.id = period_id)",
@@ -64,15 +65,17 @@ CONDITIONS: Mapping[str, str] = {
 
 READ_ONLY = frozenset(
     {
-        *("quarantined_records", "quarantine_resolutions", "write_off_requests", "usage_events", "usage_rollups"),
+        *("quarantined_records", "quarantine_resolutions", "write_off_requests", "usage_events"),
+        *("usage_rollups", "project_rollups", "organization_rollups"),
         *("ledger_accounts", "ledger_transactions", "ledger_entries", "balances"),
         *("price_books", "book_prices"),
         "erasures",
         *("credit_grants", "credit_draws", "credit_transactions", "credit_topup_rules", "credit_topups"),
         *("credit_redraws", "credit_redraw_usage"),
         *("billing_accounts", "invoices", "invoice_files", "invoice_transactions"),
-        *("payments", "settlements", "dunning_notices", "dunning_letters", "dunning_holds", "invoice_syncs"),
-        *("contracts", "contract_charges"),
+        *("contracts", "contract_charges", "serving_costs"),
+        *("payments", "settlements", "open_items", "dunning_notices", "dunning_letters", "dunning_holds", "invoice_syncs"),
+        *("direct_debits", "credit_transfers"),
     }
 )
 """Tables of which an organization sees its own rows (and general ones), and writes none."""

@@ -258,6 +258,7 @@ deployments = sa.Table(
     sa.Column("priorities", sa.Boolean, nullable=False, server_default=sa.false()),  # the engine schedules by priority
     sa.Column("relative_cost", sa.Integer),
     sa.Column("grpc_port", sa.Integer),
+    sa.Column("archived_at", sa.BigInteger),  # null while it is active, and where it was archived before this was kept
     one_of("engine", Engine),
     one_of("cache_isolation", CacheIsolation),
     one_of("status", Status),
@@ -328,6 +329,15 @@ limit_reports = sa.Table(  # what each gateway that counts limits in its own mem
     sa.Column("node_id", sa.String(64), sa.ForeignKey("nodes.id"), primary_key=True),
     sa.Column("reported_at", sa.BigInteger, nullable=False),
     sa.Column("uses", sa.Text, nullable=False),  # JSON
+)
+
+gateway_statuses = sa.Table(  # what each gateway said of itself and of its deployments last
+    "gateway_statuses",
+    metadata,
+    sa.Column("node_id", sa.String(64), sa.ForeignKey("nodes.id"), primary_key=True),
+    sa.Column("reported_at", sa.BigInteger, nullable=False),
+    sa.Column("gateway", sa.Text, nullable=False),  # JSON
+    sa.Column("deployments", sa.Text, nullable=False),  # JSON, bounded by domain.gateway_statuses
 )
 
 join_tokens = sa.Table(

@@ -26,6 +26,8 @@ billing_accounts = sa.Table(
     sa.Column("legal_entity_id", sa.String(64), sa.ForeignKey("legal_entities.id"), nullable=False),
     sa.Column("details", sa.Text, nullable=False),  # JSON: domain.billing_parties.BillingAccount
     sa.Column("changed_at", sa.BigInteger, nullable=False),
+    sa.Column("mandate_reference", sa.String(35)),  # a copy: a mandate of a seller is of one organization
+    sa.Index(None, "legal_entity_id", "mandate_reference", unique=True),
 )
 
 number_series = sa.Table(  # the last number that was given in each series

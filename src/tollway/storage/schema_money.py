@@ -14,6 +14,7 @@ time; see `partitions`), so that old months can go in one step, and the primary 
 Instants are BIGINT UTC microseconds. APPEND_ONLY tables are guarded by triggers against UPDATE and DELETE (see the migrations).
 """
 
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -208,6 +209,11 @@ sa.Index(None, write_off_requests.c.actor_origin, write_off_requests.c.requested
 # ---- Sums for reading -------------------------------------------------------------------------------------------------
 
 ROLLUP_KEY = ("organization_id", "width_seconds", "start_at", "project_id", "key_id", "model", "endpoint")
+PROJECT_ROLLUP_KEY = tuple(name for name in ROLLUP_KEY if name != "key_id")
+ORGANIZATION_ROLLUP_KEY = tuple(name for name in PROJECT_ROLLUP_KEY if name != "project_id")
+ROLLUP_TOTAL = ("total_units", "total_pico")
+"""Columns of the total of all costs, in rollups of projects and organizations: one addition a row instead of one for each class."""
+
 ROLLUP_QUANTITIES = ("requests", *map(str, QUANTITY_CLASSES))
 ROLLUP_COSTS = tuple(f"{billing_class}_cost" for billing_class in BillingClass)
 """Each is two columns, `<name>_units` and `<name>_pico`: the sum is units x 10**12 + pico, with pico below 10**12, so that nine
@@ -219,23 +225,35 @@ def _rollup_default(column: str) -> str | None:
     return "0" if column.removesuffix("_cost") in OTHER_CLASSES else None
 
 
+def _rollup_columns(key: Sequence[str]) -> Iterator[sa.Column[Any]]:
+    """Yield the columns of a table of rollups with this key."""
+    lengths = {"organization_id": 64, "project_id": 64, "key_id": 64, "model": 128, "endpoint": 64}
+    for column in key:
+        type_: Any = name(lengths[column]) if column in lengths else sa.Integer if column == "width_seconds" else sa.BigInteger
+        yield sa.Column(column, type_, primary_key=True, autoincrement=False)
+    if key != ROLLUP_KEY:
+        yield from (sa.Column(total, sa.BigInteger, nullable=False) for total in ROLLUP_TOTAL)
+    for quantity in ROLLUP_QUANTITIES:
+        default = None if key == ROLLUP_KEY and quantity == BillingClass.PIXELS else _rollup_default(quantity)
+        yield sa.Column(quantity, sa.BigInteger, nullable=False, server_default=default)  # see migration 0146
+    for cost in ROLLUP_COSTS:
+        for part in ("units", "pico"):
+            yield sa.Column(f"{cost}_{part}", sa.BigInteger, nullable=False, server_default=_rollup_default(cost))
+
+
+_FILLFACTOR = {"fillfactor": 45}
+"""Space for the next version of every row of a page, so that index entries stay."""
+
 usage_rollups = sa.Table(  # events by the instant at which they ended; tokens as billed
-    "usage_rollups",
-    metadata,
-    sa.Column("organization_id", name(64), primary_key=True),
-    sa.Column("width_seconds", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("start_at", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("project_id", name(64), primary_key=True),
-    sa.Column("key_id", name(64), primary_key=True),
-    sa.Column("model", name(128), primary_key=True),
-    sa.Column("endpoint", name(64), primary_key=True),
-    *(sa.Column(quantity, sa.BigInteger, nullable=False, server_default=_rollup_default(quantity)) for quantity in ROLLUP_QUANTITIES),
-    *(
-        sa.Column(f"{cost}_{part}", sa.BigInteger, nullable=False, server_default=_rollup_default(cost))
-        for cost in ROLLUP_COSTS
-        for part in ("units", "pico")
-    ),
-    postgresql_with={"fillfactor": 45},  # space for the next version of every row of a page, so that index entries stay
+    "usage_rollups", metadata, *_rollup_columns(ROLLUP_KEY), postgresql_with=_FILLFACTOR
+)
+
+# Sums of the rollups of hours and days, in the order of their key on the disk: pages and programs read many of them at once.
+project_rollups = sa.Table(
+    "project_rollups", metadata, *_rollup_columns(PROJECT_ROLLUP_KEY), postgresql_with=_FILLFACTOR, sqlite_with_rowid=False
+)
+organization_rollups = sa.Table(
+    "organization_rollups", metadata, *_rollup_columns(ORGANIZATION_ROLLUP_KEY), postgresql_with=_FILLFACTOR, sqlite_with_rowid=False
 )
 
 # ---- Ledger -----------------------------------------------------------------------------------------------------------

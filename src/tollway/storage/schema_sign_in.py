@@ -82,6 +82,14 @@ sign_in_links = sa.Table(
     sa.ForeignKeyConstraint(["organization_id", "user_id"], ["users.organization_id", "users.id"]),
 )
 
+operator_sign_in_links = sa.Table(  # of whoever has a key of operators
+    "operator_sign_in_links",
+    metadata,
+    sa.Column("digest", sa.LargeBinary(32), primary_key=True),
+    sa.Column("operator_id", sa.String(64), sa.ForeignKey("operators.id"), nullable=False, unique=True),
+    sa.Column("expires_at", sa.BigInteger, nullable=False, index=True),
+)
+
 sign_in_attempts = sa.Table(  # attempts of a window, by a digest of the account or the address that they are of
     "sign_in_attempts",
     metadata,

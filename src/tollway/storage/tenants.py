@@ -181,6 +181,12 @@ def list_projects(tx: TenantTx, window: PageWindow, *, include_archived: bool) -
     return fetch_page(tx, query, projects.c.id, window, _project)
 
 
+def name_projects(tx: TenantTx, ids: Sequence[str]) -> dict[str, str]:
+    """Return the names of those of the projects that are the organization's, by id."""
+    query = sa.select(projects.c.id, projects.c.name).where(projects.c.organization_id == tx.organization_id)
+    return {row.id: row.name for row in tx.connection.execute(query.where(any_of(tx, projects.c.id, ids)))}
+
+
 def put_project(tx: TenantTx, project: Project) -> None:
     """Store another name and residency of a project."""
     tx.connection.execute(

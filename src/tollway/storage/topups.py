@@ -9,6 +9,7 @@ from tollway.domain.credits import Topup, TopupInterval, TopupRule
 from tollway.domain.events import EventType, new_event
 from tollway.domain.pages import Page, PageWindow
 from tollway.storage import outbox
+from tollway.storage.bulk_statements import any_of
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.pages import fetch_page
 from tollway.storage.schema import organizations
@@ -36,16 +37,16 @@ def put_rule(tx: PlatformTx, organization_id: str, rule: TopupRule, now: int) ->
 
 def find_rules(tx: Transaction, organization_ids: Iterable[str]) -> dict[str, TopupRule]:
     """Return the rules of these organizations, by organization."""
-    return _read_rules(tx, _select_rules(organization_ids))
+    return _read_rules(tx, _select_rules(tx, organization_ids))
 
 
 def lock_rules(tx: PlatformTx, organization_ids: Iterable[str]) -> dict[str, TopupRule]:
     """Return what `find_rules` does, in order and under a lock, so that one transaction at a time asks for a top-up."""
-    return _read_rules(tx, _select_rules(organization_ids).order_by(credit_topup_rules.c.organization_id).with_for_update())
+    return _read_rules(tx, _select_rules(tx, organization_ids).order_by(credit_topup_rules.c.organization_id).with_for_update())
 
 
-def _select_rules(organization_ids: Iterable[str]) -> sa.Select[Any]:
-    return sa.select(credit_topup_rules).where(credit_topup_rules.c.organization_id.in_(sorted(organization_ids)))
+def _select_rules(tx: Transaction, organization_ids: Iterable[str]) -> sa.Select[Any]:
+    return sa.select(credit_topup_rules).where(any_of(tx, credit_topup_rules.c.organization_id, sorted(organization_ids)))
 
 
 def _read_rules(tx: Transaction, query: sa.Select[Any]) -> dict[str, TopupRule]:

@@ -1,7 +1,7 @@
 """Usage events at rest, with what each class costs. The collector writes them in bulk; receipts, exports and verification read them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
@@ -11,6 +11,7 @@ from msgspec.structs import astuple
 from tollway.domain import ids
 from tollway.domain.billing_classes import OTHER_CLASSES, QUANTITY_CLASSES, TEXT_CLASSES, Amounts, BillingClass, Quantities
 from tollway.domain.pages import Page, PageWindow
+from tollway.domain.periods import Period
 from tollway.domain.prices import PriceVersion, RatedLine, rate
 from tollway.domain.request_filters import RequestFilter
 from tollway.domain.usage import Admit, Anomaly, Final, Outcome, ServiceTier, UsageEvent, UsageSource, billed
@@ -20,6 +21,9 @@ from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.pages import fetch_page
 from tollway.storage.partitions import find_partition
 from tollway.storage.schema_money import usage_events
+
+CACHE_EVENTS_SUMMED = 20_000
+"""Events whose cached input one statement sums."""
 
 # ---- Writing ----------------------------------------------------------------------------------------------------------
 
@@ -39,14 +43,21 @@ class EventRace(Exception):
     """Another transaction inserted an event of the same id. Begin again: then its id is known."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EventColumns:
-    """The columns that thousands of events have in common: the values of TEMPLATE_COLUMNS, and the same as the end of a line of a COPY.
-    `budgets`: the budgets that their records name, which no column holds."""
+    """The columns that thousands of events have in common: the values of TEMPLATE_COLUMNS. `budgets`: the budgets that their records name,
+    which no column holds."""
 
-    values: tuple[object, ...]
-    line: str
+    values: tuple[int | str | None, ...]
     budgets: tuple[str, ...] = ()
+    _line: str | None = field(default=None, init=False)
+
+    @property
+    def line(self) -> str:
+        """The values as the end of a line of a COPY."""
+        if self._line is None:
+            self._line = copy_line(self.values)
+        return self._line
 
     @classmethod
     def of(cls, node_id: str, epoch: int, final: Final) -> "EventColumns":
@@ -74,7 +85,7 @@ class EventColumns:
             admit.price_hash,
             admit.choices,
         )
-        return cls(values, copy_line(values), admit.budgets)
+        return cls(values, admit.budgets)
 
 
 class EventRow(msgspec.Struct, frozen=True, gc=False):
@@ -162,40 +173,50 @@ EVENT_COLUMNS = (
 )
 """All columns, in the order of `EventRow.columns`."""
 
-_COUNTS = "%s\t" * len(COUNT_COLUMNS)
-_LINE = f"%s\t%d\t%d\t%s\t%d\t{_COUNTS}%d\t\\\\x%s\t%s"
-"""An event as a line of a COPY: the columns of its own, then the line of its template."""
+_LINE = "%s\t%d\t%d\t%s\t%d\t{}%d\t\\\\x%s\t%s"
+"""An event as a line of a COPY: the columns of its own, with those of its counts, then the line of its template."""
+
+_ALL_LINE = _LINE.format("%s\t" * len(COUNT_COLUMNS))
+_TEXT_LINE = _LINE.format("%d\t" * (2 * len(TEXT_CLASSES) + 1))
+
+_OTHER_COLUMNS = {*map(str, OTHER_CLASSES), *(f"{each}_pico" for each in OTHER_CLASSES)}
+TEXT_COLUMNS = tuple(name for name in EVENT_COLUMNS if name not in _OTHER_COLUMNS)
+"""The columns of events that have nothing of OTHER_CLASSES, in the order of EVENT_COLUMNS."""
 
 
-def insert_events(tx: PlatformTx, rows: Iterable[EventRow], first_id: str, last_id: str, meanwhile: Callable[[], None]) -> None:
-    """Insert new events, whose ids all lie between these two, while the rows are being made.
+def insert_events(
+    tx: PlatformTx, rows: Iterable[EventRow], first_id: str, last_id: str, meanwhile: Callable[[], None], *, is_text: bool
+) -> None:
+    """Insert new events, whose ids all lie between these two, while the rows are being made. `is_text`: none of them has anything of
+    OTHER_CLASSES.
 
     `meanwhile` is called after the last row was made; the database may still be busy with the rows. Raises EventRace if an event is not
     new; then none is inserted, and the transaction goes on.
     """
+    columns = TEXT_COLUMNS if is_text else EVENT_COLUMNS
     try:
         if tx.connection.dialect.name == "sqlite":
-            insert_prepared(tx, usage_events, EVENT_COLUMNS, (row.columns() for row in rows))
+            insert_prepared(tx, usage_events, columns, map(_text_columns, rows) if is_text else (row.columns() for row in rows))
             meanwhile()
         else:
             # Into the month's own partition, where the server stores page by page instead of row by row.
             partition = find_partition(tx, first_id, last_id)
-            lines = map(_event_line, rows)
+            lines = map(_text_line if is_text else _event_line, rows)
             if partition is not None:
-                copy_lines(tx, partition, EVENT_COLUMNS, lines, meanwhile)
+                copy_lines(tx, partition, columns, lines, meanwhile)
             else:
-                _copy_aside(tx, lines, meanwhile)
+                _copy_aside(tx, columns, lines, meanwhile)
     except Duplicate as error:
         raise EventRace from error
 
 
-def _copy_aside(tx: PlatformTx, lines: Iterable[str], meanwhile: Callable[[], None]) -> None:
+def _copy_aside(tx: PlatformTx, names: Sequence[str], lines: Iterable[str], meanwhile: Callable[[], None]) -> None:
     """Insert events of several months through a table that ends with the transaction: the table of all months takes no COPY, because it
     has row security. Raises Duplicate."""
-    run, columns = tx.connection.exec_driver_sql, ", ".join(EVENT_COLUMNS)
+    run, columns = tx.connection.exec_driver_sql, ", ".join(names)
     run("CREATE TEMPORARY TABLE IF NOT EXISTS incoming_events (LIKE usage_events) ON COMMIT DROP")
     run("TRUNCATE incoming_events")
-    copy_lines(tx, "incoming_events", EVENT_COLUMNS, lines, meanwhile)
+    copy_lines(tx, "incoming_events", names, lines, meanwhile)
     try:
         with tx.connection.begin_nested():
             run(f"INSERT INTO usage_events ({columns}) SELECT {columns} FROM incoming_events")
@@ -210,7 +231,7 @@ def _event_line(row: EventRow) -> str:
     event_id, seq, admitted_at, first_at, ended_at, used, amounts, period_at, hashed, template = astuple(row)
     if "\\" in event_id:
         event_id = event_id.replace("\\", r"\\")
-    return _LINE % (
+    return _ALL_LINE % (
         event_id,
         seq,
         admitted_at,
@@ -221,6 +242,39 @@ def _event_line(row: EventRow) -> str:
         hashed.hex(),
         template.line,
     )
+
+
+def _text_line(row: EventRow) -> str:
+    """Return what `_event_line` does, of TEXT_COLUMNS."""
+    event_id, seq, admitted_at, first_at, ended_at, used, amounts, period_at, hashed, template = astuple(row)
+    if "\\" in event_id:
+        event_id = event_id.replace("\\", r"\\")
+    return _TEXT_LINE % (
+        event_id,
+        seq,
+        admitted_at,
+        NULL if first_at is None else first_at,
+        ended_at,
+        used.input,
+        used.cached_input,
+        used.output,
+        used.reasoning,
+        amounts.input,
+        amounts.cached_input,
+        amounts.output,
+        amounts.reasoning,
+        amounts.request,
+        period_at,
+        hashed.hex(),
+        template.line,
+    )
+
+
+def _text_columns(row: EventRow) -> tuple[Any, ...]:
+    """Return the values of TEXT_COLUMNS."""
+    event_id, seq, admitted_at, first_at, ended_at, used, amounts, period_at, hashed, template = astuple(row)
+    counts = (*used.text_quantities(), *amounts.text_quantities(), amounts.request)
+    return (event_id, seq, admitted_at, first_at, ended_at, *counts, period_at, hashed, *template.values)
 
 
 def read_event(row: Any) -> UsageEvent:
@@ -290,26 +344,27 @@ span is."""
 def list_events(tx: TenantTx, period_starts: Sequence[int], wanted: RequestFilter, *, after: str | None, limit: int) -> RequestPage:
     """Return the latest of the organization's events that meet the conditions: at most `limit`, older than the request `after`, from the
     first EXAMINED_MAX that are in the span and booked in the periods that begin at `period_starts`."""
-    table = usage_events.c
+    table, conditions = usage_events.c, list(_conditions(wanted))
+    examined_max = EXAMINED_MAX if conditions else limit + 1  # without conditions each one that is examined is on the page
     first, end = ids.first_id(ids.REQUEST, wanted.since), ids.first_id(ids.REQUEST, wanted.until)
     end = end if after is None else min(end, after)
     parts = []
     for start_at in period_starts:
         part = sa.select(table.event_id).where(table.organization_id == tx.organization_id, table.period_at == start_at)
-        part = part.where(table.event_id >= first, table.event_id < end).order_by(table.event_id.desc()).limit(EXAMINED_MAX)
+        part = part.where(table.event_id >= first, table.event_id < end).order_by(table.event_id.desc()).limit(examined_max)
         parts.append(sa.select(part.subquery().c.event_id))
     if not parts:
         return RequestPage([], None)
     together = sa.union_all(*parts).subquery()
-    examined = sa.select(together.c.event_id).order_by(together.c.event_id.desc()).limit(EXAMINED_MAX).subquery()
+    examined = sa.select(together.c.event_id).order_by(together.c.event_id.desc()).limit(examined_max).subquery()
     query = sa.select(usage_events).where(
-        table.event_id.in_(sa.select(examined.c.event_id)), table.event_id >= first, table.event_id < end, *_conditions(wanted)
+        table.event_id.in_(sa.select(examined.c.event_id)), table.event_id >= first, table.event_id < end, *conditions
     )
     rows = tx.connection.execute(query.order_by(table.event_id.desc()).limit(limit + 1)).all()
     if len(rows) > limit:
         return RequestPage([read_event(row) for row in rows[:limit]], rows[limit - 1].event_id)
     count, last = tx.connection.execute(sa.select(sa.func.count(), sa.func.min(examined.c.event_id))).one()
-    return RequestPage([read_event(row) for row in rows], last if count == EXAMINED_MAX else None)
+    return RequestPage([read_event(row) for row in rows], last if count == examined_max else None)
 
 
 def _conditions(wanted: RequestFilter) -> Iterator[sa.ColumnElement[bool]]:
@@ -388,6 +443,39 @@ def list_anomalies(tx: PlatformTx, window: PageWindow, *, kind: Anomaly | None, 
     if deployment_id is not None:
         query = query.where(usage_events.c.deployment_id == deployment_id)
     return fetch_page(tx, query, usage_events.c.event_id, window, read_event)
+
+
+class CacheSum(NamedTuple):
+    """Requests of one model at one price that cost something, with the input that an engine read from its prefix cache and that it wrote
+    to one, in tokens. `events`: all that were counted, those that cost nothing too."""
+
+    model: str
+    price_version: str
+    read_tokens: int
+    written_tokens: int
+    events: int
+
+
+def iterate_cache_sums(tx: TenantTx, period: Period) -> Iterator[CacheSum]:
+    """Yield the cached input of the events that are booked in a period. The same model and price can come again: a statement sums
+    CACHE_EVENTS_SUMMED events, so that none reaches its deadline however many there are."""
+    event = usage_events.c
+    has_cost = sa.or_(*(event[f"{each}_pico"] > 0 for each in BillingClass))
+    read = sa.case((has_cost, event.cached_input), else_=0).label("read")
+    written = sa.case((has_cost, sa.func.coalesce(event.cache_write, 0)), else_=0).label("written")
+    own = sa.select(event.event_id, event.model, event.price_version, read, written).where(
+        event.organization_id == tx.organization_id, event.period_at == period.start_at
+    )
+    after, events = "", CACHE_EVENTS_SUMMED
+    while events == CACHE_EVENTS_SUMMED:
+        part = own.where(event.event_id > after).order_by(event.event_id).limit(CACHE_EVENTS_SUMMED).subquery().c
+        sums = (sa.func.sum(part.read).label("read"), sa.func.sum(part.written).label("written"))
+        counted = (sa.func.count().label("events"), sa.func.max(part.event_id).label("last"))
+        query = sa.select(part.model, part.price_version, *sums, *counted).group_by(part.model, part.price_version)
+        rows = tx.connection.execute(query).all()
+        for row in rows:
+            yield CacheSum(row.model, row.price_version, int(row.read), int(row.written), row.events)
+        events, after = sum(row.events for row in rows), max((row.last for row in rows), default="")
 
 
 def find_rows(tx: PlatformTx, event_ids: Sequence[str]) -> dict[str, tuple[Any, ...]]:

@@ -1,13 +1,14 @@
-"""Usage events by the hour in which they were admitted, for copies outside of the database. The id of an event begins with that instant,
-so an hour is a range of the primary key."""
+"""Usage events by the hour in which they were admitted, and by the billing period in which they are booked, for copies outside of the
+database. The id of an event begins with the instant of its admission, so an hour is a range of the primary key."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
 from tollway.domain import ids
 from tollway.domain.billing_classes import QUANTITY_CLASSES, BillingClass
+from tollway.domain.periods import Period
 from tollway.storage.database import Transaction
 from tollway.storage.schema import organizations
 from tollway.storage.schema_money import usage_events
@@ -39,11 +40,20 @@ def count_events(tx: Transaction, hour_at: int) -> int:
 
 def iterate_events(tx: Transaction, hour_at: int) -> Iterator[list[Mapping[str, Any]]]:
     """Yield the events of an hour with COLUMNS, ROWS_READ at a time, by id."""
+    return _iterate(tx, _hour(hour_at))
+
+
+def iterate_period_events(tx: Transaction, period: Period) -> Iterator[list[Mapping[str, Any]]]:
+    """Yield the events that are booked in a period with COLUMNS, ROWS_READ at a time, by id."""
+    return _iterate(tx, (_E.organization_id == period.organization_id, _E.period_at == period.start_at))
+
+
+def _iterate(tx: Transaction, condition: Sequence[sa.ColumnElement[bool]]) -> Iterator[list[Mapping[str, Any]]]:
     joined = usage_events.join(organizations, organizations.c.id == _E.organization_id)
     columns = [organizations.c.currency if name == "currency" else _E[name] for name in COLUMNS]
     after = ""
     while True:
-        query = sa.select(*columns).select_from(joined).where(*_hour(hour_at), _E.event_id > after)
+        query = sa.select(*columns).select_from(joined).where(*condition, _E.event_id > after)
         rows = tx.connection.execute(query.order_by(_E.event_id).limit(ROWS_READ)).mappings().all()
         if rows:
             yield [dict(row) for row in rows]

@@ -2,7 +2,7 @@
 it will have ended; if the process dies, the deliveries are due again at that instant."""
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -12,7 +12,7 @@ from tollway.domain.events import Event, EventType
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.webhooks import Delivery, DeliveryState, DisabledReason, WebhookEndpoint
 from tollway.storage.database import PlatformTx, Transaction
-from tollway.storage.outbox import EventFilter
+from tollway.storage.outbox import EventFilter, select_events
 from tollway.storage.pages import fetch_page
 from tollway.storage.schema import organizations
 from tollway.storage.schema_events import outbox_events, webhook_deliveries, webhook_endpoints
@@ -132,13 +132,9 @@ def insert_deliveries(tx: Transaction, pairs: Iterable[tuple[WebhookEndpoint, st
 def list_event_ids(tx: Transaction, endpoint: WebhookEndpoint, wanted: EventFilter, after: str) -> list[str]:
     """Return ids of events in a time that an endpoint asks for, after an id, in order: REPLAY_ROWS at most."""
     event = outbox_events.c
-    query = sa.select(event.id).where(event.type.in_([str(each) for each in wanted.types]), event.id > after, event.sequence.is_not(None))
+    query = select_events(wanted, event.id).where(event.id > after, event.sequence.is_not(None))
     if endpoint.organization_id is not None:
         query = query.where(event.organization_id == endpoint.organization_id)
-    if wanted.since is not None:
-        query = query.where(event.created_at >= wanted.since)
-    if wanted.until is not None:
-        query = query.where(event.created_at < wanted.until)
     return list(tx.connection.execute(query.order_by(event.id).limit(REPLAY_ROWS)).scalars())
 
 
@@ -156,13 +152,22 @@ def list_deliveries(tx: Transaction, endpoint_id: str, window: PageWindow, state
     return fetch_page(tx, query, _D.event_id, window, _delivery)
 
 
-def list_due_endpoints(tx: PlatformTx, now: int, without: Collection[str], count_max: int) -> list[WebhookEndpoint]:
-    """Return endpoints that have a delivery to be tried now, those that wait longest first, without some by id."""
+def list_due_endpoints(
+    tx: PlatformTx, now: int, without: Collection[str], busy: Mapping[str | None, int], owner_max: int, count_max: int
+) -> list[WebhookEndpoint]:
+    """Return endpoints that have a delivery to be tried now, those that wait longest first, without some by id: of each owner `owner_max`
+    at most, less those that `busy` counts (None: the operators)."""
     due_at = sa.select(sa.func.min(_D.next_at)).where(_D.endpoint_id == _E.id, _D.state == DeliveryState.PENDING).scalar_subquery()
-    query = sa.select(webhook_endpoints).where(_E.disabled_at.is_(None), _E.paused_until <= now, due_at <= now)
+    due = sa.select(webhook_endpoints, due_at.label("due_at")).where(_E.disabled_at.is_(None), _E.paused_until <= now, due_at <= now)
     if without:
-        query = query.where(_E.id.not_in(sorted(without)))
-    return [_endpoint(row) for row in tx.connection.execute(query.order_by(due_at, _E.id).limit(count_max))]
+        due = due.where(_E.id.not_in(sorted(without)))
+    found = due.subquery()
+    place = sa.func.row_number().over(partition_by=found.c.organization_id, order_by=(found.c.due_at, found.c.id))
+    ranked = sa.select(found, place.label("place")).subquery()
+    own = [(ranked.c.organization_id.is_not_distinct_from(owner), owner_max - count) for owner, count in busy.items()]
+    allowed = sa.case(*own, else_=owner_max) if own else owner_max
+    query = sa.select(ranked).where(ranked.c.place <= allowed).order_by(ranked.c.due_at, ranked.c.id)
+    return [_endpoint(row) for row in tx.connection.execute(query.limit(count_max))]
 
 
 def take_deliveries(tx: PlatformTx, endpoint_id: str, now: int, until: int, count_max: int) -> list[tuple[Delivery, Event]]:
@@ -209,12 +214,6 @@ def fail_pending(tx: Transaction, endpoint_id: str) -> None:
     """Store that what was not delivered to an endpoint is not tried any more."""
     own = sa.and_(_D.endpoint_id == endpoint_id, _D.state == DeliveryState.PENDING)
     tx.connection.execute(webhook_deliveries.update().where(own).values(state=DeliveryState.FAILED))
-
-
-def count_pending(tx: PlatformTx) -> int:
-    """Return how many deliveries have neither succeeded nor failed."""
-    query = sa.select(sa.func.count()).select_from(webhook_deliveries).where(_D.state == DeliveryState.PENDING)
-    return int(tx.connection.execute(query).scalar_one())
 
 
 def _delivery(row: Any) -> Delivery:

@@ -15,8 +15,9 @@ from tollway.domain.usage import TOKENS_MAX
 SLOT_WORDS: Final = 16
 """A slot fills two cache lines."""
 
-TRAILER_BYTES: Final = 8
-"""Bytes behind the last slot. The slots of the layout before had eight words and no trailer, so the size of a table tells them apart."""
+TRAILER_BYTES: Final = 16
+"""Bytes behind the last slot, so that the size of a table tells its layout: before there was a class of pixels they were eight, and none
+while a slot had eight words."""
 
 OUTPUT_WORD: Final = 1 + QUANTITY_CLASSES.index(BillingClass.OUTPUT)
 """Word of the class that grows with every chunk of a stream: it is stored alone."""

@@ -40,7 +40,7 @@ VERIFIER = Path(__file__).parents[3] / "verifier" / "tollway_verifier.py"
 
 UNBOUND = re.compile(
     r"export\.exported_at"
-    r"|transaction\.booked_at|adjustment\.(reason|actor|target\.(node_id|epoch|seq))|event\.seq"
+    r"|transaction\.booked_at|adjustment\.(reason|actor|target\.(node_id|epoch|seq|period_at))|event\.seq"
 )
 """Fields that no other line of the export depends on, or only together with another field; a digest binds reason and actor, below."""
 

@@ -30,14 +30,17 @@ TABLES_WITHOUT_RESOURCES = {
     "credit_draws", "credit_topups", "credit_transactions",  # what is used of grants, and what rules asked for
     "credit_redraws", "credit_redraw_usage",  # which draws are made anew
     "engine_hours", "engine_members", "engine_readings", "engine_usage",  # what engines counted
-    "epochs", "event_conflicts", "limit_reports", "quarantined_records", "usage_events", "usage_rollups",  # what gateways send
+    "epochs", "event_conflicts", "limit_reports", "gateway_statuses",  # what gateways say of themselves
+    "quarantined_records", "usage_events", "usage_rollups",  # and send
+    "project_rollups", "organization_rollups",  # and its sums
     "outbox_events", "event_counters", "event_searches", "webhook_deliveries",  # what is told to programs outside
+    "sink_positions", "usage_batches",  # and how far
     "content_logs", "content_log_totals", "content_deletions",  # what requests said, where a project logs it
     "idempotency_keys", "job_leases", "stored_responses", "stored_response_totals", "used_assertions",  # of requests and processes
-    "device_logins", "sign_in_attempts", "sign_in_links",  # of people who are about to sign in
-    "settlements", "dunning_notices", "dunning_letters",  # follow from payments and due dates
+    "device_logins", "sign_in_attempts", "sign_in_links", "operator_sign_in_links",  # of people who are about to sign in
+    "settlements", "open_items", "dunning_notices", "dunning_letters",  # follow from payments and due dates
     "invoice_files", "invoice_transactions", "number_series",  # follow from invoices that are issued
-    "contract_charges",  # follows from contracts and the events of a period
+    "contract_charges", "serving_costs", "capacity_costs",  # follows from contracts and the events of a period
     "period_blocks",  # follows from the events of a period
 }  # fmt: skip
 """Tables whose rows nobody administers. The rows of every other one are compared for the audit trail."""

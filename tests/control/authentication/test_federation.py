@@ -360,8 +360,7 @@ def issuing(documents: Mapping[str, bytes]) -> Iterator[str]:
 
 def fetch(issuer: str) -> tuple[str, ...]:
     async def run() -> tuple[str, ...]:
-        async with issuer_keys.open_client() as client:
-            return tuple(key.kid for key in await issuer_keys.fetch(client, issuer, None))
+        return tuple(key.kid for key in await issuer_keys.fetch(issuer, None))
 
     return asyncio.run(run())
 
@@ -386,8 +385,7 @@ def test_99_open_and_closed_ports_of_a_private_network_are_refused_alike() -> No
 @pytest.mark.parametrize("host", ["a..example.com", f"{'a' * 64}.example.com", ".example.com"])
 def test_host_that_cannot_be_a_name_cannot_be_reached(host: str, is_private_allowed: bool) -> None:
     async def read() -> None:
-        async with issuer_keys.open_client() as client:
-            await issuer_keys.read_object(client, f"https://{host}/", is_private_allowed=is_private_allowed)
+        await issuer_keys.read_object(f"https://{host}/", is_private_allowed=is_private_allowed)
 
     with pytest.raises(KeysUnavailable, match="cannot be reached"):
         asyncio.run(read())

@@ -11,6 +11,7 @@ import pytest
 from openai import OpenAI
 
 from tests.control.harness import NODE_ID, Running, TenantSetup, answered, make_tenant
+from tests.patience import PATIENCE_SECONDS
 from tollway.control import publish
 from tollway.domain.limits import DIMENSIONS, USES_REPORTED_MAX, LevelLimits, LimitLevel, Limits
 from tollway.domain.snapshot import Entry, KeyEntry, OrganizationEntry, ProjectEntry
@@ -259,7 +260,7 @@ async def test_reporter_of_a_gateway_brings_the_limits_with_the_largest_part_use
         with control.plane.database.platform(write=False) as tx:
             return {use.subject_id: use.held for each in limit_use_reports.list_reports(tx, [NODE_ID]) for use in each.uses}
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while len(read()) < USES_REPORTED_MAX or "proj_0" not in read():
             await asyncio.sleep(0.02)
     assert read() == {f"proj_{number}": 100 + number for number in range(USES_REPORTED_MAX)}

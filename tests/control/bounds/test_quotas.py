@@ -28,11 +28,15 @@ LIMITS = "/v1/organization/limits"
 
 OTHER_TABLES = {
     "usage_events", "quarantined_records", "usage_rollups", "ledger_transactions", "usage_adjustments", "billing_periods",  # follow usage
+    "project_rollups", "organization_rollups",
     "price_books", "price_terms", "limit_overrides", "credit_grants", "erasures",  # written by operators
     "credit_draws", "credit_topups", "credit_transactions", "credit_redraws", "credit_redraw_usage",  # follow usage and grants
+    "serving_costs",  # one for each billing period that is closed
     "contracts", "contract_charges",  # written by operators, bounded by CONTRACTS_MAX, and by closes
     "billing_accounts", "invoices", "invoice_transactions",  # written by operators, and by jobs
     "payments", "settlements", "dunning_notices", "dunning_letters", "dunning_holds", "invoice_syncs",  # as are these, from banks too
+    "open_items",  # and what follows from them
+    "direct_debits", "credit_transfers",  # written by operators
     "credit_topup_rules", "data_keys",  # one for an organization
     "stored_responses", "stored_response_totals",  # bounded by RESPONSES_MAX and BYTES_MAX
     "content_logs", "content_log_totals", "content_deletions",  # bounded by BYTES_MAX
@@ -43,6 +47,7 @@ OTHER_TABLES = {
     "client_certificates", "certificate_rules",  # bounded by CERTIFICATES_MAX and RULES_MAX; each rule has a key, which is counted
     "outbox_events", "webhook_deliveries",  # follow what happens, and kept for KEPT_SECONDS
     "webhook_endpoints",  # bounded by ENDPOINTS_MAX
+    "telemetry_exports",  # bounded by EXPORTS_MAX
     "scim_users", "scim_groups",  # of people and groups, which are counted
     "group_members", "role_assignments",  # of people, groups and roles, which are counted
 }  # fmt: skip

@@ -10,9 +10,12 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from tests.control.gateways.test_link import apply, following, read_changes, read_snapshot
-from tests.control.harness import Running, TenantSetup, answered, make_tenant, wait_until
+from tests.control.gateways.test_link import ConfirmationWait, apply, following, read_changes, read_snapshot
+from tests.control.harness import Running, TenantSetup, answered, make_tenant
 from tests.control.test_routes import refused
+from tests.patience import PATIENCE_SECONDS
+from tests.threads import beside
+from tollway.control import publish as publication
 from tollway.domain.faults import Fault
 from tollway.domain.prices import PriceTerms
 from tollway.domain.snapshot import SNAPSHOT_AGE_SECONDS_MAX, ModelEntry, OrganizationEntry
@@ -261,7 +264,10 @@ class TestGateways:
 
 
 class TestAPublishedPrice:
-    def test_answers_from_when_it_holds_once_every_gateway_confirmed_it(self, fresh_control: Running) -> None:
+    def test_answers_from_when_it_holds_once_every_gateway_confirmed_it(
+        self, fresh_control: Running, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(publication, "CONFIRM_SECONDS_MAX", PATIENCE_SECONDS)  # a busy machine takes longer than a second
         with priced_model(fresh_control, nodes=(QUICK,)) as (model, book, version):
             draft = make_draft(fresh_control, book, line(model, "0.3"))
             with confirming(fresh_control, QUICK, version):
@@ -277,12 +283,14 @@ class TestAPublishedPrice:
         assert (made["valid_from"], made["holds_from"], made["holds_by"]) == (later, later, later)
 
     @pytest.mark.parametrize("what", ["price", "draft", "terms"])
-    def test_names_the_gateways_that_have_not_confirmed_it(self, fresh_control: Running, what: str) -> None:
-        operator = fresh_control.operator()
+    def test_names_the_gateways_that_have_not_confirmed_it(
+        self, fresh_control: Running, monkeypatch: pytest.MonkeyPatch, what: str
+    ) -> None:
+        operator, wait = fresh_control.operator(), ConfirmationWait(monkeypatch)
         tenant = make_tenant(fresh_control, "waiting")
         with priced_model(fresh_control, nodes=(QUICK, STUCK)) as (model, book, version):
             draft = make_draft(fresh_control, book, line(model, "0.3"))
-            with confirming(fresh_control, QUICK, version):
+            with confirming(fresh_control, QUICK, version, wait):
                 match what:
                     case "price":
                         made = answered(operator.post(PRICES, json=line(model, currency="EUR")))
@@ -303,24 +311,33 @@ def priced_model(control: Running, *, nodes: tuple[str, ...]) -> Iterator[tuple[
     book = answered(operator.post(PRICES, json=line(model, currency="EUR")))["list"]
     answered(operator.post(f"/v1/platform/models/{model}/publish"))
     version, _ = read_snapshot(control.node())
-    for node_id in nodes:
-        control.node(node_id).post("/v1/link/ack", json={"node_id": node_id, "version": version}).raise_for_status()
-    yield model, book, version
+    with control.clock.set_to(control.plane.now()):  # nodes are alive for seconds
+        for node_id in nodes:
+            control.node(node_id).post("/v1/link/ack", json={"node_id": node_id, "version": version}).raise_for_status()
+        yield model, book, version
 
 
 @contextmanager
-def confirming(control: Running, node_id: str, version: int) -> Iterator[None]:
-    """Confirm the next change after `version` for a node as soon as it arrives."""
+def confirming(control: Running, node_id: str, version: int, wait: ConfirmationWait | None = None) -> Iterator[None]:
+    """Confirm each change after `version` for a node as soon as it arrives, until the end of the block, and end `wait` then."""
+    ended = threading.Event()
 
     def confirm() -> None:
+        confirmed = version
         with following(control.node(), version) as lines:
-            wait_until(lambda: any("kind" in each for each in lines))
-            control.node(node_id).post("/v1/link/ack", json={"node_id": node_id, "version": version + 1}).raise_for_status()
+            while not ended.wait(0.01):
+                arrived = max((each["version"] for each in list(lines) if "kind" in each), default=version)
+                if arrived > confirmed:
+                    control.node(node_id).post("/v1/link/ack", json={"node_id": node_id, "version": arrived}).raise_for_status()
+                    confirmed = arrived
+                    if wait is not None:
+                        wait.end()
 
-    thread = threading.Thread(target=confirm)
-    thread.start()
-    yield
-    thread.join()
+    with beside(confirm):
+        try:
+            yield
+        finally:
+            ended.set()
 
 
 class TestTheDatabase:

@@ -1,13 +1,13 @@
 """An organization with requests of the last days, and people with different roles."""
 
-import shutil
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser as Chromium
-from playwright.sync_api import sync_playwright
 
 from tests.control.browsing import Browser, join
+from tests.control.console.chromium import launched
+from tests.control.engine_stub import Stub, stub
 from tests.control.harness import Running, TenantSetup, answered, make_tenant, running
 from tests.link.samples import EPOCH, NODE, admit, final, frames
 from tests.storage.databases import SqliteTemplate
@@ -20,6 +20,9 @@ from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Outcome, Record
 
 DAY_US = 86_400_000_000
 REQUESTS = 24
+
+PRICED_DAYS = 40
+"""Days for which there has been a price: since before the month that a preview of prices takes ended."""
 
 ISSUER = "https://login.example.com"
 
@@ -34,15 +37,25 @@ PROVIDER = OperatorSignIn(
 )
 """The identity provider of operators, who are signed in without asking it."""
 
-HOSTILE = """<script>alert(1)</script>"'><img src=x onerror=alert(2)>{{ 7 * 7 }}"""
+HOSTILE = """<script>alert(1)</script>"'><img src=x onerror=alert(2)>{{ 7 * 7 }}[x](javascript:alert(3))"""
 """A name that would run if a page did not escape it (row 166 of the attacks)."""
 
 
 @pytest.fixture(scope="module")
-def control(sqlite_template: SqliteTemplate, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def gateway() -> Iterator[Stub]:
+    """A server that stands for a gateway."""
+    with stub() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def control(sqlite_template: SqliteTemplate, tmp_path_factory: pytest.TempPathFactory, gateway: Stub) -> Iterator[Running]:
     """A control plane with an identity provider of operators, who are signed in without asking it."""
     directory = tmp_path_factory.mktemp("control")
-    with sqlite_template.copied(directory) as url, running(url, directory / "archive", operator_sign_in=PROVIDER) as started:
+    with (
+        sqlite_template.copied(directory) as url,
+        running(url, directory / "archive", operator_sign_in=PROVIDER, gateway_url=gateway.url) as started,
+    ):
         yield started
 
 
@@ -94,7 +107,7 @@ def set_up(control: Running) -> TenantSetup:
     operator, tenant = control.operator(), make_tenant(control, HOSTILE)
     now = control.plane.now()
     answered(operator.post("/v1/platform/models", json={"name": "echo", "endpoints": ["chat/completions"]}))
-    with control.clock.set_to(now - 10 * DAY_US):
+    with control.clock.set_to(now - PRICED_DAYS * DAY_US):
         price = answered(operator.post("/v1/platform/prices", json={"model": "echo", "currency": "EUR", "input": "1", "output": "2"}))
     control.prove_prices()
     records: list[Record] = []
@@ -135,12 +148,22 @@ def used(control: Running) -> TenantSetup:
 def known(control: Running, used: TenantSetup, owner: Browser) -> dict[str, str]:
     """Ids of what the organization has, by their names in paths."""
     admin = control.client(used.admin_key)
+    hook = {"name": HOSTILE, "url": "https://1.1.1.1/hook", "event_types": ["budget.threshold_reached"]}
     provider = {"name": HOSTILE, "issuer": ISSUER, "client_id": "tollway"}
+    export = {"name": HOSTILE, "url": "https://1.1.1.1/export", "format": "json", "signals": ["usage"], "headers": {"x-token": "s3cret"}}
+    contract = {"name": HOSTILE, "currency": "EUR", "discount_bp": 1_000, "fees": [{"name": "Platform", "amount": "5"}]}
+    contracts, grants = (f"/v1/platform/organizations/{used.organization_id}/{each}" for each in ("contracts", "credit_grants"))
     return {
         "request_id": answered(admin.get("/v1/organization/requests"))["data"][0]["id"],
         "budget_id": answered(admin.get("/v1/organization/budgets"))["data"][0]["id"],
         "user_id": answered(admin.get("/v1/organization/users"))["data"][0]["id"],
         "group_id": answered(admin.post("/v1/organization/groups", json={"name": HOSTILE}))["id"],
+        "grant_id": answered(control.operator().post(grants, json={"category": "goodwill", "amount": "5", "reference": HOSTILE}))["id"],
+        "period_id": answered(admin.get("/v1/organization/periods"))["data"][-1]["id"],
+        "contract_id": answered(control.operator().post(contracts, json=contract))["id"],
+        "admin_key_id": answered(admin.get("/v1/organization/admin_api_keys"))["data"][0]["id"],
+        "telemetry_export_id": answered(admin.post("/v1/organization/telemetry_exports", json=export))["id"],
+        "webhook_endpoint_id": answered(admin.post("/v1/webhook_endpoints", json=hook))["id"],
         "connection_id": answered(admin.post("/v1/organization/sign_in_connections", json=provider))["id"],
     }
 
@@ -159,11 +182,14 @@ def member(control: Running, used: TenantSetup) -> Browser:
 
 
 @pytest.fixture(scope="module")
+def people(control: Running, used: TenantSetup, owner: Browser, member: Browser) -> dict[str, Browser]:
+    """Somebody of each role of the organization, by its name."""
+    admin = control.client(used.admin_key)
+    others = {role: join(control, admin, f"{role}@example.com", role) for role in ("admin", "billing", "developer", "reader")}
+    return {"owner": owner, "member": member, **others}
+
+
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Chromium]:
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("no Chromium (Debian: apt-get install chromium)")
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+    with launched() as browser:
         yield browser
-        browser.close()

@@ -1,9 +1,11 @@
 """The pages of the console by their paths: the table that the walk in a browser, and the tests of access, go through."""
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from string import Formatter
 
+from tests.control.browsing import Browser
 from tests.control.harness import Running, TenantSetup, answered
 
 TENANT_PAGES = (
@@ -15,11 +17,16 @@ TENANT_PAGES = (
     "/requests",
     "/requests/{request_id}",
     "/models",
+    "/playground",
     "/budgets",
     "/budgets/{budget_id}",
     "/limits",
     "/invoices",
     "/credits",
+    "/periods",
+    "/periods/{period_id}",
+    "/contracts",
+    "/contracts/{contract_id}",
     "/members",
     "/members/{user_id}",
     "/groups",
@@ -27,6 +34,12 @@ TENANT_PAGES = (
     "/roles",
     "/sign-in",
     "/sign-in/{connection_id}",
+    "/admin-keys",
+    "/admin-keys/{admin_key_id}",
+    "/webhooks",
+    "/webhooks/{webhook_endpoint_id}",
+    "/telemetry",
+    "/telemetry/{telemetry_export_id}",
     "/audit",
 )
 """Pages of an organization, below its root."""
@@ -37,6 +50,7 @@ INVOICE_PAGES = ("/invoices/{invoice_id}",)
 TENANT_FILES = (
     "/usage.csv",
     "/requests/{request_id}/proof",
+    "/requests/live",
     "/invoices/{invoice_id}/files/{format}",
     "/invoices/{invoice_id}/focus",
 )
@@ -54,14 +68,19 @@ PLATFORM_PAGES = (
     "/periods/{period_id}/invoices",
     "/invoices",
     "/payments",
+    "/margins",
     "/reconciliation",
     "/anomalies",
     "/audit",
 )
 """Pages of the platform, below `/console/platform`."""
 
-PAGES_ELSEWHERE = ("/console/platform/invoices/{invoice_id}", "/console/platform/invoices/{invoice_id}/files/{format}")
-"""Pages and files that need an invoice: the tests of the money of a month open them (test_money_pages)."""
+PAGES_ELSEWHERE = (
+    "/console/platform/invoices/{invoice_id}",
+    "/console/platform/invoices/{invoice_id}/files/{format}",
+    "/console/platform/margins.csv",
+)
+"""Pages and files that need an invoice or a closed month: the tests of the money of a month open them (test_money_pages)."""
 
 COLLECTIONS = {"period_id": "periods", "book_id": "price_books", "draft_id": "price_drafts"}
 """Collections of the REST API whose first entry stands for an id of a page of the platform."""
@@ -86,5 +105,13 @@ def fill_in_platform(path: str, control: Running, tenant: TenantSetup) -> str:
     for name, collection in COLLECTIONS.items():
         if f"{{{name}}}" in path:
             params = {"organization_id": tenant.organization_id} if collection == "periods" else {}
-            ids[name] = answered(control.operator().get(f"/v1/platform/{collection}", params=params))["data"][0]["id"]
+            found = answered(control.operator().get(f"/v1/platform/{collection}", params=params))["data"]
+            ids[name] = found[-1 if name == "period_id" else 0]["id"]  # of the periods the one that has not ended
     return "/console/platform" + path.format(**ids)
+
+
+def find_token(browser: Browser) -> str:
+    """Return the token of the forms of the page that a browser shows."""
+    found = re.search(r'name="form_token" value="([0-9a-f]{64})"', browser.page.text)
+    assert found is not None
+    return found.group(1)

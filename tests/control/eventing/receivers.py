@@ -10,6 +10,8 @@ from typing import Any
 import msgspec
 from standardwebhooks import Webhook
 
+from tests.patience import PATIENCE_SECONDS
+
 Sent = tuple[dict[str, str], bytes]
 
 
@@ -59,4 +61,4 @@ def receiving(answer: Callable[[dict[str, Any]], int] = lambda _event: 204) -> I
     yield receiver
     server.shutdown()
     server.server_close()
-    thread.join(10)
+    thread.join(PATIENCE_SECONDS)

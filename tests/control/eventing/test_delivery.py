@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from tests.control.eventing.receivers import receiving
 from tests.control.harness import wait_until
 from tests.link.samples import ORGANIZATION, OTHER_ORGANIZATION
+from tests.patience import PATIENCE_SECONDS
 from tollway.control.auditing import audit
 from tollway.control.auditing.audit import AuditedOperation
 from tollway.control.eventing import addresses, delivery, endpoints, owner_mails, searches
@@ -263,13 +264,14 @@ def test_owners_are_written_to_once_the_mail_server_is_back(process: Process, mo
     tell()
     tell()
     assert [each.recipient for each in mail.messages] == ["owner@example.com"] and process.state(endpoint).told_at == NOW
+    assert process.state(endpoint).failing_since == NOW and "The first failure was at 2026-09-21T14:13:20Z." in mail.messages[0].text
 
 
 def test_163_a_slow_endpoint_holds_up_nobody_else(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
     arrived, released = threading.Event(), threading.Event()
 
     def wait(_event: dict[str, Any]) -> int:
-        arrived.wait(20)
+        arrived.wait(PATIENCE_SECONDS)
         released.set()
         return 200
 
@@ -282,6 +284,24 @@ def test_163_a_slow_endpoint_holds_up_nobody_else(process: Process, monkeypatch:
         process.run()
         assert released.is_set() and len(fast.sent) == 1
         assert all(len(process.deliveries(each)) == 3 for each in many) and len(slow.sent) == 3 * len(many)
+
+
+def test_163_an_owner_of_many_endpoints_that_wait_longest_keeps_no_place_of_another(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "PROCESS_MAX", 5)
+    monkeypatch.setattr(delivery, "ORGANIZATION_MAX", 2)
+    sender = process.sender()
+    many = [process.add("http://127.0.0.1:1/") for _ in range(6)]
+    operators = [process.add("http://127.0.0.1:1/", None) for _ in range(3)]
+    process.happen("key_1")
+    assert sender._prepare([], ()) == [*many[:2], *operators[:2]]
+    process.at += SECOND
+    other = process.add("http://127.0.0.1:1/", OTHER_ORGANIZATION)
+    process.happen("key_2", organization_id=OTHER_ORGANIZATION)
+    assert sender._prepare([], ()) == [*many[:2], *operators[:2], other]
+    assert sender._prepare([many[0], *operators[:2]], {many[1].id}) == [many[2], other]
+    assert sender._prepare([*many[:2], *operators[:2], other], ()) == []
 
 
 def test_what_fails_at_one_endpoint_on_our_side_ends_nothing_of_others(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,7 +346,7 @@ def test_a_run_that_is_cancelled_releases_what_it_has_taken(process: Process) ->
 
     def wait_for_the_end(_event: dict[str, Any]) -> int:
         arrived.set()
-        released.wait(20)
+        released.wait(PATIENCE_SECONDS)
         return 200
 
     with receiving(wait_for_the_end) as receiver:
@@ -457,7 +477,7 @@ def test_no_event_is_lost_when_processes_that_deliver_are_killed(process: Proces
         expected = process.happen(*(f"key_{number}" for number in range(4)))
         killed = subprocess.Popen([sys.executable, "-c", SENDING, database_url, str(NOW)], cwd=Path(__file__).parents[3])
         killing.append(killed)
-        killed.wait(120)
+        killed.wait(PATIENCE_SECONDS)
         killing.clear()
         process.run()
         assert len(receiver.sent) == 1, "what the dead process took is not due yet"
@@ -511,7 +531,7 @@ def test_163_names_that_do_not_resolve_keep_threads_of_their_organization_alone(
 
     def resolve(host: str, _port: int) -> list[str]:
         if host == "stuck.example":
-            released.wait(20)
+            released.wait(PATIENCE_SECONDS)
         return ["127.0.0.1"]
 
     monkeypatch.setattr(addresses, "_resolve", resolve)

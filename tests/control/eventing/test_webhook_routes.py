@@ -14,11 +14,14 @@ from standardwebhooks import Webhook
 
 from tests.control.eventing.receivers import Receiver, receiving
 from tests.control.harness import Running, TenantSetup, answered, running, wait_until
+from tests.control.test_routes import refused
 from tests.storage.databases import SqliteTemplate
 from tollway.cli.app import run
 from tollway.domain import events
 from tollway.domain.events import TENANT_TYPES, EventType
 from tollway.domain.webhooks import format_secret
+from tollway.storage import schema_events
+from tollway.storage.vault import LocalVault
 
 ENDPOINTS = "/v1/webhook_endpoints"
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
@@ -158,6 +161,21 @@ def test_requests_that_make_no_sense_are_refused(control: Running, alice: Tenant
     assert (unreachable.status_code, unreachable.json()["error"]["code"]) == (502, "webhook_unreachable")
     assert admin.get("/v1/organization/events?after_sequence=1&after=evt_1").status_code == 400
     assert admin.get("/v1/webhook_event_types/deployment.created").status_code == 404
+    answered(admin.delete(path))
+
+
+def test_a_secret_whose_key_is_gone_is_a_refusal_until_it_is_rotated(control: Running, bob: TenantSetup, receiver: Receiver) -> None:
+    admin = control.client(bob.admin_key)
+    path = f"{ENDPOINTS}/{create(control, bob.admin_key, receiver.url, EventType.INVOICE_ISSUED)['id']}"
+    with control.plane.database.platform() as tx:
+        sealed = LocalVault(bytes(range(32))).seal("whsec_x", context="another's")
+        owned = schema_events.webhook_endpoints.c.organization_id == bob.organization_id
+        tx.connection.execute(schema_events.webhook_endpoints.update().where(owned).values(sealed=sealed))
+    test = {"event_type": "invoice.issued"}
+    error = refused(admin.post(f"{path}/test", json=test), 409, "conflict")
+    assert "Rotate the secret" in error["message"]
+    answered(admin.post(f"{path}/rotate_secret", json={"keep_old_secret_active_for_24_hours": False}))
+    assert answered(admin.post(f"{path}/test", json=test))["status_code"] == 204
     answered(admin.delete(path))
 
 

@@ -4,10 +4,9 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from tests.control.harness import NODE_ID, Running, TenantSetup, answered
+from tests.patience import PATIENCE_SECONDS
 from tollway.domain.budgets import LeaseGrant, LeaseRequest
 from tollway.link.leases import LeaseClient
-
-WAIT_SECONDS = 30
 
 
 class Holder:
@@ -39,7 +38,7 @@ class Holder:
         self.changed.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(WAIT_SECONDS):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while not condition():
                 self.changed.clear()
                 await self.changed.wait()

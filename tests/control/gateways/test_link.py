@@ -1,20 +1,26 @@
 """Snapshot and changes, as a gateway receives them."""
 
 import json
+import math
 import random
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
 import msgspec
+import pytest
 
 from tests.control.catalog.test_catalog import price
 from tests.control.harness import NODE_ID, Running, TenantSetup, answered, make_tenant, running, wait_until
 from tests.control.test_routes import refused
+from tests.threads import beside
+from tollway.control import publish as publication
 from tollway.domain.snapshot import Change, DeploymentEntry, Entry, KeyEntry, ModelEntry, SnapshotHead, kind_of
 
 State = dict[tuple[str, str], Entry]
@@ -72,6 +78,24 @@ def following(node: httpx2.Client, since: int) -> Iterator[list[dict[str, Any]]]
         thread = threading.Thread(target=read, daemon=True)
         thread.start()
         yield lines
+
+
+class ConfirmationWait:
+    """The time for which control waits until nodes have confirmed a change: none passes before `end`, however busy the machine is."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._looks: int | None = None
+        monkeypatch.setattr(publication, "time", SimpleNamespace(monotonic=self._look))
+
+    def _look(self) -> float:
+        if self._looks is None:
+            return 0.0
+        self._looks += 1
+        return 0.0 if self._looks == 1 else math.inf  # control reads once more who has confirmed
+
+    def end(self) -> None:
+        """Let the time be over for whoever waits now."""
+        self._looks = 0
 
 
 class TestSnapshot:
@@ -230,13 +254,11 @@ class TestEntries:
 
 
 class TestRevocation:
-    def test_waits_for_the_nodes_that_are_alive(self, control: Running, alice: TenantSetup) -> None:
-        admin, node = control.client(alice.admin_key), control.node()
+    def test_waits_for_the_nodes_that_are_alive(self, control: Running, alice: TenantSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+        admin, node, wait = control.client(alice.admin_key), control.node(), ConfirmationWait(monkeypatch)
         path = f"/v1/organization/projects/{alice.project_id}/api_keys"
         quick_id, stuck_id = NODE_ID, "node_" + "5" * 32
         stuck_node = control.node(stuck_id)
-        for each, name in ((node, quick_id), (stuck_node, stuck_id)):
-            each.post("/v1/link/ack", json={"node_id": name, "version": 0}).raise_for_status()
         made = answered(admin.post(path, json={"name": "short"}))
         version, _ = read_snapshot(node)
 
@@ -244,11 +266,13 @@ class TestRevocation:
             with following(control.node(), version) as lines:
                 wait_until(lambda: any(line.get("id") == made["id"] for line in lines))
                 node.post("/v1/link/ack", json={"node_id": quick_id, "version": version + 1}).raise_for_status()
+                wait.end()
 
-        quick = threading.Thread(target=confirm)
-        quick.start()
-        deleted = answered(admin.delete(f"{path}/{made['id']}"))
-        quick.join()
+        with control.clock.set_to(control.plane.now()):  # nodes are alive for seconds
+            for each, name in ((node, quick_id), (stuck_node, stuck_id)):
+                each.post("/v1/link/ack", json={"node_id": name, "version": 0}).raise_for_status()
+            with beside(confirm):
+                deleted = answered(admin.delete(f"{path}/{made['id']}"))
         assert deleted["pending_nodes"] == [stuck_id]
         seen = {one["id"]: one for one in answered(control.operator().get("/v1/platform/nodes"))["data"]}
         assert seen[quick_id]["behind"] == 0
@@ -272,25 +296,20 @@ class TestSeveralControlProcesses:
     def test_publish_in_one_order_and_wake_each_others_followers(self, database_url: str, tmp_path: Path) -> None:
         with running(database_url, tmp_path) as one:
             tenant = make_tenant(one, "shared")
-            version, state = read_snapshot(one.node())
-            with running(database_url, tmp_path) as two, following(two.node(), version) as lines:
+            with ExitStack() as stack:
+                two = stack.enter_context(running(database_url, tmp_path))
+                version, state = read_snapshot(two.node())
+                lines = stack.enter_context(following(two.node(), version))
                 # The second process replaced the node and platform keys by its own; tenants' keys are the database's.
-                errors: list[str] = []
 
                 def create(control: Running) -> None:
                     client = control.client(tenant.admin_key)
                     for number in range(10):
                         path = f"/v1/organization/projects/{tenant.project_id}/api_keys"
-                        response = client.post(path, json={"name": f"key {number}"})
-                        if response.status_code != 200:
-                            errors.append(response.text)
+                        answered(client.post(path, json={"name": f"key {number}"}))
 
-                threads = [threading.Thread(target=create, args=(control,)) for control in (one, two, one, two)]
-                for thread in threads:
-                    thread.start()
-                for thread in threads:
-                    thread.join()
-                assert errors == []
+                with beside(*(partial(create, control) for control in (one, two, one, two))):
+                    pass
                 final_version, final = read_snapshot(two.node())
                 assert final_version == version + 40
                 changes = read_changes(two.node(), version)

@@ -116,3 +116,42 @@ def test_command_says_which_rule_decides(control: Running, alice: TenantSetup, c
         assert said in capsys.readouterr().out
     assert run(["access", "explain", "create_organization", *access]) == 0
     assert "denied: create_organization" in capsys.readouterr().out
+
+
+INFERENCE = "/v1/organization/inference_access"
+
+
+def test_request_to_gateways_is_explained_by_the_rule_that_decides(
+    control: Running, alice: TenantSetup, bob: TenantSetup, capsys: pytest.CaptureFixture[str]
+) -> None:
+    operator, admin = control.operator(), control.client(alice.admin_key)
+    answered(operator.post("/v1/platform/models", json={"name": "explained", "endpoints": ["chat/completions"]}))
+    answered(operator.post("/v1/platform/prices", json={"model": "explained", "currency": "EUR", "input": "1", "output": "2"}))
+    answered(operator.post("/v1/platform/models/explained/publish"))
+    deployment = {"model": "explained", "base_url": "http://10.0.0.5:8000", "engine": "vllm", "upstream_model": "explained"}
+    answered(operator.post("/v1/platform/deployments", json=deployment))
+    keys = f"/v1/organization/projects/{alice.project_id}/api_keys"
+    narrow = answered(admin.post(keys, json={"name": "narrow", "addresses": ["192.0.2.0/24"], "models": ["explained"]}))["id"]
+
+    def explain(subject: str, model: str, address: str) -> list[tuple[str, int | None, str]]:
+        query = {"subject_id": subject, "endpoint": "chat/completions", "model": model, "address": address}
+        found = answered(admin.get(INFERENCE, params=query))
+        return [(each["api_key_id"], each["status"], each["rule"]) for each in found["decisions"]]
+
+    assert explain(narrow, "explained", "192.0.2.7") == [(narrow, None, "deployments")]
+    assert explain(narrow, "explained", "198.51.100.7") == [(narrow, 403, "addresses")]
+    assert explain(narrow, "other", "192.0.2.7") == [(narrow, 404, "key_models")]
+    assert explain(alice.key_id, "no model", "192.0.2.7") == [(alice.key_id, 404, "catalog")]
+    assert [rule for _, _, rule in explain(alice.service_account_id, "nothing", "192.0.2.7")] in ([], ["catalog"])
+    for query, status in (
+        ({"subject_id": bob.key_id, "endpoint": "rerank"}, 404),
+        ({"subject_id": "key_" + "0" * 32, "endpoint": "rerank"}, 404),
+        ({"subject_id": narrow, "endpoint": "rerank", "address": "here"}, 400),
+        ({"subject_id": narrow, "endpoint": "nothing"}, 400),
+    ):
+        assert admin.get(INFERENCE, params=query).status_code == status, query
+    asked = ["access", "explain", "POST /v1/chat/completions", "--control-url", control.url, "--key", alice.admin_key]
+    assert run([*asked, "--subject", narrow, "--model", "explained", "--client-address", "198.51.100.7"]) == 0
+    said = capsys.readouterr().out
+    assert "denied: chat/completions with explained from 198.51.100.7" in said and "address_not_allowed" in said, said
+    assert run(asked) == 2 and run([*asked[:2], "list_projects", *asked[3:], "--model", "explained"]) == 2

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.control.harness import Running, TenantSetup, answered, find_token, make_tenant, mint, running, wait_until
 from tests.control.test_routes import refused
+from tests.patience import PATIENCE_SECONDS
 from tests.storage.databases import SqliteTemplate
 from tollway.control.identity import github_reports, leaked_keys
 from tollway.control.identity.github_reports import GithubReports
@@ -276,7 +277,7 @@ class TestMail:
         admin = control.client(tenant.admin_key)
         answered(admin.post("/v1/organization/invites", json={"email": "slow@example.com", "role": "owner"}))
         answered(control.client(find_token(control, "slow@example.com")).post("/v1/invites/accept", json={"name": "Owner"}))
-        monkeypatch.setattr(MailDirectory, "send", lambda _mail, _message: sent.append(answered_first.wait(10)))
+        monkeypatch.setattr(MailDirectory, "send", lambda _mail, _message: sent.append(answered_first.wait(PATIENCE_SECONDS)))
         assert answered(admin.post("/v1/organization/leaked_keys", json={"secrets": [tenant.secret]}))["secrets"][0]["is_known"]
         assert answered(admin.get("/v1/organization"))["id"] == tenant.organization_id, "the turn of the organization is over"
         answered_first.set()

@@ -17,10 +17,14 @@ from tollway.domain.billing_parties import (
     Language,
     LegalEntity,
 )
+from tollway.domain.direct_debits import Mandate
 from tollway.domain.tax import VatCheck
 from tollway.storage.database import Database
 
 ENTITY_ID = "entity_" + "1" * 32
+
+ACCOUNT_AT = 1_788_220_800_000_000
+"""2026-09-01: when the billing account is made."""
 
 CONTACT = Contact(name="Accounts", phone="+49 30 123456", email="billing@seller.example")
 
@@ -40,6 +44,7 @@ SELLER = LegalEntity(
     grace_days=None,
     dunning=(DunningStep(after_days=7, action=DunningAction.REMIND), DunningStep(after_days=30, action=DunningAction.RESTRICT)),
     created_at=0,
+    creditor_id="DE98ZZZ09999999999",
 )
 
 BUYER = BillingAccount(
@@ -71,8 +76,13 @@ FRENCH_BUYER = msgspec.structs.replace(
 )
 
 
+MANDATE = Mandate(reference="M-0007", signed_on="2026-08-01", iban="DE02120300000000202051", bic="BYLADEM1001")
+
+DEBTOR = msgspec.structs.replace(BUYER, mandate=MANDATE)
+
+
 def add_parties(database: Database, buyer: BillingAccount = BUYER, **changes: Any) -> None:
     """Store the seller, changed in some fields, and the buyer."""
     with database.platform() as tx:
         parties.put_entity(tx, msgspec.structs.replace(SELLER, **changes), now=10)
-        parties.put_account(tx, buyer, now=10)
+        parties.put_account(tx, buyer, now=ACCOUNT_AT)

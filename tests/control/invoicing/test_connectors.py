@@ -12,26 +12,40 @@ from hypothesis import strategies as st
 
 from tests.control.harness import Running, answered, wait_until
 from tests.control.invoicing.parties import BUYER, add_parties
-from tests.control.invoicing.stripe_api import KEY, WEBHOOK_SECRET, StripeApi, sign, stripe_api
+from tests.control.invoicing.stripe_api import KEY, PAID_AT, WEBHOOK_SECRET, StripeApi, sign, stripe_api
 from tests.control.invoicing.test_documents import credit, document_of, draft, issue, refused
-from tests.control.invoicing.test_payments import GROSS, entry, next_id, open_and_balance, pay, statement
+from tests.control.invoicing.test_payments import (
+    DAY_US,
+    DUE_AT,
+    GROSS,
+    dun,
+    entry,
+    is_restricted,
+    next_id,
+    open_and_balance,
+    pay,
+    statement,
+)
 from tests.control.metering.test_collect import take
 from tests.control.money.test_periods import NOW, SEPTEMBER, close
 from tests.control.test_routes import refused as refused_by_api
 from tests.link.samples import ORGANIZATION, admit, final, frames
 from tests.storage.databases import fill
 from tollway.cli.app import run as run_command
+from tollway.control.auditing import audit
+from tollway.control.auditing.audit import AuditFilter
 from tollway.control.invoicing import connectors, payments, stripe_events
+from tollway.control.invoicing.connectors import ConnectorRefused
 from tollway.control.invoicing.stripe import STRIPE_VERSION, StripeConnector, list_lines
 from tollway.control.verification.verify import verify
 from tollway.domain.billing_classes import Quantities
-from tollway.domain.billing_parties import BillingAccount, find_account_problem
+from tollway.domain.billing_parties import BillingAccount, Language, find_account_problem
 from tollway.domain.connectors import ATTEMPTS_MAX, Connector, InvoiceSync, SyncState
 from tollway.domain.faults import Fault
-from tollway.domain.invoices import Totals
+from tollway.domain.invoices import LineKind, Totals
 from tollway.domain.money import CENT_PICO, round_half_up
 from tollway.domain.pages import PageWindow
-from tollway.domain.payments import PaymentKind
+from tollway.domain.payments import PaymentKind, PaymentOrigin
 from tollway.domain.usage import Tick
 from tollway.storage import invoice_syncs
 from tollway.storage import payments as stored_payments
@@ -81,7 +95,7 @@ def sync_of(database: Database, invoice_id: str) -> InvoiceSync:
 
 def tell(database: Database, kind: str, found: dict[str, Any], version: str = STRIPE_VERSION) -> str:
     with database.platform() as tx:
-        event = {"id": "evt_1", "type": kind, "api_version": version, "data": {"object": found}}
+        event = {"id": "evt_1", "type": kind, "api_version": version, "created": PAID_AT + 86_400, "data": {"object": found}}
         return stripe_events.handle(tx, event, new_id=lambda: next_id("pay"), now=NOW).outcome
 
 
@@ -140,8 +154,10 @@ def test_an_invoice_waits_for_its_connector_is_copied_collected_and_settled_once
     assert [tell(database, "refund.updated", refund) for _ in range(2)] == ["recorded", "known"]
     assert open_and_balance(database) == ([], 0)
     with database.platform(write=False) as tx:
-        kinds = [each.kind for each in stored_payments.list_payments(tx, PageWindow(), organization_id=None).items]
-    assert kinds == [PaymentKind.PAYMENT, PaymentKind.RETURN, PaymentKind.PAYMENT, PaymentKind.REFUND]
+        made = stored_payments.list_payments(tx, PageWindow(), organization_id=None).items
+    assert [each.kind for each in made] == [PaymentKind.PAYMENT, PaymentKind.RETURN, PaymentKind.PAYMENT, PaymentKind.REFUND]
+    assert {each.origin for each in made} == {PaymentOrigin.STRIPE}
+    assert [each.value_on for each in made] == ["2026-12-02", *["2026-12-03"] * 3], "days of Stripe, not those on which events came"
     assert verify(database, archive).differences == []
 
 
@@ -294,14 +310,23 @@ def test_lines_and_taxes_for_a_service_sum_to_the_net_amount_the_tax_and_what_is
     net = sum(nets) - allowance
     tax = round_half_up(net * rate_bp, 10_000)
     totals = Totals(lines_minor=sum(nets), allowances_minor=allowance, net_minor=net, tax_minor=tax, gross_minor=net + tax)
-    lines = [msgspec.defstruct("Line", ["number", "description", "net_minor"])(at, "x", each) for at, each in enumerate(nets, 1)]
-    allowances = [msgspec.defstruct("Allowed", ["kind", "net_minor"])("paid", allowance)]
-    fields = {"id": "inv_1", "lines": lines, "allowances": allowances, "totals": totals}
+    line = msgspec.defstruct("Line", ["number", "kind", "description", "billing_class", "net_minor"])
+    lines = [line(at, LineKind.CONTRACT, "seat_fee: Seats", "", each) for at, each in enumerate(nets, 1)]
+    allowances = [msgspec.defstruct("Allowed", ["kind", "net_minor"])("service_credit", allowance)]
+    fields = {"id": "inv_1", "language": Language.ENGLISH, "lines": lines, "allowances": allowances, "totals": totals}
     document: Any = msgspec.defstruct("Doc", [*fields, "tax"])(*fields.values(), msgspec.defstruct("Tax", ["rate_bp"])(rate_bp))
     made = list_lines(document, totals.gross_minor - paid)
     assert sum(each.tax_minor for each in made) == tax
     assert sum(each.amount_minor + each.tax_minor for each in made) == totals.gross_minor - paid
     assert len({each.id for each in made}) == len(made)
+    assert {each.text for each in made} <= {"Fee per seat: Seats", "Service level credit", "Paid before"}, "what the document says"
+
+
+@pytest.mark.parametrize("currency", ["ISK", "MGA", "UGX", "BHD", "KWD", "TND"])
+def test_currencies_that_stripe_counts_otherwise_are_refused_before_the_issue(currency: str) -> None:
+    document: Any = msgspec.defstruct("Doc", ["currency", "lines", "allowances"])(currency, [], [])
+    with pytest.raises(ConnectorRefused, match=currency):
+        StripeConnector("http://127.0.0.1:9", KEY).check(STRIPE_BUYER, document)
 
 
 BODY = b'{"type": "ping"}'
@@ -375,8 +400,15 @@ def test_165_signed_events_pay_through_the_api_and_operators_see_what_waits(
         refused_by_api(send(sign(body, NOW // 1_000_000 - 3_600)), 401, "invalid_signature")
         refused_by_api(send(sign(b"{}", NOW // 1_000_000)), 401, "invalid_signature")
         assert open_and_balance(control.plane.database) == ([GROSS], 0)
+        for _ in range(2):
+            dun(control.plane.database, DUE_AT + 40 * DAY_US)
+        assert is_restricted(control.plane.database)
         outcomes = [answered(send(sign(body, NOW // 1_000_000)))["outcome"] for _ in range(2)]
         assert outcomes == ["recorded", "known"] and open_and_balance(control.plane.database) == ([], 0)
+        assert not is_restricted(control.plane.database)
+        with control.plane.database.tenant(ORGANIZATION, write=False) as tx:
+            (told,) = audit.list_records(tx, AuditFilter(events=("invoice.dunned",), actor_ids=("stripe",))).items
+        assert told.target.id.startswith("bud_"), "the trail tells of the restriction that was lifted"
         use_the_command_line(control, invoice_id, tmp_path, capsys, monkeypatch)
         body = b'{"type": "customer.created"}'
         assert answered(send(sign(body, NOW // 1_000_000)))["outcome"] == "ignored"

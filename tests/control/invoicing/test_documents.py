@@ -18,10 +18,11 @@ from tests.control.invoicing.parties import BUYER, ENTITY_ID, FRENCH_BUYER, SELL
 from tests.control.metering.test_collect import balances, take
 from tests.control.money.test_corrections import ask
 from tests.control.money.test_credits import COST, add_grant
-from tests.control.money.test_periods import NOW, OCTOBER, SEPTEMBER, close, ended, period_of
+from tests.control.money.test_periods import NOVEMBER, NOW, OCTOBER, SEPTEMBER, close, ended, period_of
 from tests.link.samples import EPOCH, ORGANIZATION, admit, final, frames, request_id
 from tollway.control.invoicing import automatic_issue, contents, documents, parties
 from tollway.control.invoicing.texts import title_of
+from tollway.control.money import periods
 from tollway.control.money.corrections import WantedAdjustment
 from tollway.control.verification import invoices as verify_invoices
 from tollway.control.verification.verify import verify
@@ -45,7 +46,7 @@ from tollway.domain.invoices import (
 from tollway.domain.money import PICO
 from tollway.domain.pages import PageWindow
 from tollway.domain.periods import period_id
-from tollway.domain.usage import Outcome, Tick
+from tollway.domain.usage import Outcome, Tick, encode
 from tollway.storage import invoices as stored_invoices
 from tollway.storage import partitions
 from tollway.storage import prices as stored_prices
@@ -105,6 +106,23 @@ def fill_month(database: Database, archive: Archive, requests: int = 200, each: 
     records = [record for number in range(1, requests + 1) for record in ended(number, EPOCH + number * 10**6)]
     take(database, archive, frames([*records, Tick(at=SEPTEMBER.end_at)]))
     close(database, SEPTEMBER.start_at)
+
+
+def test_usage_that_many_statements_sum_is_what_one_sums_and_has_each_key_once(
+    database: Database, archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory has a sum for each key, however many statements there are."""
+    other = {"model": "other", "price_version": "price_other"}
+    fill_month(database, archive, 40)
+    with database.platform(write=False) as tx:
+        period = periods.get_period(tx, period_id(ORGANIZATION, SEPTEMBER.start_at))
+        whole, exact = list(stored_invoices.iterate_event_sums(tx, period)), contents.sum_usage(tx, period)
+        monkeypatch.setattr(stored_invoices, "EVENTS_SUMMED", 3)
+        parts = list(stored_invoices.iterate_event_sums(tx, period))
+        assert len(parts) > len(whole) == len(contents.merge_sums(parts)) and contents.merge_sums(parts) == whole
+        assert contents.sum_usage(tx, period) == exact
+    late = [msgspec.structs.replace(each, is_late=True, **other) for each in parts]
+    assert len(contents.merge_sums([*parts, *late, *parts])) == 2 * len(whole)
 
 
 class TestIssued:
@@ -200,6 +218,34 @@ class TestIssued:
             issue(database, cancelling.id)
         assert document_of(note).reason == "Korrekturen der Nutzung" and title_of(document_of(note)) == "Rechnungskorrektur"
         assert verify(database, archive).differences == []
+
+    def test_corrections_of_late_requests_are_replayed_beside_those_of_the_month_in_which_they_were_served(
+        self, database: Database, archive: Archive, tmp_path: Path
+    ) -> None:
+        """The requests end in September; one is booked in October. Its record is written as no gateway of this version does."""
+        late = final(admit(2), used=Quantities(5_000))
+        odd = json.dumps(json.loads(encode(late)), indent=1).encode()
+        body = [*ended(1, EPOCH), Tick(at=SEPTEMBER.end_at), late.admit, odd, Tick(at=OCTOBER.end_at), Tick(at=NOVEMBER.end_at)]
+        take(database, archive, frames(body)[:3])
+        close(database, SEPTEMBER.start_at)
+        take(database, archive, frames(body)[3:], first_seq=4)
+        close(database, OCTOBER.start_at)
+        add_parties(database)
+        for month in (SEPTEMBER, OCTOBER):
+            (made,) = draft(database, month.start_at)
+            issue(database, made.id)
+        for number in (1, 2):
+            ask(database, WantedAdjustment(event_id=request_id(number), kind=AdjustmentKind.VOID, reason="r"))
+        close(database, NOVEMBER.start_at)
+        notes = draft(database, NOVEMBER.start_at)
+        assert len(notes) == 2, "each corrects the invoice that billed its request"
+        exported, written = tmp_path / "month.ndjson", tmp_path / "note.json"
+        exported.write_bytes(b"".join(export((database, archive), NOVEMBER.start_at)))
+        for note in notes:
+            written.write_text(issue(database, note.id).document)
+            assert replay([str(exported), str(written)]) == 0
+        exported.write_bytes(b"".join(export((database, archive), OCTOBER.start_at)))
+        assert odd.decode() in [json.loads(line).get("payload") for line in exported.read_text().splitlines()]
 
     def test_a_month_is_not_drafted_from_less_than_it_was_closed_with(
         self, database: Database, archive: Archive, monkeypatch: pytest.MonkeyPatch
@@ -386,7 +432,8 @@ def test_corrections_that_give_back_after_rounding_are_a_credit_note(database: D
 class TestAutomaticIssue:
     def run(self, database: Database) -> list[Mapping[str, object]]:
         logged: list[Mapping[str, object]] = []
-        automatic_issue.run(database, database, new_id=new_invoice_id, now=lambda: NOW, is_stopping=lambda: False, log=logged.append)
+        now, go_on = (lambda: NOW), (lambda: False)
+        automatic_issue.run(database, database, database, new_id=new_invoice_id, now=now, is_stopping=go_on, log=logged.append)
         return logged
 
     def test_months_are_drafted_and_issued_past_those_that_cannot_be(

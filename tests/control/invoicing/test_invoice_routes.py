@@ -12,6 +12,7 @@ import pytest
 from tests.control.browsing import join
 from tests.control.harness import Running, answered
 from tests.control.invoicing.parties import BUYER, SELLER
+from tests.control.invoicing.test_payments import dun, is_restricted
 from tests.control.metering.test_collect import take
 from tests.control.money.test_periods import SEPTEMBER, close, ended
 from tests.control.test_routes import refused
@@ -85,6 +86,12 @@ def test_158_an_organization_reads_its_own_issued_invoices_and_nobody_elses(cont
         "invalid_value",
         "amount",
     )
+    for _ in range(2):
+        dun(control.plane.database, (issued["issued_at"] + 60 * 86_400) * 1_000_000)
+    assert is_restricted(control.plane.database)
+    note = answered(operator.post(f"/v1/platform/invoices/{draft['id']}/credit_notes", json={"reason": "r"}))
+    answered(operator.post(f"/v1/platform/invoices/{note['id']}/issue"))
+    assert not is_restricted(control.plane.database), "the credit note settles what was overdue"
 
 
 def test_a_finance_person_invoices_a_month_by_the_command_line(

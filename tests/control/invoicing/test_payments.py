@@ -7,31 +7,31 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from tests.control.invoicing.parties import BUYER, SELLER, add_parties
 from tests.control.invoicing.test_documents import credit, document_of, draft, issue, refused
 from tests.control.metering.test_collect import balances, take
 from tests.control.money.test_periods import NOW, SEPTEMBER, close
 from tests.link.samples import ORGANIZATION, OTHER_ORGANIZATION, admit, final, frames
+from tollway.control.api.invoicing.payments import PaymentCreate
 from tollway.control.identity.mail import MailFailure, Message, MessageRefused
-from tollway.control.invoicing import dunning, payments, reminders
+from tollway.control.invoicing import automatic_issue, dunning, parties, payments, reminders
 from tollway.control.invoicing.payments import CustomerAccount, ExternalPayment, ImportedStatement, WantedPayment
 from tollway.control.money import budgets
 from tollway.control.verification.verify import verify
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.billing_parties import Contact, DunningAction, DunningChannel, DunningStep
 from tollway.domain.budgets import SUBJECT_BUDGETS_MAX, BudgetLevel, BudgetMode, BudgetWindow
+from tollway.domain.connectors import Connector, InvoiceSync, SyncState
 from tollway.domain.faults import STATE_CONFLICT, Fault
 from tollway.domain.ids import BUDGET, new_id
-from tollway.domain.money import CENT_PICO, PICO
+from tollway.domain.money import CENT_PICO, PICO, format_minor
 from tollway.domain.pages import PageWindow
-from tollway.domain.payments import Payment, PaymentKind, PaymentOrigin, find_numbers
+from tollway.domain.payments import AMOUNT_MINOR_MAX, Payment, PaymentKind, PaymentOrigin, find_numbers, parse_minor
 from tollway.domain.quotas import DEFAULT_SIZES
 from tollway.domain.usage import Tick
 from tollway.storage import budgets as stored_budgets
-from tollway.storage import outbox
+from tollway.storage import invoice_syncs, outbox
 from tollway.storage import payments as stored_payments
 from tollway.storage.database import Database
 from tollway.storage.invoices import StoredInvoice
@@ -63,7 +63,7 @@ def invoice(database: Database, archive: Archive) -> StoredInvoice:
 
 
 def pay(database: Database, minor: int, kind: PaymentKind = PaymentKind.PAYMENT, *invoice_ids: str, now: int = NOW) -> Payment:
-    wanted = WantedPayment(kind, minor * CENT_PICO, None, "2026-12-02", "r", invoice_ids)
+    wanted = WantedPayment(kind, format_minor(minor, 2), None, "2026-12-02", "r", invoice_ids)
     with database.platform() as tx:
         return payments.record_payment(tx, ORGANIZATION, wanted, id=next_id("pay"), actor="key_1", now=now)
 
@@ -94,6 +94,20 @@ def test_partial_and_over_payment_settle_and_the_rest_can_be_paid_back(
     pay(database, 700, PaymentKind.REFUND)
     assert open_and_balance(database) == ([], 40)
     assert balance(database, "platform/cash/EUR") == 64_300 and balance(database, f"{ORGANIZATION}/receivable/EUR") == -40
+    assert verify(database, archive).differences == []
+
+
+def test_a_refund_takes_from_an_invoice_only_what_was_paid_and_not_what_was_credited(
+    database: Database, archive: Archive, invoice: StoredInvoice
+) -> None:
+    pay(database, 200)
+    issue(database, credit(database, invoice.id, 53_800 * CENT_PICO).id)
+    rest = GROSS - 200 - 64_022
+    assert open_and_balance(database) == ([rest], 0)
+    with refused("More cannot be paid back"):
+        pay(database, 201, PaymentKind.REFUND, invoice.id)
+    pay(database, 200, PaymentKind.REFUND, invoice.id)
+    assert open_and_balance(database) == ([rest + 200], 0) and balance(database, "platform/cash/EUR") == 0
     assert verify(database, archive).differences == []
 
 
@@ -138,19 +152,32 @@ def test_what_was_written_off_is_credited_only_after_the_write_off_was_taken_bac
 @pytest.mark.parametrize(
     ("wanted", "reason"),
     [
-        ({"amount_pico": 0}, "above zero"),
-        ({"amount_pico": CENT_PICO + 1}, "smallest unit"),
+        ({"amount": "0.00"}, "above zero"),
+        ({"amount": "0.011"}, "smallest unit"),
+        ({"amount": "10000000000000"}, "above what is kept"),
         ({"currency": "USD"}, "billed in EUR"),
         ({"value_on": "soon"}, "must be a day"),
+        ({"value_on": "20261202"}, "must be a day"),
         ({"invoice_ids": ("inv_0",)}, "no open invoice inv_0"),
         ({"kind": PaymentKind.WRITE_OFF}, "names its invoices"),
         ({"kind": PaymentKind.RETURN}, "names the payment"),
     ],
 )
 def test_a_payment_that_cannot_be_is_refused(database: Database, wanted: dict[str, Any], reason: str) -> None:
-    given = WantedPayment(PaymentKind.PAYMENT, CENT_PICO, None, "2026-12-02", "r", ())._replace(**wanted)
+    given = WantedPayment(PaymentKind.PAYMENT, "0.01", None, "2026-12-02", "r", ())._replace(**wanted)
     with refused(reason), database.platform() as tx:
         payments.record_payment(tx, ORGANIZATION, given, id=next_id("pay"), actor="key_1", now=NOW)
+
+
+def with_balances(text: str, opening: str, closing: str, day: str = "2026-12-17") -> str:
+    """Return a statement that states its balances, in euros."""
+
+    def balance(code: str, amount: str) -> str:
+        sign = "DBIT" if amount.startswith("-") else "CRDT"
+        kind = f"<Tp><CdOrPrtry><Cd>{code}</Cd></CdOrPrtry></Tp>"
+        return f"<Bal>{kind}<Amt Ccy='EUR'>{amount.lstrip('-')}</Amt><CdtDbtInd>{sign}</CdtDbtInd><Dt><Dt>{day}</Dt></Dt></Bal>"
+
+    return text.replace("</Acct>", "</Acct>" + balance("OPBD", opening) + balance("CLBD", closing))
 
 
 def entry(amount: str, text: str, reference: str, **changes: str) -> str:
@@ -195,14 +222,23 @@ def test_159_bank_statement_pays_what_its_text_names_and_twice_changes_nothing(
     with database.platform() as tx:
         unmatched = payments.list_entries(tx, PageWindow()).items
         (euros,) = (each for each in unmatched if each.currency == "EUR")
-        payments.match_entry(tx, euros.id, invoice.id, id=next_id("pay"), actor="key_1", now=NOW)
+        payments.match_entry(tx, euros.id, invoice.id, new_id=next_id, actor="key_1", now=NOW)
         with refused("matched already"):
-            payments.match_entry(tx, euros.id, invoice.id, id=next_id("pay"), actor="key_1", now=NOW)
+            payments.match_entry(tx, euros.id, invoice.id, new_id=next_id, actor="key_1", now=NOW)
         (dollars,) = (each for each in unmatched if each.currency == "USD")
         with refused("another currency"):
-            payments.match_entry(tx, dollars.id, invoice.id, id=next_id("pay"), actor="key_1", now=NOW)
+            payments.match_entry(tx, dollars.id, invoice.id, new_id=next_id, actor="key_1", now=NOW)
     assert open_and_balance(database) == ([GROSS - 61_050], 0)
     assert verify(database, archive).differences == []
+
+
+def test_a_transfer_pays_an_invoice_of_the_series_before_once_the_seller_has_begun_another(
+    database: Database, invoice: StoredInvoice
+) -> None:
+    with database.platform() as tx:
+        parties.put_entity(tx, msgspec.structs.replace(SELLER, invoice_series="RE-2027", credit_note_series="GS-2027"), NOW)
+    found = load(database, statement(entry("642.60", "RE-2026-000001", "A1")))
+    assert (len(found.payments), found.unmatched, open_and_balance(database)) == (1, 0, ([], 0))
 
 
 def batch(*parts: tuple[str, str], whole: str) -> str:
@@ -225,6 +261,40 @@ def test_an_entry_of_several_transfers_is_a_credit_for_each_or_waits_for_a_perso
         assert (found.payments, found.unmatched) == ([], 1)
     reversal = entry("5.00", "RE-2026-000001", "R1").replace("<Sts>", "<RvslInd>1</RvslInd><Sts>")
     assert load(database, statement(reversal, name="S9")).others == 1
+
+
+def test_a_payment_may_be_more_than_one_rated_line_and_a_credit_of_nothing_is_none(
+    database: Database, archive: Archive, invoice: StoredInvoice
+) -> None:
+    most = AMOUNT_MINOR_MAX
+    pay(database, most)
+    found = load(database, statement(entry("0.00", "RE-2026-000001", "Z1"), entry("150000000", "of another", "L1", currency="IDR")))
+    assert (found.payments, found.unmatched, found.others) == ([], 1, 1)
+    told = ExternalPayment(PaymentKind.REFUND, "stripe/re_1", 10**9 + 1, "EUR", "2026-12-03", PaymentOrigin.STRIPE, "in_1")
+    asked = InvoiceSync(
+        invoice_id=invoice.id,
+        organization_id=ORGANIZATION,
+        connector=Connector.STRIPE,
+        state=SyncState.PAYMENT_PENDING,
+        external_id="in_1",
+        changed_at=NOW,
+    )
+    with database.platform() as tx:
+        invoice_syncs.insert_sync(tx, asked)
+        payments.record_external(tx, ORGANIZATION, told, [], id=next_id("pay"), actor="stripe", now=NOW)
+        with refused("at most what is kept"):
+            above = told._replace(external_id="stripe/re_2", amount_minor=most + 1)
+            payments.record_external(tx, ORGANIZATION, above, [], id=next_id("pay"), actor="stripe", now=NOW)
+    assert open_and_balance(database) == ([], most - GROSS - 10**9 - 1)
+    assert verify(database, archive).differences == []
+
+
+@pytest.mark.parametrize(
+    ("amount", "minor_units", "minor"), [("1000000000000", 0, 10**12), ("9" * 13 + ".99", 2, AMOUNT_MINOR_MAX), ("1.50", 3, 1_500)]
+)
+def test_amounts_of_payments_are_read_in_the_smallest_unit_of_any_currency(amount: str, minor_units: int, minor: int) -> None:
+    assert parse_minor(amount, minor_units) == minor
+    PaymentCreate(amount=amount, value_on="2026-12-02")
 
 
 @pytest.mark.parametrize(
@@ -321,8 +391,13 @@ def test_an_unpaid_invoice_is_dunned_by_the_steps_of_its_seller_until_it_is_paid
     assert [(line["step"], line["action"]) for line in dun(database, DUE_AT + 40 * DAY_US)] == [(2, "restrict")]
     assert is_restricted(database) and dun(database, DUE_AT + 400 * DAY_US) == []
     with database.platform(write=False) as tx:
-        assert [each.step for each in dunning.list_open_notices(tx, None)] == [1, 2]
-        assert dunning.list_open_notices(tx, OTHER_ORGANIZATION) == []
+        window = PageWindow(limit=1)
+        first = dunning.list_open_notices(tx, window, None)
+        second = dunning.list_open_notices(tx, PageWindow(f"{invoice.id}/1", 1), None)
+        assert [each.step for each in (*first.items, *second.items)] == [1, 2] and (first.has_more, second.has_more) == (True, False)
+        assert dunning.list_open_notices(tx, window, OTHER_ORGANIZATION).items == []
+        with refused("id of a step"):
+            dunning.list_open_notices(tx, PageWindow(invoice.id, 1), None)
     pay(database, GROSS - 1)
     dunning.release(database, [ORGANIZATION], NOW, print)
     assert is_restricted(database), "a cent is open"
@@ -345,6 +420,12 @@ def test_an_unpaid_invoice_is_dunned_by_the_steps_of_its_seller_until_it_is_paid
         "payment.recorded": 3,
         "invoice.paid": 1,
     }
+    with database.platform() as tx:
+        parties.put_entity(tx, msgspec.structs.replace(SELLER, grace_days=0), NOW)
+    credit(database, invoice.id, CENT_PICO)
+    now, go_on = (lambda: DUE_AT + 41 * DAY_US), (lambda: False)
+    automatic_issue.run(database, database, database, new_id=lambda: next_id("inv"), now=now, is_stopping=go_on, log=print)
+    assert not is_restricted(database), "an automatic credit note of the last cent lifts it at once"
 
 
 @dataclass
@@ -401,53 +482,6 @@ def test_letters_that_nobody_takes_are_given_up(database: Database, invoice: Sto
     assert tried[-3:] == [["dunning_letter_not_sent"], ["dunning_letter_given_up"], []]
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    steps=st.lists(
-        st.tuples(st.sampled_from(["pay", "told", "refund", "return", "write_off", "credit"]), st.integers(1, 40_000), st.integers(0, 3)),
-        min_size=8,
-        max_size=20,
-    )
-)
-def test_whatever_is_paid_told_twice_returned_and_credited_settlements_conserve_money(
-    database: Database, archive: Archive, invoice: StoredInvoice, steps: list[tuple[str, int, int]]
-) -> None:
-    """Each example goes on with the books of the one before."""
-    for kind, minor, at in steps:
-        before = standing(database)
-        try:
-            apply(database, invoice, kind, minor, at)
-        except Fault:
-            assert standing(database) == before, "what is refused changes nothing"
-        found = standing(database)
-        assert not (found.open and found.balance_minor), "who has a balance owes nothing"
-        owed = sum(each.open_minor for each in found.open) - found.balance_minor
-        assert balance(database, f"{ORGANIZATION}/receivable/EUR") == owed
-    assert verify(database, archive).differences == []
-
-
-def apply(database: Database, invoice: StoredInvoice, kind: str, minor: int, at: int) -> None:
-    """Do one thing; `at` chooses the payment that is returned, or that a connector tells of again."""
-    if kind == "told":
-        told = ExternalPayment(PaymentKind.PAYMENT, f"stripe/pi_{at}", 1_000 + at, "EUR", "2026-12-03", PaymentOrigin.STRIPE, "in_1")
-        before = None
-        for _ in range(2):
-            with database.platform() as tx:
-                payments.record_external(tx, ORGANIZATION, told, [invoice.id], id=next_id("pay"), actor="stripe", now=NOW)
-            assert before in (None, standing(database)), "told again, it changes nothing"
-            before = standing(database)
-    elif kind == "return":
-        with database.platform() as tx:
-            made = payments.list_payments(tx, PageWindow(), organization_id=ORGANIZATION).items
-            returned = made[at % len(made)].id if made else "pay_0"
-            payments.return_payment(tx, returned, id=next_id("pay"), value_on="2026-12-05", reference="", actor="key_1", now=NOW)
-    elif kind == "credit":
-        issue(database, credit(database, invoice.id, (minor % 5_000 + 1) * CENT_PICO).id)
-    else:
-        named = {"write_off": [invoice.id]}.get(kind, [])
-        pay(database, minor, {"pay": PaymentKind.PAYMENT}.get(kind) or PaymentKind(kind), *named)
-
-
 def test_no_budget_of_the_tenant_and_no_other_invoice_stands_against_a_restriction_and_a_hold_lifts_it(
     database: Database, invoice: StoredInvoice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -479,3 +513,22 @@ def test_no_budget_of_the_tenant_and_no_other_invoice_stands_against_a_restricti
 
 def fail(*_: object) -> None:
     raise Fault(STATE_CONFLICT, message="no")
+
+
+def test_statements_of_one_day_follow_each_other_in_whatever_order_they_come(database: Database, invoice: StoredInvoice) -> None:
+    """A gap is told where the statement before is missing, and only while it is."""
+    days = ("2026-12-16", "2026-12-17", "2026-12-17", "2026-12-17", "2026-12-18")
+    texts = [
+        with_balances(statement(entry("1.00", "nothing", f"A{at}"), name=f"S{at}"), f"{at}.00", f"{at + 1}.00", day)
+        for at, day in enumerate(days)
+    ]
+    assert [load(database, texts[at]).is_gap for at in (2, 1, 3, 0, 4)] == [False, False, False, False, False]
+
+
+def test_a_statement_whose_predecessor_of_the_same_day_comes_later_tells_a_gap_once(database: Database, invoice: StoredInvoice) -> None:
+    days = ("2026-12-16", "2026-12-17", "2026-12-17", "2026-12-17")
+    texts = [
+        with_balances(statement(entry("1.00", "nothing", f"A{at}"), name=f"S{at}"), f"{at}.00", f"{at + 1}.00", day)
+        for at, day in enumerate(days)
+    ]
+    assert [load(database, texts[at]).is_gap for at in (0, 2, 1, 3)] == [False, True, False, False]

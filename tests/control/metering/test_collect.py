@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATION, PRICE, admit, exchanges, final, frames
+from tests.patience import PATIENCE_SECONDS
 from tests.storage.databases import SqliteTemplate, add_price, become_owner, fill
 from tests.storage.stored_events import read_events
 from tollway.control.metering import quarantine
@@ -195,7 +196,7 @@ class TestRedelivered:
         for sender in senders:
             sender.start()
         for sender in senders:
-            sender.join(60)
+            sender.join(PATIENCE_SECONDS)
         assert faults == []
         assert count(database, money.usage_events) == 60
         assert verify(database, archive).differences == []

@@ -19,6 +19,7 @@ from tests.control.metering.test_collect import balances, count, state, take
 from tests.control.money.test_periods import ACTOR, NOW, OCTOBER, SEPTEMBER, close, period_of
 from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATION, PRICE, admit, exchanges, final, frames
+from tests.patience import PATIENCE_SECONDS
 from tests.storage.databases import add_price, become_owner, fill
 from tollway.control.catalog import prices
 from tollway.control.gateways.epochs import BlockerKind
@@ -267,7 +268,7 @@ class TestRated:
         for worker in workers:
             worker.start()
         for worker in workers:
-            worker.join(60)
+            worker.join(PATIENCE_SECONDS)
         assert faults == []
         assert verify(database, archive).differences == []
         assert count(database, money.usage_events) == 4

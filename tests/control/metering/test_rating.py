@@ -14,7 +14,7 @@ from tollway.domain.catalog import Endpoint
 from tollway.domain.periods import INSTANT_MAX, Calendar
 from tollway.domain.prices import Offer, PriceTerms, amounts
 from tollway.domain.rollups import UsageSums
-from tollway.domain.usage import OUTCOME_POLICIES, Final, Outcome, billed
+from tollway.domain.usage import OUTCOME_POLICIES, Final, Outcome, billed, decode_final, encode
 from tollway.wire.segments import Frame, Reader, first_chain
 
 counts = st.integers(0, 3) | st.integers(0, 2**20)
@@ -46,6 +46,33 @@ def test_events_rated_together_cost_what_each_costs_alone(ended: list[tuple[dict
     assert together.billed == sum((msgspec.structs.replace(billed(each), request=0) for each in finals), start=NOTHING)
     assert (tests.billed, tests.amounts) == (sum((each.used for each in finals if each.admit.test), start=NOTHING), NOTHING)
     assert together.requests + tests.requests == len(rows) == len(finals)
+
+
+def test_records_in_another_form_come_to_the_same_as_those_that_gateways_write() -> None:
+    """ADMITs are known by their bytes: what gateways would not write is read by itself, and the last of two fields counts."""
+    forms = {
+        "as written": lambda text: text,
+        "with spaces": lambda text: text.replace('"admit":{', '"admit": { '),
+        "other order": lambda text: text.replace('"stream":true,', "").replace('"model":', '"stream":true,"model":'),
+        "id twice": lambda text: text.replace('"stream":true,', f'"stream":true,"request_id":"{admit(7).request_id}",'),
+        "escaped id": lambda text: text.replace('"request_id":"r', '"request_id":"\\u0072'),
+        "unknown field": lambda text: text.replace('"stream":true,', '"stream":true,"new":[{"a":1}],'),
+        "instant below zero": lambda text: text.replace('"admitted_at":', '"admitted_at":-'),
+        "broken": lambda text: text.replace('"stream":true,', '"stream":tru,'),
+    }
+    for order in (list(forms.items()), list(reversed(forms.items()))):
+        batch = Batch(NODE, EPOCH)
+        payloads = [form(encode(final(admit(number))).decode()).encode() for number, (_, form) in enumerate(order, 1)]
+        batch.add([Frame(number, b"", payload, 0) for number, payload in enumerate(payloads, 1)])
+        found = {each.seq: (each.event_id, each.admitted_at, each.group.admit.model, each.group.admit.price_hash) for each in batch.finals}
+        for number, ((name, _), payload) in enumerate(zip(order, payloads, strict=True), 1):
+            if name in ("instant below zero", "broken"):
+                assert number not in found, name
+                continue
+            of = decode_final(payload).admit
+            assert found[number] == (of.request_id, of.admitted_at, of.model, of.price_hash), name
+        assert {each.reason for each in batch.unreadable} == {"invalid", "unreadable"} and len(batch.unreadable) == 2
+        assert len(batch.groups) == 1
 
 
 def test_a_record_that_states_a_billed_request_is_quarantined() -> None:

@@ -1,4 +1,5 @@
-"""Hours of usage as Parquet: written once they are closed, written again as a whole when an event comes later, and read by DuckDB."""
+"""Hours of usage and closed periods as Parquet: an hour is written once it is closed, and again as a whole when an event comes later; a
+period once. DuckDB reads them."""
 
 import hashlib
 from pathlib import Path
@@ -8,13 +9,15 @@ import duckdb
 import pytest
 
 from tests.control.metering.test_collect import balances, take
+from tests.control.money.test_periods import SEPTEMBER, close
 from tests.link.samples import EPOCH, ORGANIZATION, OTHER_ORGANIZATION, OTHER_PRICE, admit, final, frames
 from tollway.cli.operation import control
-from tollway.control.metering import usage_exports
+from tollway.control.metering import period_exports, usage_exports
 from tollway.domain import ids
 from tollway.domain.usage import Record, Tick
 from tollway.settings import ControlSection, OperatorError
 from tollway.storage import parquet_files
+from tollway.storage import periods as stored_periods
 from tollway.storage.database import Database
 from tollway.storage.parquet_files import UsageFiles
 from tollway.storage.record_archive import Archive
@@ -106,6 +109,60 @@ def test_no_hour_is_lost_while_the_first_one_cannot_be_written(database: Databas
     take(database, archive, frames([*exchange(1), Tick(at=HOUR + 4 * HOUR_US)])[len(first) :], first_seq=len(first) + 1)
     assert [events for _, events, _ in write(database, files, HOUR + 3 * HOUR_US)] == [1, 0, 0]
     assert write(database, files, HOUR + 3 * HOUR_US) == [] and files.find_start() is None
+
+
+def write_periods(database: Database, files: UsageFiles, now: int) -> list[tuple[object, object]]:
+    """Run the job; return event and number of events of each line."""
+    return [(line["event"], line.get("events")) for line in period_exports.write_closed(database, files, now, lambda: False)]
+
+
+def test_a_closed_period_is_written_once_with_the_digests_of_its_close_and_comes_to_what_the_ledger_has(
+    database: Database, archive: Archive, tmp_path: Path
+) -> None:
+    directory, now = tmp_path / "usage", SEPTEMBER.end_at
+    files = UsageFiles(directory)
+    assert write_periods(database, files, now) == [] and files.find_position() == now, "what was closed before is not written"
+    other = {"organization_id": OTHER_ORGANIZATION, "price_version": OTHER_PRICE.id}
+    take(database, archive, frames([*exchange(1), *exchange(2), *exchange(3, **other), Tick(at=now)]))
+    assert write_periods(database, files, now) == [], "it is open"
+    for owner in (ORGANIZATION, OTHER_ORGANIZATION):
+        close(database, SEPTEMBER.start_at, owner)
+    assert sorted(write_periods(database, files, now)) == [("usage_period_written", 1), ("usage_period_written", 2)]
+    assert write_periods(database, files, now) == []
+    for owner, currency, rows in ((ORGANIZATION, "EUR", 2), (OTHER_ORGANIZATION, "USD", 1)):
+        with database.platform(write=False) as tx:
+            period = stored_periods.find_period_at(tx, owner, SEPTEMBER.start_at)
+        assert period is not None and period.closed is not None and period.closed.period_hash is not None
+        manifest = files.find_period_manifest(period.id)
+        assert manifest is not None
+        content = directory.joinpath(f"period={period.id}", manifest.file).read_bytes()
+        assert (manifest.bytes, manifest.sha256, manifest.rows) == (len(content), hashlib.sha256(content).hexdigest(), rows)
+        assert (manifest.merkle_root, manifest.period_hash) == (period.closed.merkle_root.hex(), period.closed.period_hash.hex())
+        assert {name: int(pico) for name, pico in manifest.amount_pico.items()} == {k: v for k, v in period.closed.amounts.items() if v}
+        with duckdb.connect() as connection:
+            found = connection.read_parquet(f"{directory}/period={period.id}/{manifest.file}")
+            columns = " + ".join(f"coalesce({each}, 0)::HUGEINT" for each in found.columns if each.endswith("_pico"))
+            counted = connection.sql(f"SELECT count(*), sum({columns}), min(organization_id), max(organization_id) FROM found").fetchall()
+        assert counted == [(rows, balances(database)[f"{owner}/unbilled/{currency}"], owner, owner)]
+
+
+def test_a_period_that_cannot_be_written_is_tried_again_and_holds_no_other_one_up(
+    database: Database, archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, now = UsageFiles(tmp_path / "usage"), SEPTEMBER.end_at
+    files.put_position(now)
+    other = {"organization_id": OTHER_ORGANIZATION, "price_version": OTHER_PRICE.id}
+    take(database, archive, frames([*exchange(1), *exchange(2, **other), Tick(at=now)]))
+    for owner in (ORGANIZATION, OTHER_ORGANIZATION):
+        close(database, SEPTEMBER.start_at, owner)
+    with monkeypatch.context() as changed:
+        right = period_exports.list_ledger_revenue
+        changed.setattr(
+            period_exports, "list_ledger_revenue", lambda tx, each: right(tx, each) if each.organization_id == ORGANIZATION else []
+        )
+        assert sorted(write_periods(database, files, now)) == [("usage_period_refused", None), ("usage_period_written", 1)]
+    assert write_periods(database, files, now + 1) == [("usage_period_written", 1)]
+    assert write_periods(database, files, now + 2) == []
 
 
 def test_without_pyarrow_the_setting_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from tests.control.metering.test_collect import take
 from tests.control.money.test_periods import OCTOBER, SEPTEMBER, declare_lost, ended, period_of
 from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATION, frames
+from tests.patience import PATIENCE_SECONDS
 from tollway.control.gateways import epochs
 from tollway.control.money import periods
 from tollway.control.money.automatic_closing import ACTOR, DAY_US, OVERDUE_US, WARNING_US, close_due, count_overdue
@@ -169,7 +170,7 @@ def test_two_processes_at_once_close_every_period_once(
 
     def run(look: Look, now: int) -> None:
         try:
-            together.wait(60)
+            together.wait(PATIENCE_SECONDS)
             look.at(now)
         except BaseException as error:
             faults.append(error)
@@ -178,7 +179,7 @@ def test_two_processes_at_once_close_every_period_once(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(PATIENCE_SECONDS)
     second.close()
     assert faults == []
     assert [look.overdue for look in looks] == [0, 0]

@@ -1,20 +1,27 @@
 """Through the API and the command line: operators agree on contracts and preview bills; an organization reads its own alone."""
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+import yaml
 
 from tests.control.harness import Running, answered
+from tests.control.invoicing.parties import add_parties
 from tests.control.metering.test_collect import take
 from tests.control.money.test_periods import NOW, OCTOBER, SEPTEMBER, close, ended
 from tests.control.test_routes import refused
-from tests.link.samples import EPOCH, ORGANIZATION, OTHER_ORGANIZATION, frames
+from tests.link.samples import EPOCH, ORGANIZATION, OTHER_ORGANIZATION, admit, final, frames
 from tests.storage.databases import fill
 from tollway.cli.app import run
+from tollway.control.invoicing import documents
 from tollway.control.money import contracts
+from tollway.domain.billing_classes import Quantities
+from tollway.domain.ids import INVOICE, new_id
+from tollway.domain.invoices import decode_document
 from tollway.domain.periods import period_id
 from tollway.domain.usage import Tick
 
@@ -97,6 +104,12 @@ def test_161_tenants_read_their_own_contracts_and_bills_and_nobody_elses(
     refused(other.get(f"/v1/organization/periods/{october}/bill"), 404, "not_found")
     drafted = answered(operator.post(f"{path}/bill_preview", json={"period_id": PERIOD, "contract": TERMS | {"commitment": None}}))
     assert {line["kind"] for line in drafted["contract_lines"]} >= {"discount", "platform_fee", "minimum"} and not drafted["is_final"]
+    assert drafted["present_total"] == answered(own.get(f"/v1/organization/periods/{PERIOD}/bill"))["total"]
+    change = {"period_id": october, "contract": TERMS | {"valid_from": SINCE + 86_400, "commitment": None, "seats": 4}, "as_change": True}
+    shown = answered(operator.post(f"{path}/bill_preview", json=change))
+    assert Decimal(shown["total"]) - Decimal(shown["present_total"]) == Decimal(shown["difference"]) > 0
+    refused(operator.post(f"{path}/bill_preview", json=change | {"contract": None}), 400, "invalid_value", "as_change")
+    refused(operator.post(f"{path}/bill_preview", json=change | {"period_id": PERIOD}), 409, "conflict")
     unchanged = answered(operator.post(f"{path}/bill_preview", json={"period_id": PERIOD}))
     assert unchanged["contract_lines"] == [] and unchanged["is_final"]
     refused(operator.post(f"{path}/bill_preview", json={"period_id": "period_1"}), 404, "not_found")
@@ -123,6 +136,62 @@ def test_161_tenants_read_their_own_contracts_and_bills_and_nobody_elses(
     assert "platform fee: Platform" in called("preview", ORGANIZATION, PERIOD, "--contract", str(tmp_path / "draft.yaml"))
     called("end", ORGANIZATION, made["id"], "--at", "2026-12-01")
     (ended_one,) = answered(own.get("/v1/organization/contracts"))["data"]
-    following = TERMS | {"name": "Next", "valid_from": ended_one["valid_until"], "valid_until": None, "commitment": None}
+    following = TERMS | {"name": "Next", "valid_from": ended_one["valid_until"] - 86_400, "valid_until": None, "commitment": None}
     (tmp_path / "next.yaml").write_text(json.dumps(following))
-    assert "Next" in called("create", ORGANIZATION, str(tmp_path / "next.yaml"))
+    assert "Next" in called("create", ORGANIZATION, str(tmp_path / "next.yaml"), "--replaces", made["id"])
+
+    file = tmp_path / "platform.yaml"
+    assert run(["export", "-f", str(file)]) == 0
+    text = yaml.safe_dump({"organizations": yaml.safe_load(file.read_text())["organizations"]})  # the model of the samples has no endpoint
+    file.write_text(text)
+    assert "Next:" in text and made["id"] not in text
+    assert run(["apply", "-f", str(file), "--dry-run"]) == 0 and "nothing to change" in capsys.readouterr().out
+    for change, said in (
+        (("discount_bp: 1000", "discount_bp: 999"), "never changes: discount_bp"),
+        (("Next:", f"Late: {{valid_from: {SEPTEMBER.start_at // 10**6}, valid_until: {SINCE}}}\n      Next:"), "closed up to"),
+    ):
+        file.write_text(text.replace(*change, 1))
+        assert run(["apply", "-f", str(file), "--dry-run"]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_contract_of_the_platform_file_is_applied_billed_as_it_says_and_exported_as_it_was(
+    control: Running, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(contracts, "BACKDATED_US_MAX", 10**16)  # the samples are of another year than the clock of the process
+    monkeypatch.setenv("TOLLWAY_CONTROL_URL", str(control.operator().base_url))
+    monkeypatch.setenv("TOLLWAY_KEY", control.platform_key)
+    database, file, exported = control.plane.database, tmp_path / "platform.yaml", tmp_path / "exported.yaml"
+    agreed = {
+        "valid_from": SINCE,
+        "discount_bp": 1_000,
+        "fees": [{"name": "Platform", "amount": "500"}, {"name": "Seat", "amount": "20.5", "per_seat": True}],
+        "seats": 2,
+        "free_units": [{"model": "echo", "billing_class": "input", "quantity": 100_000_000}],
+    }
+
+    def apply(terms: dict[str, Any], *options: str) -> int:
+        file.write_text(json.dumps({"organizations": {ORGANIZATION: {"currency": "EUR", "contracts": {"Enterprise": terms}}}}))
+        return run(["apply", "-f", str(file), *options])
+
+    assert apply(agreed, "--dry-run") == 3 and "+ contract" in capsys.readouterr().out
+    assert (apply(agreed), apply(agreed, "--dry-run")) == (0, 0)
+    assert apply({**agreed, "discount_bp": 2_000}) == 2 and "never changes: discount_bp" in capsys.readouterr().err
+    large = final(admit(3, admitted_at=OCTOBER.start_at + 10), used=Quantities(2_000_000_000))
+    epoch = OCTOBER.start_at
+    take(database, control.plane.archive, frames([large.admit, large, Tick(at=OCTOBER.end_at)], epoch=epoch), epoch=epoch)
+    close(database, OCTOBER.start_at)
+    add_parties(database)
+    with database.platform() as tx:
+        (draft,) = documents.draft_period(tx, period_id(ORGANIZATION, OCTOBER.start_at), lambda: new_id(INVOICE, NOW, 1), NOW)
+        document = decode_document(documents.issue(tx, draft.id, actor="key_1", now=NOW).document)
+    # 2,000 million input tokens at 0.27, a fee and two seats; 100 million tokens are free, and of the rest of the usage a tenth.
+    lines = [(str(line.kind), line.net_minor) for line in document.lines if line.net_minor]
+    assert lines == [("usage", 54_000), ("contract", 50_000), ("contract", 4_100)]
+    assert [(str(each.kind), each.net_minor) for each in document.allowances] == [("discount", 2_700 + 5_130)]
+    assert run(["export", "-f", str(exported)]) == 0
+    found = yaml.safe_load(exported.read_text())["organizations"][ORGANIZATION]["contracts"]["Enterprise"]
+    assert {name: found[name] for name in ("valid_from", "discount_bp", "seats", "free_units")} == {
+        name: agreed[name] for name in ("valid_from", "discount_bp", "seats", "free_units")
+    }
+    assert apply(found, "--dry-run") == 0, "it is the contract that is there"

@@ -18,6 +18,7 @@ from tests.control.metering.test_collect import balances, take
 from tests.control.money.test_periods import ACTOR, NOW, OCTOBER, SEPTEMBER, close, drop_triggers, ended
 from tests.link import samples
 from tests.link.samples import EPOCH, ORGANIZATION, OTHER_NODE, admit, exchanges, final, frames
+from tests.patience import PATIENCE_SECONDS
 from tests.storage.databases import SqliteTemplate, fill
 from tollway.control.identity import keys
 from tollway.control.money import corrections
@@ -224,7 +225,7 @@ class TestFourEyes:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(PATIENCE_SECONDS)
         assert sorted(states) == ["applied", "pending"]
 
     def test_what_was_rejected_never_was(self, taken: Database, archive: Archive) -> None:
@@ -324,7 +325,7 @@ class TestTheDatabaseItself:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(PATIENCE_SECONDS)
         assert sorted(answers) == ["applied", "conflict", "conflict"]
         assert balances(taken)[UNBILLED] == COST
         assert verify(taken, archive).differences == []

@@ -16,7 +16,7 @@ from tests.control.harness import Running, TenantSetup, answered
 from tests.control.metering.test_collect import balances, take
 from tests.control.money.test_periods import NOVEMBER, NOW, OCTOBER, SEPTEMBER, close, drop_triggers, ended, period_of
 from tests.link import samples
-from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, PROJECT, frames
+from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATION, PROJECT, frames
 from tests.storage.test_sign_in import is_waiting
 from tollway.cli.app import run
 from tollway.control import publish
@@ -65,7 +65,9 @@ COST = cost_of(samples.final(samples.admit(1)))
 """Cost of each sample request."""
 
 
-def add_grant(database: Database, amount_pico: int, number: int = 1, now: int = EPOCH, **terms: Any) -> CreditGrant:
+def add_grant(
+    database: Database, amount_pico: int, number: int = 1, now: int = EPOCH, organization_id: str = ORGANIZATION, **terms: Any
+) -> CreditGrant:
     wanted: dict[str, Any] = {
         "category": GrantCategory.PAID,
         "amount_pico": amount_pico,
@@ -79,7 +81,7 @@ def add_grant(database: Database, amount_pico: int, number: int = 1, now: int = 
         "model": "",
     } | terms
     with database.platform() as tx:
-        return credits.create_grant(tx, ORGANIZATION, WantedGrant(**wanted), id=ids.new_id(ids.CREDIT_GRANT, EPOCH, number), now=now)
+        return credits.create_grant(tx, organization_id, WantedGrant(**wanted), id=ids.new_id(ids.CREDIT_GRANT, EPOCH, number), now=now)
 
 
 def left(database: Database) -> dict[str, int]:
@@ -130,6 +132,25 @@ def renew(
         request = msgspec.structs.replace(request, budget_id=id, project_id=place.project_id, model=place.model)
     with database.platform() as tx:
         return budgets.renew_leases(tx, node_id=node_id, epoch=EPOCH, sequence=sequence, requests=[request], now=now)[0]
+
+
+def test_a_batch_of_several_organizations_draws_for_each_on_its_own_grants(database: Database, archive: Archive) -> None:
+    first, second = add_grant(database, COST, 1), add_grant(database, 10 * COST, 2, priority=9)
+    other = add_grant(database, 10 * COST, 3, organization_id=OTHER_ORGANIZATION)
+    of_other = {"organization_id": OTHER_ORGANIZATION, "price_version": samples.OTHER_PRICE.id}
+    at = [EPOCH + 10**6, EPOCH + 2 * 10**6, OCTOBER.start_at + 10**6]
+    records = [*ended(1, at[0]), *ended(2, at[0], **of_other), *ended(3, at[1]), *ended(4, at[2]), *ended(5, at[2], **of_other)]
+    take(database, archive, frames(records))
+    with database.platform(write=False) as tx:
+        drawn = {(each.grant_id, each.period_at): each.drawn_pico for each in stored_credits.iterate_draws(tx)}
+    expected = {
+        (first.id, SEPTEMBER.start_at): COST,
+        (second.id, SEPTEMBER.start_at): COST,
+        (second.id, OCTOBER.start_at): COST,
+    }
+    assert {place: pico for place, pico in drawn.items() if place[0] != other.id} == expected
+    assert {period_at for grant_id, period_at in drawn if grant_id == other.id} == {SEPTEMBER.start_at, OCTOBER.start_at}
+    assert verify(database, archive).differences == []
 
 
 class TestGrants:
@@ -280,7 +301,7 @@ class TestGrants:
             assert sum(usage.values()) == 4 * COST and len(usage) > 1
         close(database, SEPTEMBER.start_at)
         with database.platform() as tx:  # another process has summed and read the same
-            assert periods._finish(tx, frozen, b"", usage, [], NOW) == period_of(database, SEPTEMBER.start_at)
+            assert periods._finish(tx, frozen, b"", usage, [], None, NOW) == period_of(database, SEPTEMBER.start_at)
         assert left(database) == {grant.id: 6 * COST}
         assert verify(database, archive).differences == []
 

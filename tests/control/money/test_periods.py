@@ -16,6 +16,7 @@ from tests.control.metering.test_collect import balances, take
 from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATION, admit, final, frames
 from tests.merkle_paths import root_from
+from tests.patience import PATIENCE_SECONDS
 from tests.storage.databases import become_owner, fill
 from tollway.control.approvals import SAME_ORIGIN
 from tollway.control.gateways import epochs, losses
@@ -495,7 +496,7 @@ def test_two_collectors_against_a_close_lose_and_mislay_nothing(postgres_templat
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(120)
+            thread.join(PATIENCE_SECONDS)
         assert faults == []
         assert closes == [PeriodState.CLOSED]
         assert len(booked(database)) == 121

@@ -147,8 +147,24 @@ class TestCosts:
         by_model = period_costs(client, PERIOD, group_by="model")
         assert [(each["model"], each["amount"]["value_pico"]) for each in by_model["data"]] == [("echo", final["total_pico"])]
 
+    def test_show_what_the_prefix_cache_saved_at_the_price_of_each_request(
+        self, control: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = f"/v1/organization/periods/{PERIOD}/cache_savings"
+        expected = {"cached_input": "40", "saved": "0.00000972", "cache_write": "0", "surcharge": "0"}  # 40 x (270,000 - 27,000) pico
+        found = answered(tenant(control).get(path))
+        assert [{name: each[name] for name in expected} for each in found["data"]] == [expected]
+        assert (found["total"], found["currency"], found["data"][0]["model"]) == ("0.00000972", "eur", "echo")
+        close(control)
+        assert answered(tenant(control).get(path)) == found | {"state": "closed"}
+        monkeypatch.setenv("TOLLWAY_CONTROL_URL", control.url)
+        monkeypatch.setenv("TOLLWAY_KEY", control.platform_key)
+        assert run(["periods", "savings", "--period", PERIOD, "--organization", ORGANIZATION]) == 0
+        assert "0.00000972" in capsys.readouterr().out
+
     def test_of_another_organization_are_not_there(self, control: Running) -> None:
-        refused(tenant(control, OTHER_ORGANIZATION).get(f"/v1/organization/periods/{PERIOD}/costs"), 404, "not_found")
+        for path in ("costs", "cache_savings"):
+            refused(tenant(control, OTHER_ORGANIZATION).get(f"/v1/organization/periods/{PERIOD}/{path}"), 404, "not_found")
 
 
 def period_costs(client: httpx2.Client, id: str, **query: str) -> dict[str, Any]:

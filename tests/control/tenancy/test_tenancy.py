@@ -82,6 +82,7 @@ class TestAnotherTenantsIds:
             **add_federation(control, bob),
             **add_certificate(control, bob),
             "webhook_endpoint_id": add_webhook(control, bob),
+            "telemetry_export_id": add_telemetry_export(control, bob),
         }
         assert answered(control.client(bob.admin_key).get(f"/v1/organization/periods/{theirs['period_id']}"))["state"] == "open"
         hers = add_people(control, alice) | add_federation(control, alice) | add_certificate(control, alice)
@@ -375,6 +376,13 @@ def add_webhook(control: Running, tenant: TenantSetup) -> str:
     # An address that needs no name server, and is public: of relays for multicast (RFC 7450), which serve no HTTPS.
     body = {"name": "x", "url": "https://192.52.193.1/", "event_types": ["invoice.issued"]}
     made: str = answered(control.client(tenant.admin_key).post("/v1/webhook_endpoints", json=body))["id"]
+    return made
+
+
+def add_telemetry_export(control: Running, tenant: TenantSetup) -> str:
+    """Return the id of a telemetry export of an organization, whose receiver gets nothing."""
+    body = {"name": "x", "url": "https://192.52.193.1", "format": "json", "signals": ["audit"]}
+    made: str = answered(control.client(tenant.admin_key).post("/v1/organization/telemetry_exports", json=body))["id"]
     return made
 
 

@@ -36,7 +36,7 @@ from tollway.control.catalog import price_drafts, prices
 from tollway.control.invoicing import documents, payments
 from tollway.control.invoicing.payments import WantedPayment
 from tollway.control.metering import quarantine, rating
-from tollway.control.money import budgets, contracts, credits
+from tollway.control.money import budgets, contracts, credits, serving_costs
 from tollway.control.money.contracts import WantedContract
 from tollway.control.money.credits import WantedGrant
 from tollway.control.verification import verify
@@ -46,13 +46,14 @@ from tollway.domain.budgets import BudgetMode, BudgetWindow
 from tollway.domain.contracts import ContractTerms, Fee
 from tollway.domain.corrections import AdjustmentKind, AdjustmentState, ApprovalDecision
 from tollway.domain.credits import MINUTE_US, CreditMove, GrantCategory
-from tollway.domain.ids import BUDGET, BUDGET_RAISE, CONTRACT, CREDIT_GRANT, INVOICE, PAYMENT, PRICE_DRAFT, new_id
+from tollway.domain.ids import BUDGET, BUDGET_RAISE, CONTRACT, COST, CREDIT_GRANT, INVOICE, PAYMENT, PRICE_DRAFT, new_id
 from tollway.domain.keys import KeyOrigin
-from tollway.domain.money import CENT_PICO, PICO
+from tollway.domain.money import PICO
 from tollway.domain.payments import PaymentKind
 from tollway.domain.periods import PeriodState, period_id
 from tollway.domain.price_books import DraftLine, DraftState, PriceDraft
 from tollway.domain.quotas import DEFAULT_SIZES
+from tollway.domain.serving_costs import DeploymentCost
 from tollway.domain.usage import Anomaly, Outcome, Record, ServiceTier, Tick, UsageSource
 from tollway.storage import (  # noqa: F401
     schema,
@@ -65,6 +66,7 @@ from tollway.storage import (  # noqa: F401
     schema_periods,
     schema_prices,
     schema_reconcile,
+    schema_serving_costs,
 )
 from tollway.storage.database import Database, PlatformTx
 from tollway.storage.record_archive import Archive
@@ -82,17 +84,20 @@ class Books:
 OTHER_TABLES = {
     "projects", "service_accounts", "api_keys", "models", "deployments", "model_limits",  # who may use what; an event names them by id
     "plans", "plan_limits", "limit_overrides",  # how much of it
-    "publish_head", "changes", "nodes", "join_tokens", "limit_reports", "job_leases",  # what gateways are told and tell, and who runs a job
+    "publish_head", "changes", "nodes", "join_tokens", "limit_reports", "gateway_statuses",  # what gateways are told and tell,
+    "job_leases",  # and who runs a job
     "credit_topup_rules", "credit_topups",  # what to ask a customer for; what was granted counts
     "credit_redraws", "credit_redraw_usage",  # which draws of open months are made anew
-    "bank_statements", "bank_entries", "dunning_notices", "dunning_letters", "dunning_holds",  # what banks say, and what is done
-    "invoice_syncs",  # about payment
+    "bank_statements", "bank_entries", "bank_returns", "dunning_notices", "dunning_letters",  # what banks say, and what is done about
+    "dunning_holds", "invoice_syncs",  # payment: in test_payment_tampering
+    "direct_debit_files", "direct_debits", "credit_transfer_files", "credit_transfers",
     "legal_entities", "billing_accounts",  # who sells and who is billed; a document has a copy of both
     "compatible_revisions",  # which versions may run over the schema
     "refused_epochs",  # which runs wait for a clock or an operator
     "content_logs", "content_log_totals", "content_deletions", "leaked_keys",  # what requests said, and what was found in public
     "erasures",  # what was destroyed, and by whom
     "outbox_events", "event_counters", "event_searches", "webhook_endpoints", "webhook_deliveries",  # what is told to whom
+    "sink_positions", "usage_batches", "telemetry_exports",  # and how far
     "idempotency_keys", "stored_responses", "stored_response_totals",  # what was answered
     "data_keys",  # with which secrets are sealed
     "audit_heads", "audit_records", "audit_checkpoints", "audit_cuts",  # who changed what
@@ -101,7 +106,7 @@ OTHER_TABLES = {
     "token_signing_keys", "identity_providers", "federation_rules", "used_assertions",
     "client_certificates", "certificate_rules",  # whose tokens are accepted
     "user_credentials", "user_sessions", "operators", "operator_sessions",
-    "sign_in_links", "sign_in_attempts", "device_logins",  # who signed in
+    "sign_in_links", "operator_sign_in_links", "sign_in_attempts", "device_logins",  # who signed in
     "sign_in_connections", "user_identities",  # and where
     "engine_readings", "engine_hours", "engine_members",  # what engines counted: a second witness, not a bill
 }  # fmt: skip
@@ -115,6 +120,8 @@ KINDS = {
     "usage_adjustments": "kind",
     "usage_events": "outcome",
     "usage_rollups": "width_seconds",
+    "project_rollups": "width_seconds",
+    "organization_rollups": "width_seconds",
     "credit_transactions": "move",
     "credit_draws": "is_final",
     "ledger_accounts": "owner",
@@ -148,6 +155,8 @@ SENT_DOWN = "how far back gateways are told of prices; what was billed follows f
 
 HARMLESS = {
     "contracts.created_at": NO_MONEY,
+    "deployment_costs.created_at": NO_MONEY,
+    "capacity_costs.booked_at": CONTROLS_CLOCK,
     "contracts.valid_until": "an end after the last closed month: what closed months came to is compared",
     "organizations.(data_retention|leaked_key_policy)": NO_MONEY,
     "organizations.(name|.*_at|.*_seconds(_max)?|plan_id|queue_weight|requests_per_minute|concurrent_.*|.*_per_.*)": NO_MONEY,
@@ -218,6 +227,7 @@ def books(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         fill(database)
         add_credit(database)
         add_contract(database)
+        add_cost(database)
         close_books(database, archive)
         add_rest(database, archive)
         with database.platform(write=False) as tx:
@@ -260,6 +270,7 @@ def add_rest(database: Database, archive: Archive) -> None:
         price_drafts.publish_draft(tx, draft_id, accept_warnings=True, new_id=lambda kind: new_id(kind, at, 2), now=at)
     add_budget(database)
     add_invoices(database)
+    serving_costs.book_due_capacity(database, NOW, lambda: False)
     epoch = OCTOBER.end_at
     forged = final(admit(1, admitted_at=epoch + 1), used=Quantities(1))
     records: list[Record | bytes] = [*ended(20, NOVEMBER.start_at + 5), forged.admit, forged, b"{}"]
@@ -281,6 +292,24 @@ def add_contract(database: Database) -> None:
         contracts.create(tx, ORGANIZATION, wanted, id=new_id(CONTRACT, EPOCH, 1), now=EPOCH)
 
 
+def add_cost(database: Database) -> None:
+    """State what the deployment of the samples costs, from before all closed months."""
+    with database.platform() as tx:
+        deployment = samples.DEPLOYMENT
+        values = {"id": deployment, "model": "echo", "base_url": "http://127.0.0.1:1", "engine": "openai", "upstream_model": "echo"}
+        tx.connection.execute(schema.deployments.insert().values(**values, tier=0, weight=1, status="active", created_at=0))
+        cost = DeploymentCost(
+            id=new_id(COST, EPOCH, 1),
+            deployment_id=deployment,
+            valid_from=SEPTEMBER.start_at,
+            created_at=EPOCH,
+            currency="EUR",
+            hour_pico=PICO,
+            unit_costs=samples.PRICE.unit_prices,
+        )
+        serving_costs.add_cost(tx, cost, EPOCH)
+
+
 def add_invoices(database: Database) -> None:
     """Issue the documents of both closed months: invoices, corrections of the earlier month, and a credit note."""
     add_parties(database)
@@ -290,7 +319,7 @@ def add_invoices(database: Database) -> None:
         for month in (SEPTEMBER, OCTOBER):
             for draft in documents.draft_period(tx, period_id(ORGANIZATION, month.start_at), new_invoice_id, NOW):
                 documents.issue(tx, draft.id, actor=APPROVER.key_id, now=NOW)
-        wanted = WantedPayment(PaymentKind.PAYMENT, CENT_PICO, None, "2026-12-02", "r", ())
+        wanted = WantedPayment(PaymentKind.PAYMENT, "0.01", None, "2026-12-02", "r", ())
         paid = payments.record_payment(tx, ORGANIZATION, wanted, id=new_id(PAYMENT, NOW, 1), actor=APPROVER.key_id, now=NOW)
         payments.return_payment(
             tx, paid.id, id=new_id(PAYMENT, NOW, 2), value_on="2026-12-03", reference="r", actor=APPROVER.key_id, now=NOW
@@ -594,12 +623,10 @@ def rewrite_price(tx: PlatformTx) -> None:
         tx.connection.execute(table.update().where(table.c.id == price_id).values(request_pico=cheaper))
     billed = sa.and_(events.c.price_version == price_id, events.c.request_pico > 0)
     requests = tx.connection.execute(events.update().where(billed).values(request_pico=cheaper)).rowcount
-    rollups = schema_money.usage_rollups.c
-    tx.connection.execute(
-        schema_money.usage_rollups.update()
-        .where(rollups.request_cost_pico > 0)
-        .values(request_cost_pico=rollups.request_cost_pico - rollups.requests)
-    )
+    for rollups in (schema_money.usage_rollups, schema_money.project_rollups, schema_money.organization_rollups):
+        names = [name for name in ("request_cost_pico", "total_pico") if name in rollups.c]
+        less = {name: rollups.c[name] - rollups.c.requests for name in names}
+        tx.connection.execute(rollups.update().where(rollups.c.request_cost_pico > 0).values(less))
     change = {f"{ORGANIZATION}/unbilled/EUR": -requests, "platform/revenue:echo:request/EUR": requests}
     for account_id, pico in change.items():
         for table, column in ((entries, entries.c.amount_pico), (balances, balances.c.posted_pico)):

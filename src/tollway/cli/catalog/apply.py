@@ -13,6 +13,7 @@ import yaml
 from msgspec import UNSET, UnsetType
 
 from tollway.cli.catalog import identity_state
+from tollway.cli.catalog.contract_file import ContractFile
 from tollway.cli.catalog.identity_state import IdentityState, resolve_client_secret
 from tollway.cli.catalog.plan import DEPLOYMENT_FIELDS, KEY_FIELDS, PlannedChange, list_warnings, make_plan
 from tollway.cli.catalog.platform_file import (
@@ -131,6 +132,7 @@ class Platform:
         """Budgets by the organization or project, and whether they only alert."""
         self._keys: dict[tuple[str, ...], str] = {}
         self._accounts: dict[tuple[str, ...], str] = {}
+        self._contracts: dict[tuple[str, str], str] = {}
         self._plans: dict[str, str] = {}
         self._plan_budgets: dict[str, dict[str, str]] = {}
         self._books: dict[str, str] = {}
@@ -222,6 +224,7 @@ class Platform:
                 "plan": next((plan for plan, id in self._plans.items() if id == each["plan_id"]), None),
                 **self._read_limits("organization", {}),
                 **self._read_terms(each["id"]),
+                **self._read_contracts(name, None if wanted is None else wanted.organizations[name].contracts),
                 **self._read_budgets((name,), each["id"], budgets, None if wanted is None else wanted.organizations[name].budgets),
                 "projects": self._read_projects(name, projects, budgets),
                 **self._identity.read(name, None if wanted is None else wanted.organizations[name]),
@@ -263,6 +266,21 @@ class Platform:
             if valid[-1]["discount_bp"]:
                 found["discount"] = format_discount(valid[-1]["discount_bp"])
         return {"terms": found} if found else {}
+
+    def _read_contracts(self, organization: str, wanted: Mapping[str, ContractFile] | UnsetType | None) -> dict[str, Any]:
+        """Return every contract of an organization by the name that the file uses: those that it leaves out can overlap with others."""
+        if wanted is UNSET:
+            return {}
+        there = [{**each, "name": each["terms"]["name"]} for each in self._control.list_all("/organization/contracts")]
+        counts = Counter(each["name"] for each in there)
+        named = _file_keys(there, wanted, f"contract of {organization}", ids.CONTRACT)
+        found: dict[str, Any] = {}
+        for each in there:
+            name = named.get(each["id"]) or (each["name"] if counts[each["name"]] == 1 else each["id"])
+            self._contracts[organization, name] = each["id"]
+            terms = {field: value for field, value in each["terms"].items() if field != "name" and value not in (None, [])}
+            found[name] = {**terms, "valid_from": each["valid_from"], "valid_until": each["valid_until"]}
+        return {"contracts": found} if found else {}
 
     def _read_projects(
         self, organization: str, wanted: Mapping[str, ProjectFile] | None, budgets: Sequence[dict[str, Any]]
@@ -390,6 +408,8 @@ class Platform:
                     raise OperatorError(
                         f"{where}: price book {book} is in {currency}, the organization is billed in {billed_in}", exit_code=2
                     )
+            if change.what in ("contract", "end of contract"):
+                self._check_closed_time(where, change)
             if change.what == "plan of organization":
                 plan = change.body["plan"]
                 if plan is not None and plan not in self._plans and ("plan", plan) not in planned:
@@ -410,6 +430,19 @@ class Platform:
                 priced = current.models[change.place[0]].prices if change.place[0] in current.models else {}
                 if not priced and not any(each.what == "price" and each.place[0] == change.place[0] for each in changes):
                     raise OperatorError(f"{where}: a published model needs a price", hint="add `prices` to the model", exit_code=2)
+
+    def _check_closed_time(self, where: str, change: PlannedChange) -> None:
+        """Raise OperatorError if a contract would begin or end in time that a closed billing period covers."""
+        organization_id = self._organizations.get(change.place[0])
+        if organization_id is None:
+            return
+        self._control.act_for_id(organization_id)
+        periods = self._control.list_all("/organization/periods")
+        frozen_until = max((each["end_time"] for each in periods if each["state"] != "open"), default=0)
+        for field in ("valid_from",) if change.creates else ("valid_until",):
+            if change.body[field] < frozen_until:
+                message = f"{where}: {field} is {change.body[field]}, and billing periods are closed up to {frozen_until}"
+                raise OperatorError(message, hint="nothing changes in closed time: name that instant or a later one", exit_code=2)
 
     def _list_plan_currencies(self, plan: str | None, changes: Sequence[PlannedChange]) -> set[str]:
         """Return the currencies in which a plan will have a monthly budget once the changes are made."""
@@ -479,6 +512,11 @@ class Platform:
                 book = body.pop("book")
                 named = {} if book is None else {"book_id": self._books[book]}
                 control.post(f"/platform/organizations/{self._organizations[place[0]]}/price_terms", body | named)
+            case "contract":
+                control.post(f"/platform/organizations/{self._organizations[place[0]]}/contracts", body)
+            case "end of contract":
+                contract_id = self._contracts[place[0], place[1]]
+                control.post(f"/platform/organizations/{self._organizations[place[0]]}/contracts/{contract_id}/end", body)
             case "publication":
                 control.post(f"/platform/models/{segment(place[0])}/publish")
             case "deployment":
@@ -582,6 +620,8 @@ def _models_named(change: PlannedChange) -> tuple[str, ...]:
         return tuple(change.body["fallbacks"])
     if change.what.endswith("model limits"):
         return (change.place[-1],)
+    if change.what == "contract":
+        return tuple(each["model"] for field in ("tiered_prices", "free_units") for each in change.body.get(field, ()))
     fields = ("model",) if change.what == "book price" else ("model", "fallback_model") if change.what == "budget" else ()
     return tuple(change.body[field] for field in fields if change.body.get(field) is not None)
 

@@ -13,7 +13,7 @@ import typer
 from tollway.cli.catalog.fleet_sources import follow
 from tollway.cli.catalog.platform_file import resolve_credential
 from tollway.cli.client import Control, ControlUrl, DataDir, Key, connect, segment
-from tollway.cli.output import Output, OutputOption, print_json
+from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.domain.catalog import Engine
 from tollway.domain.fleets import FleetSource, SourceState, plan_fleet
 from tollway.settings import OperatorError, read_yaml
@@ -59,6 +59,26 @@ def check(
 
 
 @app.command()
+def status(
+    model: Annotated[str | None, typer.Option("--model", metavar="MODEL", help="Only those of this model.")] = None,
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Show the load of deployments as gateways report it, who avoids them and why, and what a drain of each would do."""
+    with connect(control_url, key, data_dir) as control:
+        rows = list(control.list_all("/platform/fleet", model=model))
+    if output is Output.TABLE:
+        for row in rows:
+            row["per_minute"], row["failed"] = row["requests_per_minute"], row["failures_per_minute"]
+            row["avoided_for"] = ", ".join(sorted({each["reason"] for each in row["ejections"]})) or None
+            row["if_drained"] = row["drain"]["effect"]
+    columns = ["id", "model", "state", "running", "limit", "waiting", "per_minute", "failed", "gateways", "avoided_for", "if_drained"]
+    print_rows(output, columns, rows, none="no deployment is active")
+
+
+@app.command()
 def drain(
     deployment_id: Id,
     output: OutputOption = Output.TABLE,
@@ -69,7 +89,22 @@ def drain(
     """Send no new request to a deployment. What runs there ends as it would."""
     with connect(control_url, key, data_dir) as control:
         changed = control.post(f"/platform/deployments/{segment(deployment_id)}", {"weight": 0})
-    print_json(changed) if output is Output.JSON else print(f"{deployment_id} is drained; back: tollway deployments undrain")
+        rows = control.list_all("/platform/fleet", model=changed["model"]) if output is Output.TABLE else ()
+        found = next((row for row in rows if row["id"] == deployment_id), None)
+    if output is Output.JSON:
+        print_json(changed)
+        return
+    print(f"{deployment_id} gets no new requests; back: tollway deployments undrain {deployment_id}")
+    if found is not None:
+        print(_describe_drain(found))
+
+
+def _describe_drain(row: Mapping[str, Any]) -> str:
+    """Return what a drain does, for people."""
+    drain, model = row["drain"], row["model"]
+    others = f"{drain['others']} others serve {model}, with {drain['free_places']} free places"
+    serve = f"no other deployment serves {model}: its requests are refused" if drain["effect"] == "refused" else others
+    return f"{row['running']} requests run there, and are finished; {serve}. Progress: tollway deployments status --model {model}"
 
 
 @app.command()

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from tollway.cli.catalog.contract_file import plan_contracts
 from tollway.cli.catalog.identity_file import (
     FederationRuleFile,
     GroupFile,
@@ -48,7 +49,7 @@ from tollway.settings import OperatorError
 @dataclass(frozen=True, slots=True)
 class PlannedChange:
     """One step. `what`: model, fallbacks of model, price, publication, deployment, plan, plan limits, plan model limits,
-    plan budgets, organization, plan of organization, project, limits, end user limits, end user model limits,
+    plan budgets, organization, plan of organization, contract, end of contract, project, limits, end user limits, end user model limits,
     model limits, budget, API key, price book, book price, terms, group, roles of group, sign-in connection, identity
     provider or federation rule. `place`: the names that lead to it.
 
@@ -93,6 +94,7 @@ def make_plan(current: PlatformFile, wanted: PlatformFile) -> list[PlannedChange
     for name, organization in wanted.organizations.items():  # last: they may name any of the books
         there = current.organizations.get(name)
         changes += _plan_terms(name, UNSET if there is None else there.terms, organization.terms)
+        changes += _plan_contracts(name, there, organization)
     return changes
 
 
@@ -185,6 +187,14 @@ def _plan_book(name: str, current: BookFile | None, wanted: BookFile) -> Iterato
     for model, price in _items(wanted.prices):
         body = {"model": model, "currency": wanted.currency}
         yield from _plan_price("book price", (name, model), body, prices.get(model), price)
+
+
+def _plan_contracts(name: str, current: OrganizationFile | None, wanted: OrganizationFile) -> Iterator[PlannedChange]:
+    if wanted.contracts is UNSET:
+        return
+    there = {} if current is None or current.contracts is UNSET else current.contracts
+    for step in plan_contracts(name, wanted.currency, there, wanted.contracts):
+        yield PlannedChange("contract" if step.creates else "end of contract", (name, step.name), step.creates, step.fields, step.body)
 
 
 def _plan_terms(name: str, current: TermsFile | UnsetType, wanted: TermsFile | UnsetType) -> Iterator[PlannedChange]:

@@ -20,6 +20,8 @@
         model_limits:
           llama-70b: {tokens_per_minute: 100000}
         terms: {book: partners, discount: 15%}
+        contracts:
+          Enterprise 2027: {valid_from: 1798761600, fees: [{name: Platform, amount: "500"}], minimum: "1000"}
         budgets:
           research: {amount: "500", window: month, thresholds: [80, 100]}
         projects:
@@ -62,7 +64,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from tollway.cli.catalog import identity_file
+from tollway.cli.catalog import contract_file, identity_file
+from tollway.cli.catalog.contract_file import ContractFile
 from tollway.cli.catalog.identity_file import (
     DirectoryFile,
     FederationRuleFile,
@@ -324,11 +327,11 @@ class ProjectFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 class OrganizationFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One organization, by its name or id. Its currency is fixed when it is created; its time zone (UTC unless given) determines the
-    billing periods that do not exist yet. `plan`: the plan whose limits it has where it has none of its own. `queue_weight`:
-    its share in the queues of models, beside those of other organizations. `model_limits`: its limits on
-    single models, beside those on all. `budgets`: what it may spend, by name. `key_lifetime_seconds_max`: longest time until
-    a key expires that is made or rotated from now on. `rotation_schedule`: of the keys of its projects. `groups`: what groups of people
-    may do. `sign_in_connections`, `identity_providers`, `directories`: who says who people and programs are."""
+    billing periods that do not exist yet. `plan`: the plan whose limits it has where it has none of its own. `queue_weight`: its share in
+    the queues of models, beside those of other organizations. `model_limits`: its limits on single models, beside those on all. `budgets`:
+    what it may spend, by name. `key_lifetime_seconds_max`: longest time until a key expires that is made or rotated from now on.
+    `rotation_schedule`: of the keys of its projects. `groups`: what groups of people may do. `contracts`: what was agreed for whole billing
+    periods, by name. `sign_in_connections`, `identity_providers`, `directories`: who says who people and programs are."""
 
     currency: str
     time_zone: str | UnsetType = UNSET
@@ -337,6 +340,7 @@ class OrganizationFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     limits: LimitsFile | UnsetType = UNSET
     model_limits: dict[str, LimitsFile] | UnsetType = UNSET
     terms: TermsFile | UnsetType = UNSET
+    contracts: dict[str, ContractFile] | UnsetType = UNSET
     key_lifetime_seconds_max: int | UnsetType | None = UNSET
     rotation_schedule: ScheduleFile | UnsetType | None = UNSET
     budgets: dict[str, BudgetFile] | UnsetType = UNSET
@@ -431,6 +435,8 @@ def _check_ranges(parsed: msgspec.Struct) -> None:
         identity_file.check(parsed)
     if isinstance(parsed, BudgetFile):
         _check_budget(parsed)
+    if isinstance(parsed, ContractFile):
+        contract_file.check(parsed)
     if isinstance(parsed, ScheduleFile):
         flaw = RotationSchedule(parsed.interval_seconds, parsed.grace_seconds).find_problem()
         if flaw is not None:
@@ -560,6 +566,7 @@ _NESTED: dict[tuple[type[msgspec.Struct], str], type[msgspec.Struct]] = {
     (ProjectFile, "model_limits"): LimitsFile,
     (ProjectFile, "end_user_model_limits"): LimitsFile,
     (OrganizationFile, "budgets"): BudgetFile,
+    (OrganizationFile, "contracts"): ContractFile,
     (OrganizationFile, "groups"): GroupFile,
     (OrganizationFile, "sign_in_connections"): SignInConnectionFile,
     (OrganizationFile, "identity_providers"): IdentityProviderFile,

@@ -1,4 +1,4 @@
-"""`tollway operators`: operators who sign in with the identity provider of the platform."""
+"""`tollway operators`: operators who sign in with the identity provider of the platform, and links for whoever has a key."""
 
 from typing import Annotated
 
@@ -45,6 +45,19 @@ def remove(
         operator_id = _get_id(control, operator)
         gone = control.delete(f"/platform/operators/{segment(operator_id)}")
     print_json(gone) if output is Output.JSON else print(f"removed {operator_id}")
+
+
+@app.command()
+def link(
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Print a link that signs you in at the console once, within 15 minutes, with the role of the key."""
+    with connect(control_url, key, data_dir) as control:
+        made = control.post("/platform/operator_sign_in_links")
+    print_json(made) if output is Output.JSON else print(made["url"])
 
 
 @app.command()

@@ -50,15 +50,23 @@ def list_contracts(
 def create(
     organization: OrganizationName,
     file: TermsFile,
+    replaces: Annotated[
+        str | None,
+        typer.Option(metavar="CONTRACT", help="A contract that ends where this one begins, as `tollway contracts list` shows it."),
+    ] = None,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
     """Agree on a contract with an organization. Its terms never change; another plan is another contract."""
+    body = _read_terms(file)
+    if replaces is not None:
+        check_id(ids.CONTRACT, replaces, "contract", "see `tollway contracts list`")
+        body["replaces"] = replaces
     with connect(control_url, key, data_dir) as control:
         organization_id = control.get_organization(organization)["id"]
-        made = control.post(f"/platform/organizations/{organization_id}/contracts", _read_terms(file))
+        made = control.post(f"/platform/organizations/{organization_id}/contracts", body)
     print_json(made) if output is Output.JSON else print(f"{made['id']}  {made['terms']['name']}")
 
 
@@ -109,14 +117,21 @@ def preview(
         Path | None,
         typer.Option("--contract", metavar="FILE", help="Terms of a draft that counts for the whole period, in place of the contracts."),
     ] = None,
+    is_change: Annotated[
+        bool,
+        typer.Option("--as-change", help="The draft counts from its `valid_from` on (now without it), the present contract until then."),
+    ] = False,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Show what a period of an organization comes to by its contracts, or would come to under a draft. Nothing is stored."""
+    """Show what a period of an organization comes to by its contracts, or would come to under a draft, with the difference. Nothing is
+    stored."""
     check_id(ids.PERIOD, period_id, "period", "see `tollway periods list`")
-    body: dict[str, Any] = {"period_id": period_id, "contract": None if file is None else _read_terms(file)}
+    if is_change and file is None:
+        raise OperatorError("--as-change needs the draft", hint="add --contract FILE", exit_code=2)
+    body: dict[str, Any] = {"period_id": period_id, "contract": None if file is None else _read_terms(file), "as_change": is_change}
     with connect(control_url, key, data_dir) as control:
         organization_id = control.get_organization(organization)["id"]
         _print_bill(control.post(f"/platform/organizations/{organization_id}/bill_preview", body), output)
@@ -140,5 +155,8 @@ def _print_bill(found: dict[str, Any], output: Output) -> None:
     if found["credit"] != "0":
         rows.append({"item": "paid by credit", "amount": f"-{found['credit']}"})
     rows.append({"item": "total before tax" if found["is_final"] else "total so far", "amount": found["total"]})
+    if found["present_total"] is not None:
+        rows.append({"item": "total without the draft", "amount": found["present_total"]})
+        rows.append({"item": "difference", "amount": found["difference"]})
     print_rows(output, ["item", "amount"], rows)
     print(f"in {found['currency'].upper()}")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tollway.cli.client import ControlUrl, DataDir, Key, Organization, check_id, connect_tenant
-from tollway.cli.output import print_json, written_whole
+from tollway.cli.output import Output, OutputOption, print_json, print_rows, written_whole
 from tollway.cli.times import find_zone
 from tollway.domain import ids
 from tollway.settings import OperatorError
@@ -49,6 +49,27 @@ def export(
         period = find_period(control.list_all("/organization/periods"), period)
         with written_whole(file) as writer:
             control.download(f"/organization/periods/{period}/export", writer)
+
+
+def savings(
+    period: Period,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Show what the prefix cache of the engines saved in a billing period, by model."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        period = find_period(control.list_all("/organization/periods"), period)
+        found = control.get(f"/organization/periods/{period}/cache_savings")
+    if output is Output.JSON:
+        print_json(found)
+        return
+    rows = [*found["data"], {"model": "total", "saved": found["total"]}] if found["data"] else []
+    print_rows(output, ["model", "cached_input", "saved", "cache_write", "surcharge"], rows, none="nothing was read from a cache")
+    if rows:
+        print(f"in {found['currency'].upper()}")
 
 
 def proof(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tollway.cli.client import Control, ControlUrl, DataDir, Key, complete_organizations, connect
-from tollway.cli.money.period_exports import export, find_period, proof
+from tollway.cli.money.period_exports import export, find_period, proof, savings
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.cli.tenancy.organizations import with_organizations
 from tollway.cli.times import Zone, find_zone, show_day, with_times
@@ -20,6 +20,7 @@ from tollway.settings import OperatorError
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.command()(export)
 app.command()(proof)
+app.command()(savings)
 
 OrganizationFilter = Annotated[
     str | None,

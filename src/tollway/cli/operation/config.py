@@ -9,7 +9,8 @@ from tollway.cli.operation.control import find_control_problems
 from tollway.cli.operation.gateway import find_gateway_problems
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.cli.processes import Config, find_telemetry
-from tollway.settings import NAMES, OTHER_VARIABLES, LoadedSettings, OperatorError, get_setting, load_with_sources, mask_password
+from tollway.settings import NAMES, LoadedSettings, OperatorError, get_setting, load_with_sources, mask_password
+from tollway.variables import OTHER_VARIABLES
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -83,4 +84,6 @@ def _to_text(value: Any) -> str | None:
 
 
 def _mask(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(mask_password, value))
     return mask_password(value) if isinstance(value, str) else value

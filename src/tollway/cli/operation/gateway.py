@@ -41,7 +41,7 @@ from tollway.serve import data_directory
 from tollway.serve.gateway import GatewayOptions, run_gateway
 from tollway.serve.limit_counters import LimitsOptions
 from tollway.serve.sockets import parse_address
-from tollway.serve.tls import server_context
+from tollway.serve.tls import find_expiry, server_context
 from tollway.settings import GatewaySection, LimitsSection, OperatorError
 from tollway.storage.answer_files import AnswerBounds
 from tollway.storage.tenant_files import FileBounds
@@ -109,6 +109,7 @@ def gateway(
         node=data_directory.make_gateway_node(directory, os.environ),
         rules=_edge_policy(settings.gateway),
         tls=make_tls(),
+        tls_expires_at=find_expiry(settings.gateway.tls.certificate_file),
         grpc_tls=_read_tls_files(settings.gateway),
         remake_tls=make_tls if settings.gateway.tls.client_certificates else None,
         limits=_limits(settings.gateway.limits, os.environ.get("TOLLWAY_LIMITS_REDIS_PASSWORD")),

@@ -15,6 +15,9 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 NodeName = Annotated[str, typer.Argument(metavar="NODE", help="Name or id of the gateway, as `tollway nodes list` shows it.")]
 
+REPORTED = ("version", "connections", "running", "waiting", "loop_lag_ms", "records_unshipped")
+"""Columns of what a gateway reports of itself; empty for one that has not."""
+
 
 @app.command("epochs")
 def list_epochs(
@@ -63,12 +66,16 @@ def list_nodes(
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """List the gateways: who may connect, the snapshot version that each has confirmed, and how far it is behind."""
+    """List the gateways: who may connect, the snapshot version that each has confirmed, how far it is behind, and what it last reported of
+    itself."""
     with connect(control_url, key, data_dir) as control:
         rows = control.get("/platform/nodes")["data"]
         if output is Output.TABLE:
+            for row in rows:
+                reported = row["status"] or {}
+                row |= {name: reported.get(name) for name in REPORTED}
             rows = with_times(rows, control.get_zone(zone), seen="seen_at")
-    columns = ["id", "name", "state", "acked_version", "behind", "seen"]
+    columns = ["id", "name", "state", "acked_version", "behind", "seen", *REPORTED]
     print_rows(output, columns, rows, none="no gateway is registered yet: see `tollway nodes create`")
 
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from tollway.cli.processes import Config, DataDir, DrainSeconds, Internal, Link, Listen, read_settings
+from tollway.cli.processes import Config, ConsoleListen, DataDir, DrainSeconds, Internal, Link, Listen, read_settings
 from tollway.serve import embedded
 
 
@@ -18,6 +18,7 @@ def serve(
         typer.Option("--control-listen", metavar="HOST:PORT", help="The REST API.", show_default="127.0.0.1:8081"),
     ] = None,
     link: Link = None,
+    console_listen: ConsoleListen = None,
     drain_seconds: DrainSeconds = None,
 ) -> None:
     """Run a gateway and a control plane on this machine, and keep them running.
@@ -32,5 +33,6 @@ def serve(
         gateway__drain_seconds=drain_seconds,
         control__listen=control_listen,
         control__link=link,
+        control__console_listen=console_listen,
     )
     raise typer.Exit(embedded.run(settings))

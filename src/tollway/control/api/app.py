@@ -1,4 +1,5 @@
-"""The two applications of a control process: the public REST API, and the internal link that gateways speak.
+"""The applications of a control process: the public REST API, the internal link that gateways speak, and the pages for people, which are
+part of the first unless they have a listener of their own.
 
 Around every answer stands `Envelope`: the request id, `cache-control: no-store` unless the answer says otherwise (files of the console,
 whose names follow from their content), the cap on bodies and the deadline for their arrival, the cap on concurrent requests, one line of
@@ -10,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 import prometheus_client
@@ -18,6 +19,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry, Counter
 from pydantic import Field
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -30,6 +32,7 @@ from tollway.control.api.authentication import (
     account_pages,
     certificates,
     device_pages,
+    operator_links,
     provider_pages,
     scim,
     sessions,
@@ -40,12 +43,13 @@ from tollway.control.api.authentication import (
 from tollway.control.api.bounds import limits
 from tollway.control.api.catalog import catalog, deployments, price_books, prices
 from tollway.control.api.database_figures import DatabaseFigures
-from tollway.control.api.eventing import events, webhooks
-from tollway.control.api.gateways import link, losses, nodes
+from tollway.control.api.eventing import batch_ends, events, telemetry_exports, webhooks
+from tollway.control.api.gateways import fleet, link, losses, nodes
 from tollway.control.api.identity import (
     api_keys,
     federation,
     groups,
+    inference_access,
     invites,
     leaked_keys,
     operator_keys,
@@ -54,10 +58,10 @@ from tollway.control.api.identity import (
     service_accounts,
     users,
 )
-from tollway.control.api.invoicing import connectors, invoices, payments
+from tollway.control.api.invoicing import connectors, credit_transfers, direct_debits, invoices, payments
 from tollway.control.api.invoicing import exports as invoice_exports
 from tollway.control.api.metering import quarantined_records, reconciliation, records, request_log, usage
-from tollway.control.api.money import budgets, contracts, corrections, credits, ledger, periods, spend_limits
+from tollway.control.api.money import budgets, contracts, corrections, credits, ledger, margins, periods, spend_limits
 from tollway.control.api.places import CALLER_REQUESTS_MAX, NODE_REQUESTS_MAX, Place, Places
 from tollway.control.api.routes import ApiRoute, Plane, public, router
 from tollway.control.api.schemas import Out, find_seconds
@@ -108,6 +112,7 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     project_policies.router,
     projects.router,
     api_keys.router,
+    inference_access.router,
     leaked_keys.router,
     data_retention.router,
     data_exports.router,
@@ -125,6 +130,7 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     prices.router,
     price_books.router,
     nodes.router,
+    fleet.router,
     losses.router,
     ledger.router,
     reconciliation.router,
@@ -132,13 +138,17 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     corrections.router,
     credits.router,
     contracts.router,
+    margins.router,
     invoices.router,
     payments.router,
     connectors.router,
+    direct_debits.router,
+    credit_transfers.router,
     invoice_exports.router,
     quarantined_records.router,
     operator_keys.router,
     operators.router,
+    operator_links.router,
     audit_logs.router,
     peppers.router,
     encryption.router,
@@ -153,6 +163,7 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     tokens.router,
     scim.router,
     webhooks.router,
+    telemetry_exports.router,
     events.router,
     unsupported.router,
 )
@@ -162,14 +173,18 @@ LINK_ROUTERS: Sequence[APIRouter] = (
     records.router,
     budgets.link_router,
     limits.link_router,
+    fleet.link_router,
+    batch_ends.link_router,
     stored_responses.router,
     data_retention.link_router,
 )
 
 
-def create_apps(plane: ControlPlane, registry: CollectorRegistry | None = None, pages: Sequence[APIRouter] = ()) -> tuple[FastAPI, FastAPI]:
-    """The public application and that of the link, which also shows the metrics of both. `registry`: takes these metrics. `pages`: those of
-    the console, which the public application has beside the API.
+def create_apps(
+    plane: ControlPlane, registry: CollectorRegistry | None = None, pages: Sequence[APIRouter] = (), *, has_own_console: bool = False
+) -> list[FastAPI]:
+    """The public application and that of the link, which also shows the metrics of all; with `has_own_console` a third one, the console and
+    the sign-in, which the public application has beside the API otherwise. `registry`: takes these metrics. `pages`: those of the console.
 
     Raises TypeError if a route does not declare its access."""
     registry = registry or CollectorRegistry()
@@ -179,16 +194,23 @@ def create_apps(plane: ControlPlane, registry: CollectorRegistry | None = None, 
     registry.register(plane.sign_ins)
     registry.register(plane.stripe_events)
     registry.register(plane.webhooks)
+    registry.register(plane.sinks)
+    registry.register(plane.exports)
     if plane.telemetry is not None:
         registry.register(plane.telemetry)
     counters = Counters(
         _declare("tollway_control_requests", registry),
         _declare("tollway_control_refusals", registry),
     )
-    return (
-        _create_app("api", plane, counters, [*PUBLIC_ROUTERS, *PAGE_ROUTERS, *pages, _health(), _description()], BODY_BYTES_MAX),
+    for_people = [*PAGE_ROUTERS, *pages]
+    api = [*PUBLIC_ROUTERS, *([] if has_own_console else for_people), _health(), _description()]
+    apps = [
+        _create_app("api", plane, counters, api, BODY_BYTES_MAX),
         _create_app("link", plane, counters, [*LINK_ROUTERS, _health(), _metrics(registry)], LINK_BODY_BYTES_MAX),
-    )
+    ]
+    if has_own_console:
+        apps.append(_create_app("console", plane, counters, [*for_people, _health()], BODY_BYTES_MAX))
+    return apps
 
 
 def _declare(name: str, registry: CollectorRegistry) -> Counter:
@@ -198,7 +220,7 @@ def _declare(name: str, registry: CollectorRegistry) -> Counter:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """The counters of both applications: requests answered and requests refused."""
+    """The counters of all applications: requests answered and requests refused."""
 
     requests: Counter
     refusals: Counter
@@ -269,28 +291,35 @@ def _description() -> APIRouter:
     description = router(tags=["description"])
 
     @description.get("/openapi.json", dependencies=[Depends(public)], include_in_schema=False)
-    def describe(request: Request) -> Response:
+    async def describe(request: Request) -> Response:
         """Return the OpenAPI 3.1 description of this API."""
-        return Response(_write_once(request.app, "description", msgspec.json.encode), media_type="application/json")
+        return Response(await _describe_once(request.app), media_type="application/json")
 
     @description.get("/reference", dependencies=[Depends(public)], include_in_schema=False)
-    def show(request: Request) -> Response:
+    async def show(request: Request) -> Response:
         """Return the description as a page for people."""
-        headers = {"content-security-policy": reference.CONTENT_SECURITY_POLICY}
-        page = _write_once(request.app, "reference", lambda document: reference.render(document).encode())
-        return Response(page, media_type="text/html", headers=headers)
+        described = await _describe_once(request.app)
+        page = await _make_once(request.app, "reference", lambda: reference.render(msgspec.json.decode(described)).encode())
+        return Response(page, media_type="text/html", headers={"content-security-policy": reference.CONTENT_SECURITY_POLICY})
 
     return description
 
 
-def _write_once(app: FastAPI, name: str, write: Callable[[dict[str, Any]], bytes]) -> bytes:
-    """Return what `write` makes of the description of an application. It is made once and kept: it takes a tenth of a second or more, and
-    unauthenticated clients may ask for it."""
-    written: bytes | None = getattr(app.state, name, None)
-    if written is None:
-        written = write(descriptions.describe(app))
-        setattr(app.state, name, written)
-    return written
+async def _describe_once(app: FastAPI) -> bytes:
+    return await _make_once(app, "description", lambda: msgspec.json.encode(descriptions.describe(app)))
+
+
+async def _make_once(app: FastAPI, name: str, make: Callable[[], bytes]) -> bytes:
+    """Return what `make` makes, which is kept with the application.
+
+    The description takes two seconds of CPU, because it completes every route, and clients without a key may ask for it: whoever asks
+    meanwhile waits for the same one, and holds no worker thread.
+    """
+    making: asyncio.Future[bytes] | None = getattr(app.state, name, None)
+    if making is None or (making.done() and (making.cancelled() or making.exception() is not None)):
+        making = asyncio.ensure_future(run_in_threadpool(make))
+        setattr(app.state, name, making)
+    return await asyncio.shield(making)
 
 
 def _metrics(registry: CollectorRegistry) -> APIRouter:
@@ -320,9 +349,9 @@ class Envelope:
         self.plane = plane
         self.counters = counters
         self.body_bytes_max = body_bytes_max
-        is_api = name == "api"
-        caller_max = CALLER_REQUESTS_MAX if is_api else NODE_REQUESTS_MAX
-        self.places = Places(caller_max, plane.requests_per_minute, shares_addresses=is_api)
+        self.is_public = name != "link"
+        caller_max = CALLER_REQUESTS_MAX if self.is_public else NODE_REQUESTS_MAX
+        self.places = Places(caller_max, plane.requests_per_minute, shares_addresses=self.is_public)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever happens inside."""
@@ -368,7 +397,7 @@ class Envelope:
             if status == 0:
                 await errors.response_of(fault, scope["path"])(inner, receive, send_stamped)
 
-        if self.name == "api" and self.plane.trusted_proxies:
+        if self.is_public and self.plane.trusted_proxies:
             inner["client"] = _find_client(self.plane.trusted_proxies, scope)
         inner["tollway.request_id"] = request_id
         address, _ = inner["client"] or ("", 0)

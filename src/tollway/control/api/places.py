@@ -12,8 +12,8 @@ request counts against the share and the rate, and waits for its turn, before th
 organization are spaced out. A client at a public route, or with a credential that was not presented before, counts as unauthenticated: at
 the public API those share by their network address, as the keys of an organization do.
 
-A stream that gateways follow gives its place back once it begins, and counts against a bound of its own. Revocations may use a
-reserve of places, and have a rate of their own. Health takes none. Everything runs in the event loop, so nothing is locked.
+A stream that gateways or pages of the console follow gives its place back once it begins, and counts against bounds of its own. Revocations
+may use a reserve of places, and have a rate of their own. Health takes none. Everything runs in the event loop, so nothing is locked.
 """
 
 import asyncio
@@ -92,6 +92,9 @@ while one takes over from the other."""
 FOLLOWERS_MAX = 512
 """Streams of changes at once. A gateway follows one; each costs a descriptor and a few kilobytes."""
 
+FOLLOWED_MAX = 8
+"""Streams that one organization, or one operator, follows at once at the public API: a quarter of its share, so that pages that are left
+open keep nobody of it from asking."""
 
 _ROUTELESS = (ROUTE_UNKNOWN, METHOD_UNSUPPORTED)
 """Faults of requests that no route has taken, so that nobody was asked who sends them."""
@@ -127,6 +130,8 @@ class Places:
     shares_addresses: bool = False
     taken: int = 0
     followers: int = 0
+    followed: Counter[str] = field(default_factory=Counter)
+    """Streams that each sharer of the public API follows."""
     by_caller: Counter[str] = field(default_factory=Counter)
     working: Counter[str] = field(default_factory=Counter)
     waiting: dict[str, deque[asyncio.Future[None]]] = field(default_factory=dict)
@@ -217,6 +222,7 @@ class Place:
     _is_taken: bool = False
     _is_follower: bool = False
     _caller: str | None = None
+    _followed: str | None = None
     _working: str | None = None
     _working_since: float = 0.0
     _is_preferred: bool = False
@@ -358,12 +364,26 @@ class Place:
             await asyncio.sleep(self.places.pace_refusal(self.sharer))
 
     def follow(self) -> None:
-        """Turn the request into a stream that is followed. Raises Fault OVERLOADED above FOLLOWERS_MAX."""
-        if self.places.followers >= FOLLOWERS_MAX:
+        """Turn the request into a stream that is followed. Raises Fault OVERLOADED above FOLLOWERS_MAX; CONCURRENCY_EXCEEDED where its
+        sharer follows FOLLOWED_MAX at the public API."""
+        places = self.places
+        if places.followers >= FOLLOWERS_MAX:
             raise Fault(OVERLOADED, message="Too many streams of changes are followed.")
-        self.places.followers += 1
+        if places.shares_addresses and self._caller is not None:
+            if places.followed[self._caller] >= FOLLOWED_MAX:
+                raise Fault(
+                    CONCURRENCY_EXCEEDED, message=f"There are {FOLLOWED_MAX} open streams already; close a page, or reload this one later."
+                )
+            places.followed[self._caller] += 1
+            self._followed = self._caller
+        places.followers += 1
         self._is_follower = True
         self.give_back()
+
+    @property
+    def is_follower(self) -> bool:
+        """Return whether the request is a stream that is followed: it takes turns for what it reads, and has none while it waits."""
+        return self._is_follower
 
     def release(self) -> None:
         """Give back everything: the request is over."""
@@ -372,6 +392,11 @@ class Place:
         if self._is_follower:
             self.places.followers -= 1
             self._is_follower = False
+        if self._followed is not None:
+            self.places.followed[self._followed] -= 1
+            if not self.places.followed[self._followed]:
+                del self.places.followed[self._followed]
+            self._followed = None
         self._uncount()
 
     def prefer(self) -> None:

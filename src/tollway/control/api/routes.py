@@ -1,7 +1,7 @@
 """The parts that all routes share: access declarations, strict reading of bodies, and the `ControlPlane` of the process.
 
 Theory of operation. A route declares its access as a dependency: `may(Permission...)`, `Node`, `Joiner`, `Invitee` or `public`.
-`ApiRoute`, the route class of all routers, finds that declaration when the route is made (a route without one cannot be made) and
+`ApiRoute`, the route class of all routers, finds that declaration when the route is first used (a route without one answers nobody) and
 enforces it before a byte of the body is read, and again behind a body that took long. Access hangs on the route object, never on a path
 compared as text.
 
@@ -20,6 +20,7 @@ An endpoint is a plain function in a worker thread. It opens the transaction it 
 
 import functools
 import re
+import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.routing import compile_path, get_name
 
 from tollway.control import idempotency
 from tollway.control.api.errors import SCIM_PATH, name_of
@@ -226,6 +228,10 @@ SECRET = re.compile(r"tw_[a-z]+_[0-9A-Za-z]+")
 BRACKETS = re.compile(r"(\[\]|%5B%5D)(?==|&|$)", re.IGNORECASE)
 
 
+_COMPLETING = threading.RLock()
+"""Held while a route is completed: others that need it wait, some milliseconds."""
+
+
 class StrictRequest(Request):
     """A request whose JSON was parsed strictly before the framework sees it."""
 
@@ -237,9 +243,33 @@ class StrictRequest(Request):
 
 
 class ApiRoute(APIRoute):
-    """A route that knows who may pass. Raises TypeError when it is made without exactly one declared access."""
+    """A route that knows who may pass. It is completed, in whichever thread, when something is first asked of it that its path does not
+    say: a process has hundreds of routes, whose schemas are a quarter of the work of its start, and uses few of them.
+
+    A route without exactly one declared access raises TypeError then: it answers nobody."""
 
     access: Access
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        """`options`: those of the framework."""
+        self.path, self.endpoint = path, endpoint
+        self.name = options.get("name") or get_name(endpoint)
+        self.methods = {method.upper() for method in options.get("methods") or ("GET",)}
+        self.path_regex, self.path_format, self.param_convertors = compile_path(path)
+        self._options: dict[str, Any] | None = options
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what was not there yet. Raises TypeError for a route whose access is not declared."""
+        with _COMPLETING:
+            options = self.__dict__.get("_options")
+            if options is not None:
+                self._options = None
+                try:
+                    super().__init__(self.path, self.endpoint, **options)
+                except BaseException:
+                    self._options = options
+                    raise
+        return object.__getattribute__(self, name)
 
     def find_event(self) -> str | None:
         """Return the event as which the audit trail records a request of this route; None for none. Raises TypeError if that is not
@@ -323,7 +353,7 @@ class ApiRoute(APIRoute):
             place.end_preference()
             if response.background is not None:
                 place.end_turn()  # what is done after the answer holds up no other request of the organization
-            if isinstance(response, StreamingResponse) and organization_id is not None:
+            if isinstance(response, StreamingResponse) and organization_id is not None and not place.is_follower:
                 place.end_turn()
                 response.body_iterator = place.stream(response.body_iterator, organization_id)
             return response

@@ -20,8 +20,16 @@ from tollway.domain.pages import Page, PageWindow
 from tollway.domain.snapshot import CertificateEntry, KeyEntry
 from tollway.storage import certificates as storage
 from tollway.storage import keys as stored_keys
-from tollway.storage.database import TenantTx
+from tollway.storage.database import PlatformTx, TenantTx
 from tollway.wire.client_certificates import CertificateInvalid, read_pem
+
+EXPIRING_SECONDS = 14 * 86_400
+"""Time before its expiry at which a certificate is counted as one that expires."""
+
+
+def count_expiring(tx: PlatformTx, now: int) -> int:
+    """Return how many active certificates of all organizations expire within EXPIRING_SECONDS."""
+    return storage.count_expiring(tx, now, now + EXPIRING_SECONDS * 1_000_000)
 
 
 def upload_certificate(tx: TenantTx, content: str, *, id: str, name: str | None, now: int) -> ClientCertificate:

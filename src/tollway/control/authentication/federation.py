@@ -211,14 +211,13 @@ async def refresh_keys(
     """Fetch the keys of issuers and publish those that changed. Return the providers whose issuer failed, each with the reason: their keys
     stay in force for STALE_US. `audited`: the database that records a change of keys in the audit trail; a fetch alone is none."""
     failed = []
-    async with issuer_keys.open_client() as client:
-        for provider in providers:
-            try:
-                keys: tuple[Jwk, ...] | None = await issuer_keys.fetch(client, provider.issuer, provider.discovery_url)
-            except KeysUnavailable as error:
-                keys = None
-                failed.append((provider.id, str(error)))
-            await run_in_thread(_store_keys, database, audited, provider, keys, now())
+    for provider in providers:
+        try:
+            keys: tuple[Jwk, ...] | None = await issuer_keys.fetch(provider.issuer, provider.discovery_url)
+        except KeysUnavailable as error:
+            keys = None
+            failed.append((provider.id, str(error)))
+        await run_in_thread(_store_keys, database, audited, provider, keys, now())
     return failed
 
 

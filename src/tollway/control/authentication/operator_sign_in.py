@@ -1,10 +1,12 @@
-"""Signing in as an operator: with the identity provider of the platform, or with a key of operators.
+"""Signing in as an operator: with the identity provider of the platform, with a key of operators, or by a one-time
+link that was made with one.
 
 Of whom the provider proved (`provider_flow`) the groups decide what they may do. Whoever is in none of the groups of the settings is
 refused, and loses the role that they had.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from tollway.control.auditing import audit
@@ -14,7 +16,8 @@ from tollway.control.authentication.provider_flow import Proven, ProviderClient
 from tollway.control.authentication.provider_sign_in import GROUPS_MAX, SUBJECT_CHARACTERS_MAX
 from tollway.control.authentication.sign_in import Visitor
 from tollway.control.identity import access, operators
-from tollway.control.identity.operators import BegunSession, MappedRole, OperatorSignIn, SignedInOperator
+from tollway.control.identity.operators import BegunSession, FoundLink, MappedRole, OperatorSignIn, SignedInOperator
+from tollway.control.languages.texts import mark
 from tollway.control.plane import ControlPlane
 from tollway.domain import ids
 from tollway.domain.audit import Actor, ActorKind, Target
@@ -30,7 +33,7 @@ CLIENT_ID = "operators"
 def require_sign_in(plane: ControlPlane) -> OperatorSignIn:
     """Return the identity provider of the platform. Raises SIGN_IN_REFUSED if the settings name none."""
     if plane.operator_sign_in is None:
-        raise Fault(SIGN_IN_REFUSED, message="There is no sign-in of operators: control.operator_sign_in is not set.")
+        raise Fault(SIGN_IN_REFUSED, message=mark("There is no sign-in of operators: control.operator_sign_in is not set."))
     return plane.operator_sign_in
 
 
@@ -89,20 +92,37 @@ def enter_with_key(plane: ControlPlane, secret: str, visitor: Visitor) -> BegunS
     if key.type is not KeyType.PLATFORM or key.origin is None or len(key.grants) != 1:
         raise sign_in.Refused(SignInMethod.KEY, None)
     sign_in.take_back_address(plane, visitor.address)
-    operator = SignedInOperator(
-        id=operators.make_operator_id(operators.KEY_ISSUER, key.id),
-        issuer=operators.KEY_ISSUER,
-        subject=key.id,
-        email="",
-        name=key.id,
-        role=key.grants[0].role,
-        origin=key.origin,
-        signed_in_at=now,
-    )
-    actor = Actor(kind=ActorKind.OPERATOR, id=key.id, address=visitor.address, request_id=visitor.request_id)
+    operator = operators.describe_key(key.id, key.origin, key.grants[0].role, now)
+    return _begin_of_key(plane, operator, SignInMethod.KEY, visitor, now)
+
+
+def find_link(plane: ControlPlane, token: str) -> FoundLink:
+    """Return the link of a token. Raises SIGN_IN_REFUSED."""
+    with plane.database.platform(write=False) as tx:
+        found = operators.find_link(tx, plane.peppers, token, plane.now())
+    if found is None:
+        raise sign_in.Refused(SignInMethod.LINK, None)
+    return found
+
+
+def enter_with_link(plane: ControlPlane, token: str, visitor: Visitor) -> BegunSession:
+    """Begin a session of whoever presents the token of a one-time link, with the role and origin of the key that made it. It ends with the
+    key. Raises SIGN_IN_REFUSED."""
+    found, now = find_link(plane, token), plane.now()
+    return _begin_of_key(plane, replace(found.operator, signed_in_at=now), SignInMethod.LINK, visitor, now, link=found)
+
+
+def _begin_of_key(
+    plane: ControlPlane, operator: SignedInOperator, method: SignInMethod, visitor: Visitor, now: int, *, link: FoundLink | None = None
+) -> BegunSession:
+    """Begin a session of an operator who is known by a key. `link`: is used up; of two requests with it one is refused."""
+    actor = Actor(kind=ActorKind.OPERATOR, id=operator.subject, address=visitor.address, request_id=visitor.request_id)
     target = Target(kind="operator", id=operator.id)
-    operation = AuditedOperation(event="login.succeeded", operation="sign_in_with_operator_key", actor=actor, target=target)
+    name = "sign_in_with_operator_key" if link is None else "sign_in_with_operator_link"
+    operation = AuditedOperation(event="login.succeeded", operation=name, actor=actor, target=target)
     with plane.database.recording(audit.record_in(operation, new_id=plane.new_id, now=now)).platform() as tx:
+        if link is not None and not operators.use_link(tx, link, now):
+            raise sign_in.Refused(SignInMethod.LINK, None)
         operators.note_sign_in(tx, operator)
         begun = operators.begin_session(
             tx,
@@ -111,13 +131,13 @@ def enter_with_key(plane: ControlPlane, secret: str, visitor: Visitor) -> BegunS
             address=visitor.address,
             agent=visitor.agent,
             id_token=None,
-            method=SignInMethod.KEY,
+            method=method,
             random_bytes=plane.random_bytes(RANDOM_BYTES),
             pepper=plane.pepper,
             now=now,
         )
     sign_in.end_session_before(plane, visitor)
-    plane.sign_ins.count(SignInMethod.KEY, "succeeded")
+    plane.sign_ins.count(method, "succeeded")
     return begun
 
 

@@ -248,8 +248,8 @@ async def _read(
 ) -> dict[str, Any]:
     is_private = client.issuer in plane.private_issuers
     try:
-        async with issuer_keys.open_client() as http, issuer_keys.bounded():
-            return await issuer_keys.read_object(http, url, is_private_allowed=is_private, form=form, authorization=authorization)
+        async with issuer_keys.bounded():
+            return await issuer_keys.read_object(url, is_private_allowed=is_private, form=form, authorization=authorization)
     except KeysUnavailable as unavailable:
         if form is not None and isinstance(unavailable, AnswerRefused) and unavailable.status in (400, 401):
             raise refuse(plane, client.id, f"the provider refused the code or the client: {unavailable}") from None

@@ -15,6 +15,7 @@ from tollway.control.authentication.sign_in import Visitor
 from tollway.control.identity import invites, people, roles
 from tollway.control.identity.credentials import Account
 from tollway.control.identity.sessions import Begun
+from tollway.control.languages.texts import mark
 from tollway.control.plane import ControlPlane
 from tollway.domain import ids
 from tollway.domain.audit import Actor, ActorKind
@@ -42,7 +43,7 @@ def find_connection(plane: ControlPlane, connection_id: str) -> SignInConnection
         with plane.database.platform(write=False) as tx:
             found = storage.find_enabled(tx, connection_id)
     if found is None:
-        raise Fault(SIGN_IN_REFUSED, message="There is no such sign-in. Ask your administrator for the address.")
+        raise Fault(SIGN_IN_REFUSED, message=mark("There is no such sign-in. Ask your administrator for the address."))
     return found
 
 

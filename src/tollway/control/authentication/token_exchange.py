@@ -21,7 +21,7 @@ from tollway.control.plane import ControlPlane
 from tollway.control.secrets import signing_keys
 from tollway.control.secrets.signing_keys import Signer
 from tollway.domain import ids
-from tollway.domain.faults import DATABASE_UNAVAILABLE, KEY_INVALID, Fault
+from tollway.domain.faults import DATABASE_UNAVAILABLE, KEY_INVALID, RESOURCE_UNKNOWN, Fault
 from tollway.domain.federation import IdentityProvider, ProviderRule
 from tollway.domain.keys import KeyType
 from tollway.domain.tokens import (
@@ -41,6 +41,9 @@ from tollway.wire.json_web_tokens import encode_part, load_key, read_token, veri
 CLIENT_CREDENTIALS = "client_credentials"
 TOKEN_EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
 JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+
+PLAYGROUND = "playground"
+"""Stand-in for a grant type in the log, where a person sends a request from the console."""
 
 SUBJECT_TOKEN_TYPES = ("urn:ietf:params:oauth:token-type:jwt", "urn:ietf:params:oauth:token-type:id_token")
 ISSUED_TOKEN_TYPE = "urn:ietf:params:oauth:token-type:access_token"
@@ -219,6 +222,17 @@ _GRANTS: Mapping[str, Callable[[ControlPlane, Parameters, str | None], Proven]] 
 }
 GRANT_TYPES = (*_GRANTS, *device_login.GRANTS)
 """The grant types of the token endpoint."""
+
+
+def issue_for_key(plane: ControlPlane, organization_id: str, key_id: str) -> IssuedToken:
+    """Return a token for a key of an organization, for somebody who may see its secret anyway: the caller has proved that. Raises
+    RESOURCE_UNKNOWN for a key that may not act now; ExchangeRefused where it ends at this moment."""
+    with plane.database.tenant(organization_id, write=False) as tx:
+        key = storage.find_represented_key(tx, key_id, plane.now())
+    if key is None:
+        raise Fault(RESOURCE_UNKNOWN)
+    return _issue(plane, PLAYGROUND, Proven(key, None, {}))
+
 
 # ---- Issue --------------------------------------------------------------------------------------------------------------
 

@@ -23,4 +23,5 @@ def require_creation(tx: TenantTx, sizes: QuotaSizes, quota: Quota, now: int) ->
 
 def list_standings(tx: TenantTx, sizes: QuotaSizes, now: int) -> list[QuotaStanding]:
     """Return how each quota of the organization stands."""
-    return [QuotaStanding(quota, storage.count(tx, quota, now), sizes[quota]) for quota in QUOTAS]
+    counts = storage.count_all(tx, tuple(QUOTAS), now)
+    return [QuotaStanding(quota, used, sizes[quota]) for quota, used in counts.items()]

@@ -102,7 +102,7 @@ def archive_model(tx: PlatformTx, name: str, now: int) -> Model:
     model = msgspec.structs.replace(get_model(tx, name), status=Status.ARCHIVED, published=False)
     storage.put_model(tx, model)
     publish.publish(tx, ModelEntry, [name], now)
-    archived = storage.archive_deployments(tx, name)
+    archived = storage.archive_deployments(tx, name, now)
     publish.publish(tx, DeploymentEntry, archived, now)
     _tell(tx, EventType.DEPLOYMENT_ARCHIVED, archived, name, now)
     return model
@@ -208,7 +208,7 @@ def archive_deployment(tx: PlatformTx, deployment_id: str, now: int) -> Deployme
     publish.lock(tx)
     found = get_deployment(tx, deployment_id)
     deployment = msgspec.structs.replace(found, status=Status.ARCHIVED, credential=None)
-    storage.put_deployment(tx, deployment)
+    storage.archive_deployment(tx, deployment_id, now)
     publish.publish(tx, DeploymentEntry, [deployment_id], now)
     if found.status is not Status.ARCHIVED:
         _tell(tx, EventType.DEPLOYMENT_ARCHIVED, [deployment_id], deployment.model, now)

@@ -1,6 +1,6 @@
 """The console: pages on which tenants and operators see and change what the REST API shows and changes, as HTML from the server.
 
-Owns the pages below `/console`, their templates, style sheet, scripts and texts in two languages. Does not own operations, rules of
+Owns the pages below `/console`, their templates, style sheet and scripts. Does not own their languages (`languages/`), operations, rules of
 access or queries: a page calls the functions behind the routes of the REST API with `Page.call`, which checks the permission that the
 route declares and records the change as the route would. So a page shows nothing that the API would refuse, and no page has SQL of its
 own.
@@ -11,7 +11,7 @@ How a page is added:
    `router` of `routing.router()` that `routers.py` lists. Its endpoints take a `TenantPage` or a `PlatformPage`, call operations by
    `page.call`, and return `page.show(template, ...)`. What not everybody may see is left out with `page.allows`.
 2. A template in `templates/`, which extends `shell.html` and takes its texts from `_("...")`; `make messages` collects them in
-   `languages/de.po`, where each needs its German. Numbers, money and times go through the filters of `formats.py`.
+   `control/languages/de.po`, where each needs its German. Numbers, money and times go through the filters of `languages/formats.py`.
 3. A form names its fields by `form("name", ...)` and is sent to a POST of the same module, which calls the operation and answers with
    `page.lead(path, notice)`, or shows the form again with the fault. Whatever cannot be undone asks for a typed confirmation
    (`forms.require_typed`), and says what will happen.

@@ -1,6 +1,7 @@
 """Forms of the console: their fields, and the bodies of the REST API that they become."""
 
 from collections.abc import Callable, Coroutine, Mapping
+from datetime import UTC, date, datetime
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
@@ -11,6 +12,7 @@ from starlette.requests import Request
 from tollway.control.api import errors
 from tollway.control.api.authentication.pages import read_form
 from tollway.control.api.routes import plane_of
+from tollway.control.languages.texts import mark
 from tollway.domain.faults import PARAMETER_INVALID, Fault
 
 M = TypeVar("M", bound=BaseModel)
@@ -30,9 +32,9 @@ def form(*names: str) -> Any:
 
 
 def make_body(model: type[M], values: Mapping[str, object]) -> M:
-    """Return what a form wants as the body that the REST API would take. Fields that were left empty are left out. Raises the Fault that
-    the API would answer."""
-    given = {name: value for name, value in values.items() if value not in ("", None, [], {})}
+    """Return what a form wants as the body that the REST API would take. Fields that were left empty are left out; an empty list
+    stays. Raises the Fault that the API would answer."""
+    given = {name: value for name, value in values.items() if value not in ("", None)}
     try:
         return model.model_validate(given, strict=False)
     except ValidationError as error:
@@ -50,9 +52,20 @@ def split_list(text: str) -> list[str]:
     return [each.strip() for line in text.splitlines() for each in line.split(",") if each.strip()]
 
 
+def read_day(name: str, text: str) -> int | None:
+    """Return the beginning of a day of UTC in a field `name` in Unix seconds; None if it is empty. Raises PARAMETER_INVALID."""
+    if not text:
+        return None
+    try:
+        day = date.fromisoformat(text)
+        return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
+    except (ValueError, OverflowError):
+        raise Fault(PARAMETER_INVALID, param=name, message="A day is a date such as 2026-11-30.") from None
+
+
 def require_typed(typed: str, expected: str) -> None:
     """Raise PARAMETER_INVALID unless the viewer typed what is to be confirmed."""
     if typed.strip() != expected.strip():
         raise Fault(
-            PARAMETER_INVALID, param="confirmation", message="What you typed is not the name that was asked for. Nothing was changed."
+            PARAMETER_INVALID, param="confirmation", message=mark("What you typed is not the name that was asked for. Nothing was changed.")
         )

@@ -5,12 +5,12 @@ from typing import Annotated
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tollway.control.api.authentication.pages import SomebodySignedIn, choose_path, get_origin, redirect
+from tollway.control.api.authentication.pages import THEMES, SomebodySignedIn, choose_path, get_origin, redirect
 from tollway.control.api.routes import Plane
 from tollway.control.console import rendering
 from tollway.control.console.forms import Form, form
 from tollway.control.console.routing import router as new_router
-from tollway.control.console.texts import LANGUAGES
+from tollway.control.languages.texts import LANGUAGES
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
 from tollway.domain.keys import Operator
 
@@ -30,7 +30,7 @@ async def choose_look(
     _caller: SomebodySignedIn, plane: Plane, request: Request, fields: Annotated[Form, form("language", "theme", "back")]
 ) -> Response:
     """Keep the language and the theme that the viewer chose, and go back to the page where they chose it."""
-    if fields["language"] not in LANGUAGES or fields["theme"] not in rendering.THEMES:
+    if fields["language"] not in LANGUAGES or fields["theme"] not in THEMES:
         raise Fault(PARAMETER_INVALID)
     answer = redirect(choose_path(fields["back"], PATH))
     return rendering.keep_look(answer, get_origin(plane, request), fields["language"], fields["theme"])

@@ -8,13 +8,14 @@ from tollway.control.api.auditing import audit_logs
 from tollway.control.api.authentication import sign_in_connections
 from tollway.control.api.bounds import limits
 from tollway.control.api.catalog import deployments, price_books, prices
+from tollway.control.api.eventing import telemetry_exports, webhooks
 from tollway.control.api.gateways import nodes
-from tollway.control.api.identity import groups, roles, users
+from tollway.control.api.identity import api_keys, groups, roles, users
 from tollway.control.api.invoicing import invoices
 from tollway.control.api.metering import reconciliation, request_log, usage
-from tollway.control.api.money import budgets, credits, periods
+from tollway.control.api.money import budgets, contracts, credits, margins, periods
 from tollway.control.api.tenancy import organizations, projects
-from tollway.control.console.texts import mark
+from tollway.control.languages.texts import mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ TENANT: tuple[Section, ...] = (
             Entry(mark("Usage"), "/usage", usage.list_completions),
             Entry(mark("Requests"), "/requests", request_log.list_requests),
             Entry(mark("Models and prices"), "/models", prices.list_own_prices),
+            Entry(mark("Playground"), "/playground"),
         ),
     ),
     Section(
@@ -51,6 +53,8 @@ TENANT: tuple[Section, ...] = (
             Entry(mark("Limits"), "/limits", limits.list_binding_limits),
             Entry(mark("Invoices"), "/invoices", invoices.list_own_invoices),
             Entry(mark("Credits"), "/credits", credits.retrieve_credits),
+            Entry(mark("Billing periods"), "/periods", periods.list_own_periods),
+            Entry(mark("Contracts"), "/contracts", contracts.list_own_contracts),
         ),
     ),
     Section(
@@ -61,6 +65,14 @@ TENANT: tuple[Section, ...] = (
             Entry(mark("Groups"), "/groups", groups.list_groups),
             Entry(mark("Roles"), "/roles", roles.list_roles),
             Entry(mark("Sign-in"), "/sign-in", sign_in_connections.list_connections),
+            Entry(mark("Admin keys"), "/admin-keys", api_keys.list_admin_keys),
+        ),
+    ),
+    Section(
+        mark("Integrations"),
+        (
+            Entry(mark("Webhooks"), "/webhooks", webhooks.list_webhook_endpoints),
+            Entry(mark("Telemetry exports"), "/telemetry", telemetry_exports.list_telemetry_exports),
             Entry(mark("Audit trail"), "/audit", audit_logs.list_audit_logs),
         ),
     ),
@@ -81,6 +93,7 @@ PLATFORM: tuple[Section, ...] = (
             Entry(mark("Prices"), "/prices", price_books.list_books),
             Entry(mark("Billing periods"), "/periods", periods.list_periods),
             Entry(mark("Invoices"), "/invoices", invoices.list_invoices),
+            Entry(mark("Margins"), "/margins", margins.list_margins),
             Entry(mark("Reconciliation"), "/reconciliation", reconciliation.list_reconciliation),
         ),
     ),

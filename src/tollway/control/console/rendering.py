@@ -13,8 +13,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tollway.control.api.authentication import pages
-from tollway.control.console import assets, charts, formats, times
-from tollway.control.console.texts import LANGUAGES, choose_language, get_texts, mark
+from tollway.control.api.authentication.pages import LOOK_COOKIE, THEMES
+from tollway.control.console import assets, charts
+from tollway.control.languages import formats, times
+from tollway.control.languages.texts import LANGUAGES, get_texts, make_templates, mark
 from tollway.domain.faults import Fault
 from tollway.wire.retry_after import retry_after
 
@@ -26,9 +28,6 @@ HEADERS: Mapping[str, str] = {
 }
 """Headers of every page of the console: it runs our own files alone."""
 
-THEMES = ("system", "light", "dark")
-
-LOOK_COOKIE = "tollway_look"
 NOTICE_COOKIE = "tollway_notice"
 LOOK_SECONDS = 365 * 86_400
 NOTICE_SECONDS = 60
@@ -51,9 +50,28 @@ NOTICES: Mapping[str, str] = {
     "secret_retired": mark("The secret before the latest rotation was retired."),
     "invited": mark("The invitation is on its way."),
     "invited_without_mail": mark("The invitation stands, but its mail could not be sent."),
+    "replayed": mark("The events are delivered once more."),
     "pending": mark("Done, but not every gateway has confirmed it yet. Those that have not are on the page of the fleet."),
 }
 """Texts that a page says after a form was carried out, by a key that the browser brings."""
+
+
+VALUES: Mapping[str, str] = {
+    "open": mark("open"),
+    "closing": mark("closing"),
+    "closed": mark("closed"),
+    "draft": mark("draft"),
+    "published": mark("published"),
+    "discarded": mark("discarded"),
+    "issued": mark("issued"),
+    "void": mark("void"),
+    "invoice": mark("invoice"),
+    "credit_note": mark("credit note"),
+    "hard": mark("hard"),
+    "soft": mark("soft"),
+    "alert": mark("alert"),
+}
+"""Values of the REST API by what pages call them; every other one is shown as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +85,9 @@ class Look:
 
 def read_look(request: Request) -> Look:
     """Return the look of a page, as the browser asks for it."""
-    language, _, theme = (pages.find_cookie(request, LOOK_COOKIE) or "").partition(".")
+    language, theme = pages.choose_look(request)
     notice = pages.find_cookie(request, NOTICE_COOKIE) or ""
-    return Look(
-        choose_language(language, request.headers.get("accept-language", "")),
-        theme if theme in THEMES else THEMES[0],
-        notice if notice in NOTICES else "",
-    )
+    return Look(language, theme, notice if notice in NOTICES else "")
 
 
 def keep_look(answer: Response, origin: str, language: str, theme: str) -> Response:
@@ -99,42 +113,48 @@ def _set_cookie(answer: Response, origin: str, name: str, value: str, seconds: i
 @functools.cache
 def _get_environment(language: str) -> jinja2.Environment:
     """Return the templates as they are written in one language."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tollway.control.console", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=["jinja2.ext.i18n"],
-    )
-    texts = get_texts(language)
-    environment.install_gettext_callables(texts.gettext, texts.ngettext, newstyle=True)  # type: ignore[attr-defined]
+    environment = make_templates("tollway.control.console", "templates", language)
     environment.filters |= {
         "number": functools.partial(formats.format_number, language),
-        "compact": functools.partial(formats.format_compact, language),
+        "percent": functools.partial(formats.format_basis_points, language),
         "time": functools.partial(times.show_time, language),
         "day": functools.partial(times.show_day, language),
         "milliseconds": functools.partial(times.format_milliseconds, language),
         "money": functools.partial(formats.show_money, language),
+        "named": functools.partial(_name_value, language),
     }
     environment.globals |= {
         "asset": assets.get_path,
         "draw_bars": functools.partial(charts.draw_bars, language),
         "LANGUAGES": LANGUAGES,
-        "THEMES": THEMES,
         "NOTICES": NOTICES,
         "DASH": formats.DASH,
     }
     return environment
 
 
+def _name_value(language: str, value: str) -> str:
+    """Return what a page calls a value of the REST API."""
+    return get_texts(language).gettext(VALUES[value]) if value in VALUES else value
+
+
+def fill_in(template: str, look: Look, **values: Any) -> str:
+    """Return a template with values, each of which is escaped."""
+    return _get_environment(look.language).get_template(template).render(look=look, **values)
+
+
 def render(template: str, look: Look, *, status: int = 200, **values: Any) -> Response:
     """Return a page. Every value is escaped."""
-    text = _get_environment(look.language).get_template(template).render(look=look, **values)
-    answer = Response(text, status, HEADERS, "text/html")
+    answer = Response(fill_in(template, look, **values), status, HEADERS, "text/html")
     if look.notice:
         answer.headers.append("set-cookie", f"{NOTICE_COOKIE}=; Path=/; Max-Age=0; HttpOnly; SameSite=Lax")
     return answer
+
+
+def protect(file: Response) -> Response:
+    """Return a file that the API answered with the headers of the console."""
+    file.headers.update(HEADERS)
+    return file
 
 
 def render_fault(look: Look, fault: Fault) -> Response:

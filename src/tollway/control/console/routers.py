@@ -5,10 +5,27 @@ from collections.abc import Sequence
 from fastapi import APIRouter
 
 from tollway.control.console import assets, home
-from tollway.control.console.platform import audit, fleet, invoices, organizations, periods, prices, reconciliation, start
+from tollway.control.console.platform import audit, fleet, invoices, margins, organizations, periods, prices, reconciliation, start
+from tollway.control.console.tenant import (
+    admin_keys,
+    budgets,
+    contracts,
+    credits,
+    keys,
+    limits,
+    members,
+    overview,
+    playground,
+    projects,
+    requests,
+    sign_in,
+    telemetry,
+    usage,
+    webhooks,
+)
 from tollway.control.console.tenant import audit as own_audit
-from tollway.control.console.tenant import budgets, keys, limits, members, overview, projects, requests, sign_in, usage
 from tollway.control.console.tenant import invoices as own_invoices
+from tollway.control.console.tenant import periods as own_periods
 from tollway.control.console.tenant import prices as own_prices
 
 ROUTERS: Sequence[APIRouter] = (
@@ -19,11 +36,18 @@ ROUTERS: Sequence[APIRouter] = (
     usage.router,
     requests.router,
     own_prices.router,
+    playground.router,
     budgets.router,
     limits.router,
     own_invoices.router,
+    credits.router,
+    own_periods.router,
+    contracts.router,
     members.router,
     sign_in.router,
+    admin_keys.router,
+    webhooks.router,
+    telemetry.router,
     own_audit.router,
     organizations.router,
     start.router,
@@ -31,6 +55,7 @@ ROUTERS: Sequence[APIRouter] = (
     prices.router,
     invoices.router,
     periods.router,
+    margins.router,
     reconciliation.router,
     audit.router,
     home.router,  # last, because it answers for every other address

@@ -195,8 +195,12 @@ class Page:
         return rendering.lead(pages.get_origin(self.plane, self.request), self.root + path, notice)
 
     def make_form_token(self) -> str:
-        """Return the token that a form of this session must hold."""
-        return pages.make_form_token(self.plane, self.request)
+        """Return the token that a form of this session must hold: computed once for all forms of a page."""
+        scope = self.request.scope
+        if "tollway.form_token" not in scope:
+            scope["tollway.form_token"] = pages.make_form_token(self.plane, self.request)
+        token: str = scope["tollway.form_token"]
+        return token
 
     def list_sections(self) -> list[navigation.Section]:
         """Return the navigation that the viewer is offered."""

@@ -48,6 +48,7 @@ class Peer(NamedTuple):
     """A checked address to connect to. `host`: for the certificate and the header."""
 
     address: str
+    port: int
     host: str
     authority: str
 
@@ -85,8 +86,7 @@ async def find_peer(url: str, networks: Sequence[Network], organization_id: str 
         raise AddressRefused("its host has no address") from None
     for each in addresses:
         _check_address(each, parts.scheme, networks)
-    shown = f"[{addresses[0]}]" if ":" in addresses[0] else addresses[0]
-    return Peer(f"{shown}:{port}", host, parts.netloc)
+    return Peer(addresses[0], port, host, parts.netloc)
 
 
 def _begin_to_resolve(host: str, port: int, owner: str | None) -> "Future[list[str]]":

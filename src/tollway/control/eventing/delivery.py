@@ -12,8 +12,7 @@ side (a defect, the database) is logged, and ends nothing of the others.
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -23,8 +22,11 @@ import msgspec
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from tollway.control import foreign_hosts
 from tollway.control.eventing.addresses import AddressRefused, NamesBusy, find_peer
 from tollway.control.eventing.endpoints import open_secrets
+from tollway.control.eventing.receivers import serve_due
+from tollway.control.foreign_hosts import AnswerInvalid, Host
 from tollway.control.jobs import Turn, describe_failure
 from tollway.domain.events import Event, EventType, encode, new_event
 from tollway.domain.faults import Fault
@@ -110,43 +112,29 @@ class WebhookCounts(Collector):
         yield family
 
 
-@asynccontextmanager
-async def _open_client() -> AsyncIterator[httpx2.AsyncClient]:
-    # A connection is kept for nobody: the pool knows it by its address alone, and another endpoint's certificate may be behind that.
-    limits = httpx2.Limits(max_connections=PROCESS_MAX, max_keepalive_connections=0)
-    async with httpx2.AsyncClient(limits=limits, follow_redirects=False, trust_env=False, timeout=ATTEMPT_SECONDS_MAX) as client:
-        yield client
-
-
-async def post(
-    client: httpx2.AsyncClient, endpoint: WebhookEndpoint, networks: Sequence[Network], headers: Mapping[str, str], body: bytes
-) -> Outcome:
-    """Send a body, and read of the answer the status alone. Raises NamesBusy."""
-    url = endpoint.url
+async def post(url: str, owner: str | None, networks: Sequence[Network], headers: Mapping[str, str], body: bytes) -> Outcome:
+    """Send a body to the URL of an organization, or of the operators (None), and read of the answer the status alone. `headers`: in lower
+    case. Raises NamesBusy."""
     try:
         async with asyncio.timeout(ATTEMPT_SECONDS_MAX):
-            peer = await find_peer(url, networks, endpoint.organization_id)
-            parts = urlsplit(url)
-            pinned = parts._replace(netloc=peer.address).geturl()
-            sent = {**headers, "host": peer.authority, "content-type": "application/json", "user-agent": USER_AGENT}
-            request = client.stream("POST", pinned, content=body, headers=sent, extensions={"sni_hostname": peer.host})
-            async with request as answer:
-                return Outcome(status=answer.status_code)
+            peer = await find_peer(url, networks, owner)
+            sent = {"content-type": "application/json", **headers, "host": peer.authority, "user-agent": USER_AGENT}
+            tls_name = peer.host if urlsplit(url).scheme == "https" else None
+            answer = await foreign_hosts.exchange(Host(peer.address, peer.port, tls_name), "POST", url, sent, body)
+            return Outcome(status=answer.status)
     except AddressRefused as refused:
         return Outcome(error=f"address refused: {refused}"[:64])
     except TimeoutError:
         return Outcome(error="timeout")
-    except httpx2.TimeoutException:
-        return Outcome(error="timeout")
-    except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError, UnicodeError):
+    except (AnswerInvalid, httpx2.InvalidURL, OSError, UnicodeError):
         return Outcome(error="connection failed")
 
 
 async def send_test(endpoint: WebhookEndpoint, networks: Sequence[Network], secrets: Sequence[str], event: Event, now: int) -> Outcome:
     """Send an event once, at once, and store nothing of it. Raises NamesBusy."""
     body = encode(event)
-    async with _open_client() as client:
-        return await post(client, endpoint, networks, sign(secrets, event.id, now // 1_000_000, body), body)
+    headers = sign(secrets, event.id, now // 1_000_000, body)
+    return await post(endpoint.url, endpoint.organization_id, networks, headers, body)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,51 +155,25 @@ class Sender:
     async def run(self, turn: Turn) -> None:
         """Number new events and deliver what is due, until nothing is or RUN_SECONDS are over. Raises what kept it from finding out what is
         due, once the attempts that had begun are over."""
-        loop = asyncio.get_running_loop()
-        ends_at = loop.time() + RUN_SECONDS
-        working: dict[asyncio.Task[None], WebhookEndpoint] = {}
         failed: set[str] = set()
-        failure: Exception | None = None
-        async with _open_client() as client:
-            try:
-                while True:
-                    if failure is None and loop.time() < ends_at and not turn.is_over():
-                        try:
-                            for endpoint in await run_in_thread(self._prepare, list(working.values()), failed):
-                                working[asyncio.create_task(self._serve(client, endpoint))] = endpoint
-                        except Exception as error:
-                            failure = error
-                    if not working:
-                        break
-                    done, _ = await asyncio.wait(working, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
-                    for task in done:
-                        endpoint = working.pop(task)
-                        raised = task.exception()
-                        if raised is not None:
-                            failed.add(endpoint.id)
-                            said = {"endpoint_id": endpoint.id, "organization_id": endpoint.organization_id}
-                            self.log({"event": "webhook_deliveries_interrupted", **said, "detail": describe_failure(raised)})
-            finally:
-                for task in working:
-                    task.cancel()
-                if working:
-                    await asyncio.wait(working)
-        if failure is not None:
-            raise failure
+
+        def note_interrupted(endpoint: WebhookEndpoint, raised: BaseException) -> None:
+            failed.add(endpoint.id)
+            said = {"endpoint_id": endpoint.id, "organization_id": endpoint.organization_id}
+            self.log({"event": "webhook_deliveries_interrupted", **said, "detail": describe_failure(raised)})
+
+        await serve_due(turn, RUN_SECONDS, lambda working: self._prepare(working, failed), self._serve, note_interrupted)
 
     def _prepare(self, working: Sequence[WebhookEndpoint], failed: Collection[str]) -> list[WebhookEndpoint]:
         """Number new events, and return endpoints to be served now, without those that failed."""
         while self._number() == NUMBERED_MAX:
             pass
+        space = PROCESS_MAX - len(working)
+        if space <= 0:
+            return []
+        without, busy = {each.id for each in working} | set(failed), Counter(each.organization_id for each in working)
         with self.database.platform(write=False) as tx:
-            due = storage.list_due_endpoints(tx, self.now(), {each.id for each in working} | set(failed), PROCESS_MAX)
-        chosen: list[WebhookEndpoint] = []
-        busy = Counter(each.organization_id for each in working)
-        for endpoint in due:
-            if len(working) + len(chosen) < PROCESS_MAX and busy[endpoint.organization_id] < ORGANIZATION_MAX:
-                busy[endpoint.organization_id] += 1
-                chosen.append(endpoint)
-        return chosen
+            return storage.list_due_endpoints(tx, self.now(), without, busy, ORGANIZATION_MAX, space)
 
     def _number(self) -> int:
         with self.database.platform(write=False) as tx:
@@ -232,7 +194,7 @@ class Sender:
             storage.insert_deliveries(tx, pairs, self.now())
         return len(events)
 
-    async def _serve(self, client: httpx2.AsyncClient, endpoint: WebhookEndpoint) -> None:
+    async def _serve(self, endpoint: WebhookEndpoint) -> None:
         """Send to an endpoint what is due, until one fails. After an error the endpoint stays taken, which is its pause."""
         now = self.now()
         until = now + int(TAKEN_SECONDS * 1_000_000)
@@ -240,7 +202,7 @@ class Sender:
         try:
             await run_in_thread(lambda: taken.extend(self._take(endpoint.id, now, until)))
             for delivery, event in taken:
-                outcome = await self._attempt(client, endpoint, event)
+                outcome = await self._attempt(endpoint, event)
                 self.counts.count("succeeded" if outcome.is_success else "failed")
                 await run_in_thread(self._store, delivery, outcome)
                 if not outcome.is_success:
@@ -259,13 +221,14 @@ class Sender:
         with self.database.platform() as tx:
             return storage.take_deliveries(tx, endpoint_id, now, until, TAKEN_MAX)
 
-    async def _attempt(self, client: httpx2.AsyncClient, endpoint: WebhookEndpoint, event: Event) -> Outcome:
+    async def _attempt(self, endpoint: WebhookEndpoint, event: Event) -> Outcome:
         try:
             secrets = await run_in_thread(self._open_secrets, endpoint)
-        except (Fault, ValueError):  # the key of the organization cannot be had now, or was destroyed
+        except Fault:  # the key of the organization cannot be had now, or was destroyed
             return Outcome(error="signing secret unavailable")
         body = encode(event)
-        return await post(client, endpoint, self.networks, sign(secrets, event.id, self.now() // 1_000_000, body), body)
+        headers = sign(secrets, event.id, self.now() // 1_000_000, body)
+        return await post(endpoint.url, endpoint.organization_id, self.networks, headers, body)
 
     def _open_secrets(self, endpoint: WebhookEndpoint) -> list[str]:
         return open_secrets(endpoint, self.open_vault(endpoint.organization_id), self.now())
@@ -304,19 +267,20 @@ class Sender:
             )
             storage.put_endpoint(tx, endpoint)
         if outcome.status == 410:
-            self._disable(endpoint, DisabledReason.GONE)
+            self._disable(endpoint, DisabledReason.GONE, since)
         elif now - since >= GIVEN_UP_SECONDS * 1_000_000:
-            self._disable(endpoint, DisabledReason.FAILING)
+            self._disable(endpoint, DisabledReason.FAILING, since)
 
-    def _disable(self, endpoint: WebhookEndpoint, reason: DisabledReason) -> None:
-        """Let an endpoint get no more events, and tell the other endpoints."""
+    def _disable(self, endpoint: WebhookEndpoint, reason: DisabledReason, since: int) -> None:
+        """Let an endpoint, which has failed since an instant, get no more events, and tell the other endpoints."""
         now = self.now()
         owner = endpoint.organization_id
         with self.recorded.platform() if owner is None else self.recorded.tenant(owner) as tx:
             found = storage.find_endpoint(tx, owner, endpoint.id, lock=True)
             if found is None or found.disabled_at is not None:
                 return
-            storage.put_endpoint(tx, msgspec.structs.replace(found, disabled_at=now, disabled_reason=reason, told_at=None))
+            ended = msgspec.structs.replace(found, disabled_at=now, disabled_reason=reason, failing_since=since, told_at=None)
+            storage.put_endpoint(tx, ended)
             storage.fail_pending(tx, endpoint.id)
             said = {"id": endpoint.id, "reason": str(reason)}
             outbox.append(tx, [new_event(EventType.WEBHOOK_ENDPOINT_DISABLED, owner, at=now, data=said)])

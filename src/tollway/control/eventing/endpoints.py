@@ -22,6 +22,8 @@ from tollway.storage.database import Transaction as Transaction  # of either, fo
 from tollway.storage.outbox import EventFilter
 from tollway.storage.vault import LocalVault
 
+SECRET_LOST = "The secret of the endpoint cannot be opened any more: the key that sealed it is gone. Rotate the secret."
+
 
 class NewSecret(NamedTuple):
     """A secret for an endpoint: as it is shown, sealed, and a hint by which people tell it from others."""
@@ -38,11 +40,15 @@ def make_secret(endpoint_id: str, key: bytes, vault: LocalVault) -> NewSecret:
 
 
 def open_secrets(endpoint: WebhookEndpoint, vault: LocalVault, now: int) -> list[str]:
-    """Return the secrets that sign for an endpoint now, the newest first."""
+    """Return the secrets that sign for an endpoint now, the newest first. Raises STATE_CONFLICT where they were sealed under a key that is
+    gone."""
     sealed = [endpoint.sealed]
     if endpoint.sealed_before is not None and (endpoint.before_until or 0) > now:
         sealed.append(endpoint.sealed_before)
-    return [vault.unseal(each, context=_context(endpoint.id)) for each in sealed]
+    try:
+        return [vault.unseal(each, context=_context(endpoint.id)) for each in sealed]
+    except ValueError:
+        raise Fault(STATE_CONFLICT, message=SECRET_LOST) from None
 
 
 def _context(endpoint_id: str) -> str:

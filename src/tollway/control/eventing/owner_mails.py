@@ -1,6 +1,7 @@
 """Mails to the owners of organizations whose webhook endpoints were disabled."""
 
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 
 from tollway.control.identity.mail import Mail, MailFailure, Message, MessageRefused
 from tollway.domain.roles import OWNER
@@ -15,7 +16,7 @@ SECONDS = 60.0
 RECIPIENTS_MAX = 20
 """Owners who are written to about one endpoint."""
 
-ENDPOINTS_MAX = 20
+TOLD_MAX = 20
 """Endpoints of one turn."""
 
 
@@ -25,7 +26,7 @@ def tell_owners(
     """Write to the owners of endpoints that were disabled. Ends where the mail server takes nothing; the next turn goes on. Blocks for one
     message at a time, and asks `is_over` before each."""
     with database.platform(write=False) as tx:
-        untold = storage.list_untold(tx, ENDPOINTS_MAX)
+        untold = storage.list_untold(tx, TOLD_MAX)
     for endpoint in untold:
         assert endpoint.organization_id is not None
         with database.tenant(endpoint.organization_id, write=False) as tenant:
@@ -45,8 +46,10 @@ def tell_owners(
 
 def _describe(endpoint: WebhookEndpoint) -> str:
     why = "it answered 410 Gone" if endpoint.disabled_reason is DisabledReason.GONE else "no delivery has succeeded for three days"
+    since = endpoint.failing_since  # None: a version before disabled it, which did not keep the instant in every case
+    first = "" if since is None else f" The first failure was at {datetime.fromtimestamp(since // 1_000_000, UTC):%Y-%m-%dT%H:%M:%SZ}."
     return (
-        f"The webhook endpoint {endpoint.id} was disabled, because {why}. It gets no more events.\n\n"
-        "Repair the receiver, enable the endpoint, and replay the events of the time between: see `tollway webhooks replay`. "
-        "Events are kept for 30 days.\n"
+        f"The webhook endpoint {endpoint.id} was disabled, because {why}. It gets no more events.{first}\n\n"
+        "Repair the receiver, enable the endpoint, and replay the events from a little before the first failure: see "
+        "`tollway webhooks replay`. Events are kept for 30 days.\n"
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from tollway.control.identity import people, roles
 from tollway.control.identity.keys import Pepper
+from tollway.control.languages.texts import mark
 from tollway.domain import keys, one_time_codes, passwords
 from tollway.domain.faults import PARAMETER_INVALID, STATE_CONFLICT, Fault
 from tollway.domain.roles import Grant
@@ -99,7 +100,7 @@ def set_password(tx: TenantTx, user_id: str, password_hash: str, *, before: str 
     """Store another password of a person. Raises STATE_CONFLICT if it is not `before` any more that is stored."""
     credentials = storage.lock_credentials(tx, user_id)
     if credentials.password_hash != before:
-        raise Fault(STATE_CONFLICT, message="The password was changed meanwhile.")
+        raise Fault(STATE_CONFLICT, message=mark("The password was changed meanwhile."))
     storage.put_credentials(tx, user_id, replace(credentials, password_hash=password_hash, password_set_at=now))
 
 
@@ -113,10 +114,10 @@ def add_code_secret(
     of `random_bytes`. Raises PARAMETER_INVALID for a wrong code, STATE_CONFLICT if they have an app already."""
     credentials = storage.lock_credentials(tx, user_id)
     if credentials.code_secret is not None:
-        raise Fault(STATE_CONFLICT, message="An authenticator app is set up already. Remove it first.")
+        raise Fault(STATE_CONFLICT, message=mark("An authenticator app is set up already. Remove it first."))
     step = one_time_codes.find_step(secret, code, now, None)
     if step is None:
-        raise Fault(PARAMETER_INVALID, param="code", message="The code is not right. Check the clock of the device.")
+        raise Fault(PARAMETER_INVALID, param="code", message=mark("The code is not right. Check the clock of the device."))
     recovery = [passwords.make_recovery_code(each) for each in random_bytes]
     changed = replace(
         credentials,

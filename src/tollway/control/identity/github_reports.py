@@ -151,9 +151,9 @@ class GithubReports:
             return
         self._asked_at = now
         try:
-            async with issuer_keys.bounded(), issuer_keys.open_client() as client:
+            async with issuer_keys.bounded():
                 # The address is the operator's own setting, which may lead to a mirror in a private network.
-                keys = read_keys(await issuer_keys.read_object(client, self.keys_url, is_private_allowed=True))
+                keys = read_keys(await issuer_keys.read_object(self.keys_url, is_private_allowed=True))
         except (KeysUnavailable, TimeoutError) as error:
             self.log({"event": "reporter_keys_failed", "detail": str(error) or "it did not answer in time"})
             return

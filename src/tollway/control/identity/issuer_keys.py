@@ -12,11 +12,13 @@ import re
 import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import httpx2
 import msgspec
 
+from tollway.control import foreign_hosts
+from tollway.control.foreign_hosts import AnswerInvalid, Host, PeerRefused
 from tollway.domain.addresses import is_public
 from tollway.domain.faults import Fault
 from tollway.domain.federation import KEY_BYTES_MAX, KEYS_MAX
@@ -29,6 +31,8 @@ DOCUMENT_BYTES_MAX = 256 * 1024
 
 FETCH_SECONDS_MAX = 8.0
 """Deadline for both documents of one issuer."""
+
+USER_AGENT = "tollway-control/1"
 
 METADATA_PATH = "/.well-known/openid-configuration"
 
@@ -71,17 +75,17 @@ class AnswerRefused(KeysUnavailable):
         self.status = status
 
 
-async def fetch(client: httpx2.AsyncClient, issuer: str, discovery_url: str | None) -> tuple[Jwk, ...]:
+async def fetch(issuer: str, discovery_url: str | None) -> tuple[Jwk, ...]:
     """Return the keys of an issuer that can verify. Raises KeysUnavailable."""
     try:
         async with asyncio.timeout(FETCH_SECONDS_MAX):
-            metadata = await _read(client, discovery_url or issuer.rstrip("/") + METADATA_PATH)
+            metadata = await _read(discovery_url or issuer.rstrip("/") + METADATA_PATH)
             if metadata.get("issuer") != issuer:
                 raise KeysUnavailable("the metadata names another issuer")
             address = metadata.get("jwks_uri")
             if not isinstance(address, str) or find_address_error(address) is not None:
                 raise KeysUnavailable("the metadata names no address of keys that is fetched")
-            return read_keys(await _read(client, address))
+            return read_keys(await _read(address))
     except TimeoutError:
         raise KeysUnavailable("it did not answer in time") from None
     except ValueError as error:
@@ -91,11 +95,6 @@ async def fetch(client: httpx2.AsyncClient, issuer: str, discovery_url: str | No
 def bounded() -> asyncio.Timeout:
     """Return the deadline for one document or answer of an issuer. It raises TimeoutError."""
     return asyncio.timeout(FETCH_SECONDS_MAX)
-
-
-def open_client() -> httpx2.AsyncClient:
-    """An HTTP client for fetching keys. It ignores proxies and credentials of the environment."""
-    return httpx2.AsyncClient(follow_redirects=False, trust_env=False, timeout=FETCH_SECONDS_MAX)
 
 
 def read_keys(document: Mapping[str, Any]) -> tuple[Jwk, ...]:
@@ -123,20 +122,6 @@ def read_keys(document: Mapping[str, Any]) -> tuple[Jwk, ...]:
     return tuple(usable.values())
 
 
-class _PrivatePeer(Exception):
-    """A name resolved to an address that is not public."""
-
-
-async def _examine_peer(event: str, details: Mapping[str, Any]) -> None:
-    """Close a connection to an address that is not public, before a byte is sent on it."""
-    if event == "connection.connect_tcp.complete":
-        stream = details["return_value"]
-        peer = stream.get_extra_info("server_addr")
-        if peer is None or not is_public(ipaddress.ip_address(peer[0].partition("%")[0])):
-            await stream.aclose()
-            raise _PrivatePeer
-
-
 async def _require_public(url: str) -> None:
     """Raise KeysUnavailable unless a host's name has public addresses alone; OSError if it has none."""
     parts = urlsplit(url)
@@ -145,13 +130,12 @@ async def _require_public(url: str) -> None:
         raise KeysUnavailable("its address is not public")
 
 
-async def _read(client: httpx2.AsyncClient, url: str) -> dict[str, Any]:
+async def _read(url: str) -> dict[str, Any]:
     """Return the JSON object at a public address. Raises KeysUnavailable."""
-    return await read_object(client, url, is_private_allowed=False)
+    return await read_object(url, is_private_allowed=False)
 
 
 async def read_object(
-    client: httpx2.AsyncClient,
     url: str,
     *,
     is_private_allowed: bool,
@@ -160,34 +144,49 @@ async def read_object(
 ) -> dict[str, Any]:
     """Return the JSON object at an address, or the one that answers a form. `is_private_allowed`: the operator trusts the issuer, so that
     the address need not be public. Raises KeysUnavailable."""
-    body = bytearray()
-    headers = {"accept": "application/json", "accept-encoding": "identity"}
+    parts = urlsplit(url)
+    headers = {
+        "host": parts.netloc.rpartition("@")[2],
+        "accept": "application/json",
+        "accept-encoding": "identity",
+        "user-agent": USER_AGENT,
+    }
     if authorization is not None:
         headers["authorization"] = authorization
-    method = "GET" if form is None else "POST"
-    extensions = {} if is_private_allowed else {"trace": _examine_peer}
+    if form is not None:
+        headers["content-type"] = "application/x-www-form-urlencoded"
+    host = parts.hostname or ""
     try:
         if not is_private_allowed:
             await _require_public(url)
-        async with client.stream(method, url, headers=headers, data=form, extensions=extensions) as answer:
-            if answer.status_code != 200:
-                raise AnswerRefused(answer.status_code)
-            async for piece in answer.aiter_raw():
-                body += piece
-                if len(body) > DOCUMENT_BYTES_MAX:
-                    raise KeysUnavailable(f"its answer has more than {DOCUMENT_BYTES_MAX} bytes")
-        return bodies.parse(bytes(body))
+        answer = await foreign_hosts.exchange(
+            Host(host, parts.port or (443 if parts.scheme == "https" else 80), host if parts.scheme == "https" else None),
+            "GET" if form is None else "POST",
+            url,
+            headers,
+            b"" if form is None else urlencode(form).encode(),
+            body_bytes_max=DOCUMENT_BYTES_MAX,
+            is_allowed=None if is_private_allowed else _is_public,
+        )
+        if answer.status != 200:
+            raise AnswerRefused(answer.status)
+        if len(answer.body) > DOCUMENT_BYTES_MAX:
+            raise KeysUnavailable(f"its answer has more than {DOCUMENT_BYTES_MAX} bytes")
+        return bodies.parse(answer.body)
     except Fault:
         raise KeysUnavailable("its answer is not a JSON object") from None
-    except (_PrivatePeer, httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError, UnicodeError):  # the last: no name of a host
+    except (AnswerInvalid, PeerRefused, httpx2.InvalidURL, OSError, UnicodeError):  # the last: no name of a host
         raise KeysUnavailable("it cannot be reached") from None
+
+
+def _is_public(address: str) -> bool:
+    return is_public(ipaddress.ip_address(address))
 
 
 def fetch_now(issuer: str, discovery_url: str | None) -> Sequence[Jwk]:
     """Fetch the keys of an issuer from a worker thread. Raises KeysUnavailable."""
 
     async def run() -> Sequence[Jwk]:
-        async with open_client() as client:
-            return await fetch(client, issuer, discovery_url)
+        return await fetch(issuer, discovery_url)
 
     return asyncio.run(run())

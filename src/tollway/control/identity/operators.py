@@ -1,4 +1,4 @@
-"""Operators who sign in with the identity provider of the platform, and their sessions.
+"""Operators who sign in with the identity provider of the platform, or with a key of operators, and their sessions.
 
 What an operator may do follows from the groups that the provider names at each sign-in; the settings say which groups. An operator is
 known by issuer and subject, never by an address. A session lasts twelve hours at most, and a login of the command line ends with the
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from tollway.control.identity.keys import Pepper
 from tollway.domain import ids, keys
-from tollway.domain.faults import DATABASE_UNAVAILABLE, RESOURCE_UNKNOWN, Fault
+from tollway.domain.faults import DATABASE_UNAVAILABLE, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.keys import KeyOrigin, Operator
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.roles import AUDITOR, OPERATOR, Role
@@ -76,6 +76,69 @@ def note_sign_in(tx: PlatformTx, operator: SignedInOperator) -> None:
     storage.put_operator(tx, operator)
     if operator.role is None:
         storage.delete_sessions(tx, operator.id)
+
+
+LINK_SECONDS = 900
+"""Time in which a link can be used: whoever makes it opens it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShownLink:
+    """The token of a link at the one moment when it is known. `expires_at`: UTC microseconds."""
+
+    token: str = field(repr=False)
+    expires_at: int
+
+
+def describe_key(key_id: str, origin: KeyOrigin, role: Role, now: int) -> SignedInOperator:
+    """Return whoever has a key of operators, as one who signs in with it."""
+    return SignedInOperator(
+        id=make_operator_id(KEY_ISSUER, key_id),
+        issuer=KEY_ISSUER,
+        subject=key_id,
+        email="",
+        name=key_id,
+        role=role,
+        origin=origin,
+        signed_in_at=now,
+    )
+
+
+def create_link(tx: PlatformTx, caller: Operator, *, random_bytes: bytes, pepper: Pepper, now: int) -> ShownLink:
+    """Create a link that signs whoever presented a key of operators in once, in place of the one before. Raises STATE_CONFLICT for an
+    operator who signed in, who has a session already."""
+    if caller.live is not None:
+        raise Fault(STATE_CONFLICT, message="A link is made with a key of operators. You have signed in already.")
+    operator = describe_key(caller.key_id, caller.origin, caller.role, now)
+    storage.put_operator(tx, operator)
+    made = keys.new_link_token(random_bytes)
+    expires_at = now + LINK_SECONDS * 1_000_000
+    storage.insert_link(tx, pepper.digest(made.secret).value, operator.id, expires_at)
+    return ShownLink(made.secret, expires_at)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundLink:
+    """A link that can be used, and whom it signs in."""
+
+    digest: bytes = field(repr=False)
+    operator: SignedInOperator
+
+
+def find_link(tx: PlatformTx, peppers: Mapping[int, bytes], token: str, now: int) -> FoundLink | None:
+    """Return the link of a token; None if it does not exist, was used or has expired, or its key may not act any more."""
+    if keys.is_link_token(token):
+        for pepper in peppers.values():
+            digest = keys.digest(pepper, token.encode())
+            operator = storage.find_link(tx, digest, now)
+            if operator is not None:
+                return FoundLink(digest, operator)
+    return None
+
+
+def use_link(tx: PlatformTx, link: FoundLink, now: int) -> bool:
+    """Use up a link. Return whether it could still be used."""
+    return storage.use_link(tx, link.digest, now)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ time; two at once, or a kill in the middle, do no harm: each document is one tra
 
 from collections.abc import Callable, Mapping
 
-from tollway.control.invoicing import documents
+from tollway.control.invoicing import documents, dunning
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
+from tollway.domain.invoices import InvoiceKind
 from tollway.storage import invoices as stored
 from tollway.storage.database import Database
 from tollway.storage.invoices import UnbilledPeriod
@@ -33,14 +34,16 @@ Log = Callable[[Mapping[str, object]], None]
 def run(
     drafting: Database,
     issuing: Database,
+    releasing: Database,
     *,
     new_id: Callable[[], str],
     now: Callable[[], int],
     is_stopping: Callable[[], bool],
     log: Log,
 ) -> None:
-    """Draft what is closed and issue what is due; `is_stopping` is asked between two documents. `drafting`, `issuing`: the database as each
-    of the two is recorded in the audit trail. Raises Fault DATABASE_UNAVAILABLE."""
+    """Draft what is closed and issue what is due; `is_stopping` is asked between two documents. A credit note that settles what an
+    organization was restricted for lifts that at once. `drafting`, `issuing`, `releasing`: the database as each of the three is recorded in
+    the audit trail. Raises Fault DATABASE_UNAVAILABLE."""
     drafted, last_id = 0, ""
     while drafted < DOCUMENTS_PER_RUN and (periods := _list_unbilled(drafting, last_id)):
         last_id = periods[-1].id
@@ -63,8 +66,10 @@ def run(
                 return
             try:
                 with issuing.platform() as tx:
-                    documents.issue(tx, invoice_id, actor=ACTOR, now=now())
+                    document = documents.issue(tx, invoice_id, actor=ACTOR, now=now())
                 issued += 1
+                if document.kind is InvoiceKind.CREDIT_NOTE:
+                    dunning.release(releasing, [document.organization_id], now(), log)
             except Fault as fault:
                 _report(fault, {"event": "invoice_not_issued", "invoice_id": invoice_id}, log)
 

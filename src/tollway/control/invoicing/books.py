@@ -1,7 +1,7 @@
 """Books of a seller: what it issued in a month, for its accountants, as one archive.
 
-Before anything is written, each document is held to the ledger: its postings are those that it says, they sum to zero, and its receivable
-is what it asks for. The manifest names the files with their SHA-256 and the sums, so what was imported can be compared with what was made.
+Before anything is written, each document is held to its lines and to the ledger (`export_checks`). The manifest names the files with
+their SHA-256 and the sums, so what was imported can be compared with what was made.
 """
 
 import csv
@@ -13,14 +13,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
-from tollway.control.invoicing.booking import entries_of
+from tollway.control.invoicing.export_checks import check_issued
 from tollway.control.invoicing.parties import get_entity
 from tollway.domain import datev
 from tollway.domain.billing_parties import Bookkeeping, LegalEntity
 from tollway.domain.csv_cells import escape_text
 from tollway.domain.currencies import get_currency
 from tollway.domain.faults import STATE_CONFLICT, Fault
-from tollway.domain.invoices import Document, InvoiceKind, decode_document
+from tollway.domain.invoices import Document, InvoiceKind
 from tollway.domain.ledger import Entry
 from tollway.domain.money import format_amount, format_minor
 from tollway.domain.periods import find_zone
@@ -101,13 +101,10 @@ def _read_booked(tx: PlatformTx, entity: LegalEntity, month: str) -> list[Booked
     transactions = stored.list_transactions(tx, [each.id for each in found])
     booked = []
     for each in found:
-        document, transaction = decode_document(each.document), transactions.get(each.id)
-        assert each.issue is not None, "an issued document was issued"
-        entries = () if transaction is None else transaction[1]
-        if transaction is None or set(entries) != set(entries_of(document)) or sum(entry.amount_pico for entry in entries) != 0:
-            message = f"The ledger does not have what {document.number} says: `tollway verify` shows the difference."
-            raise Fault(STATE_CONFLICT, message=message)
-        booked.append(BookedDocument(document, each.issue.digest, transaction[0].id, entries))
+        transaction = transactions.get(each.id)
+        document = check_issued(each, transaction)
+        assert each.issue is not None and transaction is not None, "what was checked is issued and booked"
+        booked.append(BookedDocument(document, each.issue.digest, transaction[0].id, transaction[1]))
     return booked
 
 

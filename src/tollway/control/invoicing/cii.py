@@ -3,6 +3,7 @@
 from tollway.control.invoicing.texts import TEXTS, describe_line, describe_proof, describe_terms
 from tollway.control.invoicing.xml_elements import (
     CREDIT_TRANSFER,
+    DIRECT_DEBIT,
     DISCOUNT,
     PROCESS,
     SPECIFICATION,
@@ -139,18 +140,14 @@ def _party(document: Document, party: DocumentParty) -> str:
 
 
 def _settlement(document: Document) -> str:
-    bank, tax, totals = document.bank_account, document.tax, document.totals
+    tax, totals, debit = document.tax, document.totals, document.direct_debit
     is_credit = document.kind is InvoiceKind.CREDIT_NOTE
     return group(
         "ram:ApplicableHeaderTradeSettlement",
+        element("ram:CreditorReferenceID", "" if debit is None else debit.creditor_id),  # BT-90
         element("ram:PaymentReference", document.number),  # BT-83
         element("ram:InvoiceCurrencyCode", document.currency),  # BT-5
-        group(  # BG-16
-            "ram:SpecifiedTradeSettlementPaymentMeans",
-            element("ram:TypeCode", CREDIT_TRANSFER),
-            group("ram:PayeePartyCreditorFinancialAccount", element("ram:IBANID", bank.iban), element("ram:AccountName", bank.holder)),
-            group("ram:PayeeSpecifiedCreditorFinancialInstitution", element("ram:BICID", bank.bic)),
-        ),
+        _payment(document),
         group(  # BG-23
             "ram:ApplicableTradeTax",
             element("ram:CalculatedAmount", amount(document, tax.tax_minor)),
@@ -167,6 +164,7 @@ def _settlement(document: Document) -> str:
             "ram:SpecifiedTradePaymentTerms",
             element("ram:Description", describe_terms(document)),
             "" if is_credit else group("ram:DueDateDateTime", _date(document.due_on)),
+            element("ram:DirectDebitMandateID", "" if debit is None else debit.mandate_reference),  # BT-89
         ),
         group(  # BG-22
             "ram:SpecifiedTradeSettlementHeaderMonetarySummation",
@@ -179,6 +177,22 @@ def _settlement(document: Document) -> str:
         ),
         _preceding(document),
         group("ram:ReceivableSpecifiedTradeAccountingAccount", element("ram:ID", document.cost_centre)),  # BT-19
+    )
+
+
+def _payment(document: Document) -> str:  # BG-16
+    bank, debit = document.bank_account, document.direct_debit
+    if debit is not None:  # BG-19
+        return group(
+            "ram:SpecifiedTradeSettlementPaymentMeans",
+            element("ram:TypeCode", DIRECT_DEBIT),
+            group("ram:PayerPartyDebtorFinancialAccount", element("ram:IBANID", debit.iban)),  # BT-91
+        )
+    return group(
+        "ram:SpecifiedTradeSettlementPaymentMeans",
+        element("ram:TypeCode", CREDIT_TRANSFER),
+        group("ram:PayeePartyCreditorFinancialAccount", element("ram:IBANID", bank.iban), element("ram:AccountName", bank.holder)),
+        group("ram:PayeeSpecifiedCreditorFinancialInstitution", element("ram:BICID", bank.bic)),
     )
 
 

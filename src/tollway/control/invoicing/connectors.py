@@ -22,6 +22,7 @@ from tollway.domain.pages import Page, PageWindow
 from tollway.domain.payments import Payment, PaymentKind, PaymentOrigin
 from tollway.storage import invoice_syncs as stored
 from tollway.storage import invoices as stored_invoices
+from tollway.storage import open_items
 from tollway.storage import payments as stored_payments
 from tollway.storage import periods as stored_periods
 from tollway.storage.database import Database, PlatformTx, Transaction
@@ -206,8 +207,7 @@ def _advance(database: Database, connectors: Connectors, sync: InvoiceSync, new_
     with database.platform(write=False) as tx:
         account = parties.get_account(tx, sync.organization_id)
         document = _get_document(tx, sync.invoice_id)
-        standing = payments.read_account(tx, sync.organization_id)
-    open_minor = next((each.open_minor for each in standing.open if each.id == sync.invoice_id), 0)
+        open_minor = open_items.find_open(tx, sync.invoice_id)
     if sync.state is SyncState.DRAFT_SYNC:
         connector.check(account, document)
         return _moved(sync, SyncState.DRAFT_READY, now, next_at=None)

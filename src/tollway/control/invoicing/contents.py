@@ -7,9 +7,11 @@ where retention has removed some of it, nothing is made. What an issued document
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from datetime import tzinfo
 from typing import NamedTuple
+
+import msgspec
 
 from tollway.control.invoicing.texts import TEXTS
 from tollway.control.money import contracts
@@ -63,6 +65,15 @@ class CorrectionKey(NamedTuple):
     service: ServiceDays
 
 
+class _SumKey(NamedTuple):
+    """Usage that is one sum."""
+
+    is_late: bool
+    model: str
+    service_tier: str
+    price_version: str
+
+
 class Billed(NamedTuple):
     """Charges that issued documents of a period bill already: its own invoice, None if there is none, and corrections."""
 
@@ -84,10 +95,29 @@ class Part(NamedTuple):
 
 def sum_usage(tx: Transaction, period: Period) -> UsageOfPeriod:
     """Return the usage that is booked in a period."""
-    found = list(stored.iterate_event_sums(tx, period))
+    found = merge_sums(stored.iterate_event_sums(tx, period))
     prices = stored_prices.find_prices(tx, {each.price_version for each in found})
     units = {price_id: {str(each): price.unit_prices.get(each) for each in BillingClass} for price_id, price in prices.items()}
     return sum_events(found, units, zone_of(period))
+
+
+def merge_sums(found: Iterable[EventSum]) -> list[EventSum]:
+    """Return sums with one for each key, in the order in which keys came first: a statement sums a part of the events, so those of a large
+    period have the same keys again and again."""
+    merged: dict[_SumKey, EventSum] = {}
+    for each in found:
+        key = _SumKey(each.is_late, each.model, each.service_tier, each.price_version)
+        before = merged.get(key)
+        if before is None:
+            merged[key] = each
+            continue
+        merged[key] = msgspec.structs.replace(
+            each,
+            amounts=dict(Counter(before.amounts) + Counter(each.amounts)),
+            first_at=min((at for at in (before.first_at, each.first_at) if at is not None), default=None),
+            last_at=max((at for at in (before.last_at, each.last_at) if at is not None), default=None),
+        )
+    return list(merged.values())
 
 
 def sum_events(found: Sequence[EventSum], units: Mapping[str, Mapping[str, int]], zone: tzinfo) -> UsageOfPeriod:

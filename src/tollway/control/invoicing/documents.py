@@ -16,6 +16,7 @@ import msgspec
 from tollway.control.invoicing import cii, connectors, parties, ubl
 from tollway.control.invoicing.booking import entries_of, issue_id
 from tollway.control.invoicing.contents import Billed, CorrectionKey, Part, list_correction_keys, list_parts
+from tollway.control.invoicing.export_checks import check_file, read_issued
 from tollway.control.invoicing.payments import settle_issued
 from tollway.control.invoicing.xml_elements import MINOR_UNITS_MAX
 from tollway.control.money import periods
@@ -98,14 +99,20 @@ def list_own_invoices(tx: TenantTx, window: PageWindow) -> Page[StoredInvoice]:
     return stored.list_invoices(tx, window, organization_id=tx.organization_id, state=InvoiceState.ISSUED)
 
 
+def read_document(tx: Transaction, invoice: StoredInvoice) -> Document:
+    """Return what a document says. Raises STATE_CONFLICT for an issued one that is not as it was issued and booked."""
+    return read_issued(tx, invoice) if invoice.state is InvoiceState.ISSUED else decode_document(invoice.document)
+
+
 def read_file(tx: Transaction, invoice: StoredInvoice, format: str) -> bytes:
-    """Return the canonical document, or one of its archived files. Raises RESOURCE_UNKNOWN for a file that it does not have."""
+    """Return the canonical document, or one of its archived files. Raises RESOURCE_UNKNOWN for a file that it does not have, STATE_CONFLICT
+    for one that is not as it was archived."""
     if format == CANONICAL:
         return invoice.document.encode()
     file = stored.find_file(tx, invoice.id, format)
     if file is None:
         raise Fault(RESOURCE_UNKNOWN, message="The document has no such file: a draft and some currencies have no electronic invoice.")
-    return file.content
+    return check_file(decode_document(invoice.document), file)
 
 
 # ---- Drafts -------------------------------------------------------------------------------------------------------------
@@ -249,6 +256,7 @@ def draft_credit_note(tx: PlatformTx, invoice_id: str, *, amount_pico: int | Non
             corrects=reference,
             cancels=True,
             reason=reason,
+            direct_debit=None,
         )
         return _insert(tx, document, entity, corrects_id=invoice_id, period_id=None, now=now)
     credited_minor = sum(decode_document(each.document).totals.net_minor for each in others if each.kind is InvoiceKind.CREDIT_NOTE)

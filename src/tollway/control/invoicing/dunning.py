@@ -7,19 +7,21 @@ taken is open and not held. So the next run corrects what a crash left undone. N
 is disputed, is not dunned.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date
 
 from tollway.control.invoicing import parties
-from tollway.control.invoicing.payments import read_account
 from tollway.control.money import budgets
 from tollway.domain.billing_parties import DunningChannel
 from tollway.domain.budgets import Budget
-from tollway.domain.faults import DATABASE_UNAVAILABLE, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
-from tollway.domain.invoices import InvoiceKind, InvoiceState, decode_document
+from tollway.domain.faults import DATABASE_UNAVAILABLE, PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
+from tollway.domain.invoices import InvoiceKind, InvoiceState, day_of, decode_document
+from tollway.domain.pages import Page, PageWindow
 from tollway.domain.payments import DunningLetter, DunningNotice, find_due_step
 from tollway.storage import budgets as stored_budgets
 from tollway.storage import invoices as stored_invoices
+from tollway.storage import open_items
 from tollway.storage import payments as stored
 from tollway.storage import periods as stored_periods
 from tollway.storage.database import Database, PlatformTx, TenantTx
@@ -30,6 +32,9 @@ OVERDUE_BUDGET = "overdue invoices"
 
 PAGE = 500
 """Invoices that are looked at in one transaction."""
+
+NOTICE_ID = re.compile(r"[!-~]{1,64}/[0-9]{1,6}")
+"""Form of the id of a step that was taken: its invoice and its number."""
 
 NewId = Callable[[], str]
 Log = Callable[[Mapping[str, object]], None]
@@ -67,7 +72,7 @@ def _take_steps(database: Database, now: Callable[[], int], is_stopping: Callabl
     after = ""
     while not is_stopping():
         with database.platform(write=False) as tx:
-            page = stored.list_overdue_ids(tx, _day_of(now()), after=after, limit=PAGE)
+            page = stored.list_overdue_ids(tx, day_of(now(), UTC), after=after, limit=PAGE)
         for invoice_id in page:
             if is_stopping():
                 return
@@ -90,20 +95,16 @@ def _report(fault: Fault, line: Mapping[str, object], log: Log) -> None:
     log({**line, "detail": fault.message})
 
 
-def _day_of(at: int) -> str:
-    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=at)).date().isoformat()
-
-
 def take_step(tx: PlatformTx, invoice_id: str, now: int) -> DunningNotice | None:
     """Record the next step of dunning for an invoice, if one is due: it is open, not held, and overdue for long enough (days of UTC)."""
     invoice = stored_invoices.lock_invoice(tx, invoice_id)
     if invoice is None or invoice.state is not InvoiceState.ISSUED or stored.find_hold(tx, invoice_id) is not None:
         return None
-    if not any(each.id == invoice_id for each in read_account(tx, invoice.organization_id).open):
+    if not open_items.find_open(tx, invoice_id):
         return None
     steps = parties.get_entity(tx, invoice.legal_entity_id).dunning
     taken = len(stored.list_notices_of(tx, invoice_id))
-    overdue = date.fromisoformat(_day_of(now)) - date.fromisoformat(decode_document(invoice.document).due_on)
+    overdue = date.fromisoformat(day_of(now, UTC)) - date.fromisoformat(decode_document(invoice.document).due_on)
     step = find_due_step(steps, taken, overdue.days)
     if step is None:
         return None
@@ -171,8 +172,9 @@ def set_hold(tx: PlatformTx, invoice_id: str, reason: str | None, now: int) -> S
     return invoice
 
 
-def list_open_notices(tx: PlatformTx, organization_id: str | None) -> list[DunningNotice]:
-    """Return the steps of dunning that were taken for invoices that are open, of one organization or of all that are dunned, by invoice."""
-    organization_ids = stored.list_dunned(tx) if organization_id is None else [organization_id]
-    open_ = (each.id for one in organization_ids for each in read_account(tx, one).open)
-    return [notice for invoice_id in open_ for notice in stored.list_notices_of(tx, invoice_id)]
+def list_open_notices(tx: PlatformTx, window: PageWindow, organization_id: str | None) -> Page[DunningNotice]:
+    """Return the steps of dunning that were taken for invoices that are open, of one organization or of all, by invoice and step. Raises
+    PARAMETER_INVALID for a window that is not behind a step."""
+    if window.after is not None and not NOTICE_ID.fullmatch(window.after):
+        raise Fault(PARAMETER_INVALID, param="after", message="'after' cannot be used: it must be the id of a step, such as inv_.../1.")
+    return stored.list_open_notices(tx, window, organization_id)

@@ -4,11 +4,13 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
+from tollway.control.invoicing.export_checks import read_issued
 from tollway.domain import focus
 from tollway.domain.billing_classes import BillingClass
 from tollway.domain.faults import STATE_CONFLICT, Fault
 from tollway.domain.focus import UsageShare
-from tollway.domain.invoices import InvoiceState, LineKind, UsageKey, decode_document
+from tollway.domain.invoices import InvoiceState, LineKind, UsageKey
+from tollway.domain.money import format_amount
 from tollway.domain.periods import Period
 from tollway.storage import invoices as stored
 from tollway.storage import periods as stored_periods
@@ -24,19 +26,21 @@ SHARES_MAX: Final = 100_000
 def write(tx: Transaction, invoice: StoredInvoice, *, is_daily: bool) -> Iterator[str]:
     """Return the FOCUS rows of an issued document as CSV, from a transaction that may end before they are read.
 
-    Raises STATE_CONFLICT where the document is not issued, has more than SHARES_MAX rows of usage, or where events that it bills are not
-    kept any more.
+    Raises STATE_CONFLICT where the document is not issued, or not as it was issued and booked, has more than SHARES_MAX rows of usage, or
+    where events that it bills are not kept any more or come to another amount.
     """
     if invoice.state is not InvoiceState.ISSUED:
         raise Fault(STATE_CONFLICT, message="The document is not issued: only what is issued has charges.")
-    document = decode_document(invoice.document)
+    document = read_issued(tx, invoice)
     has_usage = any(line.kind in (LineKind.USAGE, LineKind.LATE_USAGE) for line in document.lines)
     found = None if document.period is None else stored_periods.find_period_at(tx, document.organization_id, document.period.start_at)
     shares = {} if found is None or not has_usage else _sum_shares(tx, found, is_daily)
     missing = focus.find_missing_line(document, shares)
     if missing is not None:
-        message = f"The events of line {missing.number} are not all kept any more: FOCUS rows are made while `retention_months` lasts."
-        raise Fault(STATE_CONFLICT, message=message)
+        kept_pico = sum(shares.get(focus.key_of(missing), {}).values())
+        said = f"line {missing.number} bills {format_amount(abs(missing.amount_pico))} {document.currency}, its events come to"
+        hint = "Not all of them are kept any more (FOCUS rows need `retention_months`), or `tollway verify` shows the difference."
+        raise Fault(STATE_CONFLICT, message=f"{document.number} is not exported: {said} {format_amount(kept_pico)}. {hint}")
     projects = {share.project_id for each in shares.values() for share in each}
     names = stored_tenants.find_project_names(tx, sorted(projects))
     return focus.write_rows(focus.make_rows(document, shares, names))

@@ -4,6 +4,8 @@ Check digits of VAT ids and IBANs are computed offline, by python-stdnum. Whethe
 country alone; the evidence of such a look-up is part of the billing account.
 """
 
+from datetime import UTC
+
 import msgspec
 from stdnum import iban
 from stdnum.eu import vat
@@ -11,13 +13,19 @@ from stdnum.exceptions import ValidationError
 
 from tollway.control.invoicing.pdf import find_unshown
 from tollway.domain.billing_parties import BillingAccount, LegalEntity, PartyProblem, find_account_problem, find_entity_problem
+from tollway.domain.direct_debits import Mandate
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
+from tollway.domain.invoices import day_of
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.periods import find_zone
 from tollway.domain.tax import is_in_union
 from tollway.storage import billing_parties as stored
+from tollway.storage import direct_debits as stored_debits
 from tollway.storage import prices as stored_prices
 from tollway.storage.database import PlatformTx, Transaction
+
+DAY_AHEAD_US = 86_400_000_000
+"""A day: where a debtor signs, it may be the next one already."""
 
 UNKNOWN_ENTITY = "There is no such legal entity."
 
@@ -44,10 +52,7 @@ def put_entity(tx: PlatformTx, entity: LegalEntity, now: int) -> LegalEntity:
     _check_vat_id(entity.vat_id, entity.address.country)
     if find_zone(entity.time_zone) is None:
         refuse(PartyProblem("time_zone", "no time zone is called so (IANA names, such as Europe/Berlin)"))
-    try:
-        iban.validate(entity.bank_account.iban)
-    except ValidationError:
-        refuse(PartyProblem("bank_account", "its IBAN has wrong check digits, or not the length of its country"))
+    check_iban("bank_account", entity.bank_account.iban)
     before = stored.find_entity(tx, entity.id)
     since = now if before is None or before.grace_days is None else before.automatic_since
     entity = msgspec.structs.replace(entity, automatic_since=since)
@@ -79,6 +84,9 @@ def put_account(tx: PlatformTx, account: BillingAccount, now: int) -> BillingAcc
     _check_vat_id(account.vat_id, account.address.country)
     if account.vat_check is not None and account.vat_check.checked_at > now:
         refuse(PartyProblem("vat_check", "it was made in the future"))
+    if account.mandate is not None:
+        stored.lock_entities(tx, [account.legal_entity_id])  # two accounts with one reference take turns
+        _check_mandate(tx, account.mandate, account, now)
     stored.put_account(tx, account, now)
     return account
 
@@ -89,6 +97,28 @@ def get_account(tx: Transaction, organization_id: str) -> BillingAccount:
     if account is None:
         raise Fault(RESOURCE_UNKNOWN, message="The organization has no billing account.")
     return account
+
+
+def check_iban(field: str, number: str) -> None:
+    """Refuse an IBAN that cannot be. Raises PARAMETER_INVALID about `field`."""
+    try:
+        iban.validate(number)
+    except ValidationError:
+        refuse(PartyProblem(field, "its IBAN has wrong check digits, or not the length of its country"))
+
+
+def _check_mandate(tx: PlatformTx, mandate: Mandate, account: BillingAccount, now: int) -> None:
+    check_iban("mandate", mandate.iban)
+    entity = get_entity(tx, account.legal_entity_id)
+    if mandate.signed_on > day_of(now + DAY_AHEAD_US, find_zone(entity.time_zone) or UTC):
+        refuse(PartyProblem("mandate", "it was signed in the future"))
+    if not entity.creditor_id:
+        refuse(PartyProblem("mandate", "the seller has no creditor identifier"))
+    if stored.has_mandate(tx, account.legal_entity_id, mandate.reference, but_of=account.organization_id):
+        refuse(PartyProblem("mandate", "its reference is that of the mandate of another organization"))
+    used = stored_debits.find_used(tx, account.legal_entity_id, mandate.reference)
+    if used is not None and (used.iban, used.signed_on, used.scheme) != (mandate.iban, mandate.signed_on, mandate.scheme):
+        refuse(PartyProblem("mandate", "it was used before: another account, day or scheme needs a mandate with a reference of its own"))
 
 
 def _check_vat_id(vat_id: str, country: str) -> None:

@@ -7,38 +7,57 @@ note is a source like a payment, and settles the invoice that it corrects first.
 first, at once or as soon as one is issued: an organization with a balance owes nothing.
 """
 
-from collections.abc import Callable, Container, Iterable, Sequence
-from datetime import date
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from tollway.control.invoicing.camt import BankCredit, BankStatement, StatementUnreadable, read_statements
+from tollway.control.invoicing.camt import BankCredit, BankDebit, BankReturn, BankStatement, StatementUnreadable, read_statements
 from tollway.control.money.ledger import PLATFORM
 from tollway.domain import ids
 from tollway.domain.billing_parties import LegalEntity
+from tollway.domain.credit_transfers import CreditTransfer, TransferOutcome
 from tollway.domain.currencies import get_currency
+from tollway.domain.direct_debits import DebitOutcome
 from tollway.domain.events import EventType, new_event
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.invoices import RECEIVABLE, Document, InvoiceKind, InvoiceState, decode_document, find_step
 from tollway.domain.ledger import Account, Entry
-from tollway.domain.money import AMOUNT_PICO_MAX
 from tollway.domain.pages import Page, PageWindow
-from tollway.domain.payments import BankEntry, OpenInvoice, Payment, PaymentKind, PaymentOrigin, Settlement, allocate, find_numbers
+from tollway.domain.payments import (
+    AMOUNT_MINOR_MAX,
+    BankEntry,
+    BankStatementRecord,
+    OpenInvoice,
+    Payment,
+    PaymentKind,
+    PaymentOrigin,
+    ReturnedDebit,
+    Settlement,
+    allocate,
+    find_numbers,
+    match_in_order,
+    parse_minor,
+)
+from tollway.domain.periods import is_day
 from tollway.storage import billing_parties as stored_parties
+from tollway.storage import credit_transfers as stored_transfers
+from tollway.storage import direct_debits as stored_debits
 from tollway.storage import invoices as stored_invoices
-from tollway.storage import outbox
+from tollway.storage import open_items, outbox
 from tollway.storage import payments as stored
 from tollway.storage import periods as stored_periods
 from tollway.storage import prices as stored_prices
-from tollway.storage.database import PlatformTx, TenantTx, Transaction
+from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.invoices import StoredInvoice
-from tollway.storage.payments import StatementRow
 
 CASH, WRITE_OFF = "cash", "write_off"
 """Kinds of the platform's accounts: money at the bank, and what was given up."""
 
 UNKNOWN = "There is no such payment."
+
+OPEN_MAX = 1000
+"""Open invoices that are shown at once."""
 
 SELLERS_MAX = 1000
 """Legal entities whose numbers are looked for in bank statements."""
@@ -53,21 +72,25 @@ class InvoiceStanding(NamedTuple):
 
 
 class CustomerAccount(NamedTuple):
-    """Standing of an organization. `balance_minor`: what it has paid or was credited and that no invoice took."""
+    """Standing of an organization. `open`: its open invoices, or a page of them. `open_minor`: what is open of all of them together.
+    `balance_minor`: what it has paid or was credited and that no invoice took."""
 
     currency: str
     open: list[InvoiceStanding]
+    open_minor: int
     balance_minor: int
+    has_more: bool = False
 
 
 # ---- Recording ----------------------------------------------------------------------------------------------------------
 
 
 class WantedPayment(NamedTuple):
-    """A payment that an operator records. `invoice_ids`: that it settles first; what is left of a payment settles what is due first."""
+    """A payment that an operator records. `amount`: a decimal. `invoice_ids`: that it settles first; what is left of a payment settles what
+    is due first."""
 
     kind: PaymentKind
-    amount_pico: int
+    amount: str
     currency: str | None
     value_on: str
     reference: str
@@ -83,9 +106,12 @@ def record_payment(tx: PlatformTx, organization_id: str, wanted: WantedPayment, 
     currency = _get_currency(tx, organization_id)
     if wanted.currency not in (None, currency):
         raise Fault(PARAMETER_INVALID, param="currency", message=f"The organization is billed in {currency}, not {wanted.currency}.")
-    step = find_step(currency)
-    if wanted.amount_pico <= 0 or wanted.amount_pico % step:
-        _refuse("amount", "it must be above zero and whole in the smallest unit of the currency")
+    try:
+        amount_minor = parse_minor(wanted.amount, get_currency(currency).minor_units)
+    except ValueError as error:
+        raise _refusal("amount", str(error)) from None
+    if not amount_minor:
+        _refuse("amount", "it must be above zero")
     _check_day(wanted.value_on)
     if wanted.kind is PaymentKind.RETURN:
         _refuse("kind", "the return of a payment names the payment")
@@ -96,7 +122,7 @@ def record_payment(tx: PlatformTx, organization_id: str, wanted: WantedPayment, 
         id=id,
         organization_id=organization_id,
         kind=wanted.kind,
-        amount_minor=wanted.amount_pico // step,
+        amount_minor=amount_minor,
         currency=currency,
         value_on=wanted.value_on,
         origin=PaymentOrigin.MANUAL,
@@ -107,10 +133,8 @@ def record_payment(tx: PlatformTx, organization_id: str, wanted: WantedPayment, 
         created_at=now,
     )
     spent = []
-    if wanted.kind is PaymentKind.REFUND:
-        found = {each.source_id: stored.find_payment(tx, each.source_id) for each in stored.list_settlements(tx, organization_id)}
-        received = {id for id, each in found.items() if each is None or each.kind is PaymentKind.PAYMENT}
-        spent = _list_given(tx, organization_id, received, wanted.invoice_ids)
+    if wanted.kind is PaymentKind.REFUND and wanted.invoice_ids:
+        spent = _list_received(tx, organization_id, wanted.invoice_ids)
     return _store(tx, payment, wanted.invoice_ids, now, spent)
 
 
@@ -151,7 +175,7 @@ def record_external(
 
     Raises PARAMETER_INVALID for an amount or a day that cannot be, STATE_CONFLICT for a refund of more than the organization's balance.
     """
-    if found.amount_minor <= 0 or found.amount_minor * find_step(found.currency) > AMOUNT_PICO_MAX:
+    if not 0 < found.amount_minor <= AMOUNT_MINOR_MAX:
         _refuse("amount", "it must be above zero, and at most what is kept")
     if found.currency != _get_currency(tx, organization_id):
         _refuse("currency", "the organization is billed in another one")
@@ -160,26 +184,40 @@ def record_external(
     if stored.find_by_external_id(tx, found.external_id) is not None:
         return None
     payment = Payment(id=id, organization_id=organization_id, returns_id=None, actor=actor, created_at=now, **found._asdict())
-    still_open = {each.id for each in read_account(tx, organization_id).open}
+    still_open = open_items.read_open(tx, organization_id, invoice_ids)
     spent = _list_spent(tx, organization_id, refunded) if refunded is not None else []
     return _store(tx, payment, [each for each in invoice_ids if each in still_open], now, spent)
 
 
 def _list_spent(tx: PlatformTx, organization_id: str, refunded: RefundedPayment) -> list[Settlement]:
     """Return what a payment and the credit notes of its invoice gave to other invoices, the latest first."""
-    issued = [(id, kind, decode_document(text)) for id, kind, text in stored.list_issued(tx, organization_id)]
-    others = {id for id, kind, _ in issued if kind is InvoiceKind.INVOICE and id != refunded.invoice_id}
-    sources = {id for id, _, document in issued if document.corrects is not None and document.corrects.id == refunded.invoice_id}
-    return _list_given(tx, organization_id, sources | {refunded.id}, others)
+    notes = {each.id for each in stored_invoices.list_corrections_of(tx, refunded.invoice_id) if each.state is InvoiceState.ISSUED}
+    given = stored.list_settlements_by(tx, organization_id, notes | {refunded.id})
+    others = {each.target_id for each in given if stored.find_payment(tx, each.target_id) is None} - {refunded.invoice_id}
+    return _sum_pairs(each for each in given if each.target_id in others)
 
 
-def _list_given(tx: PlatformTx, organization_id: str, source_ids: Container[str], target_ids: Container[str]) -> list[Settlement]:
-    """Return what these sources gave to these targets, the latest first: one settlement for each pair."""
+def _list_received(tx: PlatformTx, organization_id: str, invoice_ids: Sequence[str]) -> list[Settlement]:
+    """Return what payments, and credit notes of other invoices, gave to these invoices, the latest first. A credit note gives money to
+    others only that was paid; to its own invoice it gives what nobody has paid. A write-off gives none."""
+    taken = stored.list_settlements_of(tx, organization_id, invoice_ids)
+    corrected: dict[str, str | None] = {}
+    for source_id in {each.source_id for each in taken}:
+        payment = stored.find_payment(tx, source_id)
+        if payment is None:
+            note = stored_invoices.find_invoice(tx, source_id)
+            corrected[source_id] = None if note is None else note.corrects_id
+        elif payment.kind is PaymentKind.PAYMENT:
+            corrected[source_id] = None
+    return _sum_pairs(each for each in taken if each.source_id in corrected and corrected[each.source_id] != each.target_id)
+
+
+def _sum_pairs(settled: Iterable[Settlement]) -> list[Settlement]:
+    """Return what sources gave to targets, the latest first: one settlement for each pair."""
     given: dict[tuple[str, str], int] = {}
-    for each in stored.list_settlements(tx, organization_id):
-        if each.source_id in source_ids and each.target_id in target_ids:
-            pair = (each.source_id, each.target_id)
-            given[pair] = given.pop(pair, 0) + each.amount_minor
+    for each in settled:
+        pair = (each.source_id, each.target_id)
+        given[pair] = given.pop(pair, 0) + each.amount_minor
     pairs = reversed(given.items())
     return [Settlement(source_id=source, target_id=target, amount_minor=minor) for (source, target), minor in pairs if minor > 0]
 
@@ -187,15 +225,14 @@ def _list_given(tx: PlatformTx, organization_id: str, source_ids: Container[str]
 def _store(tx: PlatformTx, payment: Payment, invoice_ids: Sequence[str], now: int, spent: Sequence[Settlement] = ()) -> Payment:
     """Store a payment with its posting and settlements. The organization is locked. `spent`: from which a refund takes what the balance
     has not."""
-    standing = read_account(tx, payment.organization_id)
-    by_id = {each.id: each for each in standing.open}
     settled: list[Settlement] = []
     if payment.kind is PaymentKind.REFUND:
-        missing = payment.amount_minor - standing.balance_minor
+        sources = open_items.list_sources(tx, payment.organization_id)
+        missing = payment.amount_minor - sum(rest for _, rest in sources)
         if missing > sum(each.amount_minor for each in spent):
             raise Fault(STATE_CONFLICT, message="More cannot be paid back than the organization has paid and no invoice took.")
         left = payment.amount_minor
-        for source_id, rest in _list_left(tx, payment.organization_id):
+        for source_id, rest in sources:
             part = min(left, rest)
             left -= part
             if part:
@@ -207,53 +244,63 @@ def _store(tx: PlatformTx, payment: Payment, invoice_ids: Sequence[str], now: in
                 settled.append(msgspec.structs.replace(each, amount_minor=-part))
                 settled.append(Settlement(source_id=each.source_id, target_id=payment.id, amount_minor=part))
     else:
+        still_open = open_items.read_open(tx, payment.organization_id, invoice_ids)
         for invoice_id in invoice_ids:
-            if invoice_id not in by_id:
+            if invoice_id not in still_open:
                 _refuse("invoice_ids", f"the organization has no open invoice {invoice_id}")
-        named = [by_id[each] for each in dict.fromkeys(invoice_ids)]
-        given = allocate(payment.amount_minor, [OpenInvoice(each.id, each.open_minor) for each in named])
+        given = allocate(payment.amount_minor, [OpenInvoice(each, still_open[each]) for each in dict.fromkeys(invoice_ids)])
         if payment.kind is PaymentKind.WRITE_OFF and sum(part for _, part in given) != payment.amount_minor:
             raise Fault(STATE_CONFLICT, message="More cannot be written off than what is open of these invoices.")
         settled = [Settlement(source_id=payment.id, target_id=target_id, amount_minor=part) for target_id, part in given]
     stored.insert_payment(tx, payment, entries_of(payment), now)
     stored.insert_settlements(tx, payment.organization_id, settled, now)
     if payment.kind is PaymentKind.PAYMENT:
-        _settle_balance(tx, payment.organization_id, now)
-    _tell_paid(tx, payment.organization_id, by_id, now)
+        settled += _settle_balance(tx, payment.organization_id, now)
+    _tell_paid(tx, payment.organization_id, settled, now)
     return payment
 
 
-def _tell_paid(tx: PlatformTx, organization_id: str, open_before: Iterable[str], now: int) -> None:
-    """Tell of the invoices of `open_before` of which nothing is open now."""
-    still_open = {each.id for each in read_account(tx, organization_id).open}
-    paid = sorted(set(open_before) - still_open)
+def _tell_paid(tx: PlatformTx, organization_id: str, settled: Iterable[Settlement], now: int) -> None:
+    """Tell of the invoices of which nothing is open any more since `settled`, all that was settled in this transaction, was stored."""
+    taken: dict[str, int] = {}
+    for each in settled:
+        taken[each.target_id] = taken.get(each.target_id, 0) + each.amount_minor
+    invoice_ids = [id for id, minor in taken.items() if minor > 0 and id.startswith(f"{ids.INVOICE}_")]
+    paid = sorted(set(invoice_ids) - open_items.read_open(tx, organization_id, invoice_ids).keys())
     outbox.append(tx, [new_event(EventType.INVOICE_PAID, organization_id, at=now, data={"id": each}) for each in paid])
 
 
-def _settle_balance(tx: PlatformTx, organization_id: str, now: int) -> None:
+def _settle_balance(tx: PlatformTx, organization_id: str, now: int) -> list[Settlement]:
     """Settle open invoices, the one that is due first at the top, with what sources have left, the oldest first. The organization is
-    locked."""
-    open_minor = {each.id: each.open_minor for each in read_account(tx, organization_id).open}
-    settled = []
-    for source_id, left in _list_left(tx, organization_id):
-        for target_id, part in allocate(left, [OpenInvoice(id, minor) for id, minor in open_minor.items()]):
-            open_minor[target_id] -= part
-            settled.append(Settlement(source_id=source_id, target_id=target_id, amount_minor=part))
+    locked. Returns what was settled."""
+    settled = list(match_in_order(open_items.list_sources(tx, organization_id), open_items.iterate_open(tx, organization_id)))
     stored.insert_settlements(tx, organization_id, settled, now)
+    return settled
 
 
-def return_payment(tx: PlatformTx, payment_id: str, *, id: str, value_on: str, reference: str, actor: str, now: int) -> Payment:
-    """Record that the bank took a payment back, or an operator a write-off: what it settled is open again. Raises RESOURCE_UNKNOWN,
-    PARAMETER_INVALID, or STATE_CONFLICT where it was returned or paid back already."""
+def return_payment(
+    tx: PlatformTx,
+    payment_id: str,
+    *,
+    id: str,
+    value_on: str,
+    reference: str,
+    actor: str,
+    now: int,
+    origin: PaymentOrigin = PaymentOrigin.MANUAL,
+    external_id: str = "",
+) -> Payment:
+    """Record that the bank took a payment back, or an operator a write-off: what it settled is open again. `external_id`: by which the
+    return is known if the bank tells it again. Raises RESOURCE_UNKNOWN, PARAMETER_INVALID, or STATE_CONFLICT where it was returned or paid
+    back already."""
     payment = get_payment(tx, payment_id)
     _check_day(value_on)
     stored_periods.lock_organization(tx, payment.organization_id)
     if not payment.kind.is_source or stored.find_return(tx, payment_id) is not None:
         raise Fault(STATE_CONFLICT, message="Only a payment that was not returned yet can be returned.")
     given: dict[str, int] = {}
-    for each in stored.list_settlements(tx, payment.organization_id):
-        if each.source_id == payment_id:
-            given[each.target_id] = given.get(each.target_id, 0) + each.amount_minor
+    for each in stored.list_settlements_by(tx, payment.organization_id, [payment_id]):
+        given[each.target_id] = given.get(each.target_id, 0) + each.amount_minor
     if any(minor and stored.find_payment(tx, target_id) is not None for target_id, minor in given.items()):
         raise Fault(STATE_CONFLICT, message="A part of the payment was paid back already.")
     returned = msgspec.structs.replace(
@@ -261,20 +308,19 @@ def return_payment(tx: PlatformTx, payment_id: str, *, id: str, value_on: str, r
         id=id,
         kind=PaymentKind.RETURN,
         value_on=value_on,
-        origin=PaymentOrigin.MANUAL,
+        origin=origin,
         reference=reference,
-        external_id="",
+        external_id=external_id,
         returns_id=payment_id,
         actor=actor,
         created_at=now,
     )
-    open_before = [each.id for each in read_account(tx, payment.organization_id).open]
     stored.insert_payment(tx, returned, entries_of(returned, payment.kind), now)
     taken = [Settlement(source_id=payment_id, target_id=target_id, amount_minor=-minor) for target_id, minor in given.items() if minor]
     whole = Settlement(source_id=payment_id, target_id=id, amount_minor=payment.amount_minor)
     stored.insert_settlements(tx, payment.organization_id, [*taken, whole], now)
-    _settle_balance(tx, payment.organization_id, now)
-    _tell_paid(tx, payment.organization_id, open_before, now)
+    stored_debits.put_returned(tx, payment_id, reference)
+    _tell_paid(tx, payment.organization_id, [*taken, *_settle_balance(tx, payment.organization_id, now)], now)
     return returned
 
 
@@ -282,31 +328,30 @@ def settle_issued(tx: PlatformTx, document: Document, now: int) -> None:
     """Settle what a document that was issued allows: a credit note the invoice that it corrects, an invoice with what the organization has
     paid before. The organization is locked."""
     corrected_id = document.corrects.id if document.kind is InvoiceKind.CREDIT_NOTE and document.corrects is not None else None
-    open_before = read_account(tx, document.organization_id).open
+    settled: list[Settlement] = []
     if corrected_id is not None:
         _check_credited(tx, document, corrected_id)
-    for each in open_before:
-        part = min(each.open_minor, document.totals.gross_minor)
-        if each.id == corrected_id and part:
-            settled = Settlement(source_id=document.id, target_id=each.id, amount_minor=part)
-            stored.insert_settlements(tx, document.organization_id, [settled], now)
-    _settle_balance(tx, document.organization_id, now)
-    _tell_paid(tx, document.organization_id, [each.id for each in open_before], now)
+        part = min(open_items.find_open(tx, corrected_id), document.totals.gross_minor)
+        if part:
+            settled.append(Settlement(source_id=document.id, target_id=corrected_id, amount_minor=part))
+            stored.insert_settlements(tx, document.organization_id, settled, now)
+    settled += _settle_balance(tx, document.organization_id, now)
+    _tell_paid(tx, document.organization_id, settled, now)
 
 
 def _check_credited(tx: PlatformTx, note: Document, corrected_id: str) -> None:
     """Raise STATE_CONFLICT if a credit note credits what was written off of its invoice: that would become a balance, though nobody has
     paid it."""
     taken: dict[str, int] = {}
-    for each in stored.list_settlements(tx, note.organization_id):
-        if each.target_id == corrected_id:
-            taken[each.source_id] = taken.get(each.source_id, 0) + each.amount_minor
+    for each in stored.list_settlements_of(tx, note.organization_id, [corrected_id]):
+        taken[each.source_id] = taken.get(each.source_id, 0) + each.amount_minor
     paid = {id: stored.find_payment(tx, id) for id in taken}
     written_off = sum(taken[id] for id, each in paid.items() if each is not None and each.kind is PaymentKind.WRITE_OFF)
-    issued = [(id, decode_document(text)) for id, _, text in stored.list_issued(tx, note.organization_id)]
-    credited = sum(each.totals.gross_minor for _, each in issued if each.corrects is not None and each.corrects.id == corrected_id)
-    gross = next(each.totals.gross_minor for id, each in issued if id == corrected_id)
-    if written_off and credited + written_off > gross:
+    corrections = [each for each in stored_invoices.list_corrections_of(tx, corrected_id) if each.state is InvoiceState.ISSUED]
+    credited = sum(decode_document(each.document).totals.gross_minor for each in corrections)
+    corrected = stored_invoices.find_invoice(tx, corrected_id)
+    assert corrected is not None, "documents are never deleted"
+    if written_off and credited + written_off > decode_document(corrected.document).totals.gross_minor:
         raise Fault(STATE_CONFLICT, message="The credit note credits what was written off: take the write-off back first.")
 
 
@@ -318,14 +363,16 @@ def _get_currency(tx: PlatformTx, organization_id: str) -> str:
 
 
 def _check_day(day: str) -> None:
-    try:
-        date.fromisoformat(day)
-    except ValueError:
+    if not is_day(day):
         _refuse("value_on", "it must be a day such as 2026-12-01")
 
 
 def _refuse(param: str, reason: str) -> None:
-    raise Fault(PARAMETER_INVALID, param=param, message=f"'{param}' cannot be used: {reason}.")
+    raise _refusal(param, reason)
+
+
+def _refusal(param: str, reason: str) -> Fault:
+    return Fault(PARAMETER_INVALID, param=param, message=f"'{param}' cannot be used: {reason}.")
 
 
 # ---- Reading ------------------------------------------------------------------------------------------------------------
@@ -344,58 +391,33 @@ def list_payments(tx: PlatformTx, window: PageWindow, *, organization_id: str | 
     return stored.list_payments(tx, window, organization_id=organization_id)
 
 
-def list_own_payments(tx: TenantTx, window: PageWindow) -> Page[Payment]:
-    """Return the organization's payments in the order in which they were recorded."""
-    return stored.list_payments(tx, window, organization_id=tx.organization_id)
-
-
-def get_account(tx: Transaction, organization_id: str) -> CustomerAccount:
-    """Return how an organization stands. Raises RESOURCE_UNKNOWN."""
-    if stored_prices.find_organization_currency(tx, organization_id) is None:
+def get_account(tx: Transaction, organization_id: str, *, after: str | None = None, limit: int = OPEN_MAX) -> CustomerAccount:
+    """Return how an organization stands, with open invoices behind one of its invoices, the one that is due first at the top. Raises
+    RESOURCE_UNKNOWN."""
+    currency = stored_prices.find_organization_currency(tx, organization_id)
+    if currency is None:
         raise Fault(RESOURCE_UNKNOWN)
-    return read_account(tx, organization_id)
+    found = open_items.list_open(tx, organization_id, after=after, limit=limit + 1)
+    documents = stored_invoices.find_documents(tx, [each.id for each in found[:limit]])
+    shown = [InvoiceStanding(each.id, decode_document(documents[each.id]), each.open_minor) for each in found[:limit]]
+    return CustomerAccount(currency, shown, *open_items.sum_open(tx, organization_id), len(found) > limit)
 
 
-def read_account(tx: Transaction, organization_id: str) -> CustomerAccount:
-    """Return the open invoices of an organization, the one that is due first at the top, and its balance."""
-    issued = stored.list_issued(tx, organization_id)
-    taken = stored.sum_taken(tx, [id for id, kind, _ in issued if kind is InvoiceKind.INVOICE])
-    open_ = []
-    for id, kind, encoded in issued:
-        if kind is InvoiceKind.INVOICE:
-            document = decode_document(encoded)
-            rest = document.totals.gross_minor - taken.get(id, 0)
-            if rest:
-                open_.append(InvoiceStanding(id, document, rest))
-    currency = stored_prices.find_organization_currency(tx, organization_id) or ""
-    return CustomerAccount(currency, open_, sum(rest for _, rest in _list_left(tx, organization_id)))
-
-
-def _list_left(tx: Transaction, organization_id: str) -> list[tuple[str, int]]:
-    """Return what is left of each source of an organization: of credit notes, then of payments, each the oldest first."""
-    amounts = {
-        id: decode_document(text).totals.gross_minor
-        for id, kind, text in stored.list_issued(tx, organization_id)
-        if kind is InvoiceKind.CREDIT_NOTE
-    }
-    window = PageWindow(limit=1000)
-    while True:
-        page = stored.list_payments(tx, window, organization_id=organization_id)
-        amounts.update({each.id: each.amount_minor for each in page.items if each.kind.is_source})
-        if not page.has_more:
-            break
-        window = PageWindow(after=page.items[-1].id, limit=1000)
-    given: dict[str, int] = {}
-    for each in stored.list_settlements(tx, organization_id):
-        given[each.source_id] = given.get(each.source_id, 0) + each.amount_minor
-    return [(id, minor - given.get(id, 0)) for id, minor in amounts.items() if minor != given.get(id, 0)]
+def find_open(tx: Transaction, invoice_id: str) -> InvoiceStanding | None:
+    """Return an issued invoice of which something is open."""
+    open_minor = open_items.find_open(tx, invoice_id)
+    found = stored_invoices.find_documents(tx, [invoice_id] if open_minor else [])
+    return InvoiceStanding(invoice_id, decode_document(found[invoice_id]), open_minor) if invoice_id in found else None
 
 
 # ---- Bank statements ----------------------------------------------------------------------------------------------------
 
 
 class ImportedStatement(NamedTuple):
-    """A bank statement that was imported: what was matched with invoices, what a person has to match, and what was known already."""
+    """A bank statement that was imported: what was matched with invoices, what a person has to match, and what was known already.
+    `returned`: direct debits that came back, also those of which an earlier statement told before their payment came.
+    `unmatched_returns`: those of this statement whose payment has not come. `executed`: credit transfers of refunds among `others`.
+    `is_gap`: its opening balance is not the closing balance of the statement before: one is missing."""
 
     iban: str
     name: str
@@ -403,18 +425,25 @@ class ImportedStatement(NamedTuple):
     unmatched: int
     known: int
     others: int
+    returned: list[Payment]
+    unmatched_returns: int
+    executed: int
+    is_gap: bool
 
 
 class _ReadCredit(NamedTuple):
-    """A credit that is new, with the invoices that it names, all of one organization; none where a person has to say what it is for."""
+    """A credit that is new, with the invoices that it names, all of one organization; none where a person has to say what it is for.
+    `transfer`: of which it is the return."""
 
     credit: BankCredit
     named: list[StoredInvoice]
+    transfer: CreditTransfer | None
 
 
 def import_statements(tx: PlatformTx, text: str, *, new_id: Callable[[str], str], actor: str, now: int) -> list[ImportedStatement]:
-    """Record the credits of a bank's file as payments of the invoices whose numbers they name. A file, or an entry, that was imported
-    already changes nothing. Raises PARAMETER_INVALID for what is no bank statement of a seller, before anything is changed."""
+    """Record the credits of a bank's file as payments of the invoices whose numbers they name, and take the payments of direct debits back
+    that were returned. A file, or an entry, that was imported already changes nothing. Raises PARAMETER_INVALID for what is no bank
+    statement of a seller, before anything is changed."""
     try:
         statements = read_statements(text)
     except StatementUnreadable as error:
@@ -428,8 +457,13 @@ def import_statements(tx: PlatformTx, text: str, *, new_id: Callable[[str], str]
     seen = set[str]()
     read = [_read_credits(tx, each, owners[each.iban], seen) for each in statements]
     organization_ids = {invoice.organization_id for credits in read for each in credits for invoice in each.named}
+    organization_ids |= {each.transfer.organization_id for credits in read for each in credits if each.transfer is not None}
+    for each in statements:
+        for returned in each.returns:
+            debits = stored_debits.list_by_reference(tx, returned.end_to_end_id, [owner.id for owner in owners[each.iban]])
+            organization_ids |= {debit.organization_id for debit in debits}
     stored_periods.lock_organizations(tx, organization_ids)  # all at once: two imports that lock them one by one could wait for each other
-    return [_import(tx, each, credits, new_id, actor, now) for each, credits in zip(statements, read, strict=True)]
+    return [_import(tx, each, owners[each.iban], credits, new_id, actor, now) for each, credits in zip(statements, read, strict=True)]
 
 
 def _read_credits(tx: PlatformTx, statement: BankStatement, owners: Sequence[LegalEntity], seen: set[str]) -> list[_ReadCredit]:
@@ -441,24 +475,159 @@ def _read_credits(tx: PlatformTx, statement: BankStatement, owners: Sequence[Leg
         if credit.id in seen or stored.find_by_external_id(tx, credit.id) is not None or stored.find_entry(tx, credit.id) is not None:
             continue
         seen.add(credit.id)
-        new.append(_ReadCredit(credit, _find_invoices(tx, credit, owners)))
+        transfer = None
+        if credit.return_reason:
+            transfer = stored_transfers.find_by_reference(tx, credit.end_to_end_id, credit.amount_minor, [each.id for each in owners])
+        is_returned = transfer is not None and transfer.outcome is not TransferOutcome.RETURNED
+        new.append(_ReadCredit(credit, [] if is_returned else _find_invoices(tx, credit, owners), transfer if is_returned else None))
     return new
 
 
 def _import(
-    tx: PlatformTx, statement: BankStatement, new: Sequence[_ReadCredit], new_id: Callable[[str], str], actor: str, now: int
+    tx: PlatformTx,
+    statement: BankStatement,
+    owners: Sequence[LegalEntity],
+    new: Sequence[_ReadCredit],
+    new_id: Callable[[str], str],
+    actor: str,
+    now: int,
 ) -> ImportedStatement:
     """Store a statement and what is new in it. The organizations are locked."""
+    known, paid, returned, unmatched_returns, is_gap = len(statement.credits) - len(new), list[Payment](), list[Payment](), 0, False
     if not stored.has_statement(tx, statement.iban, statement.digest):
-        id = new_id(ids.BANK_STATEMENT)
-        entries = len(statement.credits) + statement.others
-        stored.insert_statement(tx, StatementRow(id, statement.iban, statement.name, statement.digest, entries, actor, now))
+        new_returns = [each for each in statement.returns if not _is_known(tx, each.id)]
+        known += len(statement.returns) - len(new_returns)
+        record = _make_record(tx, statement, new, len(new_returns), id=new_id(ids.BANK_STATEMENT), actor=actor, now=now)
+        is_gap = record.follows_id is None and _has_statement_before(tx, statement)
+        stored.insert_statement(tx, record)
+        stored.insert_entries(tx, [_entry(each.credit, record.id) for each in new])
         for each in new:
-            if not each.named:
-                stored.insert_entry(tx, _entry(each.credit, id))
-    paid = [_pay(tx, each.credit, each.named, id=new_id(ids.PAYMENT), actor=actor, now=now) for each in new if each.named]
-    known = len(statement.credits) - len(new)
-    return ImportedStatement(statement.iban, statement.name, paid, len(new) - len(paid), known, statement.others)
+            if each.named:
+                payment, taken_back = _pay(tx, each.credit, each.named, statement.iban, new_id=new_id, actor=actor, now=now)
+                returned += [] if taken_back is None else [taken_back]
+            elif each.transfer is not None:
+                payment = _record_returned(tx, each.credit, each.transfer, id=new_id(ids.PAYMENT), actor=actor, now=now)
+            else:
+                continue
+            paid.append(payment)
+            stored.put_entry_payment(tx, each.credit.id, payment.id)
+        for each_return in new_returns:
+            debit = _make_returned(each_return, record.id)
+            stored.insert_returned(tx, debit)
+            taken_back = _take_back(tx, debit, owners, id=new_id(ids.PAYMENT), actor=actor, now=now)
+            returned += [] if taken_back is None else [taken_back]
+            unmatched_returns += taken_back is None
+    else:
+        known += len(statement.returns)
+    executed = sum(_execute(tx, each, owners) for each in statement.debits)
+    return ImportedStatement(
+        iban=statement.iban,
+        name=statement.name,
+        payments=paid,
+        unmatched=len(new) - len(paid),
+        known=known,
+        others=statement.others,
+        returned=returned,
+        unmatched_returns=unmatched_returns,
+        executed=executed,
+        is_gap=is_gap,
+    )
+
+
+def _is_known(tx: PlatformTx, returned_id: str) -> bool:
+    return stored.has_returned(tx, returned_id) or stored.find_by_external_id(tx, returned_id) is not None
+
+
+def _has_statement_before(tx: PlatformTx, statement: BankStatement) -> bool:
+    """Return whether there is a statement before one that states its balances."""
+    balances = statement.balances
+    return balances is not None and stored.has_statement_before(tx, statement.iban, balances.closing_on, balances.closing_minor)
+
+
+def _make_record(
+    tx: PlatformTx, statement: BankStatement, new: Sequence[_ReadCredit], returns: int, *, id: str, actor: str, now: int
+) -> BankStatementRecord:
+    """Return what is stored of a statement, with the one before it."""
+    balances, credits_minor = statement.balances, sum(each.credit.amount_minor for each in new)
+    before = None
+    if balances is not None:
+        before = stored.find_statement_before(tx, statement.iban, balances.closing_on, balances.opening_minor)
+    return BankStatementRecord(
+        id=id,
+        iban=statement.iban,
+        name=statement.name,
+        digest=statement.digest,
+        entries=len(statement.credits) + len(statement.returns) + statement.others,
+        actor=actor,
+        imported_at=now,
+        credits=len(new),
+        credits_minor=credits_minor,
+        returns=returns,
+        opening_minor=None if balances is None else balances.opening_minor,
+        closing_minor=None if balances is None else balances.closing_minor,
+        closing_on=None if balances is None else balances.closing_on,
+        others_minor=None if balances is None else balances.closing_minor - balances.opening_minor - credits_minor,
+        follows_id=None if before is None else before.id,
+    )
+
+
+def _make_returned(returned: BankReturn, statement_id: str) -> ReturnedDebit:
+    return ReturnedDebit(
+        id=returned.id,
+        statement_id=statement_id,
+        amount_minor=returned.amount_minor,
+        value_on=returned.value_on,
+        end_to_end_id=returned.end_to_end_id,
+        reason=returned.reason,
+    )
+
+
+def _take_back(tx: PlatformTx, returned: ReturnedDebit, owners: Sequence[LegalEntity], *, id: str, actor: str, now: int) -> Payment | None:
+    """Take the payment of a direct debit back that the bank returned. Returns None where it has not come, it is not sure which one it is,
+    or a part of it was paid back to the organization: a person has to look."""
+    debits = stored_debits.list_by_reference(tx, returned.end_to_end_id, [each.id for each in owners])
+    paid = [each for each in debits if each.outcome is DebitOutcome.PAID and returned.amount_minor in (None, each.amount_minor)]
+    if len(paid) != 1 or paid[0].payment_id is None:
+        return None
+    return _return_debit(tx, returned, paid[0].payment_id, id=id, actor=actor, now=now)
+
+
+def _return_debit(tx: PlatformTx, returned: ReturnedDebit, payment_id: str, *, id: str, actor: str, now: int) -> Payment | None:
+    """Record that a returned debit took a payment back. Returns None where a part of the payment was paid back to the organization."""
+    try:
+        taken_back = return_payment(
+            tx,
+            payment_id,
+            id=id,
+            value_on=returned.value_on,
+            reference=returned.reason,
+            actor=actor,
+            now=now,
+            origin=PaymentOrigin.BANK_STATEMENT,
+            external_id=returned.id,
+        )
+    except Fault as fault:
+        if fault.kind is not STATE_CONFLICT:
+            raise
+        return None
+    stored.put_returned_payment(tx, returned.id, taken_back.id)
+    return taken_back
+
+
+def _execute(tx: PlatformTx, debit: BankDebit, owners: Sequence[LegalEntity]) -> bool:
+    """Return whether a debit is the transfer of a refund, and store that it was paid."""
+    transfer = stored_transfers.find_by_reference(tx, debit.end_to_end_id, debit.amount_minor, [each.id for each in owners])
+    if transfer is None:
+        return False
+    if transfer.outcome in (TransferOutcome.WAITING, TransferOutcome.OPEN):
+        stored_transfers.put_outcome(tx, transfer.payment_id, TransferOutcome.PAID)
+    return True
+
+
+def _record_returned(tx: PlatformTx, credit: BankCredit, transfer: CreditTransfer, *, id: str, actor: str, now: int) -> Payment:
+    """Record that the money of a refund came back, as a payment of the organization, which is locked."""
+    stored_transfers.put_outcome(tx, transfer.payment_id, TransferOutcome.RETURNED, credit.return_reason)
+    return _pay_in(tx, transfer.organization_id, credit, credit.return_reason, [], id=id, actor=actor, now=now)
 
 
 def _entry(credit: BankCredit, statement_id: str) -> BankEntry:
@@ -479,9 +648,10 @@ def _find_invoices(tx: PlatformTx, credit: BankCredit, owners: Sequence[LegalEnt
     named: dict[str, StoredInvoice] = {}
     if credit.is_batch:
         return []
-    for number in find_numbers(credit.text, {each.invoice_series for each in owners}):
+    owner_ids = [each.id for each in owners]
+    for number in find_numbers(credit.text, stored_invoices.list_series_of(tx, owner_ids)):
         series, _, digits = number.rpartition("-")
-        found = stored_invoices.list_numbered(tx, series, int(digits), [each.id for each in owners])
+        found = stored_invoices.list_numbered(tx, series, int(digits), owner_ids)
         if len(found) > 1:
             return []
         for each in found:
@@ -490,10 +660,42 @@ def _find_invoices(tx: PlatformTx, credit: BankCredit, owners: Sequence[LegalEnt
     return list(named.values()) if len({each.organization_id for each in named.values()}) == 1 else []
 
 
-def _pay(tx: PlatformTx, credit: BankCredit, invoices: Sequence[StoredInvoice], *, id: str, actor: str, now: int) -> Payment:
-    """Record a credit of a bank as a payment of invoices of one organization, which is locked. What they do not take settles others."""
+def _pay(
+    tx: PlatformTx,
+    credit: BankCredit,
+    invoices: Sequence[StoredInvoice],
+    iban: str,
+    *,
+    new_id: Callable[[str], str],
+    actor: str,
+    now: int,
+) -> tuple[Payment, Payment | None]:
+    """Record a credit of a bank as a payment of invoices of one organization, which is locked. What they do not take settles others.
+
+    Returns the payment, and its return if it is that of a direct debit of which the bank has told before that it came back."""
     organization_id = invoices[0].organization_id
-    still_open = {each.id for each in read_account(tx, organization_id).open}
+    still_open = open_items.read_open(tx, organization_id, [each.id for each in invoices])
+    invoice_ids = [each.id for each in invoices if each.id in still_open]
+    reference, id = f"{credit.debtor}: {credit.text}", new_id(ids.PAYMENT)
+    paid = _pay_in(tx, organization_id, credit, reference, invoice_ids, id=id, actor=actor, now=now)
+    is_debit = [stored_debits.put_paid(tx, each.id, credit.end_to_end_id, credit.amount_minor, paid.id) for each in invoices]
+    before = stored.list_returned_before(tx, iban, paid, credit.end_to_end_id) if any(is_debit) else []
+    taken_back = _return_debit(tx, before[0], paid.id, id=new_id(ids.PAYMENT), actor=actor, now=now) if before else None
+    return paid, taken_back
+
+
+def _pay_in(
+    tx: PlatformTx,
+    organization_id: str,
+    credit: BankCredit,
+    reference: str,
+    invoice_ids: Sequence[str],
+    *,
+    id: str,
+    actor: str,
+    now: int,
+) -> Payment:
+    """Store a credit of a bank as a payment of an organization, which is locked."""
     payment = Payment(
         id=id,
         organization_id=organization_id,
@@ -502,16 +704,16 @@ def _pay(tx: PlatformTx, credit: BankCredit, invoices: Sequence[StoredInvoice], 
         currency=credit.currency,
         value_on=credit.value_on,
         origin=PaymentOrigin.BANK_STATEMENT,
-        reference=f"{credit.debtor}: {credit.text}"[:512],
+        reference=reference[:512],
         external_id=credit.id,
         returns_id=None,
         actor=actor,
         created_at=now,
     )
-    return _store(tx, payment, [each.id for each in invoices if each.id in still_open], now)
+    return _store(tx, payment, invoice_ids, now)
 
 
-def match_entry(tx: PlatformTx, entry_id: str, invoice_id: str, *, id: str, actor: str, now: int) -> Payment:
+def match_entry(tx: PlatformTx, entry_id: str, invoice_id: str, *, new_id: Callable[[str], str], actor: str, now: int) -> Payment:
     """Record an entry of a bank statement that named no invoice as a payment of one. Raises RESOURCE_UNKNOWN, PARAMETER_INVALID,
     STATE_CONFLICT."""
     entry = stored.lock_entry(tx, entry_id)
@@ -521,13 +723,17 @@ def match_entry(tx: PlatformTx, entry_id: str, invoice_id: str, *, id: str, acto
     if invoice is None or invoice.state is not InvoiceState.ISSUED or invoice.kind is not InvoiceKind.INVOICE:
         _refuse("invoice_id", "there is no such issued invoice")
         raise AssertionError
-    if decode_document(invoice.document).currency != entry.currency:
+    document = decode_document(invoice.document)
+    if document.currency != entry.currency:
         _refuse("invoice_id", "the invoice is in another currency")
     stored_periods.lock_organization(tx, invoice.organization_id)
     if entry.payment_id is not None or stored.find_by_external_id(tx, entry.id) is not None:
         raise Fault(STATE_CONFLICT, message="The entry was matched already.")
-    credit = BankCredit(entry.id, entry.amount_minor, entry.currency, entry.value_on, entry.debtor, entry.text)
-    payment = _pay(tx, credit, [invoice], id=id, actor=actor, now=now)
+    credit = BankCredit(
+        entry.id, entry.amount_minor, entry.currency, entry.value_on, entry.debtor, entry.text, end_to_end_id=document.number
+    )
+    iban = stored.get_statement(tx, entry.statement_id).iban
+    payment, _ = _pay(tx, credit, [invoice], iban, new_id=new_id, actor=actor, now=now)
     stored.put_entry_payment(tx, entry_id, payment.id)
     return payment
 
@@ -543,7 +749,7 @@ def list_entries(tx: PlatformTx, window: PageWindow) -> Page[BankEntry]:
 def entries_of(payment: Payment, returned: PaymentKind | None = None) -> tuple[Entry, ...]:
     """Return the entries of a payment: money or a loss against what the organization owes. `returned`: of a return, the kind of what it
     takes back."""
-    pico = payment.amount_minor * 10 ** (12 - get_currency(payment.currency).minor_units)
+    pico = payment.amount_minor * find_step(payment.currency)
     pico = pico if payment.kind.is_source else -pico
     account = WRITE_OFF if PaymentKind.WRITE_OFF in (payment.kind, returned) else CASH
     owed = Account(payment.organization_id, RECEIVABLE, payment.currency)

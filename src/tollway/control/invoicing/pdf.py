@@ -17,7 +17,7 @@ from typing import Any, Final
 import typst
 
 from tollway.control.invoicing import cii
-from tollway.control.invoicing.texts import TEXTS, describe_line, describe_proof, describe_terms, show_day, title_of
+from tollway.control.invoicing.texts import TEXTS, describe_line, describe_proof, describe_terms, show_day, show_days, show_iban, title_of
 from tollway.control.invoicing.xml_elements import FACTUR_X, MINOR_UNITS_MAX, line_percent
 from tollway.domain.billing_parties import Language
 from tollway.domain.currencies import get_currency
@@ -141,13 +141,12 @@ def describe(document: Document) -> dict[str, Any]:
 
 def _list_facts(document: Document) -> Rows:
     texts = TEXTS[document.language]
-    period = f"{show_day(document.service.first, document.language)} {texts['to']} {show_day(document.service.last, document.language)}"
     corrects = document.corrects
     rows = [
         (texts["number"], document.number),
         (texts["issued_on"], show_day(document.issued_on, document.language)),
         (texts["due_on"], "" if document.kind is InvoiceKind.CREDIT_NOTE else show_day(document.due_on, document.language)),
-        (texts["service"], period),
+        (texts["service"], show_days(document.service, document.language)),
         (
             texts["corrects"],
             "" if corrects is None else f"{corrects.number} {texts['of']} {show_day(corrects.issued_on, document.language)}",
@@ -191,7 +190,7 @@ def _list_footer(document: Document) -> list[list[str]]:
             *([f"{texts['tax_number']} {seller.tax_number}"] if seller.tax_number else []),
             *(each for each in (contact.name, contact.phone, contact.email) if each),
         ],
-        [bank.holder, f"IBAN {bank.iban}", *([f"BIC {bank.bic}"] if bank.bic else [])],
+        [bank.holder, f"IBAN {show_iban(bank.iban)}", *([f"BIC {bank.bic}"] if bank.bic else [])],
     ]
 
 
@@ -201,11 +200,10 @@ def _describe_row(document: Document, line: InvoiceLine) -> dict[str, str]:
     unit = texts.get(f"{'one' if line.price_base == 1 else 'unit'}_{line.unit}", line.unit)
     base = f"{_grouped(document, str(line.price_base))} " if line.price_base != 1 else ""
     price = _number(document, _pad(format_amount(line.unit_price_pico * line.price_base), units))
-    days = [show_day(day, document.language) for day in (line.service.first, line.service.last)]
     return {
         "number": str(line.number),
         "description": describe_line(line, document.language),
-        "note": "" if line.service == document.service else f"{days[0]} {texts['to']} {days[1]}",
+        "note": "" if line.service == document.service else show_days(line.service, document.language),
         "quantity": _grouped(document, str(line.quantity)),
         "price": f"{price} {texts['per']} {base}{unit}" if unit else price,
         "amount": _money(document, line.net_minor),

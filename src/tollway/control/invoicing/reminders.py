@@ -96,9 +96,8 @@ def send_due(database: Database, mail: Mail, *, is_stopping: Callable[[], bool],
             break
         with database.platform(write=False) as tx:
             account = parties.get_account(tx, letter.organization_id)
-            standing = payments.read_account(tx, letter.organization_id)
+            invoice = payments.find_open(tx, letter.invoice_id)
             is_held = stored.find_hold(tx, letter.invoice_id) is not None
-        invoice = next((each for each in standing.open if each.id == letter.invoice_id), None)
         line = {"invoice_id": letter.invoice_id, "step": letter.step}
         is_done = True
         if invoice is not None and not is_held and not account.contact.email:

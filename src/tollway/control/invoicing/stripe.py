@@ -12,16 +12,18 @@ Stripe says in words is not repeated: it can name people.
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Any, NamedTuple
 
 import httpx2
 
+from tollway.control.authorities import read_authorities
 from tollway.control.invoicing.connectors import ConnectorRefused, ConnectorUnavailable, SinkPayment
+from tollway.control.invoicing.texts import TEXTS, describe_line
 from tollway.domain.billing_parties import BillingAccount
 from tollway.domain.currencies import get_currency
 from tollway.domain.faults import Fault
-from tollway.domain.invoices import Document
+from tollway.domain.invoices import Document, day_of
 from tollway.domain.money import round_half_up
 from tollway.wire import bodies
 
@@ -41,7 +43,8 @@ PAGE = 100
 """Lines that are read at once: as many as Stripe gives."""
 
 OTHER_UNITS = frozenset({"ISK", "MGA", "UGX"})
-"""Currencies whose amounts Stripe counts in another unit than ISO 4217 (https://docs.stripe.com/currencies#special-cases)."""
+"""Currencies whose amounts Stripe counts in another unit than ISO 4217 (https://docs.stripe.com/currencies#special-cases). Those of three
+decimals it rounds to two."""
 
 _RETRIED = frozenset({401, 403, 409, 429})
 """Statuses that can go away: of keys that are wrong as yet, of requests at once, and of too many."""
@@ -59,8 +62,11 @@ class SinkLine(NamedTuple):
 def list_lines(document: Document, open_minor: int) -> list[SinkLine]:
     """Return the lines of a document for a service that knows amounts only: lines, allowances, and what was paid before. Their amounts and
     taxes sum to `open_minor`."""
-    amounts = [(str(line.number), line.description, line.net_minor) for line in document.lines]
-    amounts += [(f"allowance:{each.kind}", f"Credit ({each.kind})", -each.net_minor) for each in document.allowances if each.net_minor]
+    texts = TEXTS[document.language]
+    amounts = [(str(line.number), describe_line(line, document.language), line.net_minor) for line in document.lines]
+    amounts += [
+        (f"allowance:{each.kind}", texts[f"allowance_{each.kind}"], -each.net_minor) for each in document.allowances if each.net_minor
+    ]
     lines, net_minor, taxed_minor = [], 0, 0
     for id, text, amount_minor in amounts:
         # Each line gets what the tax of all lines so far comes to, less what those before it got: so the parts sum to the whole.
@@ -70,7 +76,7 @@ def list_lines(document: Document, open_minor: int) -> list[SinkLine]:
         lines.append(SinkLine(f"{document.id}:{id}", text, amount_minor, tax_minor))
     paid_minor = document.totals.gross_minor - open_minor
     if paid_minor:
-        lines.append(SinkLine(f"{_paid_prefix(document)}{paid_minor}", "Paid before", -paid_minor, 0))
+        lines.append(SinkLine(f"{_paid_prefix(document)}{paid_minor}", texts["paid_before"], -paid_minor, 0))
     return lines
 
 
@@ -92,6 +98,8 @@ class StripeConnector:
         """Return if Stripe knows the customer, and can collect the document. Raises ConnectorRefused, ConnectorUnavailable."""
         if document.currency in OTHER_UNITS:
             raise ConnectorRefused(f"Stripe counts {document.currency} in another unit")
+        if get_currency(document.currency).minor_units > 2:
+            raise ConnectorRefused(f"Stripe takes two of the three decimals of {document.currency}")
         if len(document.lines) + len(document.allowances) + 1 > LINES_MAX:
             raise ConnectorRefused(f"Stripe takes {LINES_MAX} lines")
         if self._get(f"customers/{account.connector_customer}").get("deleted"):
@@ -192,7 +200,9 @@ class StripeConnector:
         try:
             async with (
                 asyncio.timeout(REQUEST_SECONDS_MAX),
-                httpx2.AsyncClient(follow_redirects=False, trust_env=False, timeout=REQUEST_SECONDS_MAX) as client,
+                httpx2.AsyncClient(
+                    follow_redirects=False, trust_env=False, verify=read_authorities(), timeout=REQUEST_SECONDS_MAX
+                ) as client,
                 client.stream(method, f"{self.url}/v1/{path}", params=query, data=fields, headers=headers) as answer,
             ):
                 async for piece in answer.aiter_raw():
@@ -225,7 +235,7 @@ def read_payment(invoice: Mapping[str, Any]) -> SinkPayment | None:
     return SinkPayment(
         id=intent if isinstance(intent, str) else _get_id(invoice),
         amount_minor=amount,
-        value_on=datetime.fromtimestamp(paid_at, UTC).date().isoformat(),
+        value_on=day_of(paid_at * 1_000_000, UTC),
     )
 
 

@@ -9,7 +9,7 @@ import hashlib
 import hmac
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC
 from enum import StrEnum
 from threading import Lock
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from tollway.control.invoicing.payments import ExternalPayment, RefundedPayment
 from tollway.control.invoicing.stripe import STRIPE_VERSION, read_payment
 from tollway.domain.connectors import Connector
 from tollway.domain.faults import STATE_CONFLICT, Blame, Fault, FaultKind
+from tollway.domain.invoices import day_of
 from tollway.domain.payments import Payment, PaymentKind, PaymentOrigin
 from tollway.metric_table import find_metric
 from tollway.storage import invoice_syncs
@@ -109,6 +110,16 @@ HANDLED = frozenset(
 )
 """Types of events that have an effect."""
 
+
+class _Told(NamedTuple):
+    """Object that an event is about, the day (UTC) on which it happened, and what its effect is recorded with."""
+
+    found: Mapping[str, Any]
+    day: str
+    new_id: Callable[[], str]
+    now: int
+
+
 IGNORED, KNOWN = HandledEvent(EventOutcome.IGNORED), HandledEvent(EventOutcome.KNOWN)
 
 
@@ -120,36 +131,39 @@ def handle(tx: PlatformTx, event: Mapping[str, Any], *, new_id: Callable[[], str
         return IGNORED
     if event.get("api_version") != STRIPE_VERSION:  # another one calls payments by other ids
         raise Fault(STATE_CONFLICT, message=f"The webhook endpoint must be of API version {STRIPE_VERSION}.")
+    created = event.get("created")  # Unix seconds
+    at = created * 1_000_000 if isinstance(created, int) and 0 <= created < 1 << 33 else now
+    told = _Told(found, day_of(at, UTC), new_id, now)
     match kind:
         case "invoice.paid":
-            return _record_paid(tx, found, new_id, now)
+            return _record_paid(tx, told)
         case "refund.created" | "refund.updated" if found.get("status") == "succeeded":
-            return _record(tx, found, PaymentKind.REFUND, new_id, now)
+            return _record(tx, told, PaymentKind.REFUND)
         case "refund.failed":
-            return _record_failed(tx, found, new_id, now)
+            return _record_failed(tx, told)
         case "charge.dispute.created":
             return _hold(tx, found, now)
         case "charge.dispute.funds_withdrawn":
-            return _take_back(tx, found, new_id, now)
+            return _take_back(tx, told)
         case "charge.dispute.funds_reinstated":
-            return _give_back(tx, found, new_id, now)
+            return _give_back(tx, told)
         case _:
             return IGNORED
 
 
-def _record_paid(tx: PlatformTx, invoice: Mapping[str, Any], new_id: Callable[[], str], now: int) -> HandledEvent:
+def _record_paid(tx: PlatformTx, told: _Told) -> HandledEvent:
+    invoice = told.found
     sync = invoice_syncs.find_by_external_id(tx, Connector.STRIPE, _text(invoice, "id"))
     paid = read_payment(invoice)
     if sync is None or paid is None:
         return IGNORED
-    payment = connectors.record_collected(tx, sync, paid, _text(invoice, "currency").upper(), new_id=new_id, now=now)
+    payment = connectors.record_collected(tx, sync, paid, _text(invoice, "currency").upper(), new_id=told.new_id, now=told.now)
     return KNOWN if payment is None else HandledEvent(EventOutcome.RECORDED, sync.organization_id)
 
 
-def _record(
-    tx: PlatformTx, found: Mapping[str, Any], kind: PaymentKind, new_id: Callable[[], str], now: int, suffix: str = ""
-) -> HandledEvent:
+def _record(tx: PlatformTx, told: _Told, kind: PaymentKind, suffix: str = "") -> HandledEvent:
     """Record a refund, or what came back of one or of a dispute, under Stripe's id of it."""
+    found = told.found
     paid, amount = _find_payment(tx, found), found.get("amount")
     if paid is None or not isinstance(amount, int):
         return IGNORED
@@ -158,33 +172,33 @@ def _record(
         external_id=f"{Connector.STRIPE}/{_text(found, 'id')}{suffix}",
         amount_minor=amount,
         currency=_text(found, "currency").upper(),
-        value_on=_day_of(now),
+        value_on=told.day,
         origin=PaymentOrigin.STRIPE,
         reference=paid.external_id,
     )
     sync = invoice_syncs.find_by_external_id(tx, Connector.STRIPE, paid.reference)
     refunded = RefundedPayment(paid.id, sync.invoice_id) if kind is PaymentKind.REFUND and sync is not None else None
-    recorded = payments.record_external(tx, paid.organization_id, moved, [], id=new_id(), actor=ACTOR, now=now, refunded=refunded)
+    recorded = payments.record_external(tx, paid.organization_id, moved, [], id=told.new_id(), actor=ACTOR, now=told.now, refunded=refunded)
     return KNOWN if recorded is None else HandledEvent(EventOutcome.RECORDED, paid.organization_id)
 
 
-def _record_failed(tx: PlatformTx, refund: Mapping[str, Any], new_id: Callable[[], str], now: int) -> HandledEvent:
+def _record_failed(tx: PlatformTx, told: _Told) -> HandledEvent:
     """Record that the money of a refund came back, if the refund is recorded."""
-    recorded = stored.find_by_external_id(tx, f"{Connector.STRIPE}/{_text(refund, 'id')}")
+    recorded = stored.find_by_external_id(tx, f"{Connector.STRIPE}/{_text(told.found, 'id')}")
     if recorded is None or recorded.kind is not PaymentKind.REFUND:
         return IGNORED
-    return _record(tx, refund, PaymentKind.PAYMENT, new_id, now, suffix="/failed")
+    return _record(tx, told, PaymentKind.PAYMENT, suffix="/failed")
 
 
-def _give_back(tx: PlatformTx, dispute: Mapping[str, Any], new_id: Callable[[], str], now: int) -> HandledEvent:
+def _give_back(tx: PlatformTx, told: _Told) -> HandledEvent:
     """Record what came back of a dispute, if it was taken for it. Raises STATE_CONFLICT if that is not recorded yet."""
-    paid = _find_payment(tx, dispute)
-    if paid is None or dispute.get("amount") != paid.amount_minor:
+    paid = _find_payment(tx, told.found)
+    if paid is None or told.found.get("amount") != paid.amount_minor:
         return IGNORED
     returned = stored.find_return(tx, paid.id)
     if returned is None:
         raise Fault(STATE_CONFLICT, message="It is not recorded yet that the payment was taken back.")
-    return _record(tx, dispute, PaymentKind.PAYMENT, new_id, now) if returned.reference == _text(dispute, "id") else IGNORED
+    return _record(tx, told, PaymentKind.PAYMENT) if returned.reference == _text(told.found, "id") else IGNORED
 
 
 def _hold(tx: PlatformTx, dispute: Mapping[str, Any], now: int) -> HandledEvent:
@@ -192,22 +206,30 @@ def _hold(tx: PlatformTx, dispute: Mapping[str, Any], now: int) -> HandledEvent:
     paid = _find_payment(tx, dispute)
     if paid is None:
         return IGNORED
-    settled = {each.target_id for each in stored.list_settlements(tx, paid.organization_id) if each.source_id == paid.id}
+    settled = {each.target_id for each in stored.list_settlements_by(tx, paid.organization_id, [paid.id])}
     held = [id for id in sorted(settled) if stored.find_payment(tx, id) is None and stored.find_hold(tx, id) is None]
     for invoice_id in held:
         dunning.set_hold(tx, invoice_id, f"disputed at Stripe ({_text(dispute, 'id')})", now)
     return HandledEvent(EventOutcome.RECORDED, paid.organization_id) if held else KNOWN
 
 
-def _take_back(tx: PlatformTx, dispute: Mapping[str, Any], new_id: Callable[[], str], now: int) -> HandledEvent:
+def _take_back(tx: PlatformTx, told: _Told) -> HandledEvent:
     """Record that a payment was taken back for a dispute about all of it; one about a part is left to a person."""
-    paid = _find_payment(tx, dispute)
-    if paid is None or dispute.get("amount") != paid.amount_minor:
+    paid = _find_payment(tx, told.found)
+    if paid is None or told.found.get("amount") != paid.amount_minor:
         return IGNORED
     if stored.find_return(tx, paid.id) is not None:
         return KNOWN
-    reference = _text(dispute, "id")
-    payments.return_payment(tx, paid.id, id=new_id(), value_on=_day_of(now), reference=reference, actor=ACTOR, now=now)
+    payments.return_payment(
+        tx,
+        paid.id,
+        id=told.new_id(),
+        value_on=told.day,
+        reference=_text(told.found, "id"),
+        actor=ACTOR,
+        now=told.now,
+        origin=PaymentOrigin.STRIPE,
+    )
     return HandledEvent(EventOutcome.RECORDED, paid.organization_id)
 
 
@@ -219,7 +241,3 @@ def _find_payment(tx: PlatformTx, found: Mapping[str, Any]) -> Payment | None:
 def _text(found: Mapping[str, Any], name: str) -> str:
     value = found.get(name)
     return value[:128] if isinstance(value, str) else ""
-
-
-def _day_of(now: int) -> str:
-    return datetime.fromtimestamp(now // 1_000_000, UTC).date().isoformat()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from tollway.domain.billing_parties import Language
-from tollway.domain.invoices import Document, InvoiceKind, InvoiceLine, LineKind
+from tollway.domain.invoices import Document, InvoiceKind, InvoiceLine, LineKind, ServiceDays
 
 Texts = Mapping[str, str]
 
@@ -44,6 +44,7 @@ TEXTS: Mapping[Language, Texts] = {
         "allowance_discount": "Vertragsrabatt",
         "allowance_service_credit": "Gutschrift für die Dienstgüte",
         "allowance_commitment": "Vorausbezahltes Volumen",
+        "paid_before": "Bereits bezahlt",
         "contract_tiered_price": "Staffelpreis",
         "contract_platform_fee": "Grundgebühr",
         "contract_seat_fee": "Gebühr je Platz",
@@ -56,6 +57,7 @@ TEXTS: Mapping[Language, Texts] = {
         "kind_of_service": "Nutzung von KI-Modellen",
         "unit_token": "Token",
         "unit_character": "Zeichen",
+        "unit_pixel": "Pixel",
         "unit_second": "s",
         "unit_image": "Bilder",
         "unit_request": "Anfragen",
@@ -74,10 +76,13 @@ TEXTS: Mapping[Language, Texts] = {
         "class_seconds": "Sekunden",
         "class_characters": "Zeichen",
         "class_images": "Bilder",
+        "class_pixels": "Pixel von Bildern",
         "class_request": "Anfragen",
         "VATEX-EU-AE": "Steuerschuldnerschaft des Leistungsempfängers",
         "VATEX-EU-O": "Nicht im Inland steuerbare Leistung",
         "terms": "Zahlbar ohne Abzug bis {due_on} auf das Konto {iban} mit dem Verwendungszweck {number}.",
+        "debit_terms": "Was vom Rechnungsbetrag offen ist, wird frühestens am {due_on} per SEPA-Lastschrift vom Konto {iban} eingezogen;"
+        " Mandat {mandate}, Gläubiger-Identifikationsnummer {creditor_id}.",
         "credit_terms": "Der Betrag wird mit offenen Rechnungen verrechnet oder erstattet.",
         "proof": "Abrechnungszeitraum {id}: {events} Anfragen, Merkle-Wurzel {root}",
         "page": "Seite",
@@ -118,6 +123,7 @@ TEXTS: Mapping[Language, Texts] = {
         "allowance_discount": "Contract discount",
         "allowance_service_credit": "Service level credit",
         "allowance_commitment": "Prepaid commitment",
+        "paid_before": "Paid before",
         "contract_tiered_price": "Tiered price",
         "contract_platform_fee": "Platform fee",
         "contract_seat_fee": "Fee per seat",
@@ -130,6 +136,7 @@ TEXTS: Mapping[Language, Texts] = {
         "kind_of_service": "Use of AI models",
         "unit_token": "tokens",
         "unit_character": "characters",
+        "unit_pixel": "pixels",
         "unit_second": "s",
         "unit_image": "images",
         "unit_request": "requests",
@@ -148,10 +155,13 @@ TEXTS: Mapping[Language, Texts] = {
         "class_seconds": "seconds",
         "class_characters": "characters",
         "class_images": "images",
+        "class_pixels": "pixels of images",
         "class_request": "requests",
         "VATEX-EU-AE": "Reverse charge",
         "VATEX-EU-O": "Not subject to VAT",
         "terms": "Payable without deduction until {due_on} to the account {iban}, with the reference {number}.",
+        "debit_terms": "What is open of the total is collected by SEPA direct debit from the account {iban}, on {due_on} at the earliest;"
+        " mandate {mandate}, creditor identifier {creditor_id}.",
         "credit_terms": "The amount is set off against open invoices or refunded.",
         "proof": "Billing period {id}: {events} requests, Merkle root {root}",
         "page": "Page",
@@ -190,9 +200,22 @@ def describe_terms(document: Document) -> str:
     texts = TEXTS[document.language]
     if document.kind is InvoiceKind.CREDIT_NOTE:
         return texts["credit_terms"]
-    iban, due_on = document.bank_account.iban, show_day(document.due_on, document.language)
-    shown = " ".join(iban[at : at + 4] for at in range(0, len(iban), 4))
-    return texts["terms"].format(due_on=due_on, iban=shown, number=document.number)
+    due_on, debit = show_day(document.due_on, document.language), document.direct_debit
+    if debit is not None:
+        shown = show_iban(debit.iban)
+        return texts["debit_terms"].format(due_on=due_on, iban=shown, mandate=debit.mandate_reference, creditor_id=debit.creditor_id)
+    return texts["terms"].format(due_on=due_on, iban=show_iban(document.bank_account.iban), number=document.number)
+
+
+def show_iban(iban: str) -> str:
+    """Return an IBAN in groups of four, as banks print it."""
+    return " ".join(iban[at : at + 4] for at in range(0, len(iban), 4))
+
+
+def show_days(days: ServiceDays, language: Language) -> str:
+    """Return the first and the last day of a service as a language writes them, or the only one."""
+    shown = [show_day(day, language) for day in dict.fromkeys((days.first, days.last))]
+    return f" {TEXTS[language]['to']} ".join(shown)
 
 
 def show_day(day: str, language: Language) -> str:

@@ -3,6 +3,7 @@
 from tollway.control.invoicing.texts import TEXTS, describe_line, describe_proof, describe_terms
 from tollway.control.invoicing.xml_elements import (
     CREDIT_TRANSFER,
+    DIRECT_DEBIT,
     DISCOUNT,
     PROCESS,
     SPECIFICATION,
@@ -79,10 +80,12 @@ def _party(document: Document, party: DocumentParty) -> str:
             element("cbc:CompanyID", party.tax_number),
             group("cac:TaxScheme", element("cbc:ID", "FC")),
         )
-    electronic = party.electronic_address
+    electronic, debit = party.electronic_address, document.direct_debit
+    creditor_id = "" if debit is None or party is not document.seller else debit.creditor_id
     return group(
         "cac:Party",
         element("cbc:EndpointID", electronic.address, schemeID=electronic.scheme),  # BT-34, BT-49
+        group("cac:PartyIdentification", element("cbc:ID", creditor_id, schemeID="SEPA")),  # BT-90
         group(
             "cac:PostalAddress",
             element("cbc:StreetName", party.address.street),
@@ -106,7 +109,18 @@ def _party(document: Document, party: DocumentParty) -> str:
 
 
 def _payment(document: Document) -> str:  # BG-16
-    bank = document.bank_account
+    bank, debit = document.bank_account, document.direct_debit
+    if debit is not None:  # BG-19
+        return group(
+            "cac:PaymentMeans",
+            element("cbc:PaymentMeansCode", DIRECT_DEBIT),
+            element("cbc:PaymentID", document.number),
+            group(
+                "cac:PaymentMandate",
+                element("cbc:ID", debit.mandate_reference),  # BT-89
+                group("cac:PayerFinancialAccount", element("cbc:ID", debit.iban)),  # BT-91
+            ),
+        )
     return group(
         "cac:PaymentMeans",
         element("cbc:PaymentMeansCode", CREDIT_TRANSFER),

@@ -24,8 +24,8 @@ PROCESS = "urn:fdc:peppol.eu:2017:poacc:billing:01:1.0"
 MINOR_UNITS_MAX = 2
 """Decimals of an amount in EN 16931 (BR-DEC-*)."""
 
-CREDIT_TRANSFER = "58"
-"""BT-81: SEPA credit transfer (UNTDID 4461)."""
+CREDIT_TRANSFER, DIRECT_DEBIT = "58", "59"
+"""BT-81: SEPA credit transfer and direct debit (UNTDID 4461)."""
 
 DISCOUNT = "95"
 """BT-98: reason of an allowance (UNTDID 5189)."""

@@ -41,10 +41,11 @@ from tollway.storage import ledger as stored_ledger
 from tollway.storage import periods as stored_periods
 from tollway.storage import prices as stored_prices
 from tollway.storage import reconcile as stored_reconcile
-from tollway.storage import rejected_records, rollups, usage_events, watermarks
+from tollway.storage import rejected_records, rollups, usage_batches, usage_events, watermarks
 from tollway.storage.database import Database, PlatformTx
 from tollway.storage.record_archive import Archive, ArchiveShort
-from tollway.storage.rollups import RollupRow
+from tollway.storage.rollups import RollupRows
+from tollway.storage.usage_batches import UsageBatch
 from tollway.wire.segments import HEAD_BYTES, Reader, Tail, first_chain, parse_head
 
 RACES_MAX = 3
@@ -142,7 +143,8 @@ def collect(tx: PlatformTx, archive: Archive, *, node_id: str, epoch: int, first
 
 
 def book_batch(tx: PlatformTx, batch: Batch, now: int) -> RatedBatch:
-    """Rate a batch, store its events, and add them to rollups, engine usage and ledger. Returns what was rated and what was rejected.
+    """Rate a batch, store its events, and add them to rollups, engine usage and ledger; whoever follows usage learns of them. Returns
+    what was rated and what was rejected.
 
     Raises storage's EventRace (begin again).
     """
@@ -152,6 +154,11 @@ def book_batch(tx: PlatformTx, batch: Batch, now: int) -> RatedBatch:
     rollups.add_rollups(tx, sums.rollups)
     stored_reconcile.add_usage(tx, sums.engine_usage)
     stored_ledger.post(tx, sums.postings, now)
+    if rated.events and usage_batches.is_followed(tx):
+        for start in range(0, len(batch.finals), usage_batches.EVENTS_MAX):
+            part = batch.finals[start : start + usage_batches.EVENTS_MAX]  # they are in the order of their numbers
+            ids = [each.event_id for each in part]
+            usage_batches.append(tx, UsageBatch(batch.node_id, batch.epoch, part[0].seq, part[-1].seq, min(ids), max(ids)), now)
     if charges is not None:
         budgets.charge(tx, charges, node_id=batch.node_id, epoch=batch.epoch, now=now)
     return rated
@@ -187,7 +194,7 @@ class _Sums:
     """Sums that are stored beside the events of a batch, made while the database stores the events. `burned`: what credit pays, None if no
     organization has any."""
 
-    rollups: list[RollupRow] = field(default_factory=list)
+    rollups: RollupRows = field(default_factory=RollupRows)
     engine_usage: dict[UsageKey, EngineUsage] = field(default_factory=dict)
     postings: list[Posting] = field(default_factory=list)
     burned: UsageSums | None = None
@@ -202,12 +209,12 @@ def _store_events(tx: PlatformTx, batch: Batch, now: int) -> tuple[RatedBatch, _
     owners = Owners()
     owners.learn(tx, batch)
     reject_foreign(batch, owners)
-    admits = [group.admit for group in batch.groups.values() if group.is_valid]
+    admits = [group.admit for group in batch.groups if group.is_valid]
     organization_ids = {admit.organization_id for admit in admits}
     accounts = list_billing_accounts(tx, organization_ids)
     offers = stored_prices.find_offers(tx, {admit.price_version for admit in admits})
     calendars = stored_periods.open_calendars(tx, organization_ids)
-    ids, sums = [record.final.admit.request_id for record in batch.finals], _Sums()
+    ids, sums = [record.event_id for record in batch.finals], _Sums()
 
     charges: ChargeSums | None = None
 
@@ -224,7 +231,8 @@ def _store_events(tx: PlatformTx, batch: Batch, now: int) -> tuple[RatedBatch, _
             sums.engine_usage = rated.sum_usage()
             sums.postings = rated.book(batch, now)
 
-        usage_events.insert_events(tx, rows, min(ids, default=""), max(ids, default=""), add_up)
+        is_text = all(record.used.other is None for record in batch.finals)
+        usage_events.insert_events(tx, rows, min(ids, default=""), max(ids, default=""), add_up, is_text=is_text)
         return rated
 
     try:

@@ -140,10 +140,10 @@ def find_obstacle(tx: PlatformTx, record: QuarantinedRecord) -> str | None:
     batch, owners = _batch_of(record), Owners()
     owners.learn(tx, batch)
     reject_foreign(batch, owners)
-    organization_ids = {each.final.admit.organization_id for each in batch.finals}
+    organization_ids = {each.group.admit.organization_id for each in batch.finals}
     calendars = {each: Calendar(each, "UTC") for each in organization_ids}  # its period does not matter here
-    offers = stored_prices.find_offers(tx, {each.final.admit.price_version for each in batch.finals})
-    known = usage_events.find_hashes(tx, [each.final.admit.request_id for each in batch.finals])
+    offers = stored_prices.find_offers(tx, {each.group.admit.price_version for each in batch.finals})
+    known = usage_events.find_hashes(tx, [each.event_id for each in batch.finals])
     rated = RatedBatch(list_billing_accounts(tx, organization_ids), offers, calendars, known)
     for _ in rated.rate(batch):
         return None
@@ -228,9 +228,9 @@ def _find_amount(tx: PlatformTx, record: QuarantinedRecord) -> tuple[int | None,
     """Return what a record would have cost, in pico, and the currency: by its own price, whoever may pay by it. (None, None) where its
     price does not exist here, or where it cannot be rated at all."""
     batch = _batch_of(record)
-    prices = stored_prices.find_prices(tx, {each.final.admit.price_version for each in batch.finals})
+    prices = stored_prices.find_prices(tx, {each.group.admit.price_version for each in batch.finals})
     for each in batch.finals:
-        price = prices.get(each.final.admit.price_version)
+        price = prices.get(each.group.admit.price_version)
         if price is not None:
             return billed(each.final).cost(price.unit_prices), price.currency
     return None, None

@@ -10,11 +10,12 @@ and what engines did follow from them.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import NamedTuple
 
 from tollway.control.metering.batches import Batch, EventGroup, FinalRecord
 from tollway.control.money.ledger import book_usage
-from tollway.domain.billing_classes import NOTHING, Amounts, Direction, Quantities, UnitPrices
+from tollway.domain.billing_classes import NOTHING, Amounts, Direction, Quantities, UnitPrices, add_up
 from tollway.domain.epochs import CLOCKS_APART_US
 from tollway.domain.ledger import Posting, UsageCause
 from tollway.domain.money import AMOUNT_PICO_MAX
@@ -24,7 +25,7 @@ from tollway.domain.proofs import hash_price
 from tollway.domain.reconciliation import HOUR_US, UNKNOWN_DEPLOYMENT, EngineUsage, UsageKey
 from tollway.domain.rollups import ROLLUP_WIDTHS_SECONDS, RollupKey, UsageSums, rollup_endpoint
 from tollway.domain.snapshot import SNAPSHOT_AGE_SECONDS_MAX
-from tollway.domain.usage import OUTCOME_POLICIES, Admit, Outcome, RejectedRecord, bills, content_hash
+from tollway.domain.usage import OUTCOME_POLICIES, TOKENS_MAX, Admit, Outcome, RejectedRecord, bills, content_hash
 from tollway.storage.usage_events import EventColumns, EventRow
 
 MINUTE_US = 60_000_000
@@ -94,15 +95,17 @@ class GroupRating:
 
     `from_at`, `until_at`: when they can have been admitted (`ProvenPrice`).
     `bills`, `bills_delivered`: whether quantities are billed always, or once output was delivered. `requests`: 1 if the request itself
-    is billed where its quantities are, else 0.
+    is billed where its quantities are, else 0. `is_bounded`: whether no quantities that a record may state cost too much to be stored.
     """
 
     unit_prices: UnitPrices
+    is_bounded: bool
     from_at: int
     until_at: int
     bills: bool
     bills_delivered: bool
     requests: int
+    reached_engine: bool
     calendar: Calendar
     template: EventColumns
 
@@ -123,19 +126,35 @@ class MinuteKey(NamedTuple):
 
 @dataclass(slots=True)
 class MinuteSums:
-    """The sum of the events of one group and MinuteKey. Quantities are as used; `first_seq` and `last_seq` are of their records."""
+    """The sum of the events of one group and MinuteKey: their rows, in the order of their records. Once it was asked for, no event may be
+    added any more. Quantities are as used."""
 
     group: EventGroup
     rating: GroupRating
     key: MinuteKey
-    first_seq: int
-    requests: int = 0
-    used: Quantities = NOTHING
-    last_seq: int = 0
-    last_ended_at: int = 0
+    rows: list[EventRow] = field(default_factory=list)
+    _used: Quantities | None = None
+    _sums: UsageSums | None = None
+
+    @property
+    def requests(self) -> int:
+        """The number of events."""
+        return len(self.rows)
+
+    @property
+    def used(self) -> Quantities:
+        """The sum of what they used."""
+        if self._used is None:
+            self._used = add_up([row.used for row in self.rows])
+        return self._used
 
     def sums(self) -> UsageSums:
         """Return quantities as billed, and what they cost; of test keys quantities as counted, at no cost."""
+        if self._sums is None:
+            self._sums = self._add_up()
+        return self._sums
+
+    def _add_up(self) -> UsageSums:
         if not self.key.is_billed:
             return UsageSums(self.requests, self.used if self.group.admit.test else NOTHING)
         rating = self.rating
@@ -165,51 +184,47 @@ class RatedBatch:
         """
         node_id, epoch, known = batch.node_id, batch.epoch, self.known
         self.quarantined += batch.unreadable
-        ratings = {group: self._rate_group(batch, group) for group in batch.groups.values() if group.is_valid}
-        sums: dict[EventGroup, dict[tuple[int, ...], MinuteSums]] = {group: {} for group in ratings}
+        groups: dict[EventGroup, tuple[GroupRating | str, dict[tuple[int, ...], MinuteSums]]]
+        groups = {group: (self._rate_group(batch, group), {}) for group in batch.groups if group.is_valid}
         for record in batch.finals:
-            seq, final, group = record.seq, record.final, record.group
-            used, ended_at, event_id = final.used, final.ended_at, final.admit.request_id
-            hashed, rating = content_hash(record.payload), ratings[group]
+            used, ended_at, event_id, hashed = record.used, record.ended_at, record.event_id, content_hash(record.payload)
+            rating, minutes = groups[record.group]
             if isinstance(rating, str):
                 self.quarantined.append(_rejected(batch, record, hashed, rating))
                 continue
-            if not rating.from_at <= final.admit.admitted_at < rating.until_at:
+            if not rating.from_at <= record.admitted_at < rating.until_at:
                 self.quarantined.append(_rejected(batch, record, hashed, "price_not_valid"))
                 continue
             amounts = NOTHING
             is_billed = rating.bills or (rating.bills_delivered and used.output_tokens > 0)
             if is_billed:
                 amounts = used.times(rating.unit_prices, rating.requests)
-                if amounts.bits > AMOUNT_PICO_MAX:
+                if not rating.is_bounded and amounts.bits > AMOUNT_PICO_MAX:
                     self.quarantined.append(_rejected(batch, record, hashed, "amount_too_large"))
                     continue
             other = known.get(event_id)
             if other is None and stored is not None and event_id in stored:
                 place, stored_hash = stored[event_id]
-                other = None if place == (node_id, epoch, seq) else stored_hash
+                other = None if place == (node_id, epoch, record.seq) else stored_hash
             if other is not None:
                 if other != hashed:
                     self.conflicts.append(_rejected(batch, record, hashed, "conflict"))
                 continue
             known[event_id] = hashed
             period_at = rating.calendar.place(ended_at)
-            first_at = final.first_token_at
+            first_at = record.first_token_at
             first_token_at = ended_at if first_at is None or first_at > ended_at else first_at
-            reached_engine = final.deployment_id is not None or used.bits > 0
+            reached_engine = rating.reached_engine or used.bits > 0
+            row = EventRow(event_id, record.seq, record.admitted_at, first_at, ended_at, used, amounts, period_at, hashed, rating.template)
             # A plain tuple finds the MinuteKey that it equals, and is made in a fifth of the time.
             key = (ended_at // MINUTE_US, first_token_at // HOUR_US, period_at, is_billed, reached_engine)
-            minutes = sums[group]
             minute = minutes.get(key)
             if minute is None:
-                minute = minutes[key] = MinuteSums(group, rating, MinuteKey(*key), first_seq=seq)
+                minute = minutes[key] = MinuteSums(record.group, rating, MinuteKey(*key))
                 self.minutes.append(minute)
-            minute.requests += 1
-            minute.used += used
-            minute.last_seq = seq
-            minute.last_ended_at = ended_at
+            minute.rows.append(row)
             self.events += 1
-            yield EventRow(event_id, seq, final.admit.admitted_at, first_at, ended_at, used, amounts, period_at, hashed, rating.template)
+            yield row
 
     def _rate_group(self, batch: Batch, group: EventGroup) -> "GroupRating | str":
         proven, final, admit = find_proven_price(group.admit, self.accounts, self.offers), group.final, group.admit
@@ -220,17 +235,20 @@ class RatedBatch:
         bills_delivered, bills_delivered_request = bills(policy, admit.endpoint, final.outcome, delivered=True)
         return GroupRating(
             unit_prices=proven.price.unit_prices,
+            is_bounded=TOKENS_MAX * proven.price.unit_prices.bits <= AMOUNT_PICO_MAX,
             from_at=proven.from_at,
             until_at=proven.until_at,
             bills=is_live and bills_tokens,
             bills_delivered=is_live and bills_delivered,
             requests=int(bills_request or bills_delivered_request),
+            reached_engine=final.deployment_id is not None,
             calendar=self.calendars[admit.organization_id],
             template=EventColumns.of(batch.node_id, batch.epoch, final),
         )
 
     def roll_up(self) -> dict[RollupKey, UsageSums]:
-        """Return the sums of all events by minute, hour and day of their end, quantities as billed."""
+        """Return the sums of all events by minute, hour and day of their end, quantities as billed. Several keys may have the same object:
+        whoever adds to one makes another."""
         rollups: dict[RollupKey, UsageSums] = {}
         for minute in self.minutes:
             admit, sums, minute_at = minute.group.admit, minute.sums(), minute.key.minute * MINUTE_US
@@ -239,9 +257,7 @@ class RatedBatch:
                 start_at = minute_at - minute_at % (width_seconds * 1_000_000)
                 key = RollupKey(admit.organization_id, width_seconds, start_at, admit.project_id, admit.key_id, admit.model, endpoint)
                 rolled = rollups.get(key)
-                if rolled is None:
-                    rolled = rollups[key] = UsageSums()
-                rolled.add(sums)
+                rollups[key] = sums if rolled is None else rolled + sums
         return rollups
 
     def sum_usage(self) -> dict[UsageKey, EngineUsage]:
@@ -280,19 +296,16 @@ class RatedBatch:
             costs: dict[str, Amounts] = {}
             for minute in minutes:
                 _add_costs(costs, minute)
-            last = max(minutes, key=lambda minute: minute.last_seq)
-            cause = UsageCause(
-                batch.node_id,
-                batch.epoch,
-                min(minute.first_seq for minute in minutes),
-                last.last_seq,
-                sum(minute.requests for minute in minutes),
-            )
+            first_seq, last = min(minute.rows[0].seq for minute in minutes), max((minute.rows[-1] for minute in minutes), key=_seq_of)
+            cause = UsageCause(batch.node_id, batch.epoch, first_seq, last.seq, sum(minute.requests for minute in minutes))
             currency = self.accounts[organization_id].currency
-            posting = book_usage(organization_id, period_at, cause, last.last_ended_at, costs, currency, now)
+            posting = book_usage(organization_id, period_at, cause, last.ended_at, costs, currency, now)
             if posting is not None:
                 postings.append(posting)
         return postings
+
+
+_seq_of = attrgetter("seq")
 
 
 def _add_costs(costs: dict[str, Amounts], minute: MinuteSums) -> None:
@@ -302,15 +315,14 @@ def _add_costs(costs: dict[str, Amounts], minute: MinuteSums) -> None:
 
 
 def _rejected(batch: Batch, record: FinalRecord, hashed: bytes, reason: str) -> RejectedRecord:
-    admit = record.final.admit
     return RejectedRecord(
         node_id=batch.node_id,
         epoch=batch.epoch,
         seq=record.seq,
-        event_id=admit.request_id,
+        event_id=record.event_id,
         payload=record.payload,
         content_hash=hashed,
         reason=reason,
-        organization_id=admit.organization_id,
-        served_at=record.final.ended_at,
+        organization_id=record.group.admit.organization_id,
+        served_at=record.ended_at,
     )

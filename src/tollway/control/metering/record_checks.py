@@ -9,6 +9,7 @@ from the future possible.
 """
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from tollway.control.metering.batches import Batch, FinalRecord
 from tollway.domain.epochs import CLOCK_ERROR_US_MAX
@@ -20,6 +21,8 @@ from tollway.storage.database import PlatformTx
 FOREIGN = "not_of_organization"
 INSTANT_IMPOSSIBLE = "instant_impossible"
 
+_INSTANTS = (attrgetter("admitted_at"), attrgetter("first_token_at"), attrgetter("ended_at"))
+
 
 @dataclass(frozen=True, slots=True)
 class Owners:
@@ -30,7 +33,7 @@ class Owners:
 
     def learn(self, tx: PlatformTx, batch: Batch) -> None:
         """Add what the database says of the projects and keys that the batch names."""
-        admits = [group.admit for group in batch.groups.values() if group.is_valid]
+        admits = [group.admit for group in batch.groups if group.is_valid]
         self.projects.update(stored_tenants.find_project_owners(tx, {admit.project_id for admit in admits} - self.projects.keys()))
         self.keys.update(stored_keys.find_key_owners(tx, {admit.key_id for admit in admits} - self.keys.keys()))
 
@@ -42,7 +45,7 @@ class Owners:
 
 def reject_foreign(batch: Batch, owners: Owners) -> None:
     """Reject the records whose project or key belongs to another organization or project than they say."""
-    foreign = {id(group) for group in batch.groups.values() if group.is_valid and not owners.may_be(group.admit)}
+    foreign = {id(group) for group in batch.groups if group.is_valid and not owners.may_be(group.admit)}
     if foreign:
         batch.reject_finals(lambda record: id(record.group) in foreign, FOREIGN)
 
@@ -52,10 +55,10 @@ def reject_impossible_instants(batch: Batch, now: int) -> None:
     earliest, latest = batch.epoch - CLOCK_ERROR_US_MAX, now + CLOCK_ERROR_US_MAX
 
     def is_impossible(record: FinalRecord) -> bool:
-        final = record.final
-        first_at = final.ended_at if final.first_token_at is None else final.first_token_at
-        instants = (final.admit.admitted_at, first_at, final.ended_at)
+        first_at = record.ended_at if record.first_token_at is None else record.first_token_at
+        instants = (record.admitted_at, first_at, record.ended_at)
         return min(instants) < earliest or max(instants) > latest
 
-    if any(map(is_impossible, batch.finals)):
+    instants = [at for get in _INSTANTS for at in map(get, batch.finals) if at is not None]
+    if instants and (min(instants) < earliest or max(instants) > latest):
         batch.reject_finals(is_impossible, INSTANT_IMPOSSIBLE)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tollway.control.money.ledger import PLATFORM, REVENUE
+from tollway.control.money.periods import NOT_KEPT
 from tollway.domain.billing_classes import BILLING_CLASSES, QUANTITY_CLASSES, BillingClass
 from tollway.domain.corrections import Adjustment, AdjustmentState
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
@@ -26,13 +27,27 @@ from tollway.storage import prices as stored_prices
 from tollway.storage import rejected_records
 from tollway.storage import rollups as stored_rollups
 from tollway.storage import usage_events as stored_events
-from tollway.storage.database import TenantTx
+from tollway.storage.database import PlatformTx, TenantTx
+from tollway.storage.rollups import OrganizationUse
 
 SNAPSHOT_AGE_US_MAX = SNAPSHOT_AGE_SECONDS_MAX * 1_000_000
 """Longest time for which a gateway prices by what it knew."""
 
 CORRECTION = "correction"
 """Before the model, on the line item of its corrections."""
+
+
+OTHER = "other"
+"""Stands for all organizations that are not named."""
+
+HOUR_US = 3_600_000_000
+
+
+def list_top(tx: PlatformTx, count_max: int, now: int) -> list[OrganizationUse]:
+    """Return the usage in the latest whole hour of the organizations with most tokens, `count_max` at most, and of all others as OTHER."""
+    uses = stored_rollups.list_hour(tx, now - now % HOUR_US - HOUR_US)
+    rest = uses[count_max:]
+    return [*uses[:count_max], OrganizationUse(OTHER, sum(each.requests for each in rest), sum(each.tokens for each in rest))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +125,17 @@ def list_buckets(tx: TenantTx, query: UsageQuery, limit: int) -> Buckets:
     return Buckets(buckets, next_at if next_at < query.end_at else None)
 
 
+def list_total(tx: TenantTx, query: UsageQuery) -> Buckets:
+    """Return the span of `query` as one bucket. Its start is that of a bucket of the width. `largest` counts only where no correction was
+    booked in the span: with them, groups have another order."""
+    if query.largest is not None and stored_corrections.list_costs(
+        tx, query.start_at, query.end_at, project_ids=query.project_ids, key_ids=query.key_ids, models=query.models
+    ):
+        query = replace(query, largest=None)
+    groups = stored_rollups.list_usage(tx, replace(query, is_whole=True))
+    return Buckets([UsageBucket(query.start_at, query.end_at, tuple(groups))], None)
+
+
 LineItem = tuple[str, BillingClass | None]
 """A model and a class; None stands for its corrections."""
 
@@ -131,7 +157,7 @@ def split_costs(group: UsageGroup, by_line_item: bool, wanted: frozenset[LineIte
     """The costs of a group: one, or one for each billing class that was used. With `wanted`, of those line items only; the group is
     then of one model."""
     if not by_line_item and wanted is None:
-        yield Cost(group.group, None, None, group.sums.amounts.total)
+        yield Cost(group.group, None, None, group.total_pico)
         return
     model = group.group["model"]
     for row in BILLING_CLASSES:
@@ -149,7 +175,8 @@ def list_corrections(
     costs: list[list[Cost]] = [[] for _ in buckets.buckets]
     if not costs:
         return costs
-    width_us, start_at = query.width_seconds * 1_000_000, buckets.buckets[0].start_at
+    start_at = buckets.buckets[0].start_at
+    width_us = buckets.buckets[0].end_at - start_at
     booked = stored_corrections.list_costs(
         tx,
         start_at,
@@ -184,6 +211,38 @@ def list_period_costs(tx: TenantTx, period: Period) -> dict[LineItem, int]:
             billing_class = None if each.is_correction else BillingClass(class_name)
         costs[model, billing_class] = costs.get((model, billing_class), 0) - each.amount_pico
     return costs
+
+
+@dataclass(slots=True)
+class CacheSaving:
+    """Effect of the prefix cache of the engines on the costs of a model, in pico-currency. `saved_pico`: what the tokens that were read
+    from it would have cost more as input; `surcharge_pico`: what those that were written to it cost more than input. Below zero where a
+    price is the other way round."""
+
+    model: str
+    read_tokens: int = 0
+    saved_pico: int = 0
+    written_tokens: int = 0
+    surcharge_pico: int = 0
+
+
+def list_cache_savings(tx: TenantTx, period: Period) -> list[CacheSaving]:
+    """Return what the prefix cache saved in a period of the organization, by model, at the price of each request: for a closed one what it
+    will always be. Amounts follow from events and published prices, and are booked nowhere. Raises STATE_CONFLICT where events of the
+    period are not kept any more."""
+    sums = list(stored_events.iterate_cache_sums(tx, period))
+    if period.closed is not None and sum(each.events for each in sums) != period.closed.events:
+        raise Fault(STATE_CONFLICT, message=NOT_KEPT)
+    prices = stored_prices.find_prices(tx, {each.price_version for each in sums})
+    savings: dict[str, CacheSaving] = {}
+    for each in sums:
+        if each.read_tokens or each.written_tokens:
+            units, saving = prices[each.price_version].unit_prices, savings.setdefault(each.model, CacheSaving(each.model))
+            saving.read_tokens += each.read_tokens
+            saving.saved_pico += each.read_tokens * (units.input - units.cached_input)
+            saving.written_tokens += each.written_tokens
+            saving.surcharge_pico += each.written_tokens * (units.get(BillingClass.CACHE_WRITE) - units.input)
+    return sorted(savings.values(), key=lambda saving: saving.model)
 
 
 def name_line_item(line_item: LineItem) -> str:

@@ -8,6 +8,8 @@ its hour: the hour is then written again as a whole, within the latest CHECKED_H
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 from tollway.control.gateways import epochs
+from tollway.control.jobs import Job, Turn, in_thread
+from tollway.control.metering.period_exports import write_closed
 from tollway.storage import usage_hours
 from tollway.storage.database import Database
 from tollway.storage.parquet_files import UsageFiles
@@ -21,6 +23,18 @@ SECONDS = 300.0
 
 WRITTEN_MAX = 200
 """Hours that one run writes: what an outage left is caught up by the runs after it."""
+
+
+def make_job(database: Database, files: UsageFiles, log: Callable[[Mapping[str, object]], None], deadline_seconds: float) -> Job:
+    """Return the job that writes hours of usage once they are closed, as `write_due` does."""
+
+    def write(turn: Turn) -> None:
+        for line in write_due(database, files, turn.at, turn.is_over):
+            log(line)
+        for line in write_closed(database, files, turn.at, turn.is_over):
+            log(line)
+
+    return Job(name="usage_files", work=in_thread(write), interval_seconds=SECONDS, deadline_seconds=deadline_seconds)
 
 
 def write_due(database: Database, files: UsageFiles, now: int, is_over: Callable[[], bool]) -> Iterator[Mapping[str, object]]:

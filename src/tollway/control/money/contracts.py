@@ -34,10 +34,10 @@ from tollway.domain.contracts import (
     list_movements,
 )
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
-from tollway.domain.ids import TRANSACTION
+from tollway.domain.ids import TRANSACTION, derive_id
 from tollway.domain.ledger import Account, Entry
 from tollway.domain.pages import Page, PageWindow
-from tollway.domain.periods import INSTANT_MAX, NEVER, Bounds, Calendar, Period
+from tollway.domain.periods import INSTANT_MAX, NEVER, Bounds, Calendar, Period, PeriodState
 from tollway.storage import contracts as stored
 from tollway.storage import corrections as stored_corrections
 from tollway.storage import invoices as stored_invoices
@@ -94,27 +94,32 @@ def make_contract(tx: Transaction, organization_id: str, wanted: WantedContract,
     return contract
 
 
-def create(tx: PlatformTx, organization_id: str, wanted: WantedContract, *, id: str, now: int) -> Contract:
-    """Store a contract, and cut the months that it covers by now.
+def create(tx: PlatformTx, organization_id: str, wanted: WantedContract, *, id: str, now: int, replaces: str | None = None) -> Contract:
+    """Store a contract, and cut the months that it covers by now. `replaces`: a contract that ends where this one begins.
 
-    Raises as `make_contract` does, PARAMETER_INVALID for one that begins in closed time or longer than BACKDATED_US_MAX ago,
-    and STATE_CONFLICT for one that overlaps another, or for too many.
+    Raises as `make_contract` does, and as `end` does for the one that is replaced, PARAMETER_INVALID for one that begins in closed time or
+    longer than BACKDATED_US_MAX ago, and STATE_CONFLICT for one that overlaps another, or for too many.
     """
     contract = make_contract(tx, organization_id, wanted, id=id, now=now)
     stored_periods.lock_organization(tx, organization_id)
     if contract.valid_from < max(_get_calendar(tx, organization_id).frozen_until, now - BACKDATED_US_MAX):
         message = "A contract begins after the last closed billing period, and at most 400 days ago."
         raise Fault(PARAMETER_INVALID, param="valid_from", message=message)
-    until = INSTANT_MAX if contract.valid_until is None else contract.valid_until
-    other = find_overlap(stored.list_valid(tx, organization_id, Bounds(contract.valid_from, until)), Bounds(contract.valid_from, until))
-    if other is not None:
-        message = f"The contract overlaps {other.id}: end that one first, at the instant at which this one begins."
-        raise Fault(STATE_CONFLICT, param="valid_from", message=message)
+    if replaces is not None:
+        end(tx, organization_id, replaces, contract.valid_from, now=now)
+    _refuse_overlap(contract, stored.list_valid(tx, organization_id, contract.span))
     if stored.count_contracts(tx, organization_id) >= CONTRACTS_MAX:
         raise Fault(STATE_CONFLICT, message=f"An organization has at most {CONTRACTS_MAX} contracts.")
     stored.insert_contract(tx, contract)
     open_periods(tx, organization_id, now)
     return contract
+
+
+def _refuse_overlap(contract: Contract, others: Iterable[Contract]) -> None:
+    other = find_overlap(others, contract.span)
+    if other is not None:
+        message = f"The contract overlaps {other.id}: end that one first, at the instant at which this one begins, or replace it."
+        raise Fault(STATE_CONFLICT, param="valid_from", message=message)
 
 
 def end(tx: PlatformTx, organization_id: str, contract_id: str, at: int | None, *, now: int) -> Contract:
@@ -268,10 +273,8 @@ def charge(tx: PlatformTx, period: Period, usages: Sequence[ContractUsage], used
 
 
 def transaction_id(period: Period) -> str:
-    """Return the id of the transaction of a period's contracts: the millisecond of its start, so that ids sort by time, and 80 bits of a
-    SHA-256 over its cause."""
-    text = f"contract/{period.organization_id}/{period.start_at}"
-    return f"{TRANSACTION}_{max(period.start_at, 0) // 1000 & 0xFFFF_FFFF_FFFF:012x}{hashlib.sha256(text.encode()).hexdigest()[:20]}"
+    """Return the id of the transaction of a period's contracts, of the instant of its start."""
+    return derive_id(TRANSACTION, max(period.start_at, 0), f"contract/{period.organization_id}/{period.start_at}")
 
 
 def entries_of(made: ContractCharge, currency: str) -> tuple[Entry, ...]:
@@ -314,17 +317,32 @@ def find_bill(tx: Transaction, period: Period) -> BillPreview:
 def preview_draft(tx: Transaction, period: Period, wanted: WantedContract, *, now: int) -> BillPreview:
     """Return what a period would come to under a contract that covers all of it. Raises as `make_contract` does."""
     draft = make_contract(tx, period.organization_id, wanted, id="", now=now)
-    return preview(tx, period, msgspec.structs.replace(draft, valid_from=period.start_at, valid_until=None))
+    return preview(tx, period, [msgspec.structs.replace(draft, valid_from=period.start_at, valid_until=None)])
 
 
-def preview(tx: Transaction, period: Period, draft: Contract | None) -> BillPreview:
-    """Return what a period would come to if it were closed now as it stands. `draft`: a contract that counts for all of the period in place
-    of those that the organization has. Fees are those of the whole period."""
+def preview_change(tx: Transaction, period: Period, wanted: WantedContract, *, now: int) -> BillPreview:
+    """Return what an open period would come to if a contract took the place of the present one when it begins: within the period, which
+    then has a part for each of them, or at its end, with which the present one ends. Raises as `make_contract` does, STATE_CONFLICT for a
+    period that is closed or where another contract begins later, and PARAMETER_INVALID for a change before the period."""
+    draft = make_contract(tx, period.organization_id, wanted, id="", now=now)
+    if period.state is not PeriodState.OPEN:
+        raise Fault(STATE_CONFLICT, message="The billing period is closed: no contract begins in it any more.")
+    if draft.valid_from < period.start_at:
+        raise Fault(PARAMETER_INVALID, param="valid_from", message="The contract begins before the billing period.")
+    valid = stored.list_valid(tx, period.organization_id, Bounds(period.start_at, draft.span.end_at))
+    kept = [msgspec.structs.replace(each, valid_until=draft.valid_from) if each.is_valid_at(draft.valid_from) else each for each in valid]
+    _refuse_overlap(draft, kept)
+    return preview(tx, period, [*(each for each in kept if each.valid_from < draft.valid_from), draft])
+
+
+def preview(tx: Transaction, period: Period, drafts: Sequence[Contract] | None) -> BillPreview:
+    """Return what a period would come to if it were closed now as it stands. `drafts`: contracts that count for it, in order of time, in
+    place of those that the organization has. Fees are those of the whole period."""
     used_pico = sum(stored.sum_events(tx, period, Bounds(NEVER, INSTANT_MAX), ()).amounts.values())
     booked = stored_corrections.iterate_booked(tx, period.organization_id, period.start_at)
     corrected_pico = sum(adjustment.amount_pico for adjustment in booked)
     burned_pico = sum_burned(tx, period)
-    usages = sum_valid_usage(tx, period) if draft is None else sum_usage(tx, period, [draft])
+    usages = sum_valid_usage(tx, period) if drafts is None else sum_usage(tx, period, drafts)
     standings = stored.sum_standings(tx, period.organization_id, period.start_at)
     owed_pico = find_owed_in(tx, period, used_pico)
     parts = make_parts(usages, Bounds(period.start_at, period.end_at), standings, owed_pico)

@@ -13,7 +13,6 @@ Credit that is granted is a debt of the platform: its account is credited, and t
 what the payment of it will settle.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -57,7 +56,7 @@ from tollway.storage import periods as stored_periods
 from tollway.storage import prices as stored_prices
 from tollway.storage import tenants as stored_tenants
 from tollway.storage import topups as stored_topups
-from tollway.storage.credits import Redraw
+from tollway.storage.credits import DrawRow, Redraw
 from tollway.storage.database import Database, PlatformTx, Transaction
 from tollway.storage.usage_events import EventRow
 
@@ -268,16 +267,24 @@ def open_usage(tx: PlatformTx, organization_ids: Iterable[str]) -> UsageSums | N
 
 def draw(tx: PlatformTx, sums: UsageSums, now: int) -> None:
     """Draw usage on grants, provisionally: in the order in which it arrives. Where it leaves less than a rule allows, ask for a top-up."""
-    for organization_id, period_at in sums.list_periods():
-        grants = stored.lock_open(tx, organization_id)
-        draws = stored.list_draws(tx, [each.id for each in grants])
-        usage = sums.get_usage(organization_id, period_at)
-        if period_at in stored.lock_redraws(tx, organization_id):
+    periods = sums.list_periods()
+    organization_ids = sorted({organization_id for organization_id, _ in periods})
+    by_organization = stored.lock_open_of(tx, organization_ids)
+    drawn: dict[str, dict[int, int]] = {}
+    for (grant_id, period_at), pico in stored.list_draws(tx, [grant.id for each in by_organization.values() for grant in each]).items():
+        drawn.setdefault(grant_id, {})[period_at] = pico
+    redraws, changed = stored.lock_redraws_of(tx, organization_ids), list[DrawRow]()
+    for organization_id, period_at in periods:
+        grants, usage = by_organization.get(organization_id, []), sums.get_usage(organization_id, period_at)
+        if period_at in redraws.get(organization_id, {}):
             stored.insert_redraw_usage(tx, organization_id, period_at, usage)
-        burned = burn(grants, _find_left(grants, draws), usage)
-        drawn = {grant_id: draws.get((grant_id, period_at), 0) + pico for grant_id, pico in burned.items()}
-        stored.put_draws(tx, organization_id, period_at, drawn, is_final=False)
-    for organization_id, rule in stored_topups.lock_rules(tx, {each for each, _ in sums.list_periods()}).items():
+        draws = {(each.id, at): pico for each in grants for at, pico in drawn.get(each.id, {}).items()}
+        for grant_id, pico in burn(grants, _find_left(grants, draws), usage).items():
+            by_period = drawn.setdefault(grant_id, {})
+            by_period[period_at] = by_period.get(period_at, 0) + pico
+            changed.append(DrawRow(organization_id, grant_id, period_at, by_period[period_at], is_final=False))
+    stored.put_draw_rows(tx, changed)
+    for organization_id, rule in stored_topups.lock_rules(tx, organization_ids).items():
         usable, latest = find_usable_credit(tx, organization_id, now), stored_topups.find_latest(tx, organization_id)
         if is_topup_due(rule, usable.pico, latest, now):
             cause = f"topup/{organization_id}/{None if latest is None else latest.id}"  # the one after the latest
@@ -287,9 +294,8 @@ def draw(tx: PlatformTx, sums: UsageSums, now: int) -> None:
 def _make_topup(organization_id: str, rule: TopupRule, usable_pico: int, cause: str, now: int, period_at: int | None = None) -> Topup:
     """Return a top-up. Its id derives from its cause and the instant: the start of its period if it has one, or else now."""
     at = now if period_at is None else period_at
-    id = f"{ids.CREDIT_TOPUP}_{at // 1000 & 0xFFFF_FFFF_FFFF:012x}{hashlib.sha256(cause.encode()).hexdigest()[:20]}"
     return Topup(
-        id=id,
+        id=ids.derive_id(ids.CREDIT_TOPUP, at, cause),
         organization_id=organization_id,
         amount_pico=rule.amount_pico,
         usable_pico=usable_pico,
@@ -495,11 +501,10 @@ def _book(grant: CreditGrant, move: CreditMove, period_at: int | None, pico: int
 
 
 def transaction_id(grant: CreditGrant, move: CreditMove, period_at: int | None) -> str:
-    """The id of a transaction of a grant: the millisecond of the grant or of the period's start, so that ids sort by time, and 80 bits of a
-    SHA-256 over its cause."""
+    """The id of a transaction of a grant, of the instant of the grant or of the period's start."""
     at = grant.created_at if period_at is None else period_at
     text = f"credit/{grant.organization_id}/{grant.id}/{move}/{period_at}"
-    return f"{ids.TRANSACTION}_{at // 1000 & 0xFFFF_FFFF_FFFF:012x}{hashlib.sha256(text.encode()).hexdigest()[:20]}"
+    return ids.derive_id(ids.TRANSACTION, at, text)
 
 
 def entries_of(grant: CreditGrant, move: CreditMove, pico: int) -> tuple[Entry, ...]:

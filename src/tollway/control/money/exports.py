@@ -139,7 +139,7 @@ class _Lines:
                 target = stored_events.find_event(tx, adjustment.event_id)
             assert target is not None, "looked for before the first line"
             for _, row in self._event_rows("target", [target]):
-                yield "adjustment", {**fields_of(adjustment), "target": row}
+                yield "adjustment", {**fields_of(adjustment), "target": {**row, "period_at": target.period_at}}
 
     def _event_rows(self, type: str, events: Iterable[UsageEvent]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Return events as lines."""
@@ -168,8 +168,8 @@ class _Lines:
 
     def _read_archive(self, node_id: str, epoch: int, seqs: set[int]) -> dict[int, bytes]:
         """The payloads of records of an epoch. A gateway of another version may have written what we would write otherwise."""
-        with self.open_tx() as tx:
-            archive_bytes = stored_watermarks.find_archive_bytes(tx, node_id, epoch)
+        with self.open_tx() as tx, tx.as_platform() as platform:  # an epoch has records of many organizations
+            archive_bytes = stored_watermarks.find_archive_bytes(platform, node_id, epoch)
         reader, rest, found = Reader(1, first_chain(node_id, epoch)), b"", dict[int, bytes]()
         for chunk in self.archive.read(node_id, epoch, archive_bytes):
             data, used = rest + chunk, 0

@@ -5,12 +5,11 @@ revenue, one account per model and billing class, so each transaction sums to ze
 the same events of the same batch can never be booked twice.
 """
 
-import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
 
 from tollway.domain.billing_classes import Amounts, BillingClass
-from tollway.domain.ids import TRANSACTION
+from tollway.domain.ids import TRANSACTION, derive_id
 from tollway.domain.ledger import Account, Balance, Entry, Posting, UsageCause
 from tollway.domain.pages import Page, PageWindow
 from tollway.storage import ledger as stored
@@ -64,10 +63,9 @@ def _revenue(model: str, billing_class: BillingClass, currency: str) -> Account:
 
 
 def transaction_id(organization_id: str, period_at: int, cause: UsageCause, ended_at: int) -> str:
-    """The id of the transaction that books these records: the millisecond of the last event, so that ids sort by time, and 80
-    bits of a SHA-256 over its cause."""
+    """The id of the transaction that books these records, of the instant of the last event."""
     text = f"usage/{organization_id}/{cause.node_id}/{cause.epoch}/{cause.first_seq}/{cause.last_seq}/{period_at}"
-    return f"{TRANSACTION}_{ended_at // 1000 & 0xFFFF_FFFF_FFFF:012x}{hashlib.sha256(text.encode()).hexdigest()[:20]}"
+    return derive_id(TRANSACTION, ended_at, text)
 
 
 def list_balances(tx: PlatformTx, window: PageWindow, *, owner: str | None) -> Page[Balance]:

@@ -17,7 +17,7 @@ import msgspec
 
 from tollway.control.gateways import epochs
 from tollway.control.gateways.epochs import Blocker, BlockerKind
-from tollway.control.money import closed_credits, contracts, credits
+from tollway.control.money import closed_credits, contracts, credits, serving_costs
 from tollway.control.money.conditions import digest_conditions, list_conditions
 from tollway.control.money.contracts import ContractUsage
 from tollway.control.money.ledger import UNBILLED
@@ -153,11 +153,12 @@ def close(database: Database, period_id: str, *, actor: str, now: int) -> Period
             digest = digest_conditions(list_conditions(tx, period)) if block is None else b""
             usage = credits.sum_usage(tx, period) if block is None else {}
             by_contract = contracts.sum_valid_usage(tx, period) if block is None else []
+            served = serving_costs.sum_usage(tx, period) if block is None else None
         with database.platform() as tx:
             if block is not None:
                 stored.insert_block(tx, period, block)
             else:
-                period = _finish(tx, period, digest, usage, by_contract, now)
+                period = _finish(tx, period, digest, usage, by_contract, served, now)
     return period
 
 
@@ -217,10 +218,12 @@ def _finish(
     conditions_digest: bytes,
     usage: Mapping[CreditUsage, int],
     by_contract: Sequence[ContractUsage],
+    served: serving_costs.PeriodUsage | None,
     now: int,
 ) -> Period:
     """Store what the blocks, corrections and conditions of a frozen period come to, settle its `usage` with the organization's credit, and
-    book what its contracts add (`by_contract`: its usage by contract). One that somebody else has closed meanwhile stays as it is."""
+    book what its contracts add (`by_contract`: its usage by contract) and what serving it cost (`served`). One that somebody else has
+    closed meanwhile stays as it is."""
     stored.lock_organization(tx, period.organization_id)
     period = get_period(tx, period.id)
     if period.state is PeriodState.CLOSED:
@@ -249,6 +252,7 @@ def _finish(
     closed = replace(closed, credits_digest=digest_of_credits, contracts_pico=contracts_pico, contracts_digest=digest_of_contracts)
     statement = make_statement(replace(period, closed=closed))
     stored.close(tx, period, replace(closed, period_hash=hash_statement(statement)))
+    serving_costs.book(tx, period, served, now)
     return get_period(tx, period.id)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx2
 
+from tollway.control.authorities import read_authorities
 from tollway.domain.addresses import is_metadata_peer
 
 ANSWER_BYTES_MAX = 4 << 20
@@ -30,7 +31,10 @@ class _ForbiddenPeer(Exception):
 def open_client() -> httpx2.AsyncClient:
     """An HTTP client for reading engines. It ignores proxies and credentials of the environment."""
     return httpx2.AsyncClient(
-        limits=httpx2.Limits(max_connections=CONCURRENT_MAX, max_keepalive_connections=0), follow_redirects=False, trust_env=False
+        limits=httpx2.Limits(max_connections=CONCURRENT_MAX, max_keepalive_connections=0),
+        follow_redirects=False,
+        trust_env=False,
+        verify=read_authorities(),
     )
 
 

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import httpx2
 
+from tollway.control.authorities import read_authorities
 from tollway.control.secrets.key_encryption import KeyUnavailable, KeyUnreachable
 from tollway.domain.faults import Fault
 from tollway.wire import bodies
@@ -61,7 +62,7 @@ class TransitKey:
 def open_client(timeout_seconds: float) -> httpx2.Client:
     """Return a client of a service of keys. It keeps no connection open, because requests are minutes apart."""
     limits = httpx2.Limits(max_keepalive_connections=0)
-    return httpx2.Client(follow_redirects=False, trust_env=False, timeout=timeout_seconds, limits=limits)
+    return httpx2.Client(follow_redirects=False, trust_env=False, verify=read_authorities(), timeout=timeout_seconds, limits=limits)
 
 
 def post(client: httpx2.Client, name: str, url: str, headers: dict[str, str], body: dict[str, Any] | bytes) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 An id of another tenant and one that never was are the same here: RESOURCE_UNKNOWN.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -165,6 +166,11 @@ def get_active_project(tx: TenantTx, project_id: str) -> Project:
 def list_projects(tx: TenantTx, window: PageWindow, *, include_archived: bool) -> Page[Project]:
     """The organization's projects."""
     return storage.list_projects(tx, window, include_archived=include_archived)
+
+
+def name_projects(tx: TenantTx, ids: Sequence[str]) -> dict[str, str]:
+    """Return the names of those of the projects that are the organization's, by id."""
+    return storage.name_projects(tx, ids)
 
 
 def update_project(tx: TenantTx, project_id: str, changed: dict[str, object], now: int) -> tuple[Project, int | None]:

@@ -64,7 +64,7 @@ class OrderedSums(Generic[Key, Value]):
         return sorted(self._held.items(), key=itemgetter(0))
 
     def items(self) -> Iterator[tuple[Key, Value]]:
-        """Each key once, in order. Once only."""
+        """Each key once, in order. May be called again when the iteration before has ended."""
         parts = [*map(self._read, self._parts), iter(self._sorted())]
         for key, group in groupby(heapq.merge(*parts, key=itemgetter(0)), key=itemgetter(0)):
             sums = self._make()

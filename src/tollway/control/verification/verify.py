@@ -24,7 +24,7 @@ That one of them was not counted twice is known from a fingerprint of each, abou
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 from tollway.control.metering.batches import Batch, BatchRefused, FinalRecord
 from tollway.control.metering.collect import list_billing_accounts
@@ -37,9 +37,10 @@ from tollway.control.verification import credits as verify_credits
 from tollway.control.verification import invoices as verify_invoices
 from tollway.control.verification import payments as verify_payments
 from tollway.control.verification import periods as verify_periods
+from tollway.control.verification import serving_costs as verify_serving_costs
 from tollway.control.verification.budgets import BudgetCharges
 from tollway.control.verification.ledger import Booked, EpochLedger, entries_of
-from tollway.control.verification.ordered_sums import Key, OrderedSums, Value
+from tollway.control.verification.ordered_sums import Key, OrderedSums
 from tollway.control.verification.periods import Corrections, Periods, Reached
 from tollway.domain.billing_classes import NOTHING, Amounts
 from tollway.domain.epochs import Watermark
@@ -48,7 +49,7 @@ from tollway.domain.periods import Calendar
 from tollway.domain.prices import Offer, rate
 from tollway.domain.quarantine import QuarantineState
 from tollway.domain.reconciliation import EngineUsage, UsageKey, sum_usage
-from tollway.domain.rollups import RollupKey, UsageSums
+from tollway.domain.rollups import RollupKey, UsageSums, sum_organizations, sum_projects
 from tollway.domain.usage import ADMIT_HEAD, FINAL_HEAD, UsageEvent, billed, content_hash, decode_final
 from tollway.storage import corrections as stored_corrections
 from tollway.storage import ledger as stored_ledger
@@ -60,8 +61,11 @@ from tollway.storage.orphans import list_orphans
 from tollway.storage.partitions import RemovedMonth
 from tollway.storage.record_archive import CHUNK_BYTES, Archive, ArchiveShort
 from tollway.storage.rejected_records import RejectedContent
+from tollway.storage.rollups import Totalled
 from tollway.storage.usage_events import BookedEvent, EventRow
 from tollway.wire.segments import HEAD_BYTES, PAYLOAD_BYTES_MAX, Frame, Reader, Tail, first_chain
+
+Sums = TypeVar("Sums")
 
 assert CHUNK_BYTES > HEAD_BYTES + PAYLOAD_BYTES_MAX, "a chunk of the archive must hold a frame"
 
@@ -204,13 +208,14 @@ def compare(tx: PlatformTx, archive: Archive) -> VerificationReport:
                 findings.add("removed_months", f"{each.month}: {each.events} events were removed, the archive has {found}")
             if tx.connection.dialect.name == "sqlite" or each.removed_at < (each.month + 1).start_at:
                 findings.add("removed_months", f"{each.month}: retention removes whole months of the past, on PostgreSQL alone")
-        _compare_sums("usage_rollups", rollup_sums.items(), rollups.iterate_rollups(tx), findings)
+        _compare_rollups(tx, rollup_sums, findings)
         _compare_sums("engine_usage", engine_usage.items(), stored_reconcile.iterate_usage(tx), findings)
         verify_budgets.compare_budgets(tx, walk.charges, findings.add)
         verify_periods.compare_periods(tx, periods, reached, findings.add)
         corrections = verify_periods.compare_corrections(tx, periods, walk.booked, findings.add)
         walk.booked_beside.append(verify_credits.compare_credits(tx, periods.by_organization, findings.add))
         walk.booked_beside.append(verify_contracts.compare_contracts(tx, periods.by_organization, findings.add))
+        walk.booked_beside.append(verify_serving_costs.compare_serving_costs(tx, periods.by_organization, findings.add))
         walk.booked_beside.append(verify_invoices.compare_invoices(tx, findings.add))
         walk.booked_beside.append(verify_payments.compare_payments(tx, findings.add))
         report.adjustments = len(corrections.by_id)
@@ -315,12 +320,12 @@ def _check_piece(walk: _Walk, batch: Batch, ledger: EpochLedger, ticked: bytearr
     """Rate some records, compare their events with the database's, and tick off those that are there."""
     _load_references(walk, batch)
     reject_foreign(batch, walk.owners)
-    rows = usage_events.find_rows(walk.tx, [record.final.admit.request_id for record in batch.finals])
+    rows = usage_events.find_rows(walk.tx, [record.event_id for record in batch.finals])
     stored = {event_id: StoredEvent(RecordPlace(row[_NODE], row[_EPOCH], row[_SEQ]), row[_HASH]) for event_id, row in rows.items()}
     rated = RatedBatch(walk.accounts, walk.offers, walk.calendars, known={})
     records = {}
     for record in batch.finals:
-        event_id = record.final.admit.request_id
+        event_id = record.event_id
         records[record.seq] = record
         if event_id not in rows:
             first = walk.absent.get(_fingerprint(event_id.encode()))
@@ -331,7 +336,7 @@ def _check_piece(walk: _Walk, batch: Batch, ledger: EpochLedger, ticked: bytearr
     for row in walk.charges.watch(rated.rate(batch, stored), batch.node_id, batch.epoch):
         event_id, seq, found = row.event_id, row.seq, rows.get(row.event_id)
         record = records[seq]
-        admit, period_at = record.final.admit, row.period_at if found is None else found[_PERIOD]
+        admit, period_at = record.group.admit, row.period_at if found is None else found[_PERIOD]
         event = Booked(event_id, seq, admit.organization_id, period_at, row.ended_at, admit.model, row.amounts, is_gone=False)
         if found is None:
             walk.absent[_fingerprint(event_id.encode())] = _fingerprint(row.content_hash)
@@ -372,7 +377,7 @@ def _fingerprint(data: bytes) -> int:
 def _load_references(walk: _Walk, batch: Batch) -> None:
     """Read the billing accounts, prices, periods, projects and keys that a batch is the first to name."""
     walk.owners.learn(walk.tx, batch)
-    admits = [group.admit for group in batch.groups.values() if group.is_valid]
+    admits = [group.admit for group in batch.groups if group.is_valid]
     new_accounts = {admit.organization_id for admit in admits} - walk.accounts.keys()
     if new_accounts:
         accounts = list_billing_accounts(walk.tx, new_accounts)
@@ -482,8 +487,7 @@ def _shown(amounts: Amounts) -> str:
 
 def _content_of(record: FinalRecord) -> RejectedContent:
     """Return what the row of a quarantined record must say of it."""
-    admit = record.final.admit
-    return RejectedContent(admit.request_id, record.payload, b"", admit.organization_id, record.final.ended_at)
+    return RejectedContent(record.event_id, record.payload, b"", record.group.admit.organization_id, record.ended_at)
 
 
 def _compare_contents(
@@ -516,7 +520,7 @@ def _compare_quarantine(
             walk.findings.add("quarantine_resolutions", f"{(*place, seq)} was rated and is not an event")
 
 
-def _compare_sums(table: str, expected: Iterator[tuple[Key, Value]], stored: Iterator[tuple[Key, Value]], findings: _Findings) -> None:
+def _compare_sums(table: str, expected: Iterator[tuple[Key, Sums]], stored: Iterator[tuple[Key, Sums]], findings: _Findings) -> None:
     """Compare the expected sums with the stored ones, both ordered by key."""
     right, found = next(expected, None), next(stored, None)
     while right is not None or found is not None:
@@ -531,6 +535,16 @@ def _compare_sums(table: str, expected: Iterator[tuple[Key, Value]], stored: Ite
             if found[1] != right[1]:
                 findings.add(table, f"{found[0]}: {found[1]} instead of {right[1]}")
             right, found = next(expected, None), next(stored, None)
+
+
+def _compare_rollups(tx: PlatformTx, expected: OrderedSums[RollupKey, UsageSums], findings: _Findings) -> None:
+    """Rollups by key, and those of projects and organizations, which are sums of them."""
+    _compare_sums("usage_rollups", expected.items(), rollups.iterate_rollups(tx), findings)
+    by_project = ((key, Totalled(sums, sums.amounts.total)) for key, sums in sum_projects(expected.items()))
+    _compare_sums("project_rollups", by_project, rollups.iterate_project_rollups(tx), findings)
+    of_all = sum_organizations(sum_projects(expected.items()))
+    by_organization = ((key, Totalled(sums, sums.amounts.total)) for key, sums in of_all)
+    _compare_sums("organization_rollups", by_organization, rollups.iterate_organization_rollups(tx), findings)
 
 
 def _compare_ledger(walk: _Walk, corrections: Corrections) -> None:

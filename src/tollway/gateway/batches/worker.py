@@ -214,6 +214,9 @@ class BatchWorker:
                 continue
             if active is None:
                 continue
+            if self._is_stopping:  # whoever waits for it is gone, or will be
+                active.release()
+                return None
             if active.batch.snapshot_version <= self._plane.version:
                 self._tried = ""
                 return active

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from tollway.domain import faults
-from tollway.domain.billing_classes import Quantities
+from tollway.domain.billing_classes import NOTHING, Quantities
 from tollway.domain.faults import Fault
 from tollway.domain.usage import Anomaly, UsageSource
 from tollway.engines.profile import EngineProfile
@@ -23,7 +23,7 @@ class Measure(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Quantities that a request with media is expected to use, and the most that it can, as far as its body tells.
 
     `characters`: of text to be spoken, exactly. `seconds`: of sound, begun ones included. `file_bytes`: of its files. `answers_text`: its
-    answer is plain text rather than JSON.
+    answer is plain text rather than JSON. `pixels`: of all images that it asks for together; 0 if it does not state their size.
     """
 
     input_tokens: int = 0
@@ -35,6 +35,7 @@ class Measure(msgspec.Struct, frozen=True, array_like=True, gc=False):
     seconds_max: int = 0
     file_bytes: int = 0
     answers_text: bool = False
+    pixels: int = 0
 
 
 class AnswerContext(msgspec.Struct, frozen=True, gc=False):
@@ -76,6 +77,24 @@ class Answer(msgspec.Struct, frozen=True):
     content_type: bytes = b""
     checked: bytes = b""
     fault: Fault | None = None
+
+
+class UsageReport(msgspec.Struct, frozen=True, gc=False):
+    """A usage report as far as it can be believed.
+
+    `used`: disjoint quantities, 0 where there is nothing to believe. `anomaly`: INVALID if some of it cannot be true, else None.
+    `has_input`, `has_output`: whether the tokens of the prompt and of the answer were reported believably; if not, what else is known of
+    them stands.
+    """
+
+    used: Quantities
+    anomaly: Anomaly | None = None
+    has_input: bool = True
+    has_output: bool = True
+
+
+UNBELIEVABLE = UsageReport(NOTHING, Anomaly.INVALID, has_input=False, has_output=False)
+"""A report of which nothing can be believed."""
 
 
 def is_absent(raw: msgspec.Raw) -> bool:

@@ -12,10 +12,10 @@ from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
 from tollway.domain.usage import Anomaly, ServiceTier, UsageSource
 from tollway.gateway.dialects.answers import Answer, AnswerContext, Measure
-from tollway.gateway.dialects.fields import Check, Shape, plain_shape
+from tollway.gateway.dialects.fields import Check, Shape, new_plain_reader, plain_shape
 from tollway.gateway.dialects.usage_options import UsageOptions
 from tollway.gateway.media.bounds import MediaBounds
-from tollway.native import EventTemplate
+from tollway.native import EventTemplate, PlainReader
 from tollway.wire.forms import FormKind
 
 END_USER_CHARS_MAX = 512
@@ -31,8 +31,8 @@ class AnswerStream(Protocol):
     terminated: bool
     terminator: bytes
     template: EventTemplate | None
-    """A template that the next events are compared with, once regular events were seen. It keeps its own count of `output`, which its user
-    brings over after each event."""
+    """A template that the next events are compared with, once regular events were seen. What it relays is not in `output` until the stream
+    reads another event or is asked for `used`."""
 
     @property
     def used(self) -> Quantities | None:
@@ -117,8 +117,8 @@ class Dialect:
     `aliases`: paths beside `target` at which clients look for the API. `base`: what all of its paths begin with, where these name the
     model and the body does not; empty for all others. `engine_path`: its path at an engine then, `{model}` for the upstream's name.
 
-    Derived: `target` is the path, or `base`; `plain` the shape of bodies that pass all checks by one conversion; `has_output` whether
-    answers have tokens of their own.
+    Derived: `target` is the path, or `base`; `plain` the shape of bodies that pass all checks by one conversion; `plain_reader` reads most
+    of these, None where it cannot; `has_output` whether answers have tokens of their own.
     """
 
     endpoint: Endpoint
@@ -155,11 +155,14 @@ class Dialect:
     salt_prompt: Callable[[MutableMapping[str, Any], bytes], None] | None = None
     target: bytes = field(init=False)
     plain: Shape = field(init=False)
+    plain_reader: "PlainReader | None" = field(init=False)
     has_output: bool = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "target", self.base or f"/v1/{self.endpoint}".encode())
         object.__setattr__(self, "plain", plain_shape(self.fields, self.required))
+        is_readable = self.form_kinds is None and self.measure is None
+        object.__setattr__(self, "plain_reader", new_plain_reader(self.fields, self.required) if is_readable else None)
         object.__setattr__(self, "has_output", bool(self.output_caps))
 
     def find_end_user(self, body: Mapping[str, Any]) -> str | None:

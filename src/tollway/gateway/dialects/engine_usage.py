@@ -11,28 +11,10 @@ import msgspec
 
 from tollway.domain.billing_classes import BILLING_CLASSES, NOTHING, BillingClassRow, Direction, OtherClasses, Quantities
 from tollway.domain.usage import TOKENS_MAX, Anomaly
-from tollway.gateway.dialects.answers import ABSENT, AnswerContext, is_absent
+from tollway.gateway.dialects.answers import ABSENT, UNBELIEVABLE, AnswerContext, UsageReport, is_absent
 
 _number = msgspec.json.Decoder(int | float)
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
-
-
-class UsageReport(msgspec.Struct, frozen=True, gc=False):
-    """A usage report as far as it can be believed.
-
-    `used`: disjoint quantities, 0 where there is nothing to believe. `anomaly`: INVALID if some of it cannot be true, else None.
-    `has_input`, `has_output`: whether the tokens of the prompt and of the answer were reported believably; if not, what else is known of
-    them stands.
-    """
-
-    used: Quantities
-    anomaly: Anomaly | None = None
-    has_input: bool = True
-    has_output: bool = True
-
-
-UNBELIEVABLE = UsageReport(NOTHING, Anomaly.INVALID, has_input=False, has_output=False)
-"""A report of which nothing can be believed."""
 
 
 class Counts:

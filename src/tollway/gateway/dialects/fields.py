@@ -7,12 +7,14 @@ good; it is checked field by field, and only that way says what is wrong. Tests 
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from enum import IntFlag
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, inspect
 
 from tollway.domain.usage import CHOICES_MAX, TOKENS_MAX
+from tollway.native import FORM, PlainReader
 from tollway.wire.forms import File
 
 
@@ -53,6 +55,82 @@ def is_plain(body: dict[str, Any], shape: Shape) -> bool:
     return True
 
 
+class PlainKind(IntFlag):
+    """Kinds of values that the native reader of plain bodies knows."""
+
+    NOTHING = 1
+    BOOLEAN = 2
+    INTEGER = 4
+    NUMBER = 8
+    TEXT = 16
+    OBJECT = 32  # of values that are neither objects, arrays nor fractions
+    LIST = 64  # of such objects
+
+
+class PlainField(NamedTuple):
+    """A field as the native reader takes it: `kinds` of its values, bounds of an integer, of any number, and of the length of a text or
+    array, all of them inclusive."""
+
+    name: str
+    kinds: int
+    least: int
+    most: int
+    lowest: float
+    highest: float
+    shortest: int
+    longest: int
+    required: bool
+
+
+_INT64_MAX = 2**63 - 1
+
+
+def list_plain_fields(checks: Mapping[str, Check], required: Collection[str]) -> tuple[PlainField, ...]:
+    """Return the fields of a dialect's plain bodies that the native reader knows; none if a required one is not among them."""
+    fields = tuple(_describe(name, check.plain, name in required) for name, check in checks.items() if check.plain is not None)
+    known = tuple(field for field in fields if field.kinds)
+    return known if {field.name for field in known}.issuperset(required) else ()
+
+
+def new_plain_reader(checks: Mapping[str, Check], required: Collection[str]) -> "PlainReader | None":
+    """Return the native reader of a dialect's plain bodies; None without the extension, or if it knows none of them.
+
+    Its `read` returns the fields of a body that `bodies.read` reads and `is_plain` accepts, with `()` in place of each array. It returns
+    None for any other body, and for a plain one that holds what few do: arrays of texts, exponents, escapes outside of messages.
+    """
+    fields = () if FORM == "pure" else list_plain_fields(checks, required)
+    return PlainReader(fields) if fields else None
+
+
+def _describe(name: str, plain: Any, required: bool) -> PlainField:
+    """Return a field with those of the values of a plain type that the native reader knows."""
+    found = inspect.type_info(plain)
+    kinds = 0
+    least, most, lowest, highest, shortest, longest = -_INT64_MAX - 1, _INT64_MAX, float("-inf"), float("inf"), 0, _INT64_MAX
+    for each in found.types if isinstance(found, inspect.UnionType) else (found,):
+        match each:
+            case inspect.NoneType():
+                kinds |= PlainKind.NOTHING
+            case inspect.BoolType():
+                kinds |= PlainKind.BOOLEAN
+            case inspect.IntType(ge=ge, le=le):
+                kinds |= PlainKind.INTEGER
+                least, most = least if ge is None else ge, most if le is None else le
+            case inspect.FloatType(ge=ge, le=le):
+                kinds |= PlainKind.NUMBER
+                lowest, highest = lowest if ge is None else ge, highest if le is None else le
+            case inspect.DictType() if each == _FLAT_INFO:
+                kinds |= PlainKind.OBJECT
+            case inspect.StrType(min_length=min_length, max_length=max_length):
+                kinds |= PlainKind.TEXT
+                shortest, longest = min_length or 0, longest if max_length is None else max_length
+            case inspect.ListType(item_type=item, min_length=min_length, max_length=max_length) if item == _FLAT_INFO:
+                kinds |= PlainKind.LIST
+                shortest, longest = min_length or 0, longest if max_length is None else max_length
+    assert not kinds & PlainKind.TEXT or not kinds & PlainKind.LIST, "lengths are those of one of them"
+    return PlainField(name, kinds, least, most, lowest, highest, shortest, longest, required)
+
+
 NEVER_FORWARDED = frozenset(
     {
         # identity, destination and credentials
@@ -85,6 +163,7 @@ unseen by the bounds of the request. Refused from clients whatever the model's p
 _NUMBERS = frozenset({float, int})
 _FLAT = dict[str, str | int | bool | None]
 """An object that holds no other: most messages, most metadata. Its texts are not looked into (see `links`)."""
+_FLAT_INFO = inspect.type_info(_FLAT)
 
 anything = Check(lambda value: True, str | int | bool | None)
 """No check of ours: the engine validates it."""

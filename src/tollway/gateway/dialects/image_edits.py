@@ -4,6 +4,8 @@ what they cost are those of the generation of images."""
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from tollway.domain import faults
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
@@ -36,7 +38,8 @@ _KINDS = dict.fromkeys(
 
 
 def measure(asked: Mapping[str, Any], bounds: MediaBounds) -> Measure:
-    """Return what a request can use. Raises Fault invalid_media or media_too_large for a file that is no picture or too large."""
+    """Return what a request can use. Raises Fault invalid_media or media_too_large for a file that is no picture or too large, and
+    invalid_value for images that are to be too large."""
     found: list[File] = []
     pixels = 0
     for name in ("image", "mask", "markup"):
@@ -50,8 +53,11 @@ def measure(asked: Mapping[str, Any], bounds: MediaBounds) -> Measure:
     if pixels > bounds.request_pixels_max:
         message = f"All images together may have at most {bounds.request_pixels_max} pixels."
         raise Fault(faults.MEDIA_INVALID, param="image", message=message)
-    return Measure(
-        input_tokens=len(found) * INPUT_TOKENS_TYPICAL, input_tokens_max=len(found) * TOKENS_MAX["image/"], file_bytes=file_bytes
+    return msgspec.structs.replace(
+        image_generations.measure(asked, bounds),
+        input_tokens=len(found) * INPUT_TOKENS_TYPICAL,
+        input_tokens_max=len(found) * TOKENS_MAX["image/"],
+        file_bytes=file_bytes,
     )
 
 

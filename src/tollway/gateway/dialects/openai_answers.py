@@ -1,56 +1,23 @@
 """Answers of OpenAI's chat completions, completions and embeddings, and the usage that they report."""
 
+from typing import Final
+
 import msgspec
 
 from tollway.domain import faults
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import Fault
 from tollway.domain.usage import TOKENS_MAX, Anomaly, UsageSource
-from tollway.gateway.dialects.answers import ABSENT, Answer, AnswerContext, check_text, decode, is_absent, rename_model
+from tollway.gateway.dialects.answers import ABSENT, Answer, AnswerContext, UsageReport, check_text, decode, is_absent, rename_model
 from tollway.gateway.dialects.engine_errors import read_fault
-from tollway.gateway.dialects.engine_usage import UsageNames, UsageReport, check_report, read_totals, scale_to_answer
+from tollway.gateway.dialects.engine_usage import UsageNames, check_report, read_totals, scale_to_answer
+from tollway.gateway.dialects.openai_shapes import AnswerObject, Choice, UsageObject
 
-
-class _PromptDetails(msgspec.Struct):
-    cached_tokens: int = 0
-    audio_tokens: int = 0
-    cache_write_tokens: int = 0
-    image_tokens: int = 0
-
-
-class _CompletionDetails(msgspec.Struct):
-    reasoning_tokens: int = 0
-    audio_tokens: int = 0
-    image_tokens: int = 0
-
-
-class _Usage(msgspec.Struct):
-    """A usage object as engines write it. One that has another shape is read member by member."""
-
-    prompt_tokens: int
-    completion_tokens: int | None = None
-    prompt_tokens_details: _PromptDetails | None = None
-    completion_tokens_details: _CompletionDetails | None = None
-    reasoning_tokens: int = 0
-
-
-class _Choice(msgspec.Struct):
-    finish_reason: str | None = None
-
-
-class _Answer(msgspec.Struct):
-    usage: _Usage | None = None
-    error: msgspec.Raw = ABSENT
-    choices: list[_Choice] | None = None
-    data: msgspec.Raw = ABSENT
-    object: str | None = None
-
-
-_ENGINE_FINAL = UsageSource.ENGINE_FINAL  # a look-up of the member at each answer costs a call of the enumeration
+_ENGINE_FINAL: Final = UsageSource.ENGINE_FINAL  # a look-up of the member at each answer costs a call of the enumeration
 _NAMES = UsageNames("prompt_tokens", "completion_tokens", "prompt_tokens_details", "completion_tokens_details")
 
-_usage = msgspec.json.Decoder(_Usage)
-_answer = msgspec.json.Decoder(_Answer)
+_usage: Final = msgspec.json.Decoder(UsageObject)
+_answer: Final = msgspec.json.Decoder(AnswerObject)
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _list = msgspec.json.Decoder(list[msgspec.Raw])
 _text = msgspec.json.Decoder(str)
@@ -66,7 +33,7 @@ def read_usage(raw: bytes | msgspec.Raw) -> UsageReport:
     return _split(usage) or read_totals(raw, _NAMES)
 
 
-def _split(usage: _Usage) -> UsageReport | None:
+def _split(usage: UsageObject) -> UsageReport | None:
     """Return the report of a usage object of text of which everything can be true; None for any other."""
     prompt, completion = usage.prompt_tokens, usage.completion_tokens
     details, completion_details = usage.prompt_tokens_details, usage.completion_tokens_details
@@ -129,14 +96,14 @@ def _list_sizes(body: bytes) -> list[int]:
     return sizes or [1]
 
 
-def _read_loosely(body: bytes) -> tuple[_Answer, msgspec.Raw]:
+def _read_loosely(body: bytes) -> tuple[AnswerObject, msgspec.Raw]:
     """Return an answer whose members may have any type, and its usage as it came."""
     members = decode(_object, body, "answer")
     choices = members.get("choices", ABSENT)
     return (
-        _Answer(
+        AnswerObject(
             error=members.get("error", ABSENT),
-            choices=None if is_absent(choices) else [_Choice(read_finish(choice)) for choice in list_choices(choices)],
+            choices=None if is_absent(choices) else [Choice(read_finish(choice)) for choice in list_choices(choices)],
             data=members.get("data", ABSENT),
             object=read_text(members.get("object", ABSENT)),
         ),

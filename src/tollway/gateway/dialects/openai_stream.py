@@ -6,7 +6,7 @@ read, because engines report death and overload inside a 200 stream and still en
 """
 
 import re
-from typing import Any, Literal
+from typing import Any, Final
 
 import msgspec
 
@@ -14,10 +14,11 @@ from tollway.domain import faults
 from tollway.domain.billing_classes import NOTHING, Quantities
 from tollway.domain.faults import Fault
 from tollway.domain.usage import TOKENS_MAX, Anomaly, UsageSource
-from tollway.gateway.dialects.answers import ABSENT, NULL, AnswerContext, check_text, decode, is_absent
+from tollway.gateway.dialects.answers import ABSENT, NULL, AnswerContext, UsageReport, check_text, decode, is_absent
 from tollway.gateway.dialects.engine_errors import is_error_event, is_named_error, read_fault
-from tollway.gateway.dialects.engine_usage import UsageReport, cap_input, cap_output, merge_sequences
+from tollway.gateway.dialects.engine_usage import cap_input, cap_output, merge_sequences
 from tollway.gateway.dialects.openai_answers import list_choices, read_finish, read_usage
+from tollway.gateway.dialects.openai_shapes import CountedChoice, CountedEvent, Delta, Event, RegularEvent
 from tollway.native import EventTemplate
 from tollway.wire import bodies, sse
 
@@ -27,70 +28,21 @@ _USAGE_CHUNK = frozenset({"id", "object", "created", "model", "system_fingerprin
 """Members of a finish chunk that the usage chunk made from it keeps."""
 
 
-class _Choice(msgspec.Struct):
-    finish_reason: str | None = None
-
-
-class _Delta(msgspec.Struct):
-    content: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    refusal: str | None = None
-    tool_calls: list[msgspec.Raw] | None = None
-
-
-class _CountedChoice(msgspec.Struct):
-    finish_reason: str | None = None
-    text: str | None = None
-    delta: _Delta | None = None
-
-
-class _Event(msgspec.Struct):
-    choices: list[_Choice] | None = None
-    usage: msgspec.Raw = ABSENT
-    error: msgspec.Raw = ABSENT
-
-
-class _CountedEvent(msgspec.Struct):
-    choices: list[_CountedChoice] | None = None
-    usage: msgspec.Raw = ABSENT
-    error: msgspec.Raw = ABSENT
-
-
-class _RegularChoice(msgspec.Struct, gc=False):
-    finish_reason: None = None
-
-
-class _RegularUsage(msgspec.Struct, gc=False):
-    prompt_tokens: int
-    completion_tokens: int
-    completion_tokens_details: None = None
-    reasoning_tokens: Literal[0] | None = None
-
-
-class _Regular(msgspec.Struct, gc=False):
-    """The event that a stream consists of but for its first and last: one choice that goes on, and a running usage."""
-
-    choices: list[_RegularChoice]
-    usage: _RegularUsage
-    error: None = None
-
-
-_SHAPE = re.compile(
-    rb'(data: \{[^\\]*?"content":")[^"\\]*("[^\\]*?)(,"usage":\{"prompt_tokens":\d+,"total_tokens":)\d+,"completion_tokens":\d+\}\}\n\n'
-)
-"""A regular event around its text and its counts. Without a backslash in it, no quote is part of a text."""
+_TEXT: Final = b'"content":"'
+_USAGE: Final = b',"usage":{"prompt_tokens":'
+_COUNTS = re.compile(rb'(,"usage":\{"prompt_tokens":\d+,"total_tokens":)\d+,"completion_tokens":\d+\}\}\n\n')
+"""The end of a regular event, with its counts."""
 SHAPES_MAX = 8
 """Events of a stream that are looked at for the shape; where eight do not have it, the engine writes another one."""
 
-_OUTPUT_MEMBERS = tuple(_Delta.__struct_fields__)
+_OUTPUT_MEMBERS = tuple(Delta.__struct_fields__)
 """Members of a delta that carry output."""
 _EMPTY = frozenset({b"null", b'""', b"[]", b"{}", b"0", b"false"})
 
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_event = msgspec.json.Decoder(_Event)
-_counted_event = msgspec.json.Decoder(_CountedEvent)
-_regular = msgspec.json.Decoder(_Regular)
+_event: Final = msgspec.json.Decoder(Event)
+_counted_event: Final = msgspec.json.Decoder(CountedEvent)
+_regular = msgspec.json.Decoder(RegularEvent)
 
 
 class OpenAIStream:
@@ -173,6 +125,7 @@ class OpenAIStream:
             return None
         usage = event.usage
         output = usage.completion_tokens
+        self._catch_up()
         before = self.output
         if len(event.choices) != 1 or usage.prompt_tokens != self._prompt_tokens or not before <= output <= self._output_most:
             return None
@@ -183,10 +136,14 @@ class OpenAIStream:
             template.output = output
         elif self._shapes_left:
             self._shapes_left -= 1
-            shape = _SHAPE.fullmatch(data, start, end)
-            if shape is not None:
-                most, hides = self._output_most, self._hide_continuous
-                self.template = EventTemplate(shape[1], shape[2] + shape[3], len(shape[2]), output, most, hides)
+            text_at = data.find(_TEXT, start, end) + len(_TEXT)
+            text_end = data.find(b'"', text_at, end)
+            usage_at = data.rfind(_USAGE, start, end)
+            if start + len(_TEXT) < text_at <= text_end < usage_at and data.find(b"\\", start, end) < 0:  # so no quote is part of a text
+                counts = _COUNTS.fullmatch(data, usage_at, end)
+                if counts is not None:
+                    most, hides, kept = self._output_most, self._hide_continuous, usage_at - text_end
+                    self.template = EventTemplate(data[start:text_at], data[text_end:usage_at] + counts[1], kept, output, most, hides)
         if not self._hide_continuous:
             self.output = output
             self._counted += 1
@@ -205,6 +162,7 @@ class OpenAIStream:
 
         [DONE] is never returned: it is the last byte of a success, which leaves only after FINAL is durable.
         """
+        self._catch_up()
         data = sse.find_data(event)
         if data is None or self.terminated:
             if not self.terminated and is_named_error(event):
@@ -266,6 +224,7 @@ class OpenAIStream:
     @property
     def used(self) -> Quantities | None:
         """The best knowledge of what was used so far; None while there is none."""
+        self._catch_up()
         used = self._used
         if used is not None and used.output_tokens != self.output:
             used = self._used = _with_output_tokens(used, self.output)
@@ -273,6 +232,7 @@ class OpenAIStream:
 
     def bound_output(self, tokens: int) -> None:
         """Call no event regular any more that brings the output above `tokens`."""
+        self._catch_up()
         most = self._context.output_tokens_max
         self._output_most = tokens if most is None else min(tokens, most)
         self._drop_template()
@@ -370,6 +330,11 @@ class OpenAIStream:
         self._drop_template()
         return self._counted
 
+    def _catch_up(self) -> None:
+        """Take over the output of the events that the template has relayed."""
+        if self.template is not None:
+            self.output = self.template.output
+
     def _drop_template(self) -> None:
         """Forget the template, and keep how many events it took."""
         template = self.template
@@ -377,7 +342,7 @@ class OpenAIStream:
             self._counted += template.events
             self.template = None
 
-    def _count(self, choices: list[_CountedChoice]) -> None:
+    def _count(self, choices: list[CountedChoice]) -> None:
         for choice in choices:
             delta = choice.delta
             if choice.text or (
@@ -396,21 +361,19 @@ def _with_output_tokens(used: Quantities, tokens: int) -> Quantities:
     return msgspec.structs.replace(used, output=tokens - (used.output_tokens - used.output))
 
 
-def _decode(data: bytes, *, counting: bool) -> _Event | _CountedEvent:
+def _decode(data: bytes, *, counting: bool) -> Event | CountedEvent:
     """Return an event of a stream. Only what is interpreted must have the type that the API gives it. Raises Fault upstream_invalid for
     anything but a JSON object in UTF-8."""
     try:
-        read: _Event | _CountedEvent = _counted_event.decode(data) if counting else _event.decode(data)
+        read: Event | CountedEvent = _counted_event.decode(data) if counting else _event.decode(data)
         check_text(data)
     except (ValueError, RecursionError):
         members = decode(_object, data, "event")
         listed = members.get("choices", ABSENT)
         choices = None
         if bytes(listed).startswith(b"["):
-            choices = [
-                _CountedChoice(read_finish(choice), "output" if _carries_output(choice) else None) for choice in list_choices(listed)
-            ]
-        read = _CountedEvent(choices, members.get("usage", ABSENT), members.get("error", ABSENT))
+            choices = [CountedChoice(read_finish(choice), "output" if _carries_output(choice) else None) for choice in list_choices(listed)]
+        read = CountedEvent(choices, members.get("usage", ABSENT), members.get("error", ABSENT))
     return read
 
 

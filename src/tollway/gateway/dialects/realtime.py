@@ -10,9 +10,9 @@ from typing import Any
 
 from tollway.domain.catalog import Endpoint
 from tollway.gateway.dialects import fields
-from tollway.gateway.dialects.answers import Measure
+from tollway.gateway.dialects.answers import Measure, UsageReport
 from tollway.gateway.dialects.dialect import Dialect
-from tollway.gateway.dialects.engine_usage import UsageNames, UsageReport, read_totals
+from tollway.gateway.dialects.engine_usage import UsageNames, read_totals
 from tollway.gateway.dialects.fields import Check
 from tollway.gateway.dialects.moderations import read_answer
 from tollway.gateway.dialects.openai_stream import OpenAIStream

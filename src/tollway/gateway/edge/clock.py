@@ -110,6 +110,7 @@ class Clock:
             if self._expected:
                 lag = now - self._expected
                 metrics.loop_lag_seconds_max = max(metrics.loop_lag_seconds_max, lag)
+                metrics.status_lag_seconds_max = max(metrics.status_lag_seconds_max, lag)
                 self._edge.plane.shedder.note_lag(lag)
             self._expected = now + self.LAG_PERIOD_SECONDS
             self._lag_timer = self._edge.loop.call_later(self.LAG_PERIOD_SECONDS, self._measure_lag)

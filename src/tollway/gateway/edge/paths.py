@@ -238,7 +238,7 @@ def _open_realtime(connection: RoutedConnection, http: HttpRequest, path: bytes)
     if keys:
         headers = {**headers, b"x-api-key": keys.pop()}
     plane = connection.plane
-    head = connection.read_head(msgspec.structs.replace(http, headers=headers), Endpoint.REALTIME)
+    head = connection.read_head(HttpRequest(headers, http.method, http.target), Endpoint.REALTIME)
     body = msgspec.json.encode({"model": model})
     request = connection.new_request(http, head, body)
     chosen = b"sec-websocket-protocol: %b\r\n" % _PROTOCOL if _PROTOCOL in offered else b""

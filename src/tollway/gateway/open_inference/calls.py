@@ -55,7 +55,7 @@ Send = Callable[[bytes], Awaitable[None]]
 
 
 class InferenceCall:
-    """One request. The clock sees it as an exchange (`relay.Watched`) while an engine works at it."""
+    """One request. The clock sees it as an exchange (`deadlines.Watched`) while an engine works at it."""
 
     call: Call
 

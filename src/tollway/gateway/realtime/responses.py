@@ -12,7 +12,8 @@ from tollway.domain.usage import Anomaly, Outcome, UsageSource
 from tollway.gateway.authenticate import authenticate
 from tollway.gateway.authorize import authorize
 from tollway.gateway.budgets import BudgetHold, read_max_cost
-from tollway.gateway.dialects.engine_usage import UsageReport, cap_input, cap_output
+from tollway.gateway.dialects.answers import UsageReport
+from tollway.gateway.dialects.engine_usage import cap_input, cap_output
 from tollway.gateway.limit import Undecided, limit
 from tollway.gateway.meter import UsageRecord, meter
 from tollway.gateway.observe import observe

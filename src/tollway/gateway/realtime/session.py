@@ -77,7 +77,7 @@ class Upgradable(Client, Protocol):
 
 
 class Session:
-    """One session. The clock and the drain see it as a connection (`edge.TimedConnection`) and as an exchange (`relay.Watched`)."""
+    """One session. The clock and the drain see it as a connection (`edge.TimedConnection`) and as an exchange (`deadlines.Watched`)."""
 
     def __init__(
         self, plane: Plane, sessions: RealtimeSessions, driver: CoroutineDriver, head: RequestHead, body: bytes, peer: str

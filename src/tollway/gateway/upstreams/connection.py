@@ -11,6 +11,9 @@ the connection is DRAINING for a moment. Everything else closes it.
 """
 
 import asyncio
+import fcntl
+import struct
+import termios
 from collections import deque
 from collections.abc import Sequence
 from enum import StrEnum
@@ -20,7 +23,7 @@ from tollway.domain import faults
 from tollway.domain.catalog import Deployment
 from tollway.domain.faults import Fault
 from tollway.gateway.buffers import BufferAccount
-from tollway.wire.http import IDLE_END, ResponseReader
+from tollway.wire.http import IDLE_END, ReceivedAnswer, ResponseReader
 
 DRAIN_BYTES_MAX: Final = 64 * 1024
 """With how many bytes of body an engine may end a message whose content is complete."""
@@ -59,36 +62,10 @@ class TransitionError(Exception):
     """A connection was asked to change to a state that cannot follow its own: a defect of the caller."""
 
 
-class UpstreamAnswer(Protocol):
-    """The part of an answer that was read so far. `body`: bytes not yet taken, without chunk framing; whoever takes them clears the list.
-    `complete`: the message ended by its own framing. `broken`: what came is not an HTTP answer, or exceeds a bound."""
-
-    @property
-    def status(self) -> int: ...
-    @property
-    def has_head(self) -> bool: ...
-    @property
-    def content_type(self) -> bytes: ...
-    @property
-    def retry_after(self) -> bytes | None: ...
-    @property
-    def request_id(self) -> bytes | None: ...
-    @property
-    def body(self) -> list[bytes]: ...
-    @property
-    def body_bytes(self) -> int: ...
-    @property
-    def complete(self) -> bool: ...
-    @property
-    def broken(self) -> bool: ...
-    @property
-    def is_untouched(self) -> bool: ...
-
-
 class Sink(Protocol):
     """Takes the answer to one request."""
 
-    def received(self, answer: UpstreamAnswer) -> None:
+    def received(self, answer: ReceivedAnswer) -> None:
         """More of the answer was read."""
         ...
 
@@ -139,6 +116,16 @@ class Pool(Protocol):
         ...
 
 
+_REFUSED: Final = 400
+"""Status from which on an answer is a refusal, for which nobody has to read a body."""
+
+
+def _count_unacknowledged(descriptor: int) -> int:
+    """Return how many bytes of those that were sent the kernel of the other end has not acknowledged (SIOCOUTQ, tcp(7))."""
+    count: int = struct.unpack("i", fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)))[0]
+    return count
+
+
 class UpstreamConnection(asyncio.Protocol):
     """One connection to an engine.
 
@@ -149,6 +136,7 @@ class UpstreamConnection(asyncio.Protocol):
     __slots__ = (
         "_drained_from",
         "_is_full",
+        "_is_large",
         "_reader",
         "_sink",
         "_transport",
@@ -168,12 +156,13 @@ class UpstreamConnection(asyncio.Protocol):
         self.settled_at = 0.0
         self.paused = False
         self._reader = ResponseReader()
-        self.answer: UpstreamAnswer = self._reader
+        self.answer: ReceivedAnswer = self._reader
         self._sink: Sink | None = None
         self._transport: asyncio.Transport | None = None
         self._drained_from = 0
         self._unsent: deque[bytes] | None = None
         self._is_full = False
+        self._is_large = False
 
     def __repr__(self) -> str:
         return f"<UpstreamConnection {self.state} requests={self.requests}>"
@@ -200,6 +189,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._sink = sink
         transport.write(message)
         if pieces:
+            self._is_large = True
             self._unsent = deque(pieces)
             self._send_more()
 
@@ -243,9 +233,22 @@ class UpstreamConnection(asyncio.Protocol):
         if not is_clean or transport is None or self._unsent is not None or transport.get_write_buffer_size():
             self.close()
             return
+        if self._is_large:
+            if self._may_be_unread(transport):
+                self.close()
+                return
+            self._is_large = False
         self._enter(_IDLE)
         if not self.upstream.put_idle(self):
             self.close()
+
+    def _may_be_unread(self, transport: asyncio.Transport) -> bool:
+        """Return whether the engine may have answered the large body that it was sent before it read it: it refused it, or has not
+        acknowledged all of it. The next request would stand behind what is left."""
+        if self.answer.status >= _REFUSED:
+            return True
+        connected = transport.get_extra_info("socket")
+        return connected is not None and _count_unacknowledged(connected.fileno()) > 0
 
     def close(self) -> None:
         """Close at once: the engine sees a disconnect and stops working. The sink is not told."""

@@ -8,6 +8,9 @@ until it says otherwise; then the next request tries it, whatever is left of an 
 Failures alone leave a doubt (`Reliability.DOUBTFUL`): one busy moment can fail everywhere at once. Where most upstreams of a model are
 avoided, the doubtful ones are used like any other (`gateway.route`), so that the rest does not get the load of all.
 
+A refusal for the load of the moment is no failure: an engine that is full answers others. One that answers nobody any more, while other
+upstreams begin to answer what it refused, is avoided like one that fails: retries, which are few, would be spent on it.
+
 Two things keep a client from harming its neighbours. Failures of one organization alone eject nothing while the upstream answers others.
 And a fault that the same request caused at two upstreams is not recorded at all (`gateway.relay`).
 
@@ -16,10 +19,11 @@ itself. It ejects the upstream from that endpoint at once, for longer.
 """
 
 from enum import IntEnum
+from typing import NamedTuple
 
 from tollway.domain import faults
 from tollway.domain.catalog import Endpoint
-from tollway.domain.faults import Blame, Fault
+from tollway.domain.faults import Blame, Fault, FaultKind
 
 FAILURES_TO_EJECT = 3
 EJECTION_SECONDS = 0.5
@@ -50,19 +54,32 @@ class Reliability(IntEnum):
 
     GOOD = 0
     DOUBTFUL = 1
-    """Ejected because requests failed."""
+    """Ejected because requests failed, or were refused and answered by others."""
     DOWN = 2
     """Cannot be connected to, says that it takes no requests, or cannot serve the endpoint."""
 
 
-class _Ejection:
-    """Time in which an upstream is avoided. `until`: seconds of the monotonic clock. `seconds`: its length. `is_tried`: a request is on its
-    way that decides. `reliability`: that of the upstream meanwhile."""
+class EjectionState(NamedTuple):
+    """An ejection as operators see it. `endpoint`: None for every endpoint. `reason`: code of the fault that began or prolonged it. `since`
+    and `until`: seconds of the monotonic clock; once `until` has passed, the next request tries the upstream."""
 
-    __slots__ = ("is_tried", "reliability", "seconds", "until")
+    endpoint: Endpoint | None
+    reason: str
+    since: float
+    until: float
+
+
+class _Ejection:
+    """Time in which an upstream is avoided. `since` and `until`: seconds of the monotonic clock; `until` is 0 once it was answered again.
+    `seconds`: its length. `is_tried`: a request is on its way that decides. `reliability`: that of the upstream meanwhile. `reason`: the
+    code of the fault."""
+
+    __slots__ = ("is_tried", "reason", "reliability", "seconds", "since", "until")
 
     def __init__(self) -> None:
         self.reliability = Reliability.DOUBTFUL
+        self.reason = ""
+        self.since = 0.0
         self.until = 0.0
         self.seconds = 0.0
         self.is_tried = False
@@ -74,7 +91,18 @@ class Health:
     `steady_at`: from when on it is `Reliability.GOOD` for every endpoint and counts in full, infinite while something must happen first.
     """
 
-    __slots__ = ("_answered_at", "_ejections", "_failures", "_organizations", "_returned_at", "_silent_probes", "is_ready", "steady_at")
+    __slots__ = (
+        "_answered_at",
+        "_ejections",
+        "_failures",
+        "_organizations",
+        "_refusals",
+        "_refused_at",
+        "_returned_at",
+        "_silent_probes",
+        "is_ready",
+        "steady_at",
+    )
 
     def __init__(self) -> None:
         self.is_ready = True
@@ -83,6 +111,8 @@ class Health:
         self._failures = 0
         self._organizations: set[str] = set()  # whose requests failed since the last success; two are enough to know
         self._answered_at = float("-inf")
+        self._refusals = 0  # since the last answer
+        self._refused_at = float("-inf")
         self._ejections: dict[Endpoint | None, _Ejection] = {}  # None: from every endpoint
         self.steady_at = float("-inf")
 
@@ -170,27 +200,49 @@ class Health:
         """
         kind = fault.kind
         if kind is faults.UPSTREAM_MISCONFIGURED:
-            return self._eject(endpoint, now, MISCONFIGURED_SECONDS, MISCONFIGURED_SECONDS_MAX, Reliability.DOWN)
+            return self._eject(endpoint, now, MISCONFIGURED_SECONDS, MISCONFIGURED_SECONDS_MAX, Reliability.DOWN, kind.code)
         if kind.blame is not Blame.UPSTREAM or kind in _NOT_FAILURES:
             return False
         self._failures += 1
         if len(self._organizations) < 2:
             self._organizations.add(organization_id)
         if kind is faults.UPSTREAM_CONNECT:
-            return self._eject(None, now, EJECTION_SECONDS, EJECTION_SECONDS_MAX, Reliability.DOWN)
+            return self._eject(None, now, EJECTION_SECONDS, EJECTION_SECONDS_MAX, Reliability.DOWN, kind.code)
         if self._failures < FAILURES_TO_EJECT:
             return False
         if has_begun or len(self._organizations) > 1 or now - self._answered_at >= ALIVE_SECONDS:
             longest = SILENCE_EJECTION_SECONDS_MAX if kind in _SILENCES else EJECTION_SECONDS_MAX
-            return self._eject(None, now, EJECTION_SECONDS, longest, Reliability.DOUBTFUL)
+            return self._eject(None, now, EJECTION_SECONDS, longest, Reliability.DOUBTFUL, kind.code)
         return False
 
-    def _eject(self, key: Endpoint | None, now: float, first_seconds: float, seconds_max: float, reliability: Reliability) -> bool:
+    def refuse(self, kind: FaultKind, refused_at: float, now: float) -> bool:
+        """Record that a request which this upstream refused for its load, with a fault of `kind`, has begun to be answered by another one.
+        `refused_at`: when that was. Return whether this begins or prolongs an ejection."""
+        if refused_at <= self._answered_at:
+            return False
+        if self._refused_at <= self._answered_at:
+            self._refusals = 0
+        self._refused_at = refused_at
+        self._refusals += 1
+        if self._refusals < FAILURES_TO_EJECT or now - self._answered_at < ALIVE_SECONDS:
+            return False
+        return self._eject(None, now, EJECTION_SECONDS, EJECTION_SECONDS_MAX, Reliability.DOUBTFUL, kind.code)
+
+    def list_ejections(self) -> list[EjectionState]:
+        """Return the ejections that no answer has ended yet, those whose time has passed as well."""
+        return [EjectionState(key, each.reason, each.since, each.until) for key, each in self._ejections.items() if each.until > 0.0]
+
+    def _eject(
+        self, key: Endpoint | None, now: float, first_seconds: float, seconds_max: float, reliability: Reliability, reason: str
+    ) -> bool:
         ejection = self._ejections.get(key)
         if ejection is None:
             ejection = self._ejections[key] = _Ejection()
         elif now < ejection.until and not ejection.is_tried:
             return False  # a request that was sent before the ejection began
+        if ejection.until <= 0.0:
+            ejection.since = now
+        ejection.reason = reason
         ejection.seconds = min(max(2 * ejection.seconds, first_seconds), seconds_max)
         ejection.until = now + ejection.seconds
         ejection.is_tried = False

@@ -30,7 +30,7 @@ from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.latency_goals import FirstTokenTimes
 from tollway.gateway.ports import Vault
 from tollway.gateway.prefix_routing import CANDIDATE_KINDS, HeldPrefixes, Load, Selector
-from tollway.gateway.request import INFINITE, Request
+from tollway.gateway.request import Request
 from tollway.gateway.request_traces import find_attempt_span
 from tollway.gateway.upstreams.cache_events import CacheEventQuery
 from tollway.gateway.upstreams.concurrency import ConcurrencyBounds, ConcurrencyLimit
@@ -177,20 +177,20 @@ class Upstream:
                 passed_on += b"%b: %b\r\n" % (name, request.headers[name])
             elif name in self._own_headers:
                 passed_on += b"%b: %b\r\n" % (name, self._own_headers[name])
-        timeout_seconds = request.head.timeout_seconds
-        if timeout_seconds < INFINITE and request.head.bounds_whole_answer:
-            left_ms = int(max(request.started + timeout_seconds - time.monotonic(), 0.001) * 1000)
+        head = request.head
+        if head.bounds_whole_answer:
+            left_ms = int(max(request.started + head.timeout_seconds - time.monotonic(), 0.001) * 1000)
             passed_on += b"x-request-timeout: %d.%03d\r\n" % (left_ms // 1000, left_ms % 1000)
         if request.cache_tag and self._tag_header:
             passed_on += b"%b: %b\r\n" % (self._tag_header, request.cache_tag)
-        if request.head.tracestate:
-            passed_on += b"tracestate: %b\r\n" % request.head.tracestate
+        if head.tracestate:
+            passed_on += b"tracestate: %b\r\n" % head.tracestate
         if dialect.form_kinds is not None:
             passed_on += b"content-type: multipart/form-data; boundary=%b\r\n" % request.find_form_boundary()
         id = request.id if attempt == 1 else find_attempt_id(request, attempt)
         parent = request.traceparent if request.trace is None else find_traceparent(request, attempt)
         ours = f"x-request-id: {id}\r\ntraceparent: {parent}\r\ncontent-length: {body_bytes}\r\n\r\n"
-        return b"%b%b%b" % (self._heads[dialect.endpoint], passed_on, ours.encode())
+        return self._heads[dialect.endpoint] + passed_on + ours.encode()
 
     def take_idle(self, now: float) -> UpstreamConnection | None:
         """Remove and return the most recently used idle connection, or None if none is younger than IDLE_SECONDS."""
@@ -323,6 +323,11 @@ class Upstream:
             self._metrics.count_ejection(self.deployment.id, reason)
             if is_permanent:
                 self._alarm("upstream_misconfigured", f"{endpoint}: {fault.detail}")
+
+    def refuse(self, fault: Fault, refused_at: float, now: float) -> None:
+        """Another upstream has begun to answer a request that this one refused (`Health.refuse`): count an ejection that follows."""
+        if self.health.refuse(fault.kind, refused_at, now):
+            self._metrics.count_ejection(self.deployment.id, fault.kind.code)
 
     def observe_first_token(self, seconds: float, prompt_bytes: int, now: float) -> None:
         """A stream's first token came after so many seconds."""

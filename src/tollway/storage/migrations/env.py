@@ -24,6 +24,7 @@ from tollway.storage import (
     schema_prices,
     schema_reconcile,
     schema_responses,
+    schema_serving_costs,
     schema_sign_in,
     schema_tokens,
 )
@@ -47,6 +48,7 @@ TABLES = (
     schema_prices,
     schema_reconcile,
     schema_responses,
+    schema_serving_costs,
     schema_sign_in,
     schema_tokens,
 )

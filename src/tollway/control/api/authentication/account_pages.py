@@ -5,7 +5,6 @@ secret then, and the other ones end.
 """
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -28,11 +27,12 @@ from tollway.control.authentication import sign_in as flows
 from tollway.control.identity import credentials, operators, sessions
 from tollway.control.identity.access import Tenant
 from tollway.control.identity.credentials import Account
+from tollway.control.languages.texts import mark
 from tollway.control.plane import ControlPlane
 from tollway.domain import one_time_codes, passwords
 from tollway.domain.faults import PARAMETER_INVALID, SIGN_IN_REFUSED, STATE_CONFLICT, Fault
 from tollway.domain.keys import RANDOM_BYTES, Operator
-from tollway.domain.sessions import OperatorSession, Session, SignInMethod
+from tollway.domain.sessions import OperatorSession, Session, SessionKind, SignInMethod
 
 router = pages.router()
 
@@ -40,23 +40,27 @@ PATH = "/account"
 ISSUER = "Tollway"
 """Name of the account in an authenticator app."""
 
+_KINDS = {SessionKind.BROWSER: mark("browser"), SessionKind.COMMAND_LINE: mark("command line")}
+_WRONG_PASSWORD = mark("The current password is not right.")
+_WRONG_CODE = mark("The code is not right.")
+
 _SECRET = "authenticator_secret"
 _PROVEN = (SignInMethod.LINK, SignInMethod.INVITE, SignInMethod.PROVIDER)
 """Sign-ins in whose first minutes a password can be set without the one before."""
 
-_SIGN_IN_AGAIN = "Sign in again, and change this within 15 minutes."
+_SIGN_IN_AGAIN = mark("Sign in again, and change this within 15 minutes.")
 
 
 @dataclass(frozen=True, slots=True)
 class ShownSession:
-    """A session as the page shows it."""
+    """A session as the page shows it. Instants in Unix seconds. `agent`: empty where the program did not say its name."""
 
     id: str
     agent: str
     address: str
     kind: str
-    began: str
-    used: str
+    began_at: int
+    used_at: int
     is_own: bool
 
 
@@ -71,8 +75,9 @@ def _show_operator(plane: ControlPlane, request: Request, caller: Operator) -> R
     with plane.database.platform(write=False) as tx:
         listed = operators.list_sessions(tx, caller.key_id, plane.now())
     return render(
+        request,
         "operator.html",
-        form_token=make_form_token(plane, request),
+        token_of_form=make_form_token(plane, request),
         operator=caller.live,
         role=caller.role.name,
         sessions=[_show_session(each, caller.live.id) for each in listed],
@@ -84,14 +89,14 @@ def _show(plane: ControlPlane, request: Request, caller: Tenant, error: str = ""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         held = credentials.find_credentials(tx, live.user.id)
         listed = sessions.list_sessions(tx, live.user.id, plane.now())
-    roles = [f"{grant.role.name} in {grant.project_id or 'the organization'}" for grant in live.grants]
     return render(
+        request,
         "account.html",
         status=status,
-        form_token=make_form_token(plane, request),
+        token_of_form=make_form_token(plane, request),
         user=live.user,
         organization_id=caller.organization_id,
-        roles=roles,
+        grants=live.grants,
         sessions=[_show_session(each, live.session.id) for each in listed],
         has_password=held.password_hash is not None,
         needs_password=not _may_set_password(live.session, plane.now()),
@@ -104,17 +109,13 @@ def _show(plane: ControlPlane, request: Request, caller: Tenant, error: str = ""
 def _show_session(session: Session | OperatorSession, own_id: str) -> ShownSession:
     return ShownSession(
         id=session.id,
-        agent=session.agent or "unknown",
+        agent=session.agent,
         address=session.address,
-        kind=session.kind.replace("_", " "),
-        began=_describe(session.created_at),
-        used=_describe(session.last_used_at),
+        kind=_KINDS[session.kind],
+        began_at=session.created_at // 1_000_000,
+        used_at=session.last_used_at // 1_000_000,
         is_own=session.id == own_id,
     )
-
-
-def _describe(at: int) -> str:
-    return datetime.fromtimestamp(at / 1e6, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 @router.post(f"{PATH}/sessions/{{session_id}}/end", include_in_schema=False)
@@ -158,7 +159,7 @@ async def change_password(caller: Person, plane: Plane, request: Request) -> Res
         visitor = await run_in_threadpool(find_visitor, plane, request)
         await run_in_threadpool(flows.count_password, plane, visitor, Account(caller.organization_id, live.user))
         if not await plane.passwords.verify(stored, form["current"]):
-            return await run_in_threadpool(_show, plane, request, caller, "The current password is not right.", SIGN_IN_REFUSED.status)
+            return await run_in_threadpool(_show, plane, request, caller, _WRONG_PASSWORD, SIGN_IN_REFUSED.status)
         await run_in_threadpool(flows.take_back_address, plane, visitor.address)
     try:
         credentials.require_password(form["password"], live.user.email)
@@ -192,9 +193,10 @@ def show_authenticator(caller: Person, plane: Plane, request: Request) -> Respon
 def _show_secret(plane: ControlPlane, request: Request, caller: Tenant, secret: bytes, error: str, status: int = 200) -> Response:
     user = get_live(caller).user
     return render(
+        request,
         "authenticator.html",
         status=status,
-        form_token=make_form_token(plane, request),
+        token_of_form=make_form_token(plane, request),
         secret=one_time_codes.encode_secret(secret),
         address=one_time_codes.make_address(secret, user.email, ISSUER),
         sealed=plane.vault.seal_bytes(secret, context=f"{_SECRET}:{user.id}").hex(),
@@ -212,7 +214,7 @@ async def add_authenticator(caller: Person, plane: Plane, request: Request) -> R
     try:
         secret = plane.vault.unseal_bytes(bytes.fromhex(form["sealed"]), context=f"{_SECRET}:{live.user.id}")
     except ValueError:
-        raise Fault(PARAMETER_INVALID, message="Open the page again.") from None
+        raise Fault(PARAMETER_INVALID, message=mark("Open the page again.")) from None
     code = form["code"].replace(" ", "")
 
     def add() -> tuple[list[str], str]:
@@ -231,7 +233,7 @@ async def add_authenticator(caller: Person, plane: Plane, request: Request) -> R
         if fault.kind is not PARAMETER_INVALID:
             raise
         return _show_secret(plane, request, caller, secret, fault.message, fault.kind.status)
-    return keep_session(plane, request, render("recovery_codes.html", codes=recovery), renewed)
+    return keep_session(plane, request, render(request, "recovery_codes.html", codes=recovery), renewed)
 
 
 @router.post(f"{PATH}/authenticator/remove", include_in_schema=False)
@@ -253,6 +255,6 @@ async def remove_authenticator(caller: Person, plane: Plane, request: Request) -
 
     renewed = await run_in_threadpool(remove)
     if renewed is None:
-        return await run_in_threadpool(_show, plane, request, caller, "The code is not right.", SIGN_IN_REFUSED.status)
+        return await run_in_threadpool(_show, plane, request, caller, _WRONG_CODE, SIGN_IN_REFUSED.status)
     await run_in_threadpool(flows.take_back_address, plane, visitor.address)
     return keep_session(plane, request, redirect(PATH), renewed)

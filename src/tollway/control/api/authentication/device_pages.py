@@ -4,6 +4,7 @@ import functools
 from typing import Annotated
 
 from fastapi import Query
+from markupsafe import Markup
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,6 +13,9 @@ from tollway.control.api.authentication import pages
 from tollway.control.api.authentication.pages import SomebodySignedIn, get_email, get_live, make_form_token, read_form, render
 from tollway.control.api.routes import Plane
 from tollway.control.authentication import device_login
+from tollway.control.identity.access import Tenant
+from tollway.control.languages.texts import mark
+from tollway.control.plane import ControlPlane
 from tollway.domain.faults import PARAMETER_INVALID
 from tollway.domain.keys import Operator
 
@@ -19,7 +23,12 @@ router = pages.router()
 
 DEVICE_PATH = "/device"
 
-_UNKNOWN = "There is no login with this code. It has expired, or it is mistyped."
+_UNKNOWN = mark("There is no login with this code. It has expired, or it is mistyped.")
+_APPROVED = (mark("Approved"), mark("The command line is logged in as you. You can close this page."))
+_DENIED = (mark("Denied"), mark("The login was denied."))
+
+_COMMAND = Markup("<code>tollway login</code>")
+"""The command that shows the code."""
 
 Code = Annotated[str, Query(max_length=64)]
 
@@ -27,7 +36,7 @@ Code = Annotated[str, Query(max_length=64)]
 @router.get(DEVICE_PATH, include_in_schema=False)
 def show_device(caller: SomebodySignedIn, plane: Plane, request: Request, user_code: Code = "") -> Response:
     """The form for the code. A code in the address only fills it in, so that no link approves anything."""
-    return render("device.html", form_token=make_form_token(plane, request), user_code=user_code, email=get_email(caller), error="")
+    return _ask(plane, request, caller, user_code)
 
 
 @router.post(DEVICE_PATH, include_in_schema=False)
@@ -36,22 +45,26 @@ async def find_device(caller: SomebodySignedIn, plane: Plane, request: Request) 
     form = await read_form(plane, request, ("user_code",))
     address = "" if request.client is None else request.client.host
     found = await run_in_threadpool(device_login.find_pending, plane, caller.key_id, address, form["user_code"])
-    token = make_form_token(plane, request)
     if found is None:
-        return render(
-            "device.html",
-            status=PARAMETER_INVALID.status,
-            form_token=token,
-            user_code=form["user_code"][:64],
-            email=get_email(caller),
-            error=_UNKNOWN,
-        )
+        return _ask(plane, request, caller, form["user_code"][:64], error=_UNKNOWN, status=PARAMETER_INVALID.status)
     return render(
+        request,
         "device_decision.html",
-        form_token=token,
+        token_of_form=make_form_token(plane, request),
         login=found,
         email=get_email(caller),
-        duration="12 hours" if isinstance(caller, Operator) else "30 days",
+        is_operator=isinstance(caller, Operator),
+        command=_COMMAND,
+    )
+
+
+def _ask(
+    plane: ControlPlane, request: Request, caller: Tenant | Operator, user_code: str, *, error: str = "", status: int = 200
+) -> Response:
+    """Return the form for the code, with a code filled in."""
+    token, email = make_form_token(plane, request), get_email(caller)
+    return render(
+        request, "device.html", status=status, error=error, token_of_form=token, user_code=user_code, email=email, command=_COMMAND
     )
 
 
@@ -66,6 +79,6 @@ async def decide_device(caller: SomebodySignedIn, plane: Plane, request: Request
         decide = functools.partial(device_login.decide, plane, get_live(caller))
     was_pending = await run_in_threadpool(decide, form["user_code"], is_approved=is_approved)
     if not was_pending:
-        return render("message.html", status=PARAMETER_INVALID.status, title="That did not work", text=_UNKNOWN)
-    text = "The command line is logged in as you. You can close this page." if is_approved else "The login was denied."
-    return render("message.html", title="Approved" if is_approved else "Denied", text=text)
+        return render(request, "message.html", status=PARAMETER_INVALID.status, title=pages.REFUSED, text=_UNKNOWN)
+    title, text = _APPROVED if is_approved else _DENIED
+    return render(request, "message.html", title=title, text=text)

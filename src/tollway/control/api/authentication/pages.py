@@ -2,13 +2,17 @@
 
 Pages are HTML without scripts. The cookie of a session is read here and nowhere else: the REST API never takes it. A form is accepted if
 the browser says that it was sent from this very origin (`Sec-Fetch-Site`, `Origin`), and if it holds the token of the session, where there
-is one. The address of this site is `control.public_url`; without it only loopback is known, so that no `Host` header of a client's decides
-where a link leads.
+is one. The address of this site is `control.console_url`, or else `control.public_url`; without both only loopback is known, so that no
+`Host` header of a client's decides where a link leads.
+
+A page is in the language and the theme that its viewer chose in the console, or in the language that their browser asks for. Its texts are
+in the same catalogues as those of the console.
 """
 
+import functools
 import hmac
 import re
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, quote
 
@@ -25,16 +29,37 @@ from tollway.control.authentication.sign_in import Visitor
 from tollway.control.identity import access, operators, sessions
 from tollway.control.identity.access import Tenant
 from tollway.control.identity.sessions import LiveSession
+from tollway.control.languages import times
+from tollway.control.languages.texts import choose_language, make_templates, mark
 from tollway.control.plane import ControlPlane
 from tollway.domain import keys
 from tollway.domain.faults import (
+    ADMINISTRATION_RATE_LIMITED,
     BODY_TOO_LARGE,
+    DATABASE_UNAVAILABLE,
     FORM_REFUSED,
+    GRANT_EXCEEDS_GRANTOR,
+    INTERNAL,
+    KEY_ENCRYPTION_UNAVAILABLE,
     MEDIA_TYPE_UNSUPPORTED,
+    NAME_TAKEN,
+    NAMES_BUSY,
+    OVERLOADED,
+    PARAMETER_INVALID,
+    PARAMETER_MISSING,
+    PROVIDER_UNAVAILABLE,
+    QUOTA_EXCEEDED,
+    RENDERING_BUSY,
     REQUEST_INVALID,
+    RESOURCE_UNKNOWN,
+    SCOPE_INSUFFICIENT,
     SESSION_MISSING,
+    SIGN_IN_REFUSED,
+    SIGN_INS_EXCEEDED,
     STATE_CONFLICT,
+    WEBHOOK_UNREACHABLE,
     Fault,
+    FaultKind,
 )
 from tollway.domain.keys import Operator
 from tollway.domain.sessions import LIFETIMES, SessionKind
@@ -58,13 +83,40 @@ _FORM = "application/x-www-form-urlencoded"
 _LOOPBACK = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]{1,5})?")
 _PATH = re.compile(r"/(?![/\\])[A-Za-z0-9/_.~%?&=-]{0,1024}")
 
-_templates = jinja2.Environment(
-    loader=jinja2.PackageLoader("tollway.control.api", "page_templates"),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
+LOOK_COOKIE = "tollway_look"
+"""Cookie with the language and the theme that a viewer chose in the console."""
+
+THEMES = ("system", "light", "dark")
+
+REFUSED = mark("That did not work")
+"""Title of the page that a fault becomes."""
+
+REFUSALS: Sequence[FaultKind] = (
+    ADMINISTRATION_RATE_LIMITED,
+    BODY_TOO_LARGE,
+    DATABASE_UNAVAILABLE,
+    FORM_REFUSED,
+    GRANT_EXCEEDS_GRANTOR,
+    INTERNAL,
+    KEY_ENCRYPTION_UNAVAILABLE,
+    NAMES_BUSY,
+    NAME_TAKEN,
+    OVERLOADED,
+    PARAMETER_INVALID,
+    PARAMETER_MISSING,
+    PROVIDER_UNAVAILABLE,
+    QUOTA_EXCEEDED,
+    RENDERING_BUSY,
+    REQUEST_INVALID,
+    RESOURCE_UNKNOWN,
+    SCOPE_INSUFFICIENT,
+    SESSION_MISSING,
+    SIGN_INS_EXCEEDED,
+    SIGN_IN_REFUSED,
+    STATE_CONFLICT,
+    WEBHOOK_UNREACHABLE,
 )
+"""Faults whose own texts are in the catalogues: those that pages meet. What a Fault says instead is English unless it is marked."""
 
 
 # ---- Pages --------------------------------------------------------------------------------------------------------------
@@ -96,7 +148,7 @@ class PageRoute(ApiRoute):
 
     def show_fault(self, request: Request, fault: Fault) -> Response:
         """Return the page that a fault of `request` becomes."""
-        return render_fault(fault)
+        return render_fault(request, fault)
 
 
 def router() -> APIRouter:
@@ -104,15 +156,34 @@ def router() -> APIRouter:
     return APIRouter(route_class=PageRoute, redirect_slashes=False)
 
 
-def render(template: str, *, status: int = 200, background: BackgroundTask | None = None, **values: object) -> Response:
-    """Return a page. Every value is escaped."""
-    text = _templates.get_template(template).render(values)
+def choose_look(request: Request) -> tuple[str, str]:
+    """Return the language and the theme of a page: those that its viewer chose, or else the language that the browser asks for."""
+    language, _, theme = (find_cookie(request, LOOK_COOKIE) or "").partition(".")
+    chosen = choose_language(language, request.headers.get("accept-language", ""))
+    return chosen, theme if theme in THEMES else THEMES[0]
+
+
+@functools.cache
+def _get_templates(language: str) -> jinja2.Environment:
+    """Return the templates as they are written in one language."""
+    environment = make_templates("tollway.control.api", "page_templates", language)
+    environment.filters["time"] = functools.partial(times.show_time, language)
+    return environment
+
+
+def render(
+    request: Request, template: str, *, status: int = 200, background: BackgroundTask | None = None, error: str = "", **values: object
+) -> Response:
+    """Return a page. Every value is escaped. `error`: why a form was refused; it is shown in the language of the page if the catalogue has
+    it."""
+    language, theme = choose_look(request)
+    text = _get_templates(language).get_template(template).render(language=language, theme=theme, error=error, **values)
     return Response(text, status, HEADERS, "text/html", background)
 
 
-def render_fault(fault: Fault) -> Response:
+def render_fault(request: Request, fault: Fault) -> Response:
     """Return the page that a fault becomes."""
-    page = render("message.html", status=fault.kind.status, title="That did not work", text=fault.message)
+    page = render(request, "message.html", status=fault.kind.status, title=REFUSED, text=fault.message)
     hint = retry_after(fault)
     if hint is not None:
         page.headers["retry-after"] = str(hint.seconds)
@@ -134,19 +205,27 @@ def choose_path(text: str, default: str = "/account") -> str:
 
 
 def get_origin(plane: ControlPlane, request: Request) -> str:
-    """Return the origin of this site: that of `control.public_url`, or loopback. Raises STATE_CONFLICT where it is not known."""
+    """Return the origin of this site: that of `control.console_url` or `control.public_url`, or loopback. Raises STATE_CONFLICT where it is
+    not known."""
     origin = find_origin(plane, request)
     if origin is None:
-        raise Fault(STATE_CONFLICT, message="The address of this site is not set: control.public_url.")
+        raise Fault(STATE_CONFLICT, message="The address of this site is not set: control.console_url or control.public_url.")
     return origin
 
 
 def find_origin(plane: ControlPlane, request: Request) -> str | None:
-    """As `get_origin`; None where it is not known."""
-    if plane.public_url is not None:
-        return plane.public_url
-    host = request.headers.get("host", "")
-    return f"http://{host}" if _LOOPBACK.fullmatch(host) is not None else None
+    """As `get_origin`; None where it is not known. A listener on loopback is known under each name of loopback, by its port."""
+    own, host = plane.page_origin, _LOOPBACK.fullmatch(request.headers.get("host", ""))
+    if own is not None and host is not None:
+        same = _LOOPBACK.fullmatch(own.removeprefix("http://"))
+        return own if same is None or same[2] != host[2] else f"http://{host[0]}"
+    return own or find_loopback(request)
+
+
+def find_loopback(request: Request) -> str | None:
+    """Return the origin that a client on this machine asks; None for any other `Host`."""
+    host = _LOOPBACK.fullmatch(request.headers.get("host", ""))
+    return None if host is None else f"http://{host[0]}"
 
 
 def _cookie_name(origin: str) -> str:
@@ -187,7 +266,10 @@ def keep_session(plane: ControlPlane, request: Request, answer: Response, secret
     """Let the browser keep the secret of a session."""
     origin = get_origin(plane, request)
     if origin.startswith("http:") and _LOOPBACK.fullmatch(origin.removeprefix("http://")) is None:
-        raise Fault(STATE_CONFLICT, message="People sign in over HTTPS only: set control.public_url to an https address.")
+        raise Fault(
+            STATE_CONFLICT,
+            message="People sign in over HTTPS only: control.console_url, or else control.public_url, must be an https address.",
+        )
     _set_cookie(answer, _cookie_name(origin), origin, secret, LIFETIMES[SessionKind.BROWSER].seconds)
     return answer
 
@@ -279,7 +361,7 @@ async def read_form(plane: ControlPlane, request: Request, names: Iterable[str],
     it; MEDIA_TYPE_UNSUPPORTED, BODY_TOO_LARGE, REQUEST_INVALID."""
     require_own_origin(plane, request)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
-        raise Fault(MEDIA_TYPE_UNSUPPORTED, message="The form must be sent as browsers send it.")
+        raise Fault(MEDIA_TYPE_UNSUPPORTED, message=mark("The form must be sent as browsers send it."))
     body = await read_body(request)
     if len(body) > FORM_BYTES_MAX:
         raise Fault(BODY_TOO_LARGE)

@@ -29,6 +29,7 @@ from tollway.control.authentication.sign_in import Refused
 from tollway.control.identity.access import Tenant
 from tollway.control.identity.operators import BegunSession
 from tollway.control.identity.sessions import Begun
+from tollway.control.languages.texts import mark
 from tollway.control.plane import ControlPlane
 from tollway.domain.faults import Fault
 from tollway.domain.keys import Operator
@@ -40,6 +41,8 @@ START_PATH = "/sign-in/{connection_id}"
 CALLBACK_PATH = f"{START_PATH}/callback"
 SIGNED_OUT_PATH = "/signed-out"
 """Path to which a provider leads back after the sign-out there."""
+
+_NOT_SIGNED_IN = mark("The identity provider did not sign you in. Begin again, or ask your administrator.")
 
 Text = Annotated[str | None, Query(max_length=4096)]
 
@@ -86,8 +89,7 @@ async def finish_provider_sign_in(
             begun = await run_in_threadpool(provider_sign_in.enter, plane, connection, proven, visitor)
     except Refused as refused:
         recording = BackgroundTask(run_in_threadpool, sign_in.record_refusal, plane, refused, visitor)
-        text = "The identity provider did not sign you in. Begin again, or ask your administrator."
-        return render("message.html", status=refused.kind.status, background=recording, title="That did not work", text=text)
+        return render(request, "message.html", status=refused.kind.status, background=recording, title=pages.REFUSED, text=_NOT_SIGNED_IN)
     return keep_session(plane, request, redirect(proven.path), begun.secret)
 
 
@@ -117,13 +119,13 @@ async def sign_out(caller: SomebodySignedIn, plane: Plane, request: Request) -> 
         place.give_back()  # while the provider is waited for
         url = await provider_flow.find_sign_out(plane, ended.client, ended.id_token, get_origin(plane, request) + SIGNED_OUT_PATH)
         place.take()
-    return pages.forget_session(plane, request, render("signed_out.html", provider_url=url))
+    return pages.forget_session(plane, request, render(request, "signed_out.html", provider_url=url))
 
 
 @router.get(SIGNED_OUT_PATH, dependencies=[Depends(public), Depends(ignore_unknown_parameters)], include_in_schema=False)
-async def show_signed_out() -> Response:
+async def show_signed_out(request: Request) -> Response:
     """The page to which a provider leads back after the sign-out there."""
-    return render("signed_out.html", provider_url=None)
+    return render(request, "signed_out.html", provider_url=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,9 +81,9 @@ def _answer_list(found: Found, start_index: int) -> Response:
     return Response(msgspec.json.encode(listed), 200, media_type=_MEDIA_TYPE)
 
 
-def _base(plane: ControlPlane, request: Request) -> str:
-    """Return the address of this service; a path alone where the address of control is not known."""
-    return (pages.find_origin(plane, request) or "") + SCIM_PATH
+def find_base(plane: ControlPlane, request: Request) -> str:
+    """Return the address of this service, which is the REST API's; a path alone where that is not known."""
+    return (plane.public_url or pages.find_loopback(request) or "") + SCIM_PATH
 
 
 def _query(filter: str | None, start_index: int, count: int, selection: Selection) -> scim.Query:
@@ -128,7 +128,7 @@ def _refuse(name: str) -> Any:
 
 def _list(caller: Tenant, plane: ControlPlane, request: Request, query: scim.Query, listing: Callable[..., Found]) -> Response:
     with plane.database.tenant(caller.organization_id, write=False) as tx:
-        return _answer_list(listing(tx, query, _base(plane, request)), query.start_index)
+        return _answer_list(listing(tx, query, find_base(plane, request)), query.start_index)
 
 
 # ---- People -------------------------------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ def create_scim_user(caller: Directory, plane: Plane, request: Request, body: Se
     """Add a person."""
     id = plane.new_id(ids.USER)
     with plane.database.tenant(caller.organization_id) as tx:
-        made = scim.create_user(tx, body, _base(plane, request), id=id, sizes=plane.quotas, now=plane.now())
+        made = scim.create_user(tx, body, find_base(plane, request), id=id, sizes=plane.quotas, now=plane.now())
     return _answer(made, 201)
 
 
@@ -167,7 +167,7 @@ def retrieve_scim_user(
 ) -> Response:
     """One person."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
-        found = scim.get_user(tx, user_id, _base(plane, request))
+        found = scim.get_user(tx, user_id, find_base(plane, request))
     return _answer_one(found, parse_selection(attributes, excluded), if_none_match)
 
 
@@ -196,7 +196,7 @@ def patch_scim_user(
 def _change_user(caller: Tenant, plane: ControlPlane, request: Request, user_id: str, change: Change, selection: Selection) -> Response:
     now = plane.now()
     with plane.database.tenant(caller.organization_id) as tx:
-        changed, version = scim.change_user(tx, user_id, change, _base(plane, request), sizes=plane.quotas, now=now)
+        changed, version = scim.change_user(tx, user_id, change, find_base(plane, request), sizes=plane.quotas, now=now)
     publish.confirm(plane.database, plane.publications, version, now)
     return _answer_one(changed, selection)
 
@@ -206,7 +206,7 @@ def delete_scim_user(caller: Directory, plane: Plane, request: Request, user_id:
     """Remove a person with all that they hold."""
     now = plane.now()
     with plane.database.tenant(caller.organization_id) as tx:
-        version = scim.delete_user(tx, user_id, if_match, _base(plane, request), now)
+        version = scim.delete_user(tx, user_id, if_match, find_base(plane, request), now)
     publish.confirm(plane.database, plane.publications, version, now)
     return Response(None, 204)
 
@@ -231,7 +231,7 @@ def create_scim_group(caller: Directory, plane: Plane, request: Request, body: S
     """Add a group."""
     id = plane.new_id(ids.GROUP)
     with plane.database.tenant(caller.organization_id) as tx:
-        made = scim.create_group(tx, body, _base(plane, request), id=id, sizes=plane.quotas, now=plane.now())
+        made = scim.create_group(tx, body, find_base(plane, request), id=id, sizes=plane.quotas, now=plane.now())
     return _answer(made, 201)
 
 
@@ -247,7 +247,7 @@ def retrieve_scim_group(
 ) -> Response:
     """One group."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
-        found = scim.get_group(tx, group_id, _base(plane, request))
+        found = scim.get_group(tx, group_id, find_base(plane, request))
     return _answer_one(found, parse_selection(attributes, excluded), if_none_match)
 
 
@@ -274,7 +274,7 @@ def patch_scim_group(
 
 
 def _change_group(caller: Tenant, plane: ControlPlane, request: Request, group_id: str, change: Change, selection: Selection) -> Response:
-    base, attempts = _base(plane, request), 0
+    base, attempts = find_base(plane, request), 0
     while True:
         attempts += 1
         with plane.database.tenant(caller.organization_id, write=False) as tx:
@@ -292,7 +292,7 @@ def _change_group(caller: Tenant, plane: ControlPlane, request: Request, group_i
 def delete_scim_group(caller: Directory, plane: Plane, request: Request, group_id: str, if_match: IfMatch = None) -> Response:
     """Delete a group; its members lose what it held."""
     with plane.database.tenant(caller.organization_id) as tx:
-        scim.delete_group(tx, group_id, if_match, _base(plane, request), plane.now())
+        scim.delete_group(tx, group_id, if_match, find_base(plane, request), plane.now())
     return Response(None, 204)
 
 
@@ -391,30 +391,30 @@ def _choose(resources: list[Resource], id: str) -> Response:
 @router.get(f"{SCIM_PATH}/ServiceProviderConfig", dependencies=OPEN, include_in_schema=False)
 def retrieve_scim_configuration(_caller: Directory, plane: Plane, request: Request) -> Response:
     """The features of this service."""
-    return _answer(_configuration(_base(plane, request)))
+    return _answer(_configuration(find_base(plane, request)))
 
 
 @router.get(f"{SCIM_PATH}/ResourceTypes", dependencies=OPEN, include_in_schema=False)
 def list_scim_types(_caller: Directory, plane: Plane, request: Request) -> Response:
     """The kinds of resources."""
-    listed = _list_types(_base(plane, request))
+    listed = _list_types(find_base(plane, request))
     return _answer_list(Found(len(listed), listed), 1)
 
 
 @router.get(f"{SCIM_PATH}/ResourceTypes/{{name}}", dependencies=OPEN, include_in_schema=False)
 def retrieve_scim_type(_caller: Directory, plane: Plane, request: Request, name: str) -> Response:
     """One kind of resource."""
-    return _choose(_list_types(_base(plane, request)), name)
+    return _choose(_list_types(find_base(plane, request)), name)
 
 
 @router.get(f"{SCIM_PATH}/Schemas", dependencies=OPEN, include_in_schema=False)
 def list_scim_schemas(_caller: Directory, plane: Plane, request: Request) -> Response:
     """The attributes of the resources."""
-    listed = _list_schemas(_base(plane, request))
+    listed = _list_schemas(find_base(plane, request))
     return _answer_list(Found(len(listed), listed), 1)
 
 
 @router.get(f"{SCIM_PATH}/Schemas/{{schema_id}}", dependencies=OPEN, include_in_schema=False)
 def retrieve_scim_schema(_caller: Directory, plane: Plane, request: Request, schema_id: str) -> Response:
     """The attributes of one kind of resource."""
-    return _choose(_list_schemas(_base(plane, request)), schema_id)
+    return _choose(_list_schemas(find_base(plane, request)), schema_id)

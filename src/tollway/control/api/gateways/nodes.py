@@ -6,30 +6,32 @@ from fastapi import Depends, Path
 
 from tollway.control import publish
 from tollway.control.api import routes
+from tollway.control.api.gateways.node_schemas import (
+    JoinTokenCreate,
+    JoinTokenCreated,
+    JoinTokenOut,
+    NodeCreate,
+    NodeCreated,
+    NodeKeyOut,
+    NodeOut,
+    NodeRevoked,
+    NodeRotate,
+    join_token_out,
+    node_out,
+)
 from tollway.control.api.routes import Plane, may
 from tollway.control.api.schemas import (
     Deleted,
     Identified,
     In,
-    JoinTokenCreate,
-    JoinTokenCreated,
-    JoinTokenOut,
     ListOut,
-    NodeCreate,
-    NodeCreated,
     NodeIdText,
-    NodeKeyOut,
-    NodeOut,
-    NodeRevoked,
-    NodeRotate,
     Out,
     Reason,
     find_seconds,
-    join_token_out,
-    node_out,
     seconds,
 )
-from tollway.control.gateways import epochs, nodes, refused_epochs
+from tollway.control.gateways import epochs, fleet, nodes, refused_epochs
 from tollway.control.gateways.nodes import ShownNode
 from tollway.domain import ids
 from tollway.domain.epochs import Epoch, RefusedEpoch
@@ -45,10 +47,11 @@ Writer = Annotated[Operator, Depends(may(Permission.PLATFORM_NODES_WRITE))]
 
 @router.get("/v1/platform/nodes")
 def list_nodes(_caller: Reader, plane: Plane) -> ListOut[NodeOut]:
-    """Return the nodes, those heard of last first, and how far each has followed. At most a thousand."""
+    """Return the nodes, those heard of last first, how far each has followed, and what it last reported of itself. At most a thousand."""
     with plane.database.platform(write=False) as tx:
         head, found = publish.find_head(tx), nodes.list_nodes(tx)
-    data = [node_out(node, head) for node in found]
+        statuses = fleet.find_statuses(tx, [each.id for each in found])
+    data = [node_out(node, head, statuses.get(node.id)) for node in found]
     return ListOut(data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=False)
 
 

@@ -66,7 +66,7 @@ def create_invite(caller: Writer, plane: Plane, body: InviteCreate) -> InviteCre
             invited_by=caller.key_id,
             ingredients=plane.new_ingredients(),
             sizes=plane.quotas,
-            page_url=None if plane.public_url is None else f"{plane.public_url}{JOIN_PATH}",
+            page_url=None if plane.page_origin is None else f"{plane.page_origin}{JOIN_PATH}",
             now=now,
         )
         fields = _fields(sent.invite, invites.find_promised_roles(tx, [sent.invite])[sent.invite.id], now)

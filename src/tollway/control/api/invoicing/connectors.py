@@ -1,5 +1,6 @@
 """Connectors: operators see where invoices stand at theirs, and have one asked again; Stripe sends its events."""
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Query
@@ -123,11 +124,14 @@ async def receive_stripe_event(plane: Plane, request: Request) -> StripeEventOut
 def _handle(plane: ControlPlane, request: Request, event: Any) -> HandledEvent:
     address = "" if request.client is None else request.client.host
     actor = Actor(kind=ActorKind.CONNECTOR, id=stripe_events.ACTOR, address=address, request_id=request.scope["tollway.request_id"])
-    operation = AuditedOperation(event="payment.recorded", operation="receive_stripe_event", actor=actor)
-    database = plane.database.recording(audit.record_changes(operation, new_id=plane.new_id, now=plane.now))
+
+    def audited(event: str) -> ControlPlane:
+        operation = AuditedOperation(event=event, operation="receive_stripe_event", actor=actor)
+        return replace(plane, database=plane.database.recording(audit.record_changes(operation, new_id=plane.new_id, now=plane.now)))
+
     told = event if isinstance(event, dict) else {}
-    with database.platform() as tx:
+    with audited("payment.recorded").database.platform() as tx:
         handled = stripe_events.handle(tx, told, new_id=lambda: plane.new_id(ids.PAYMENT), now=plane.now())
     if handled.organization_id is not None:
-        dunning.release(plane.database, [handled.organization_id], plane.now(), plane.log)
+        dunning.release(audited("invoice.dunned").database, [handled.organization_id], plane.now(), plane.log)
     return handled

@@ -21,13 +21,13 @@ from tollway.control.api.money.periods import OrganizationId
 from tollway.control.api.routes import Plane, may
 from tollway.control.api.schemas import Identified, In, ListOut, Out, PageQuery, Reason, Sum, find_seconds, list_out, seconds
 from tollway.control.identity.access import Tenant
-from tollway.control.invoicing import documents, parties, pdf
+from tollway.control.invoicing import documents, dunning, parties, pdf, vies
 from tollway.control.invoicing.documents import InvoiceView
 from tollway.control.money import periods
 from tollway.domain import ids, money
 from tollway.domain.currencies import get_currency
 from tollway.domain.faults import RESOURCE_UNKNOWN, Fault
-from tollway.domain.invoices import Document, InvoiceState, decode_document, encode_document
+from tollway.domain.invoices import Document, InvoiceState, encode_document
 from tollway.domain.keys import Operator
 from tollway.domain.roles import Permission
 
@@ -198,9 +198,13 @@ def retrieve_billing_account(_caller: OperatorReader, plane: Plane, organization
 
 @router.put("/v1/platform/organizations/{organization_id}/billing_account")
 def put_billing_account(_caller: OperatorWriter, plane: Plane, organization_id: str, body: BillingAccountWrite) -> BillingAccountOut:
-    """Set how an organization is invoiced. Issued documents keep what they say of it."""
+    """Set how an organization is invoiced. Issued documents keep what they say of it. Where VIES is asked, a VAT id without evidence on
+    which the tax depends is looked up first, and refused if it is not valid."""
+    account = body.value(routes.organization(organization_id))
+    if plane.vies is not None:
+        account = vies.check_new_account(plane.vies, plane.database, account, plane.now())
     with plane.database.platform() as tx:
-        return account_out(parties.put_account(tx, body.value(routes.organization(organization_id)), plane.now()))
+        return account_out(parties.put_account(tx, account, plane.now()))
 
 
 # ---- Documents ----------------------------------------------------------------------------------------------------------
@@ -249,8 +253,9 @@ def download_invoice(_caller: OperatorReader, plane: Plane, invoice_id: str, for
     """Return a document as JSON (canonical), XRechnung (`ubl`, `cii`: once it is issued) or PDF."""
     with plane.database.platform(write=False) as tx:
         invoice = documents.get_invoice(tx, known_invoice(invoice_id))
+        document = documents.read_document(tx, invoice)
         content = None if format is FileFormat.PDF else documents.read_file(tx, invoice, format)
-    return _file(decode_document(invoice.document), format, content)
+    return _file(document, format, content)
 
 
 @router.post("/v1/platform/invoices/{invoice_id}/issue")
@@ -258,6 +263,7 @@ def issue_invoice(caller: OperatorWriter, plane: Plane, invoice_id: str) -> Invo
     """Issue a draft: it gets the next number of its series and never changes again. One that is issued stays as it is."""
     with plane.database.platform() as tx:
         invoice = documents.issue(tx, known_invoice(invoice_id), actor=caller.key_id, now=plane.now())
+    dunning.release(plane.database, [invoice.organization_id], plane.now(), plane.log)  # a credit note may have settled what was overdue
     return invoice_out(InvoiceView.of(invoice))
 
 
@@ -311,8 +317,9 @@ def download_own_invoice(caller: Reader, plane: Plane, invoice_id: str, format: 
     PDF."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         invoice = documents.get_own_invoice(tx, known_invoice(invoice_id))
+        document = documents.read_document(tx, invoice)
         content = None if format is FileFormat.PDF else documents.read_file(tx, invoice, format)
-    return _file(decode_document(invoice.document), format, content)
+    return _file(document, format, content)
 
 
 def _file(document: Document, format: FileFormat, content: bytes | None) -> Response:

@@ -25,7 +25,9 @@ from tollway.domain.billing_parties import (
     LegalEntity,
 )
 from tollway.domain.connectors import Connector
-from tollway.domain.tax import VatCheck
+from tollway.domain.direct_debits import NOTICE_DAYS, Mandate, MandateScheme
+from tollway.domain.sepa import REFERENCE_MAX
+from tollway.domain.tax import CheckResult, VatCheck
 
 
 def _printable_or_empty(text: str) -> str:
@@ -112,6 +114,23 @@ class VatCheckBody(In):
     checked_at: Annotated[Second, Field(description="When it was looked up, in Unix seconds (UTC).", examples=[1790000000])]
     source: Annotated[Text, Field(description="The register.", examples=["VIES"])] = "VIES"
     consultation_number: Annotated[OptionalText, Field(description="What the register calls the look-up.", examples=["WAPIAAAAX"])] = ""
+    result: Annotated[
+        CheckResult | None,
+        Field(
+            strict=False,
+            description="What the register said where Tollway looked it up: `valid`, `invalid`, or `unconfirmed` where it could not say."
+            " Null where an operator states that the number is valid.",
+            examples=["valid"],
+        ),
+    ] = None
+    reason: Annotated[OptionalText | None, Field(description="Why the register could not say.", examples=["MS_UNAVAILABLE"])] = None
+    name: Annotated[OptionalText | None, Field(description="The name in the register.", examples=["CUSTOMER AG"])] = None
+    address: Annotated[OptionalText | None, Field(description="The address in the register.", examples=["RUE 3, 75001 PARIS"])] = None
+
+    def value(self) -> VatCheck:
+        """Return it for the operation."""
+        stated = {name: value for name, value in self.model_dump().items() if value is not None}
+        return VatCheck(**stated | {"checked_at": self.checked_at * 1_000_000})
 
 
 SeriesText = Annotated[str, Field(max_length=20, description="Prefix of the numbers, which have no gaps.", examples=["RE-2026"])]
@@ -141,6 +160,32 @@ class BookkeepingBody(In):
     def value(self) -> Bookkeeping:
         """Return it for the operation."""
         return Bookkeeping(**self.model_dump())
+
+
+Date = Annotated[str, Field(max_length=10)]
+
+
+class MandateBody(In):
+    """A recurrent SEPA mandate, by which the invoices of an organization are collected."""
+
+    reference: Annotated[
+        str, Field(min_length=1, max_length=REFERENCE_MAX, description="What the seller calls it by.", examples=["M-0007"])
+    ]
+    signed_on: Annotated[Date, Field(description="Day on which it was signed.", examples=["2026-10-01"])]
+    iban: Annotated[Number, Field(description="IBAN of the debtor, with or without spaces.", examples=["DE02120300000000202051"])]
+    bic: Annotated[Number, Field(description="BIC; empty where it is not needed.", examples=["BYLADEM1001"])] = ""
+    holder: Annotated[OptionalText, Field(description="Holder of the account; empty: the buyer.", examples=["Customer AG"])] = ""
+    scheme: Annotated[MandateScheme, Field(strict=False, description="`CORE`, or `B2B` between businesses.", examples=["CORE"])] = (
+        MandateScheme.CORE
+    )
+    notice_days: Annotated[
+        int, Field(ge=1, le=PAYMENT_DAYS_MAX, description="Days from an invoice to its collection that were agreed on.", examples=[14])
+    ] = NOTICE_DAYS
+    revoked_on: Annotated[Date, Field(description="Day on which it was revoked; empty while it is in force.", examples=[""])] = ""
+
+    def value(self) -> Mandate:
+        """Return it for the operation."""
+        return Mandate(**self.model_dump())
 
 
 class LegalEntityWrite(In):
@@ -176,6 +221,9 @@ class LegalEntityWrite(In):
         ),
     ] = ()
     bookkeeping: Annotated[BookkeepingBody | None, Field(description="For exports to DATEV; null for none.")] = None
+    creditor_id: Annotated[
+        Number, Field(description="Creditor identifier for SEPA direct debits; empty for none.", examples=["DE98ZZZ09999999999"])
+    ] = ""
 
     def value(self, id: str, now: int) -> LegalEntity:
         """Return it for the operation."""
@@ -195,6 +243,7 @@ class LegalEntityWrite(In):
             grace_days=self.grace_days,
             dunning=tuple(DunningStep(**each.model_dump()) for each in self.dunning),
             bookkeeping=None if self.bookkeeping is None else self.bookkeeping.value(),
+            creditor_id=self.creditor_id,
             created_at=now,
         )
 
@@ -235,10 +284,12 @@ class BillingAccountWrite(In):
         AccountNumber | None,
         Field(description="Its number in the seller's accounting program; null: that of buyers without one.", examples=[10007]),
     ] = None
+    mandate: Annotated[
+        MandateBody | None, Field(description="By which its invoices are collected; null: it pays them itself.", examples=[None])
+    ] = None
 
     def value(self, organization_id: str) -> BillingAccount:
         """Return it for the operation."""
-        check = self.vat_check
         return BillingAccount(
             organization_id=organization_id,
             legal_entity_id=self.legal_entity_id,
@@ -246,14 +297,7 @@ class BillingAccountWrite(In):
             address=self.address.value(),
             is_business=self.is_business,
             vat_id=self.vat_id,
-            vat_check=None
-            if check is None
-            else VatCheck(
-                vat_id=check.vat_id,
-                checked_at=check.checked_at * 1_000_000,
-                source=check.source,
-                consultation_number=check.consultation_number,
-            ),
+            vat_check=None if self.vat_check is None else self.vat_check.value(),
             contact=self.contact.value(),
             electronic_address=self.electronic_address.value(),
             language=self.language,
@@ -264,6 +308,7 @@ class BillingAccountWrite(In):
             connector=self.connector,
             connector_customer=self.connector_customer,
             debtor_account=self.debtor_account,
+            mandate=None if self.mandate is None else self.mandate.value(),
         )
 
 

@@ -3,13 +3,13 @@
 from typing import Annotated, Literal
 
 from fastapi import Query
-from pydantic import Field, StringConstraints
+from pydantic import BaseModel, Field, StringConstraints
 
 from tollway.control.api import routes
 from tollway.control.api.invoicing.invoices import OperatorReader, OperatorWriter, Reader, known_invoice
 from tollway.control.api.money.periods import OrganizationId
 from tollway.control.api.routes import Plane
-from tollway.control.api.schemas import Currency, Identified, In, ListOut, Name, Out, PageQuery, Reason, Sum, list_out, seconds
+from tollway.control.api.schemas import Currency, Identified, In, ListOut, Name, Out, PageQuery, Reason, list_out, seconds
 from tollway.control.invoicing import dunning, payments
 from tollway.control.invoicing.payments import CustomerAccount, ImportedStatement, WantedPayment
 from tollway.domain import ids, money
@@ -20,6 +20,7 @@ from tollway.domain.payments import BankEntry, DunningNotice, Payment, PaymentKi
 
 router = routes.router(tags=["payments"])
 
+AmountPaid = Annotated[str, StringConstraints(max_length=32, pattern=r"^(0|[1-9][0-9]{0,14})(\.[0-9]{1,12})?$")]
 Day = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d{2}-\d{2}$"), Field(description="Day of the bank.", examples=["2026-12-01"])]
 
 
@@ -30,7 +31,7 @@ class PaymentCreate(In):
         PaymentKind,
         Field(strict=False, description="`payment`, `refund` or `write_off`; a `return` names its payment.", examples=["payment"]),
     ] = PaymentKind.PAYMENT
-    amount: Annotated[Sum, Field(description="How much, above zero, as a decimal string.", examples=["119.00"])]
+    amount: Annotated[AmountPaid, Field(description="How much, above zero, as a decimal string.", examples=["119.00"])]
     currency: Annotated[Currency | None, Field(description="The organization's currency; any other one is refused.", examples=["EUR"])] = (
         None
     )
@@ -81,8 +82,20 @@ class ImportedStatementOut(Out):
     name: Annotated[str, Field(description="The statement, as the bank calls it.", examples=["2026-12-01"])]
     payments: Annotated[list[PaymentOut], Field(description="Payments of invoices that entries named.")]
     unmatched: Annotated[int, Field(ge=0, description="Credits that name no invoice: match them by hand.", examples=[0])]
-    known: Annotated[int, Field(ge=0, description="Credits that were imported before.", examples=[0])]
-    others: Annotated[int, Field(ge=0, description="Debits, reversals and entries that are not booked.", examples=[0])]
+    known: Annotated[int, Field(ge=0, description="Credits and returned debits that were imported before.", examples=[0])]
+    others: Annotated[
+        int, Field(ge=0, description="Other debits, reversals, entries that are not booked, and credits of 0.00.", examples=[0])
+    ]
+    returned: Annotated[list[PaymentOut], Field(description="Direct debits that came back, with the bank's reason as `reference`.")]
+    executed: Annotated[
+        int, Field(ge=0, description="Credit transfers of refunds among `others`: the bank has executed them.", examples=[0])
+    ]
+    unmatched_returns: Annotated[
+        int, Field(ge=0, description="Returned debits whose payment has not come: it is taken back when it comes.", examples=[0])
+    ]
+    is_gap: Annotated[
+        bool, Field(description="A statement before it is missing: it does not open with the balance of the last one.", examples=[False])
+    ]
 
 
 class BankImportOut(Out):
@@ -143,13 +156,24 @@ class OpenInvoiceOut(Identified):
     open: Annotated[str, Field(description="What of it is open, as a decimal string.", examples=["19.00"])]
 
 
+class OpenInvoicesQuery(BaseModel):
+    """A page of open invoices: `after` the id of one of the organization's invoices, at most `limit`, by the day on which they are due."""
+
+    after: Annotated[str, StringConstraints(max_length=64, pattern=r"^[\x21-\x7e]+$")] | None = None
+    limit: Annotated[int, Field(ge=1, le=payments.OPEN_MAX)] = 100
+
+
 class StatementOfAccountOut(Out):
     """Standing of an organization: its open invoices, and what it has paid or was credited and that no invoice took."""
 
     object: Literal["organization.statement_of_account"] = "organization.statement_of_account"
     currency: str
-    open: Annotated[list[OpenInvoiceOut], Field(description="Open invoices, the one that is due first at the top.")]
-    total_open: Annotated[str, Field(description="What is open together, as a decimal string.", examples=["19.00"])]
+    open: Annotated[
+        list[OpenInvoiceOut],
+        Field(description="Open invoices, the one that is due first at the top. The id of the last one is the `after` of the next page."),
+    ]
+    has_more: Annotated[bool, Field(description="There are open invoices behind these.", examples=[False])]
+    total_open: Annotated[str, Field(description="What is open of all of them together, as a decimal string.", examples=["19.00"])]
     balance: Annotated[str, Field(description="What no invoice took, as a decimal string.", examples=["0.00"])]
 
 
@@ -175,7 +199,8 @@ def payment_out(payment: Payment) -> PaymentOut:
 
 def _imported_out(each: ImportedStatement) -> ImportedStatementOut:
     paid = [payment_out(payment) for payment in each.payments]
-    return ImportedStatementOut(**{**each._asdict(), "payments": paid})
+    returned = [payment_out(payment) for payment in each.returned]
+    return ImportedStatementOut(**{**each._asdict(), "payments": paid, "returned": returned})
 
 
 def _entry_out(entry: BankEntry) -> BankEntryOut:
@@ -209,12 +234,14 @@ def _account_out(account: CustomerAccount) -> StatementOfAccountOut:
     return StatementOfAccountOut(
         currency=account.currency.lower(),
         open=shown,
-        total_open=_amount(sum(each.open_minor for each in account.open), account.currency),
+        has_more=account.has_more,
+        total_open=_amount(account.open_minor, account.currency),
         balance=_amount(account.balance_minor, account.currency),
     )
 
 
-def _known_payment(payment_id: str) -> str:
+def known_payment(payment_id: str) -> str:
+    """Return the id of a payment. Raises RESOURCE_UNKNOWN for what cannot be one."""
     if not ids.is_id(ids.PAYMENT, payment_id):
         raise Fault(RESOURCE_UNKNOWN, message=payments.UNKNOWN)
     return payment_id
@@ -225,7 +252,7 @@ def create_payment(caller: OperatorWriter, plane: Plane, organization_id: str, b
     """Record what an organization paid, what was paid back to it, or what is given up; invoices are settled with it."""
     wanted = WantedPayment(
         kind=body.kind,
-        amount_pico=money.parse_sum(body.amount),
+        amount=body.amount,
         currency=body.currency,
         value_on=body.value_on,
         reference=body.reference or "",
@@ -255,7 +282,7 @@ def return_payment(caller: OperatorWriter, plane: Plane, payment_id: str, body: 
     with plane.database.platform() as tx:
         returned = payments.return_payment(
             tx,
-            _known_payment(payment_id),
+            known_payment(payment_id),
             id=plane.new_id(ids.PAYMENT),
             value_on=body.value_on,
             reference=body.reference or "",
@@ -287,7 +314,7 @@ def list_bank_entries(_caller: OperatorReader, plane: Plane, query: Annotated[Pa
 def match_bank_entry(caller: OperatorWriter, plane: Plane, entry_id: str, body: BankEntryMatch) -> PaymentOut:
     """Record a credit of a bank statement as the payment of an invoice."""
     with plane.database.platform() as tx:
-        payment = payments.match_entry(tx, entry_id, body.invoice_id, id=plane.new_id(ids.PAYMENT), actor=caller.key_id, now=plane.now())
+        payment = payments.match_entry(tx, entry_id, body.invoice_id, new_id=plane.new_id, actor=caller.key_id, now=plane.now())
     dunning.release(plane.database, [payment.organization_id], plane.now(), plane.log)
     return payment_out(payment)
 
@@ -302,22 +329,26 @@ def put_dunning_hold(_caller: OperatorWriter, plane: Plane, invoice_id: str, bod
 
 
 @router.get("/v1/platform/dunning_notices")
-def list_dunning_notices(_caller: OperatorReader, plane: Plane, organization_id: OrganizationId | None = None) -> ListOut[DunningNoticeOut]:
-    """Steps of dunning that were taken for invoices that are still open, of everyone or of one organization."""
+def list_dunning_notices(
+    _caller: OperatorReader, plane: Plane, query: Annotated[PageQuery, Query()], organization_id: OrganizationId | None = None
+) -> ListOut[DunningNoticeOut]:
+    """Steps of dunning that were taken for invoices that are still open, of everyone or of one organization, by invoice."""
     with plane.database.platform(write=False) as tx:
-        data = [_notice_out(each) for each in dunning.list_open_notices(tx, organization_id)]
-    return ListOut(data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=False)
+        page = dunning.list_open_notices(tx, query.window(), organization_id)
+    return list_out(page, _notice_out)
 
 
 @router.get("/v1/platform/organizations/{organization_id}/statement_of_account")
-def retrieve_statement_of_account(_caller: OperatorReader, plane: Plane, organization_id: str) -> StatementOfAccountOut:
+def retrieve_statement_of_account(
+    _caller: OperatorReader, plane: Plane, organization_id: str, query: Annotated[OpenInvoicesQuery, Query()]
+) -> StatementOfAccountOut:
     """Return how an organization stands: open invoices, and its balance."""
     with plane.database.platform(write=False) as tx:
-        return _account_out(payments.get_account(tx, routes.organization(organization_id)))
+        return _account_out(payments.get_account(tx, routes.organization(organization_id), after=query.after, limit=query.limit))
 
 
 @router.get("/v1/organization/statement_of_account")
-def retrieve_own_statement_of_account(caller: Reader, plane: Plane) -> StatementOfAccountOut:
+def retrieve_own_statement_of_account(caller: Reader, plane: Plane, query: Annotated[OpenInvoicesQuery, Query()]) -> StatementOfAccountOut:
     """Return how the organization stands: open invoices, and its balance."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
-        return _account_out(payments.get_account(tx, caller.organization_id))
+        return _account_out(payments.get_account(tx, caller.organization_id, after=query.after, limit=query.limit))

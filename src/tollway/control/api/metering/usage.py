@@ -6,7 +6,7 @@ made here, from the exact decimal string that stands beside it.
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Query
@@ -21,6 +21,7 @@ from tollway.control.api.schemas import SECONDS_MAX, Out, find_seconds, seconds
 from tollway.control.identity.access import Tenant
 from tollway.control.metering import usage
 from tollway.control.metering.usage import Buckets, Cost, Receipt, UsageBucket
+from tollway.control.plane import ControlPlane
 from tollway.control.tenancy import tenants
 from tollway.domain import ids, money
 from tollway.domain.billing_classes import BillingClass, Direction
@@ -29,7 +30,7 @@ from tollway.domain.corrections import Adjustment
 from tollway.domain.csv_cells import escape_text
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
 from tollway.domain.roles import Permission
-from tollway.domain.rollups import UsageGroup, UsageQuery
+from tollway.domain.rollups import UsageGroup, UsageQuery, WantedSums
 from tollway.domain.snapshot import SNAPSHOT_AGE_SECONDS_MAX
 from tollway.domain.usage import OUTCOME_POLICIES, OUTCOME_POLICY_CURRENT, find_unbilled_reason
 
@@ -86,6 +87,7 @@ class UsageParameters(BaseModel):
             key_ids=tuple(self.api_key_ids),
             models=tuple(self.models),
             test=self.test,
+            wanted=WantedSums.QUANTITIES,
         )
         return query, self.limit or default
 
@@ -133,7 +135,7 @@ def _first(start_time: int, page: str | None) -> int:
 @router.get("/v1/organization/usage/completions", response_model=BucketsOut)
 def list_completions(caller: Reader, request: Request, parameters: Annotated[UsageParameters, Query()]) -> Response:
     """Tokens and requests of chat, completions, messages and responses, by bucket of time. `Accept: text/csv` gives a table."""
-    return _usage(caller.organization_id, request, parameters, COMPLETIONS, _completions_result)
+    return _usage(caller.organization_id, request, parameters, list_completions)
 
 
 @router.get("/v1/organization/usage/embeddings", response_model=BucketsOut)
@@ -142,25 +144,25 @@ def list_embeddings(caller: Reader, request: Request, parameters: Annotated[Usag
 
     `Accept: text/csv` gives a table.
     """
-    return _usage(caller.organization_id, request, parameters, EMBEDDINGS, _embeddings_result)
+    return _usage(caller.organization_id, request, parameters, list_embeddings)
 
 
 @router.get("/v1/organization/usage/images", response_model=BucketsOut)
 def list_images(caller: Reader, request: Request, parameters: Annotated[UsageParameters, Query()]) -> Response:
     """Images and requests of their generation, by bucket of time. `Accept: text/csv` gives a table."""
-    return _usage(caller.organization_id, request, parameters, tuple(sorted(IMAGES)), _images_result)
+    return _usage(caller.organization_id, request, parameters, list_images)
 
 
 @router.get("/v1/organization/usage/audio_speeches", response_model=BucketsOut)
 def list_speeches(caller: Reader, request: Request, parameters: Annotated[UsageParameters, Query()]) -> Response:
     """Characters that were spoken, by bucket of time. `Accept: text/csv` gives a table."""
-    return _usage(caller.organization_id, request, parameters, tuple(sorted(SPEECH)), _speeches_result)
+    return _usage(caller.organization_id, request, parameters, list_speeches)
 
 
 @router.get("/v1/organization/usage/audio_transcriptions", response_model=BucketsOut)
 def list_transcriptions(caller: Reader, request: Request, parameters: Annotated[UsageParameters, Query()]) -> Response:
     """Seconds of sound that were transcribed or translated, by bucket of time. `Accept: text/csv` gives a table."""
-    return _usage(caller.organization_id, request, parameters, tuple(sorted(TRANSCRIPTS)), _transcriptions_result)
+    return _usage(caller.organization_id, request, parameters, list_transcriptions)
 
 
 class OtherUsageParameters(BaseModel):
@@ -196,8 +198,9 @@ def list_other_usage(_caller: Reader, _parameters: Annotated[OtherUsageParameter
     return BucketsOut(data=[], has_more=False, next_page=None)
 
 
-def _usage(organization_id: str, request: Request, parameters: UsageParameters, endpoints: Sequence[str], result: Any) -> Response:
+def _usage(organization_id: str, request: Request, parameters: UsageParameters, operation: Callable[..., Response]) -> Response:
     plane = plane_of(request)
+    endpoints, result = _COUNTED[operation]
     query, limit = parameters.query(endpoints, plane.now())
     with plane.database.tenant(organization_id, write=False) as tx:
         found = usage.list_buckets(tx, query, limit)
@@ -269,6 +272,27 @@ def _transcriptions_result(group: UsageGroup) -> dict[str, Any]:
     }
 
 
+_COUNTED: Mapping[Callable[..., Response], tuple[Sequence[str], Callable[[UsageGroup], dict[str, Any]]]] = {
+    list_completions: (COMPLETIONS, _completions_result),
+    list_embeddings: (EMBEDDINGS, _embeddings_result),
+    list_images: (tuple(sorted(IMAGES)), _images_result),
+    list_speeches: (tuple(sorted(SPEECH)), _speeches_result),
+    list_transcriptions: (tuple(sorted(TRANSCRIPTS)), _transcriptions_result),
+}
+"""Operations of usage: the endpoints whose requests each counts, and the result of a group."""
+
+
+def list_usage_totals(
+    caller: Tenant, plane: ControlPlane, operation: Callable[..., Response], parameters: UsageParameters
+) -> list[dict[str, Any]]:
+    """Return the results of an operation of usage with its span as one bucket: what pages order groups by."""
+    endpoints, result = _COUNTED[operation]
+    query, _ = parameters.query(endpoints, plane.now())
+    with plane.database.tenant(caller.organization_id, write=False) as tx:
+        (whole,) = usage.list_total(tx, query).buckets
+    return [result(group) for group in whole.groups]
+
+
 # ---- Costs ------------------------------------------------------------------------------------------------------------
 
 
@@ -278,7 +302,20 @@ def list_costs(caller: CostReader, request: Request, parameters: Annotated[CostP
 
     A correction stands in the bucket in which it was booked, as line item "correction, <model>"; below zero it gives back.
     """
-    plane = plane_of(request)
+    currency, found, costs = _read_costs(caller, plane_of(request), parameters, is_whole=False)
+    return _answer(request, found, [[_cost_result(cost, currency) for cost in of_bucket] for of_bucket in costs])
+
+
+def list_cost_totals(caller: Tenant, plane: ControlPlane, parameters: CostParameters, *, largest: int | None = None) -> list[Cost]:
+    """Return what `list_costs` answers, with its span as one bucket: what pages order groups by. `largest`: whoever asks needs only so many
+    groups, those that cost most, and does not ask for line items; there may be more."""
+    return _read_costs(caller, plane, parameters, is_whole=True, largest=largest)[2][0]
+
+
+def _read_costs(
+    caller: Tenant, plane: ControlPlane, parameters: CostParameters, *, is_whole: bool, largest: int | None = None
+) -> tuple[str, Buckets, list[list[Cost]]]:
+    """Return the currency, buckets and the costs of each; with `is_whole` the span as one bucket."""
     by_line_item = "line_item" in parameters.group_by
     wanted = frozenset(map(usage.parse_line_item, parameters.line_items)) or None
     columns = [COLUMNS[name] for name in parameters.group_by if name != "line_item"]
@@ -291,16 +328,18 @@ def list_costs(caller: CostReader, request: Request, parameters: Annotated[CostP
         project_ids=tuple(parameters.project_ids),
         key_ids=tuple(parameters.api_key_ids),
         models=tuple({model for model, _ in wanted}) if wanted else (),
+        wanted=WantedSums.ALL if by_line_item or wanted else WantedSums.TOTAL,
+        largest=largest,
     )
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         currency = tenants.get_organization(tx).currency
-        found = usage.list_buckets(tx, query, parameters.limit)
+        found = usage.list_total(tx, query) if is_whole else usage.list_buckets(tx, query, parameters.limit)
         corrections = usage.list_corrections(tx, query, found, by_line_item, wanted)
     rows = []
     for bucket, corrected in zip(found.buckets, corrections, strict=True):
         used = [cost for group in bucket.groups for cost in usage.split_costs(group, by_line_item, wanted)]
-        rows.append([_cost_result(cost, currency) for cost in _merge([*used, *corrected], by_line_item)])
-    return _answer(request, found, rows)
+        rows.append(_merge([*used, *corrected], by_line_item))
+    return currency, found, rows
 
 
 def _merge(costs: Iterable[Cost], by_line_item: bool) -> list[Cost]:

@@ -73,7 +73,11 @@ class TierFields(In):
     ]
     price: Annotated[
         str,
-        Field(max_length=32, description="As in price lists: per 1,000,000 tokens or characters, otherwise per unit.", examples=["0.20"]),
+        Field(
+            max_length=32,
+            description="As in price lists: per 1,000,000 tokens, characters or pixels, otherwise per unit.",
+            examples=["0.20"],
+        ),
     ]
 
 
@@ -231,6 +235,15 @@ class ContractOut(Identified):
     terms: Annotated[ContractFields, Field(description="What was agreed.", examples=[{"name": "Enterprise 2027", "currency": "EUR"}])]
 
 
+class ContractCreate(ContractFields):
+    """A contract to agree on."""
+
+    replaces: Annotated[
+        str | None,
+        Field(max_length=64, description="A contract that ends where this one begins; null for none.", examples=["contract_0"]),
+    ] = None
+
+
 class ContractEnd(In):
     """The end of a contract."""
 
@@ -247,6 +260,13 @@ class BillPreviewCreate(In):
         ContractFields | None,
         Field(description="A contract that counts for the whole period in place of those that there are; null for these.", examples=[None]),
     ] = None
+    as_change: Annotated[
+        bool,
+        Field(
+            description="Whether the contract counts from its own beginning on, and the present one until then.",
+            examples=[True],
+        ),
+    ] = False
 
 
 class ContractLineOut(Out):
@@ -273,6 +293,12 @@ class BillOut(Out):
     credit: Annotated[str, Field(description="What credit has paid.", examples=["10"])]
     contract_lines: Annotated[list[ContractLineOut], Field(description="What contracts add.", examples=[[]])]
     total: Annotated[str, Field(description="What is owed before tax.", examples=["590.5"])]
+    present_total: Annotated[
+        str | None, Field(description="The total by the contracts that there are; null without a draft.", examples=["600.5"])
+    ] = None
+    difference: Annotated[
+        str | None, Field(description="What the draft adds to it, or below zero takes away; null without a draft.", examples=["-10"])
+    ] = None
 
 
 def contract_out(contract: Contract) -> ContractOut:
@@ -325,8 +351,8 @@ def contract_out(contract: Contract) -> ContractOut:
     )
 
 
-def bill_out(period: Period, bill: BillPreview, *, is_final: bool) -> BillOut:
-    """Return what a period comes to as the API shows it."""
+def bill_out(period: Period, bill: BillPreview, *, is_final: bool, present: BillPreview | None = None) -> BillOut:
+    """Return what a period comes to as the API shows it. `present`: by the contracts that there are, to compare it with."""
     return BillOut(
         period_id=period.id,
         currency=period.currency.lower(),
@@ -349,6 +375,8 @@ def bill_out(period: Period, bill: BillPreview, *, is_final: bool) -> BillOut:
             if line.kind is not LineKind.LAPSE
         ],
         total=money.format_amount(bill.total_pico),
+        present_total=None if present is None else money.format_amount(present.total_pico),
+        difference=None if present is None else money.format_amount(bill.total_pico - present.total_pico),
     )
 
 
@@ -387,13 +415,16 @@ def retrieve_bill(caller: Reader, plane: Plane, period_id: str) -> BillOut:
 
 
 @router.post("/v1/platform/organizations/{organization_id}/contracts")
-def create_contract(_caller: OperatorWriter, plane: Plane, organization_id: str, body: ContractFields) -> ContractOut:
-    """Agree on a contract with an organization. It may begin in a period that is still open, and must not overlap another one."""
+def create_contract(_caller: OperatorWriter, plane: Plane, organization_id: str, body: ContractCreate) -> ContractOut:
+    """Agree on a contract with an organization. It may begin in a period that is still open. It must not overlap another one, but for the
+    one that it replaces."""
     wanted = body.wanted()
     for fee in wanted.terms.fees:
         parties.refuse(parties.find_text_problem("fees", fee.name))  # it stands on invoices
+    organization_id = routes.organization(organization_id)
+    replaces = None if body.replaces is None else _known(body.replaces)
     with plane.database.platform() as tx:
-        made = contracts.create(tx, routes.organization(organization_id), wanted, id=plane.new_id(ids.CONTRACT), now=plane.now())
+        made = contracts.create(tx, organization_id, wanted, id=plane.new_id(ids.CONTRACT), now=plane.now(), replaces=replaces)
     return contract_out(made)
 
 
@@ -408,11 +439,16 @@ def end_contract(_caller: OperatorWriter, plane: Plane, organization_id: str, co
 
 @router.post("/v1/platform/organizations/{organization_id}/bill_preview")
 def preview_bill(_caller: OperatorReader, plane: Plane, organization_id: str, body: BillPreviewCreate) -> BillOut:
-    """Compute what a billing period of an organization comes to before tax, by its contracts or by a draft of one. Nothing is stored."""
+    """Compute what a billing period of an organization comes to before tax, by its contracts or by a draft of one, and the difference
+    between both. Nothing is stored."""
     wanted = None if body.contract is None else body.contract.wanted()
+    if wanted is None and body.as_change:
+        raise Fault(PARAMETER_INVALID, param="as_change", message="A change needs the contract that is to begin.")
     with plane.database.tenant(routes.organization(organization_id), write=False) as tx:
         period = periods.get_own_period(tx, _known_period(body.period_id))
+        present = contracts.find_bill(tx, period)
         if wanted is None:
-            return bill_out(period, contracts.find_bill(tx, period), is_final=period.closed is not None)
-        bill = contracts.preview_draft(tx, period, wanted, now=plane.now())
-    return bill_out(period, bill, is_final=False)
+            return bill_out(period, present, is_final=period.closed is not None)
+        preview = contracts.preview_change if body.as_change else contracts.preview_draft
+        bill = preview(tx, period, wanted, now=plane.now())
+    return bill_out(period, bill, is_final=False, present=present)

@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Query
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
 from starlette.responses import StreamingResponse
 
 from tollway.control.api import routes
@@ -106,6 +106,28 @@ class PeriodCostsOut(Out):
     total_pico: str
 
 
+class CacheSavingOut(Out):
+    """Effect of the prefix cache of the engines on the costs of one model in a billing period."""
+
+    object: Literal["billing_period.cache_saving"] = "billing_period.cache_saving"
+    model: str
+    cached_input: Annotated[str, Field(description="Tokens that engines read from their caches.", examples=["120000"])]
+    saved: Annotated[str, Field(description="What they would have cost more as input, exactly.", examples=["0.09"])]
+    cache_write: Annotated[str, Field(description="Tokens that engines wrote to a cache at the client's wish.", examples=["0"])]
+    surcharge: Annotated[str, Field(description="What they cost more than input, exactly.", examples=["0"])]
+
+
+class CacheSavingsOut(Out):
+    """Savings by the prefix cache in a billing period: final if `state` is `closed`, so far if not. Costs have it already."""
+
+    object: Literal["billing_period.cache_savings"] = "billing_period.cache_savings"
+    period_id: str
+    state: str
+    currency: str
+    data: list[CacheSavingOut]
+    total: Annotated[str, Field(description="All that was saved, less surcharges, exactly.", examples=["0.09"])]
+
+
 class ProofOut(Out):
     """Proof that a request is in a closed period: `tollway_verifier.py --proof` checks it. `leaf` is the text whose hash is proven."""
 
@@ -185,6 +207,31 @@ def retrieve_own_period(caller: Reader, plane: Plane, period_id: str) -> PeriodR
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         period = periods.get_own_period(tx, _known(period_id))
         return _report_out(period, periods.sum_totals(tx, [period])[period.id])
+
+
+@router.get("/v1/organization/periods/{period_id}/cache_savings")
+def list_cache_savings(caller: Reader, plane: Plane, period_id: str) -> CacheSavingsOut:
+    """Return what the prefix cache of the engines saved in a billing period, by model: cached input at the price of input, less what it
+    cost, each request at its own price. It is computed from the events of the period, while these are kept."""
+    with plane.database.tenant(caller.organization_id, write=False) as tx:
+        period = periods.get_own_period(tx, _known(period_id))
+        savings = usage.list_cache_savings(tx, period)
+    return CacheSavingsOut(
+        period_id=period.id,
+        state=period.state,
+        currency=period.currency.lower(),
+        data=[
+            CacheSavingOut(
+                model=each.model,
+                cached_input=str(each.read_tokens),
+                saved=money.format_amount(each.saved_pico),
+                cache_write=str(each.written_tokens),
+                surcharge=money.format_amount(each.surcharge_pico),
+            )
+            for each in savings
+        ],
+        total=money.format_amount(sum(each.saved_pico - each.surcharge_pico for each in savings)),
+    )
 
 
 @router.get("/v1/organization/periods/{period_id}/costs")

@@ -1,43 +1,70 @@
-"""The fleet: gateways, and the deployments that they send requests to, which can be drained and taken back."""
+"""The fleet: gateways and what they report, and the deployments that they send requests to, which can be drained and taken back."""
 
 from typing import Annotated
 
+from fastapi import Query
 from starlette.responses import Response
 
 from tollway.control.api.catalog import deployments
 from tollway.control.api.catalog.deployment_schemas import DeploymentCreate, DeploymentUpdate
-from tollway.control.api.gateways import nodes
-from tollway.control.api.schemas import NodeCreate, PageQuery
+from tollway.control.api.gateways import fleet, nodes
+from tollway.control.api.gateways.node_schemas import NodeCreate
+from tollway.control.api.schemas import PageQuery
 from tollway.control.console.forms import Form, form, make_body, require_typed
 from tollway.control.console.routing import Page, PlatformPage
 from tollway.control.console.routing import router as new_router
+from tollway.control.gateways.fleet import ServingState
+from tollway.control.languages.texts import mark
 from tollway.domain.catalog import Engine
 from tollway.domain.faults import Fault
+from tollway.domain.gateway_statuses import STATUS_COUNTED_US
 
 router = new_router()
 
 PATH = "/console/platform/fleet"
 DEPLOYMENTS = "/console/platform/deployments"
 
-DEPLOYMENTS_MAX = 100
-"""Deployments of one page: the most that the API lists at once."""
+GATEWAYS_MAX, DEPLOYMENTS_MAX = 20, 20
+"""Rows of each table of a page, which has 60 KB at most."""
+
+EJECTIONS_MAX = 3
+"""Gateways that are named for each deployment that they avoid; the others are counted."""
+
+STATES = {
+    ServingState.SERVING: mark("serving"),
+    ServingState.IMPAIRED: mark("impaired"),
+    ServingState.EJECTED: mark("avoided"),
+    ServingState.DRAINING: mark("draining"),
+    ServingState.DRAINED: mark("drained"),
+    ServingState.UNREPORTED: mark("not reported"),
+}
+"""Names of the states of deployments."""
 
 
 @router.get(PATH, include_in_schema=False)
-def show_fleet(page: PlatformPage, after: str | None = None) -> Response:
-    """Gateways and deployments."""
-    return _show(page, after=after)
+def show_fleet(page: PlatformPage, after: str | None = None, gateways_from: Annotated[int, Query(ge=0, le=1_000)] = 0) -> Response:
+    """Gateways from a place in their list on, and deployments after one of them, as the latest reports have them."""
+    return _show(page, after=after, gateways_from=gateways_from)
 
 
-def _show(page: Page, *, after: str | None = None, fault: Fault | None = None, secret: str | None = None) -> Response:
-    may_see_deployments = page.allows(deployments.list_deployments)
+def _show(
+    page: Page, *, after: str | None = None, gateways_from: int = 0, fault: Fault | None = None, secret: str | None = None
+) -> Response:
     query = PageQuery(limit=DEPLOYMENTS_MAX, after=after)
+    found = page.call(nodes.list_nodes).data
+    until = gateways_from + GATEWAYS_MAX
     return page.show(
         "platform/fleet.html",
         fault=fault,
         secret=secret,
-        nodes=page.call(nodes.list_nodes).data,
-        deployments=page.call(deployments.list_deployments, query=query) if may_see_deployments else None,
+        nodes=found[gateways_from:until],
+        next_gateways=until if until < len(found) else None,
+        names={each.id: each.name for each in found},
+        deployments=page.call(fleet.list_fleet, query=query) if page.allows(fleet.list_fleet) else None,
+        states=STATES,
+        ejections_max=EJECTIONS_MAX,
+        now=page.plane.now() // 1_000_000,
+        counted_seconds=STATUS_COUNTED_US // 1_000_000,
         engines=list(Engine),
         may_write_nodes=page.allows(nodes.create_node),
         may_write_deployments=page.allows(deployments.create_deployment),

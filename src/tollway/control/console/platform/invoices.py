@@ -12,6 +12,7 @@ from tollway.control.api.invoicing.invoices import CreditNoteCreate, FileFormat
 from tollway.control.api.money import periods
 from tollway.control.api.money.periods import OrganizationId
 from tollway.control.api.schemas import PageQuery
+from tollway.control.console import rendering
 from tollway.control.console.forms import Form, form, make_body, require_typed
 from tollway.control.console.routing import Page, PlatformPage
 from tollway.control.console.routing import router as new_router
@@ -91,8 +92,7 @@ def _show(page: Page, invoice_id: str, fault: Fault | None = None) -> Response:
 @router.get(f"{ONE}/files/{{format}}", include_in_schema=False)
 def download_invoice_file(page: PlatformPage, invoice_id: str, format: FileFormat) -> Response:
     """A document as a file."""
-    file: Response = page.call(invoices.download_invoice, invoice_id=invoice_id, format=format)
-    return file
+    return rendering.protect(page.call(invoices.download_invoice, invoice_id=invoice_id, format=format))
 
 
 @router.post(f"{ONE}/issue", include_in_schema=False)

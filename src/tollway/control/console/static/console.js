@@ -1,4 +1,5 @@
-// What scripts add to every page: the viewer's own time beside UTC, and a button that copies a secret. Pages work without them.
+// What scripts add to every page: the viewer's own time beside UTC, a button that copies a secret, and Escape, which closes the menu of the
+// viewer or an action that was opened. Pages work without them.
 
 for (const time of document.querySelectorAll("time[datetime*='T']")) {
   const at = new Date(time.dateTime);
@@ -13,3 +14,11 @@ for (const code of document.querySelectorAll("[data-copy]")) {
   button.addEventListener("click", () => navigator.clipboard.writeText(code.textContent));
   code.after(" ", button);
 }
+
+document.addEventListener("keydown", (event) => {
+  const opened = event.key === "Escape" && document.activeElement.closest("details.menu[open], details.danger[open]");
+  if (opened) {
+    opened.open = false;
+    opened.querySelector("summary").focus();
+  }
+});

@@ -11,8 +11,8 @@ from tollway.control.api.schemas import PageQuery
 from tollway.control.console.forms import Form, form, make_body, require_typed, split_list
 from tollway.control.console.routing import Page, TenantPage
 from tollway.control.console.routing import router as new_router
-from tollway.control.console.tenant.projects import name_projects
-from tollway.control.console.texts import mark
+from tollway.control.console.tenant.projects import name_projects, offer_projects
+from tollway.control.languages.texts import mark
 from tollway.domain.budgets import BudgetMode, BudgetWindow
 from tollway.domain.faults import PARAMETER_INVALID, Fault
 
@@ -64,13 +64,14 @@ def read_percentages(text: str) -> list[int]:
 
 
 def _show_list(page: Page, query: PageQuery, include_archived: bool, fault: Fault | None = None) -> Response:
+    found = page.call(budgets.list_budgets, query=query, include_archived=include_archived)
     return page.show(
         "tenant/budgets.html",
         fault=fault,
-        budgets=page.call(budgets.list_budgets, query=query, include_archived=include_archived),
+        budgets=found,
         include_archived=include_archived,
         may_create=page.allows(budgets.create_budget),
-        projects=name_projects(page),
+        projects=offer_projects(page) | name_projects(page, [each.subject_id for each in found.data]),
         levels=LEVELS,
         modes=MODES,
         windows=WINDOWS,
@@ -93,7 +94,7 @@ def _show(page: Page, budget_id: str, fault: Fault | None = None) -> Response:
         raises=page.call(budgets.list_raises, budget_id=budget_id).data,
         alerts=page.call(budgets.list_alerts, budget_id=budget_id).data,
         may_write=page.allows(budgets.update_budget) and may_change and budget.archived_at is None,
-        projects=name_projects(page),
+        projects=name_projects(page, [budget.subject_id]),
         days=RAISE_DAYS,
         levels=LEVELS,
         modes=MODES,

@@ -1,4 +1,4 @@
-"""Invoices of an organization with what is open of them; one document with its files; and the credit that is left, with its bookings."""
+"""Invoices of an organization with what is open of them, and one document with its files."""
 
 from typing import Annotated
 
@@ -7,20 +7,17 @@ from starlette.responses import Response
 
 from tollway.control.api.invoicing import exports, invoices, payments
 from tollway.control.api.invoicing.invoices import FileFormat
-from tollway.control.api.money import credits
+from tollway.control.api.invoicing.payments import OpenInvoicesQuery
 from tollway.control.api.schemas import PageQuery
 from tollway.control.console import rendering
 from tollway.control.console.routing import TenantPage
 from tollway.control.console.routing import router as new_router
-from tollway.control.console.tenant.projects import name_projects
-from tollway.control.console.texts import mark
-from tollway.domain.credits import CreditMove
+from tollway.control.languages.texts import mark
 
 router = new_router()
 
 PATH = "/console/organizations/{organization_id}/invoices"
 ONE = PATH + "/{invoice_id}"
-CREDITS = "/console/organizations/{organization_id}/credits"
 
 FILES: dict[str, str] = {
     FileFormat.PDF: mark("PDF, to read"),
@@ -29,14 +26,6 @@ FILES: dict[str, str] = {
     FileFormat.JSON: mark("canonical document (JSON), for the verifier"),
 }
 """Files of a document, by what they are called."""
-
-MOVES: dict[str, str] = {
-    CreditMove.GRANT: mark("granted"),
-    CreditMove.BURN: mark("used"),
-    CreditMove.EXPIRE: mark("expired"),
-    CreditMove.VOID: mark("taken back"),
-}
-"""Names of bookings of credit."""
 
 Listing = Annotated[PageQuery, Query()]
 
@@ -47,7 +36,7 @@ def show_invoices(page: TenantPage, query: Listing) -> Response:
     return page.show(
         "tenant/invoices.html",
         invoices=page.call(invoices.list_own_invoices, query=query),
-        account=page.call(payments.retrieve_own_statement_of_account),
+        account=page.call(payments.retrieve_own_statement_of_account, query=OpenInvoicesQuery()),
     )
 
 
@@ -60,28 +49,10 @@ def show_invoice(page: TenantPage, invoice_id: str) -> Response:
 @router.get(ONE + "/files/{format}", include_in_schema=False)
 def download_invoice(page: TenantPage, invoice_id: str, format: FileFormat) -> Response:
     """One file of a document."""
-    return _protect(page.call(invoices.download_own_invoice, invoice_id=invoice_id, format=format))
+    return rendering.protect(page.call(invoices.download_own_invoice, invoice_id=invoice_id, format=format))
 
 
 @router.get(ONE + "/focus", include_in_schema=False)
 def download_charges(page: TenantPage, invoice_id: str) -> Response:
     """The charges of a document as CSV in the form of FOCUS."""
-    return _protect(page.call(exports.export_own_focus, invoice_id=invoice_id))
-
-
-def _protect(file: Response) -> Response:
-    """Return a file of the API with the headers of the console."""
-    file.headers.update(rendering.HEADERS)
-    return file
-
-
-@router.get(CREDITS, include_in_schema=False)
-def show_credits(page: TenantPage, query: Listing) -> Response:
-    """Grants of which something may be left, in the order in which they burn, and what was booked."""
-    return page.show(
-        "tenant/credits.html",
-        credits=page.call(credits.retrieve_credits),
-        transactions=page.call(credits.list_credit_transactions, query=query),
-        projects=name_projects(page),
-        moves=MOVES,
-    )
+    return rendering.protect(page.call(exports.export_own_focus, invoice_id=invoice_id))

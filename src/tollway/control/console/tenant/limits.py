@@ -12,10 +12,11 @@ from tollway.control.console.forms import Form, form, make_body, write_query
 from tollway.control.console.routing import Page, TenantPage
 from tollway.control.console.routing import router as new_router
 from tollway.control.console.tenant.budgets import LEVELS
-from tollway.control.console.tenant.projects import name_projects
-from tollway.control.console.texts import mark
+from tollway.control.console.tenant.projects import offer_projects
+from tollway.control.languages.texts import mark
 from tollway.domain.faults import Fault
 from tollway.domain.limits import DIMENSIONS
+from tollway.domain.quotas import Quota
 
 router = new_router()
 
@@ -37,6 +38,24 @@ DIMENSION_TEXTS = {
     "concurrent_requests": mark("requests at the same time"),
 }
 """Names of the dimensions of limits. One that is not here is shown by its name."""
+
+QUOTA_TEXTS = {
+    Quota.PROJECTS: mark("active projects"),
+    Quota.SERVICE_ACCOUNTS: mark("service accounts in active projects"),
+    Quota.API_KEYS: mark("API keys in all projects"),
+    Quota.ADMIN_KEYS: mark("admin keys"),
+    Quota.BUDGETS: mark("active budgets"),
+    Quota.BUDGET_RAISES: mark("raises of active budgets that have not ended"),
+    Quota.MODEL_LIMITS: mark("limits of a level on a single model"),
+    Quota.ROLES: mark("roles of its own, those of projects included"),
+    Quota.USERS: mark("people"),
+    Quota.GROUPS: mark("groups"),
+    Quota.INVITES: mark("invitations that were not accepted"),
+    Quota.CREATIONS_PER_DAY: mark(
+        "projects, service accounts, keys, budgets, raises, roles, people, groups and invitations created in 24 hours, ended ones too"
+    ),
+}
+"""Names of what each quota counts."""
 
 OTHER_LEVELS = {"service_account": mark("service account"), "end_user": mark("each end user")}
 
@@ -66,9 +85,10 @@ def show_limits(page: TenantPage, level: Annotated[OfLevel, Query()]) -> Respons
 def _show(page: Page, level: OfLevel, fault: Fault | None = None) -> Response:
     shared: dict[str, Any] = {
         "level": level,
-        "projects": name_projects(page),
+        "projects": offer_projects(page, level.project),
         "levels": LEVELS | OTHER_LEVELS,
         "dimensions": DIMENSION_TEXTS,
+        "quotas": QUOTA_TEXTS,
         "names": [each.name for each in DIMENSIONS],
     }
     page.require(limits.list_binding_limits)

@@ -43,12 +43,12 @@ def _show_members(page: Page, query: PageQuery, fault: Fault | None = None) -> R
         invites=[
             each for each in page.call(invites.list_invites, query=PageQuery(limit=100, order="desc")).data if each.accepted_at is None
         ],
-        roles=_list_roles(page),
+        roles=list_organization_roles(page),
         may_write=page.allows(invites.create_invite),
     )
 
 
-def _list_roles(page: Page) -> list[RoleOut]:
+def list_organization_roles(page: Page) -> list[RoleOut]:
     """Return the roles that can be held in the organization; none to whoever may not see them."""
     if not page.allows(roles.list_roles):
         return []
@@ -86,7 +86,7 @@ def _show_member(page: Page, user_id: str, fault: Fault | None = None) -> Respon
         "tenant/member.html",
         fault=fault,
         user=page.call(users.retrieve_user, user_id=user_id),
-        roles=_list_roles(page),
+        roles=list_organization_roles(page),
         may_write=page.allows(users.update_user),
     )
 

@@ -1,8 +1,9 @@
 """The overview of an organization: what it spent, what was asked, how its budgets stand."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any, Literal
 
 from starlette.responses import Response
 
@@ -11,20 +12,18 @@ from tollway.control.api.metering.usage import CostParameters, UsageParameters
 from tollway.control.api.money import budgets
 from tollway.control.api.schemas import PageQuery
 from tollway.control.api.tenancy import organizations, projects
-from tollway.control.console.charts import BarChart, Series
-from tollway.control.console.formats import write_money
+from tollway.control.console.charts import SERIES_MAX, BarChart, Series, add_others
 from tollway.control.console.routing import Page, TenantPage
 from tollway.control.console.routing import router as new_router
 from tollway.control.console.tenant.projects import name_projects
-from tollway.control.console.texts import get_texts
 from tollway.control.identity.access import Tenant
+from tollway.control.languages.formats import write_money
+from tollway.control.languages.texts import get_texts
 
 router = new_router()
 
 DAYS = 30
 DAY_SECONDS = 86_400
-SERIES_MAX = 6
-"""Projects that are drawn by themselves; the others are added up."""
 
 
 @router.get("/console/organizations/{organization_id}", include_in_schema=False)
@@ -34,45 +33,54 @@ def show_overview(page: TenantPage) -> Response:
     organization = page.call(organizations.retrieve_own_organization) if may_read else None
     today = page.plane.now() // 1_000_000 // DAY_SECONDS * DAY_SECONDS
     start = today - (DAYS - 1) * DAY_SECONDS
-    chart = _draw_costs(page, start) if organization is not None and page.allows(usage.list_costs) else None
-    month = datetime.fromtimestamp(today, UTC).replace(day=1)
+    month = int(datetime.fromtimestamp(today, UTC).replace(day=1).timestamp())
+    costs = _read_costs(page, min(start, month)) if organization is not None and page.allows(usage.list_costs) else None
     return page.show(
         "tenant/overview.html",
         organization=organization,
-        chart=chart,
-        total=None if chart is None else sum((Decimal(value) for each in chart.series for value in each.values), Decimal(0)),
-        month_total=None if chart is None else _sum_costs(page, int(month.timestamp())),
+        chart=None if costs is None or organization is None else _draw_costs(page, costs[-DAYS:], organization.currency),
+        total=None if costs is None else _sum_costs(costs, start),
+        month_total=None if costs is None else _sum_costs(costs, month),
         usage=_sum_usage(page, start) if page.allows(usage.list_completions) else None,
         budgets=page.call(budgets.list_budgets, query=PageQuery(limit=10)).data if page.allows(budgets.list_budgets) else None,
         own_projects=[] if page.allows(projects.list_projects) else _list_own_projects(page),
     )
 
 
-def _draw_costs(page: Page, start: int) -> BarChart:
-    answer = page.read(usage.list_costs, CostParameters(start_time=start, group_by=["project_id"], limit=DAYS))
-    names = name_projects(page)
-    amounts: dict[str, list[Decimal]] = {}
-    currency = ""
-    for at, bucket in enumerate(answer["data"]):
-        for result in bucket["results"]:
-            currency = result["amount"]["currency"].upper()
-            name = names.get(result["project_id"], result["project_id"] or "")
-            amounts.setdefault(name, [Decimal(0)] * len(answer["data"]))[at] += Decimal(result["amount"]["value_decimal"])
-    ordered = sorted(amounts.items(), key=lambda each: (-sum(each[1]), each[0]))
-    series = [Series(name, values) for name, values in ordered[:SERIES_MAX]]
-    others = [values for _, values in ordered[SERIES_MAX:]]
-    texts = get_texts(page.look.language)
-    if others:
-        series.append(Series(texts.gettext("others"), [sum(day, Decimal(0)) for day in zip(*others, strict=True)]))
-    starts = [bucket["start_time"] for bucket in answer["data"]]
-    label = texts.gettext("Spend per day (UTC)")
-    return BarChart(label, starts, DAY_SECONDS, series, write_money(page.look.language, currency or "EUR"))
+def _read_costs(page: Page, start: int, project_ids: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Return the costs of each day from an instant on: of the organization, or of some projects, each by itself."""
+    group_by: list[Literal["project_id", "api_key_id", "line_item"]] = ["project_id"] if project_ids else []
+    wanted = CostParameters(start_time=start, group_by=group_by, project_ids=list(project_ids), limit=DAYS + 1)
+    days: list[dict[str, Any]] = page.read(usage.list_costs, wanted)["data"]
+    return days
 
 
-def _sum_costs(page: Page, start: int) -> Decimal:
-    answer = page.read(usage.list_costs, CostParameters(start_time=start, limit=DAYS + 1))
-    amounts = (Decimal(result["amount"]["value_decimal"]) for bucket in answer["data"] for result in bucket["results"])
+def _sum_costs(days: Sequence[Mapping[str, Any]], start: int) -> Decimal:
+    amounts = (_read_amount(each) for day in days if day["start_time"] >= start for each in day["results"])
     return sum(amounts, Decimal(0))
+
+
+def _read_amount(result: Mapping[str, Any]) -> Decimal:
+    return Decimal(result["amount"]["value_decimal"])
+
+
+def _draw_costs(page: Page, days: Sequence[Mapping[str, Any]], currency: str) -> BarChart:
+    """Draw the costs of days: of the projects that spent most by themselves, of the others together."""
+    start, caller = days[0]["start_time"], page.require(usage.list_costs)
+    assert isinstance(caller, Tenant), "a page of an organization has such a viewer"
+    wanted = CostParameters(start_time=start, group_by=["project_id"])
+    by_project = usage.list_cost_totals(caller, page.plane, wanted, largest=SERIES_MAX)
+    by_project.sort(key=lambda each: (-each.amount_pico, each.group["project_id"]))  # by id: two projects can have one name
+    drawn = [each.group["project_id"] for each in by_project[:SERIES_MAX]]
+    amounts = {project_id: [Decimal(0)] * len(days) for project_id in drawn}
+    for at, day in enumerate(_read_costs(page, start, drawn) if drawn else []):
+        for result in day["results"]:
+            amounts[result["project_id"]][at] += _read_amount(result)
+    names, texts = name_projects(page, drawn), get_texts(page.look.language)
+    rows = [Series(names.get(project, project), values) for project, values in amounts.items()]
+    series = add_others(rows, [_sum_costs([day], start) for day in days], texts.gettext("others"))
+    write = write_money(page.look.language, currency.upper())
+    return BarChart(texts.gettext("Spend per day (UTC)"), [day["start_time"] for day in days], DAY_SECONDS, series, write)
 
 
 def _sum_usage(page: Page, start: int) -> dict[str, int]:

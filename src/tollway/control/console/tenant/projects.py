@@ -1,5 +1,6 @@
 """Projects of an organization, and one project with its keys."""
 
+from collections.abc import Iterable
 from typing import Annotated
 
 from fastapi import Query
@@ -12,12 +13,16 @@ from tollway.control.api.tenancy.project_schemas import ProjectCreate, ProjectUp
 from tollway.control.console.forms import Form, form, make_body, require_typed
 from tollway.control.console.routing import Page, TenantPage
 from tollway.control.console.routing import router as new_router
+from tollway.control.tenancy import tenants
 from tollway.domain.faults import Fault
 
 router = new_router()
 
 PATH = "/console/organizations/{organization_id}/projects"
 ONE = PATH + "/{project_id}"
+
+LIFETIMES_DAYS = (1, 7, 30, 90, 365)
+"""Lifetimes of a key that the form offers, beside none."""
 
 Listing = Annotated[PageQuery, Query()]
 
@@ -44,11 +49,22 @@ def _show_list(page: Page, query: PageQuery, include_archived: bool, fault: Faul
     return page.show("tenant/projects.html", fault=fault, projects=found, include_archived=include_archived, may_create=may_create)
 
 
-def name_projects(page: Page) -> dict[str, str]:
-    """Return the names of the first hundred projects by id; none to whoever may not list them."""
+def offer_projects(page: Page, chosen: str = "") -> dict[str, str]:
+    """Return the names of the projects that a form offers, by id: of the first hundred, and of the one that is chosen. None to whoever may
+    not list projects."""
     if not page.allows(projects.list_projects):
         return {}
-    return {each.id: each.name for each in page.call(projects.list_projects, query=PageQuery(limit=100), include_archived=True).data}
+    first = page.call(projects.list_projects, query=PageQuery(limit=100), include_archived=True).data
+    return {**{each.id: each.name for each in first}, **name_projects(page, [chosen] if chosen else [])}
+
+
+def name_projects(page: Page, ids: Iterable[str | None]) -> dict[str, str]:
+    """Return the names of projects by id; none to whoever may not list projects."""
+    named = sorted({each for each in ids if each})
+    if not named or not page.allows(projects.list_projects):
+        return {}
+    with page.plane.database.tenant(page.organization_id, write=False) as tx:
+        return tenants.name_projects(tx, named)
 
 
 @router.get(ONE, include_in_schema=False)
@@ -67,6 +83,7 @@ def show_one_project(page: Page, project_id: str, query: PageQuery | None = None
         keys=page.call(api_keys.list_project_keys, project_id=project_id, query=query or PageQuery()) if may_see_keys else None,
         may_create_key=page.allows(api_keys.create_project_key, project_id),
         may_write=page.allows(projects.update_project, project_id),
+        lifetimes_days=LIFETIMES_DAYS,
     )
 
 

@@ -1,30 +1,35 @@
 """Requests of an organization, the latest first; and one request with its times, its price line by line, and its proof."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import asyncio
+from collections.abc import AsyncIterator, Sequence, Set
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any
 
 from fastapi import Query
 from pydantic import BaseModel, ConfigDict, StringConstraints
-from starlette.responses import Response
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response, StreamingResponse
 
 from tollway.control.api.metering import request_log, usage
-from tollway.control.api.metering.request_log import RequestLogQuery
+from tollway.control.api.metering.request_log import RequestLogQuery, RequestOut
 from tollway.control.api.metering.usage import ReceiptLine, ReceiptOut
 from tollway.control.api.money import periods
+from tollway.control.api.places import Place
 from tollway.control.console import rendering
 from tollway.control.console.forms import make_body, write_query
-from tollway.control.console.routing import TenantPage
+from tollway.control.console.routing import Page, TenantPage, of_tenant
 from tollway.control.console.routing import router as new_router
-from tollway.control.console.tenant.projects import name_projects
-from tollway.control.console.texts import mark
+from tollway.control.console.tenant.projects import name_projects, offer_projects
+from tollway.control.identity.access import Tenant
+from tollway.control.languages.texts import mark
 from tollway.domain import money
 from tollway.domain.billing_classes import BILLING_CLASSES, PER_MILLION, ROWS, BillingClass, Direction
 from tollway.domain.faults import PARAMETER_INVALID, Fault
 from tollway.domain.periods import PeriodState
 from tollway.domain.usage import Outcome
+from tollway.wire.sse import HEARTBEAT
 
 router = new_router()
 
@@ -33,6 +38,18 @@ ONE = PATH + "/{request_id}"
 
 REQUESTS = 50
 """Requests of a page."""
+
+FOLLOW_SECONDS_MAX = 900
+"""Longest time for which the list is followed: a page that is left open does not keep its session alive indefinitely."""
+
+FOLLOW_PAUSE_SECONDS = 2
+"""Pause between two looks for new requests."""
+
+FOLLOW_PAUSE_FACTOR = 20
+"""The pause as a multiple of the time that the look before took, if that is longer: a page takes a twentieth of a core at most."""
+
+HEARTBEAT_SECONDS = 15
+"""Silence after which a heartbeat is sent: proxies close connections without traffic, mostly after a minute."""
 
 OUTCOMES: dict[str, str] = {
     Outcome.COMPLETED: mark("completed"),
@@ -82,12 +99,84 @@ class RequestFilters(BaseModel):
 def show_requests(page: TenantPage, filters: Annotated[RequestFilters, Query()]) -> Response:
     """Requests, the latest first."""
     page.require(request_log.list_requests)
-    shared: dict[str, Any] = {"filters": filters, "outcomes": OUTCOMES, "projects": name_projects(page)}
+    shared: dict[str, Any] = {"filters": filters, "outcomes": OUTCOMES, "projects": offer_projects(page, filters.project)}
     try:
         found = page.call(request_log.list_requests, query=filters.query())
     except Fault as fault:
         return page.show("tenant/requests.html", fault=fault, requests=None, **shared)
-    return page.show("tenant/requests.html", requests=found, **shared)
+    names = name_projects(page, [each.project_id for each in found.data])
+    return page.show("tenant/requests.html", requests=found, names=names, **shared)
+
+
+# ---- Requests as they end -----------------------------------------------------------------------------------------------
+
+
+@router.get(PATH + "/live", include_in_schema=False)
+async def follow_requests(page: TenantPage, filters: Annotated[RequestFilters, Query()]) -> Response:
+    """The list of the last 24 hours as it grows, as server-sent events with rows of its table: `all` at first, `new` from then on, and
+    `end`. It ends with the session, and FOLLOW_SECONDS_MAX after its begin at the latest."""
+    page.require(request_log.list_requests)
+    if filters.day or filters.after:
+        raise Fault(PARAMETER_INVALID, param="day" if filters.day else "after", message="Only the latest requests can be followed.")
+    query = filters.query()
+    page.plane.publications.refuse_if_stopping()
+    place: Place = page.request.scope["tollway.place"]
+    place.follow()
+    return StreamingResponse(_follow(page, query), headers=rendering.HEADERS, media_type="text/event-stream")
+
+
+async def _follow(page: Page, query: RequestLogQuery) -> AsyncIterator[bytes]:
+    """Yield the events, and heartbeats between them. What is read is read in turns of the organization, a small part of the time."""
+    place: Place = page.request.scope["tollway.place"]
+    clock = asyncio.get_running_loop().time
+    shown: Set[str] | None = None
+    ends, said_at = clock() + FOLLOW_SECONDS_MAX, clock()
+    while not page.plane.publications.stopping and clock() < ends:
+        began = clock()
+        try:
+            if page.operator is None:
+                await place.take_turn(page.organization_id)
+            found = await run_in_threadpool(_read_latest, page, query, shown is not None)
+            new = [each for each in found if shown is None or each.id not in shown]
+            rows = await run_in_threadpool(_render_rows, page, new) if new else ""
+        except Fault:
+            break  # the session ended, or lost the permission; or the database is away
+        finally:
+            place.end_turn()
+        took = clock() - began
+        if new:
+            yield _write_event("all" if shown is None else "new", rows)
+        elif clock() - said_at >= HEARTBEAT_SECONDS:
+            yield HEARTBEAT
+        if new or clock() - said_at >= HEARTBEAT_SECONDS:
+            said_at = clock()
+        shown = {each.id for each in found}
+        await asyncio.sleep(max(FOLLOW_PAUSE_SECONDS, took * FOLLOW_PAUSE_FACTOR))
+    yield _write_event("end", "")
+
+
+def _read_latest(page: Page, query: RequestLogQuery, is_recorded: bool) -> Sequence[RequestOut]:
+    """Return the latest requests, for whoever the session of the viewer is of now. Raises Fault where it ended. `is_recorded`: whether the
+    audit trail has this read; it has one of each stream, not one of each look."""
+    viewer = of_tenant.check(page.plane, page.request)
+    assert isinstance(viewer, Tenant), "a page of an organization has such a viewer"
+    current = replace(page, tenant=viewer)
+    if not is_recorded:
+        return current.call(request_log.list_requests, query=query).data
+    caller = current.require(request_log.list_requests)
+    assert isinstance(caller, Tenant), "the requests are an organization's"
+    return request_log.list_requests(caller, page.plane, query).data
+
+
+def _render_rows(page: Page, requests: Sequence[RequestOut]) -> str:
+    values = {"root": page.root, "outcomes": OUTCOMES, "names": name_projects(page, [each.project_id for each in requests])}
+    return rendering.fill_in("tenant/request_rows.html", page.look, requests=requests, page=page, **values)
+
+
+def _write_event(name: str, text: str) -> bytes:
+    """Return a server-sent event."""
+    lines = "".join(f"data: {line}\n" for line in text.splitlines() or [""])
+    return f"event: {name}\n{lines}\n".encode()
 
 
 # ---- One request --------------------------------------------------------------------------------------------------------
@@ -144,7 +233,7 @@ def show_request(page: TenantPage, request_id: str) -> Response:
         currency=receipt.cost["currency"].upper(),
         amount_of=_read_pico,
         price_of=show_unit_price,
-        project=name_projects(page).get(receipt.project_id, receipt.project_id),
+        project=name_projects(page, [receipt.project_id]).get(receipt.project_id, receipt.project_id),
         may_prove=may_prove,
     )
 

@@ -7,11 +7,11 @@ from starlette.responses import Response
 
 from tollway.control.api.authentication import sign_in_connections as connections
 from tollway.control.api.authentication.sign_in_connections import ConnectionCreate, ConnectionUpdate
-from tollway.control.api.identity import roles
 from tollway.control.api.schemas import PageQuery
 from tollway.control.console.forms import Form, form, make_body, require_typed, split_list
 from tollway.control.console.routing import Page, TenantPage
 from tollway.control.console.routing import router as new_router
+from tollway.control.console.tenant.members import list_organization_roles
 from tollway.domain.faults import Fault
 
 router = new_router()
@@ -27,12 +27,11 @@ def show_connections(page: TenantPage, query: Annotated[PageQuery, Query()]) -> 
 
 
 def _show_list(page: Page, query: PageQuery, fault: Fault | None = None) -> Response:
-    found = page.call(roles.list_roles, query=PageQuery(limit=100)).data if page.allows(roles.list_roles) else []
     return page.show(
         "tenant/connections.html",
         fault=fault,
         connections=page.call(connections.list_connections, request=page.request, query=query),
-        roles=[each for each in found if each.resource_type == "api.organization"],
+        roles=list_organization_roles(page),
         may_write=page.allows(connections.create_connection),
     )
 

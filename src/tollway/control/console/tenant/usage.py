@@ -6,7 +6,7 @@ All filters are in the address. What is shown are the rollups behind the usage a
 import csv
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Literal
@@ -20,13 +20,14 @@ from tollway.control.api.metering import usage
 from tollway.control.api.metering.usage import CostParameters, UsageParameters
 from tollway.control.api.tenancy import organizations
 from tollway.control.console import rendering
-from tollway.control.console.charts import BarChart, Series
-from tollway.control.console.formats import write_money, write_number
+from tollway.control.console.charts import SERIES_MAX, BarChart, Series, add_others
 from tollway.control.console.forms import make_body, write_query
 from tollway.control.console.routing import Operation, Page, TenantPage
 from tollway.control.console.routing import router as new_router
-from tollway.control.console.tenant.projects import name_projects
-from tollway.control.console.texts import get_texts, mark
+from tollway.control.console.tenant.projects import name_projects, offer_projects
+from tollway.control.identity.access import Tenant
+from tollway.control.languages.formats import write_money, write_number
+from tollway.control.languages.texts import get_texts, mark
 from tollway.domain.csv_cells import escape_text
 from tollway.domain.faults import PARAMETER_INVALID, Fault
 
@@ -38,11 +39,12 @@ DAYS_DEFAULT = 30
 BUCKETS_MAX = 168
 """Buckets of a page at most: a week by hour, or 168 days."""
 
-SERIES_MAX = 6
-"""Groups that are drawn by themselves; the others are added up."""
-
 ROWS_MAX = 50
 """Groups of the table; the CSV file has all."""
+
+PROJECTS_OF_KEYS = 50
+"""Projects, those with most, whose keys are shown if no project is chosen: an organization has tens of thousands of keys. The keys of the
+others are one row."""
 
 SECONDS = {"hour": 3_600, "day": 86_400}
 WIDTHS = {"hour": "1h", "day": "1d"}
@@ -123,7 +125,7 @@ class UsageView(BaseModel):
 View = Annotated[UsageView, Query()]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Group:
     """One group of the results: the project, key and model (or line item) that it is of, as far as it was grouped by them."""
 
@@ -158,62 +160,141 @@ class Row:
 
 # ---- Reading ------------------------------------------------------------------------------------------------------------
 
+GROUP_BY: Mapping[str, Sequence[str]] = {"none": (), "project": ("project_id",), "key": ("project_id", "api_key_id"), "model": ("model",)}
 
-def _read(page: Page, view: UsageView, start: int, end: int) -> Found:
-    is_money = view.metric == "spend"
-    metric = METRICS[view.metric]
-    names = {"none": [], "project": ["project_id"], "key": ["project_id", "api_key_id"], "model": ["line_item" if is_money else "model"]}
-    values: dict[str, object] = {
-        "start_time": start,
-        "end_time": end,
-        "bucket_width": WIDTHS[view.bucket],
-        "group_by": names[view.group],
-        "project_ids": [view.project] if view.project else [],
-    }
-    if is_money:
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Part of a view that is read: the groups in a span (Unix seconds): of some projects and keys, or of those of the view."""
+
+    view: UsageView
+    group: str
+    start: int
+    end: int
+    project_ids: Sequence[str] = ()
+    key_ids: Sequence[str] = ()
+
+    @property
+    def is_money(self) -> bool:
+        """Return whether the metric is an amount."""
+        return self.view.metric == "spend"
+
+    def parameters(self, page_id: str | None = None) -> Any:
+        """Return the parameters of the operation of the metric. Raises the Fault that it would answer."""
+        view = self.view
+        values: dict[str, object] = {
+            "start_time": self.start,
+            "end_time": self.end,
+            "bucket_width": WIDTHS[view.bucket],
+            "group_by": ["line_item" if self.is_money and each == "model" else each for each in GROUP_BY[self.group]],
+            "project_ids": [*self.project_ids] or ([view.project] if view.project else []),
+            "api_key_ids": [*self.key_ids],
+            "page": page_id,
+        }
+        if not self.is_money:
+            return make_body(UsageParameters, {**values, "models": [view.model] if view.model else []})
         if view.model:
             raise Fault(PARAMETER_INVALID, param="model", message="Spend cannot be filtered by model. Group it by model instead.")
-        values["limit"] = BUCKETS_MAX
-    else:
-        values["models"] = [view.model] if view.model else []
+        return make_body(CostParameters, {**values, "limit": BUCKETS_MAX})
+
+    def read(self, result: Mapping[str, Any]) -> tuple[Group, Decimal]:
+        """Return group and value of a result."""
+        group = Group(result["project_id"] or "", result["api_key_id"] or "", result.get("line_item") or result.get("model") or "")
+        return group, Decimal(result["amount"]["value_decimal"] if self.is_money else result[METRICS[self.view.metric].field])
+
+
+def _read(page: Page, wanted: Wanted) -> Found:
+    """Return the values of each bucket."""
     found = Found([], {}, "")
     at, currency = 0, ""
-    width = SECONDS[view.bucket]
-    count = (end - start) // width
+    count = (wanted.end - wanted.start) // SECONDS[wanted.view.bucket]
     page_id: str | None = None
     while True:
-        shape: type[BaseModel] = CostParameters if is_money else UsageParameters
-        answer = page.read(metric.operation, make_body(shape, {**values, "page": page_id}))
+        answer = page.read(METRICS[wanted.view.metric].operation, wanted.parameters(page_id))
         for bucket in answer["data"]:
             found.starts.append(bucket["start_time"])
             for result in bucket["results"]:
-                group = Group(result["project_id"] or "", result["api_key_id"] or "", result.get("line_item") or result.get("model") or "")
-                if is_money:
+                if wanted.is_money:
                     currency = result["amount"]["currency"].upper()
-                amount = Decimal(result["amount"]["value_decimal"]) if is_money else Decimal(result[metric.field])
-                found.values.setdefault(group, [Decimal(0)] * count)[at] += amount
+                group, value = wanted.read(result)
+                found.values.setdefault(group, [Decimal(0)] * count)[at] += value
             at += 1
         page_id = answer["next_page"]
         if page_id is None:
             return Found(found.starts, found.values, currency)
 
 
+def _sum(page: Page, wanted: Wanted) -> dict[Group, Decimal]:
+    """Return the values of the whole span, which is of whole days."""
+    wanted = replace(wanted, view=wanted.view.model_copy(update={"bucket": "day"}))
+    operation = METRICS[wanted.view.metric].operation
+    caller = page.require(operation)
+    assert isinstance(caller, Tenant), "a page of an organization has such a viewer"
+    if not wanted.is_money:
+        return dict(map(wanted.read, usage.list_usage_totals(caller, page.plane, operation, wanted.parameters())))
+    costs = usage.list_cost_totals(caller, page.plane, wanted.parameters())
+    places = (Group(each.group.get("project_id", ""), each.group.get("key_id", ""), each.line_item or "") for each in costs)
+    return {place: Decimal(each.amount_pico).scaleb(-12) for place, each in zip(places, costs, strict=True)}
+
+
+OTHER_KEYS = Group(key_id="others")
+"""Stands for the keys of projects beyond PROJECTS_OF_KEYS."""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Content of the page: groups in order of their totals in the span, their totals in the one before, the totals of everything in each
+    bucket, and the values of the first groups, which are drawn."""
+
+    totals: dict[Group, Decimal]
+    before: dict[Group, Decimal]
+    everything: list[Decimal]
+    drawn: Found
+
+
+def _survey(page: Page, view: UsageView, start: int, end: int) -> Survey:
+    """Read what a page shows: sums of every group, and the buckets of a few, however many groups there are."""
+    span, span_before = Wanted(view, view.group, start, end), Wanted(view, view.group, start - (end - start), start)
+    if view.group == "key" and not view.project:
+        by_project = _sum(page, replace(span, group="project"))
+        most = [each.project_id for each in sorted(by_project, key=lambda each: (-by_project[each], each))[:PROJECTS_OF_KEYS]]
+        span, span_before = replace(span, project_ids=most), replace(span_before, project_ids=most)
+    totals = _sum(page, span)
+    before = _sum(page, span_before) if view.compare else {}
+    whole = _read(page, replace(span, group="none", project_ids=()))
+    everything = whole.values.get(Group(), [Decimal(0)] * len(whole.starts))
+    if span.project_ids and (rest := sum(everything, Decimal(0)) - sum(totals.values(), Decimal(0))):
+        totals[OTHER_KEYS] = rest
+        if view.compare:
+            all_before = _sum(page, replace(span_before, group="none", project_ids=()))
+            before[OTHER_KEYS] = sum(all_before.values(), Decimal(0)) - sum(before.values(), Decimal(0))
+    ordered = sorted({*totals, *before}, key=lambda each: (-totals.get(each, Decimal(0)), each))
+    first = [each for each in ordered if each in totals and each != OTHER_KEYS][:SERIES_MAX]
+    drawn = Found(whole.starts, {}, whole.currency)
+    if first:
+        of_projects = sorted({each.project_id for each in first if each.project_id})
+        of_keys = [each.key_id for each in first if each.key_id]
+        drawn = _read(page, replace(span, project_ids=of_projects, key_ids=of_keys))
+    values = {each: drawn.values.get(each, [Decimal(0)] * len(whole.starts)) for each in first}
+    return Survey({each: totals.get(each, Decimal(0)) for each in ordered}, before, everything, Found(whole.starts, values, drawn.currency))
+
+
 def _name(page: Page, view: UsageView, groups: Sequence[Group]) -> dict[Group, str]:
     """Return the names of groups, of keys only of the first ones, which are drawn: each is read by itself."""
+    texts = get_texts(page.look.language)
     if view.group == "project":
-        by_id = name_projects(page)
+        by_id = name_projects(page, [each.project_id for each in groups])
         return {each: by_id.get(each.project_id, each.project_id) for each in groups}
     if view.group == "key":
-        named = {each: each.key_id for each in groups}
-        for each in groups[:SERIES_MAX]:
-            if page.allows(api_keys.retrieve_project_key, each.project_id):
+        named = {each: texts.gettext("keys of other projects") if each == OTHER_KEYS else each.key_id for each in groups}
+        for each in groups[: SERIES_MAX + 1]:
+            if each != OTHER_KEYS and page.allows(api_keys.retrieve_project_key, each.project_id):
                 try:
                     named[each] = page.call(api_keys.retrieve_project_key, project_id=each.project_id, key_id=each.key_id).name
                 except Fault:  # a key that was revoked keeps its id
                     continue
         return named
-    everything = get_texts(page.look.language).gettext("all")
-    return {each: each.model or everything for each in groups}
+    return {each: each.model or texts.gettext("all") for each in groups}
 
 
 def _find_currency(page: Page, found: Found) -> str:
@@ -227,43 +308,40 @@ def _find_currency(page: Page, found: Found) -> str:
 
 @router.get(PATH, include_in_schema=False)
 def show_usage(page: TenantPage, view: View) -> Response:
-    """One metric over time."""
+    """One metric over time: if none is named, the first that the viewer may see."""
+    allowed = {name: each.title for name, each in METRICS.items() if page.allows(each.operation)}
+    if "metric" not in view.model_fields_set and allowed and view.metric not in allowed:
+        view = view.model_copy(update={"metric": next(iter(allowed))})
     page.require(METRICS[view.metric].operation)
     texts = get_texts(page.look.language)
     shared: dict[str, Any] = {
         "view": view,
-        "metrics": {name: each.title for name, each in METRICS.items() if page.allows(each.operation)},
+        "metrics": allowed,
         "groups": GROUPS,
         "buckets": BUCKETS,
-        "projects": name_projects(page),
+        "projects": offer_projects(page, view.project),
     }
     try:
         start, end = view.span(page.plane.now())
-        found = _read(page, view, start, end)
-        before = _read(page, view, start - (end - start), start) if view.compare else None
+        found = _survey(page, view, start, end)
     except Fault as fault:
         return page.show("tenant/usage.html", fault=fault, chart=None, **shared)
-    totals = {group: sum(values, Decimal(0)) for group, values in found.values.items()}
-    before_totals = {} if before is None else {group: sum(values, Decimal(0)) for group, values in before.values.items()}
-    ordered = sorted({*totals, *before_totals}, key=lambda each: (-totals.get(each, Decimal(0)), each.project_id, each.key_id, each.model))
-    names = _name(page, view, ordered)
+    groups, zero = list(found.totals), Decimal(0)
+    names = _name(page, view, groups[:ROWS_MAX])
     is_money = view.metric == "spend"
-    currency = _find_currency(page, found) if is_money else ""
+    currency = _find_currency(page, found.drawn) if is_money else ""
     write: Callable[[Decimal | int], str] = write_money(page.look.language, currency) if is_money else write_number(page.look.language)
-    series = [Series(names[each], found.values[each]) for each in ordered[:SERIES_MAX] if each in found.values]
-    others = [found.values[each] for each in ordered[SERIES_MAX:] if each in found.values]
-    if others:
-        series.append(Series(texts.gettext("others"), [sum(each, Decimal(0)) for each in zip(*others, strict=True)]))
+    series = [Series(names.get(each, each.key_id), values) for each, values in found.drawn.values.items()]
     unit = currency if is_money else ""
     label = texts.gettext(METRICS[view.metric].title) + (f" ({unit})" if unit else "")
-    zero = Decimal(0)
-    rows = [Row(names[each], totals.get(each, zero), before_totals.get(each, zero), _link(view, each)) for each in ordered]
+    rows = [Row(names[each], found.totals[each], found.before.get(each, zero), _link(view, each)) for each in groups[:ROWS_MAX]]
+    series = add_others(series, found.everything, texts.gettext("others"))
     return page.show(
         "tenant/usage.html",
-        chart=BarChart(f"{label}, UTC", found.starts, SECONDS[view.bucket], series, write),
-        rows=rows[:ROWS_MAX],
-        hidden=max(len(rows) - ROWS_MAX, 0),
-        total=Row("", sum(totals.values(), zero), sum(before_totals.values(), zero)),
+        chart=BarChart(f"{label}, UTC", found.drawn.starts, SECONDS[view.bucket], series, write),
+        rows=rows,
+        hidden=max(len(groups) - ROWS_MAX, 0),
+        total=Row("", sum(found.totals.values(), zero), sum(found.before.values(), zero)),
         currency=currency,
         start=start,
         last=end - 86_400,
@@ -274,7 +352,7 @@ def show_usage(page: TenantPage, view: View) -> Response:
 def _link(view: UsageView, group: Group) -> str:
     if view.group == "project" and group.project_id:
         return "/usage?" + view.address(project=group.project_id, group="key")
-    if view.group == "key" and group.key_id:
+    if view.group == "key" and group.project_id:
         return f"/projects/{group.project_id}/keys/{group.key_id}"
     return ""
 
@@ -283,8 +361,8 @@ def _link(view: UsageView, group: Group) -> str:
 def download_usage(page: TenantPage, view: View) -> Response:
     """The same as CSV: one line a bucket and group in which there was something. Raises as the operations do."""
     start, end = view.span(page.plane.now())
-    found = _read(page, view, start, end)
-    by_project = name_projects(page)
+    found = _read(page, Wanted(view, view.group, start, end))
+    by_project = name_projects(page, [each.project_id for each in found.values])
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
     unit = _find_currency(page, found) if view.metric == "spend" else view.metric

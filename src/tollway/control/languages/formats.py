@@ -1,10 +1,11 @@
 """Numbers and money as a language writes them. Money is exact: from decimal strings or pico, never through a float."""
 
+import functools
 from collections.abc import Callable
 from decimal import Decimal
 
 from babel import numbers
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from tollway.domain import money
 from tollway.domain.currencies import CURRENCIES
@@ -21,6 +22,11 @@ def format_number(language: str, value: int | None) -> str:
     return DASH if value is None else numbers.format_decimal(value, locale=language)
 
 
+def format_basis_points(language: str, value: int | None) -> str:
+    """Return a share in percent, from basis points."""
+    return DASH if value is None else numbers.format_decimal(Decimal(value).scaleb(-2), format="#,##0.00", locale=language)
+
+
 def format_compact(language: str, value: int) -> str:
     """Return a number in three digits or fewer with its magnitude, as for an axis."""
     return numbers.format_compact_decimal(value, locale=language, fraction_digits=1)
@@ -34,9 +40,13 @@ def format_money(language: str, amount: Decimal, currency: str) -> str:
     if amount and not rounded:
         rounded = round(amount, DECIMALS_MAX)
         decimals = max(decimals, -int(rounded.normalize().as_tuple().exponent)) if rounded else DECIMALS_MAX
-    pattern = numbers.parse_pattern("#,##0" + ("." + "0" * decimals if decimals else ""))
-    digits = pattern.apply(rounded, language)
-    return f"{digits} {currency.upper()}"
+    return f"{rounded:,.{decimals}f}".translate(_read_separators(language)) + f" {currency.upper()}"
+
+
+@functools.cache
+def _read_separators(language: str) -> dict[int, str]:
+    """Return the separators of a language for those of Python. A page has hundreds of amounts, and Babel reads its pattern for each."""
+    return {ord(","): numbers.get_group_symbol(language), ord("."): numbers.get_decimal_symbol(language)}
 
 
 def read_amount(value: str | int | Decimal) -> Decimal:
@@ -49,8 +59,8 @@ def show_money(language: str, value: str | int | Decimal | None, currency: str) 
     if value is None:
         return DASH
     amount = read_amount(value)
-    exact = f"{amount.normalize():f} {currency.upper()}"
-    return Markup('<data value="{}" title="{}">{}</data>').format(exact, exact, format_money(language, amount, currency))
+    exact = escape(f"{amount.normalize():f} {currency.upper()}")
+    return Markup(f'<data value="{exact}" title="{exact}">{escape(format_money(language, amount, currency))}</data>')
 
 
 def write_money(language: str, currency: str) -> Callable[[Decimal | int], str]:

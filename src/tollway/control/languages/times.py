@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from babel import dates, numbers
 from markupsafe import Markup
 
-from tollway.control.console.formats import DASH
+from tollway.control.languages.formats import DASH
 
 
 def show_time(language: str, at: int | None, *, with_seconds: bool = False) -> Markup | str:
