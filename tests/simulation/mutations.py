@@ -400,8 +400,8 @@ MUTATIONS = (
     Mutation(
         "forget what was drawn before",
         "control/money/credits.py",
-        "        drawn = {grant_id: draws.get((grant_id, period_at), 0) + pico for grant_id, pico in burned.items()}\n",
-        "        drawn = burned\n",
+        "            by_period[period_at] = by_period.get(period_at, 0) + pico\n",
+        "            by_period[period_at] = pico\n",
         "credit that a batch has burned is usable again after the next",
         seed=25,
     ),

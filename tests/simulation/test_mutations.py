@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import tollway
 from tests.simulation.mutations import MUTATIONS, OTHER_PACKAGE, Mutation, is_of_copy, run
 
 
@@ -15,6 +16,11 @@ def test_it_is_noticed(mutation: Mutation) -> None:
 
 def test_names_are_unique() -> None:
     assert len({mutation.name for mutation in MUTATIONS}) == len(MUTATIONS)
+
+
+def test_the_text_of_each_mutation_occurs_once_in_the_source() -> None:
+    source = Path(tollway.__file__).parent
+    assert not [each.name for each in MUTATIONS if (source / each.file).read_text().count(each.old) != 1]
 
 
 def test_a_check_over_another_package_than_the_copy_is_not_taken_for_one_that_noticed() -> None:

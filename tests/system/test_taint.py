@@ -302,6 +302,12 @@ def _administer(platform: Platform, planted: Planted, receivers: _Outside) -> No
         budget = {"name": "b", "mode": "soft", "window": "month", "amount": "100", "currency": "EUR", "thresholds": [50]}
         _post(admin, "/v1/organization/budgets", budget)
         _post(admin, "/v1/organization/groups", {"name": "group"})
+        planted.plant("second-admin-key", _post(admin, "/v1/organization/admin_api_keys", {"name": "second"})["value"])
+        headers = {"x-export-key": planted.plant("export-header")}
+        export = {"name": "export", "url": "http://127.0.0.1:1", "format": "otlp", "signals": ["traces"], "headers": headers}
+        _post(admin, "/v1/organization/telemetry_exports", export)
+        contract = {"name": "enterprise", "currency": "EUR", "discount_bp": 1_000}
+        _post(operator, f"/v1/platform/organizations/{platform.tenant.organization_id}/contracts", contract)
         (book, *_) = operator.get("/v1/platform/price_books").json()["data"]
         line = {"model": "echo", "input": "1.5", "output": "1"}
         _post(operator, "/v1/platform/price_drafts", {"book_id": book["id"], "lines": [line]})
@@ -495,6 +501,9 @@ def _list_ids(platform: Platform) -> tuple[dict[str, str], list[str]]:
             "group_id": (admin, "/v1/organization/groups"),
             "connection_id": (admin, "/v1/organization/sign_in_connections"),
             "webhook_endpoint_id": (admin, "/v1/webhook_endpoints"),
+            "admin_key_id": (admin, "/v1/organization/admin_api_keys"),
+            "telemetry_export_id": (admin, "/v1/organization/telemetry_exports"),
+            "contract_id": (admin, "/v1/organization/contracts"),
             "book_id": (operator, "/v1/platform/price_books"),
             "draft_id": (operator, "/v1/platform/price_drafts"),
             "period_id": (operator, f"/v1/platform/periods?organization_id={platform.tenant.organization_id}"),
