@@ -302,6 +302,8 @@ def _administer(platform: Platform, planted: Planted, receivers: _Outside) -> No
         budget = {"name": "b", "mode": "soft", "window": "month", "amount": "100", "currency": "EUR", "thresholds": [50]}
         _post(admin, "/v1/organization/budgets", budget)
         _post(admin, "/v1/organization/groups", {"name": "group"})
+        account = _post(admin, f"/v1/organization/projects/{platform.tenant.project_id}/service_accounts", {"name": "account"})
+        planted.plant("account-key", account["api_key"]["value"])
         planted.plant("second-admin-key", _post(admin, "/v1/organization/admin_api_keys", {"name": "second"})["value"])
         headers = {"x-export-key": planted.plant("export-header")}
         export = {"name": "export", "url": "http://127.0.0.1:1", "format": "otlp", "signals": ["traces"], "headers": headers}
@@ -503,6 +505,7 @@ def _list_ids(platform: Platform) -> tuple[dict[str, str], list[str]]:
             "webhook_endpoint_id": (admin, "/v1/webhook_endpoints"),
             "admin_key_id": (admin, "/v1/organization/admin_api_keys"),
             "telemetry_export_id": (admin, "/v1/organization/telemetry_exports"),
+            "service_account_id": (admin, f"/v1/organization/projects/{platform.tenant.project_id}/service_accounts"),
             "contract_id": (admin, "/v1/organization/contracts"),
             "book_id": (operator, "/v1/platform/price_books"),
             "draft_id": (operator, "/v1/platform/price_drafts"),

@@ -153,7 +153,9 @@ def known(control: Running, used: TenantSetup, owner: Browser) -> dict[str, str]
     export = {"name": HOSTILE, "url": "https://1.1.1.1/export", "format": "json", "signals": ["usage"], "headers": {"x-token": "s3cret"}}
     contract = {"name": HOSTILE, "currency": "EUR", "discount_bp": 1_000, "fees": [{"name": "Platform", "amount": "5"}]}
     contracts, grants = (f"/v1/platform/organizations/{used.organization_id}/{each}" for each in ("contracts", "credit_grants"))
+    accounts = f"/v1/organization/projects/{used.project_id}/service_accounts"
     return {
+        "service_account_id": answered(admin.post(accounts, json={"name": HOSTILE}))["id"],
         "request_id": answered(admin.get("/v1/organization/requests"))["data"][0]["id"],
         "budget_id": answered(admin.get("/v1/organization/budgets"))["data"][0]["id"],
         "user_id": answered(admin.get("/v1/organization/users"))["data"][0]["id"],

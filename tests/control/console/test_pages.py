@@ -359,10 +359,16 @@ def test_pages_have_the_address_of_the_console_and_scim_has_that_of_the_api(
 ROOT, PLATFORM_ROOT = "/console/organizations/{organization_id}", "/console/platform"
 KEY_PATH, DRAFT_PATH = ROOT + "/projects/{project_id}/keys/{key_id}", PLATFORM_ROOT + "/prices/drafts/{draft_id}"
 
+ACCOUNT_PATH = ROOT + "/projects/{project_id}/service-accounts/{service_account_id}"
+
 CONFIRMED = {
     f"{KEY_PATH}/retire",
     f"{KEY_PATH}/revoke",
     ROOT + "/projects/{project_id}/archive",
+    f"{ACCOUNT_PATH}/delete",
+    ROOT + "/projects/{project_id}/settings/retention",
+    ROOT + "/settings/responses",
+    ROOT + "/settings/retention",
     ROOT + "/budgets/{budget_id}/archive",
     ROOT + "/members/{user_id}/remove",
     ROOT + "/groups/{group_id}/delete",
@@ -389,6 +395,13 @@ CHANGED_BACK = {
     f"{KEY_PATH}/name": "another name",
     f"{KEY_PATH}/rotate": "the secret before is valid for the time that was chosen",
     f"{KEY_PATH}/collect": "shows what waits to be collected",
+    ROOT + "/projects/{project_id}/service-accounts": "delete",
+    f"{ACCOUNT_PATH}/change": "another change",
+    f"{ACCOUNT_PATH}/keys": "revoke",
+    ROOT + "/projects/{project_id}/settings/models": "another choice",
+    ROOT + "/projects/{project_id}/settings/tiers": "another choice",
+    ROOT + "/projects/{project_id}/settings/regions": "other regions",
+    ROOT + "/settings/keys": "another choice",
     ROOT + "/playground": "a request",
     ROOT + "/budgets": "archive",
     ROOT + "/budgets/{budget_id}/change": "another change",

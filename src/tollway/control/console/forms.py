@@ -1,6 +1,6 @@
 """Forms of the console: their fields, and the bodies of the REST API that they become."""
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import UTC, date, datetime
 from typing import Any, TypeVar
 from urllib.parse import urlencode
@@ -13,9 +13,12 @@ from tollway.control.api import errors
 from tollway.control.api.authentication.pages import read_form
 from tollway.control.api.routes import plane_of
 from tollway.control.languages.texts import mark
+from tollway.control.languages.times import UNITS
 from tollway.domain.faults import PARAMETER_INVALID, Fault
 
 M = TypeVar("M", bound=BaseModel)
+
+DURATION_DIGITS_MAX = 10
 
 Form = Mapping[str, str]
 """The fields of a form as they were sent; empty where they were left empty."""
@@ -31,10 +34,10 @@ def form(*names: str) -> Any:
     return Depends(declared)
 
 
-def make_body(model: type[M], values: Mapping[str, object]) -> M:
-    """Return what a form wants as the body that the REST API would take. Fields that were left empty are left out; an empty list
-    stays. Raises the Fault that the API would answer."""
-    given = {name: value for name, value in values.items() if value not in ("", None)}
+def make_body(model: type[M], values: Mapping[str, object], *, clearing: Iterable[str] = ()) -> M:
+    """Return what a form wants as the body that the REST API would take. Fields that were left empty are left out, and are null where they
+    are in `clearing`; an empty list stays. Raises the Fault that the API would answer."""
+    given = dict.fromkeys(clearing) | {name: value for name, value in values.items() if value not in ("", None)}
     try:
         return model.model_validate(given, strict=False)
     except ValidationError as error:
@@ -61,6 +64,16 @@ def read_day(name: str, text: str) -> int | None:
         return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
     except (ValueError, OverflowError):
         raise Fault(PARAMETER_INVALID, param=name, message="A day is a date such as 2026-11-30.") from None
+
+
+def read_duration(fields: Form, name: str) -> int | None:
+    """Return a time that was given as `name` and `name`_unit, in seconds; None if it is empty. Raises PARAMETER_INVALID."""
+    text, unit = fields[name], fields[f"{name}_unit"]
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= DURATION_DIGITS_MAX) or unit not in UNITS:
+        raise Fault(PARAMETER_INVALID, param=name, message=mark("A time is a whole number of days, hours or seconds."))
+    return int(text) * UNITS[unit]
 
 
 def require_typed(typed: str, expected: str) -> None:

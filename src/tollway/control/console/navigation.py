@@ -66,6 +66,7 @@ TENANT: tuple[Section, ...] = (
             Entry(mark("Roles"), "/roles", roles.list_roles),
             Entry(mark("Sign-in"), "/sign-in", sign_in_connections.list_connections),
             Entry(mark("Admin keys"), "/admin-keys", api_keys.list_admin_keys),
+            Entry(mark("Settings"), "/settings", organizations.retrieve_own_organization),
         ),
     ),
     Section(

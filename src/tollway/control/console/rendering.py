@@ -74,6 +74,10 @@ VALUES: Mapping[str, str] = {
 """Values of the REST API by what pages call them; every other one is shown as it is."""
 
 
+DURATION_UNITS: Mapping[str, str] = {"days": mark("days"), "hours": mark("hours"), "seconds": mark("seconds")}
+"""Names of the units of `times.UNITS`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
     """The look that a viewer chose: a language of LANGUAGES, one of THEMES; and the key of NOTICES that this page shows, or none."""
@@ -126,6 +130,9 @@ def _get_environment(language: str) -> jinja2.Environment:
     environment.globals |= {
         "asset": assets.get_path,
         "draw_bars": functools.partial(charts.draw_bars, language),
+        "DURATION_UNITS": DURATION_UNITS,
+        "split_duration": times.split_duration,
+        "show_duration": functools.partial(times.show_duration, language),
         "LANGUAGES": LANGUAGES,
         "NOTICES": NOTICES,
         "DASH": formats.DASH,

@@ -1,8 +1,9 @@
 """Instants and spans as a language writes them: instants in UTC, to which a script adds the viewer's own time."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from babel import dates, numbers
+from babel import dates, numbers, units
 from markupsafe import Markup
 
 from tollway.control.languages.formats import DASH
@@ -33,3 +34,21 @@ def format_milliseconds(language: str, value: float | None) -> str:
     if value >= 10_000:
         return f"{numbers.format_decimal(round(value / 1000, 1), locale=language)} s"
     return f"{numbers.format_decimal(round(value), locale=language)} ms"
+
+
+UNITS: Mapping[str, int] = {"days": 86_400, "hours": 3_600, "seconds": 1}
+"""Units in which pages take and show a time, the longest first, in seconds."""
+
+
+def split_duration(seconds: int | None) -> tuple[int | str, str]:
+    """Return a time as a form shows it: its count, and the longest of UNITS in which that is a whole number. An empty count for none."""
+    if seconds is None:
+        return "", next(iter(UNITS))
+    unit = next(name for name, length in UNITS.items() if seconds % length == 0)
+    return seconds // UNITS[unit], unit
+
+
+def show_duration(language: str, seconds: int) -> str:
+    """Return a time in the longest of UNITS in which it is a whole number."""
+    count, unit = split_duration(seconds)
+    return units.format_unit(count, f"duration-{unit[:-1]}", locale=language)

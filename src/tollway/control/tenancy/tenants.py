@@ -316,6 +316,13 @@ def list_service_accounts(tx: TenantTx, project_id: str, window: PageWindow) -> 
     return storage.list_service_accounts(tx, project_id, window)
 
 
+def list_service_account_keys(tx: TenantTx, project_id: str, account_id: str) -> list[str]:
+    """Return the ids of the keys of a service account that were not revoked: those that end when it is deleted. Raises
+    RESOURCE_UNKNOWN."""
+    get_service_account(tx, project_id, account_id)
+    return stored_keys.list_service_account_keys(tx, account_id)
+
+
 def delete_service_account(tx: TenantTx, project_id: str, account_id: str, now: int) -> int:
     """Delete a service account and revoke its keys. Returns the version at which no gateway takes them any more."""
     publish.lock(tx)

@@ -13,8 +13,8 @@ from tollway.control.console.routing import Page, TenantPage
 from tollway.control.console.routing import router as new_router
 from tollway.control.console.tenant.keys import GRACE_SECONDS
 from tollway.control.console.tenant.members import list_organization_roles
-from tollway.control.console.tenant.projects import LIFETIMES_DAYS
-from tollway.domain.faults import PARAMETER_INVALID, Fault
+from tollway.control.console.tenant.projects import LIFETIMES_DAYS, read_lifetime
+from tollway.domain.faults import Fault
 
 router = new_router()
 
@@ -44,10 +44,8 @@ def _show_list(page: Page, query: PageQuery, fault: Fault | None = None) -> Resp
 def add_admin_key(page: TenantPage, fields: Annotated[Form, form("name", "role", "lifetime_days")]) -> Response:
     """Create an admin key, and show its secret this once."""
     try:
-        days = fields["lifetime_days"]
-        if days and days not in map(str, LIFETIMES_DAYS):
-            raise Fault(PARAMETER_INVALID, param="lifetime_days", message=f"A key ends after {', '.join(map(str, LIFETIMES_DAYS))} days.")
-        values = {"name": fields["name"], "role": fields["role"], "expires_in_seconds": int(days) * 86_400 if days else None}
+        lifetime = read_lifetime(fields["lifetime_days"])
+        values = {"name": fields["name"], "role": fields["role"], "expires_in_seconds": lifetime}
         made = page.call(api_keys.create_admin_key, body=make_body(AdminKeyCreate, values))
     except Fault as fault:
         return _show_list(page, PageQuery(), fault)

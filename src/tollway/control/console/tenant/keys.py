@@ -10,8 +10,8 @@ from tollway.control.api.tenancy import projects
 from tollway.control.console.forms import Form, form, make_body, require_typed, split_list
 from tollway.control.console.routing import Page, TenantPage
 from tollway.control.console.routing import router as new_router
-from tollway.control.console.tenant.projects import LIFETIMES_DAYS, show_one_project
-from tollway.domain.faults import PARAMETER_INVALID, Fault
+from tollway.control.console.tenant.projects import read_lifetime, show_one_project
+from tollway.domain.faults import Fault
 from tollway.domain.rotation_schedules import GRACE_SECONDS_DEFAULT
 
 router = new_router()
@@ -27,22 +27,13 @@ GRACE_SECONDS = (0, 3_600, GRACE_SECONDS_DEFAULT, 7 * 86_400)
 def add_key(page: TenantPage, project_id: str, fields: Annotated[Form, form("name", "type", "models", "lifetime_days")]) -> Response:
     """Create a key, and show its secret this once."""
     try:
-        expires_at = _find_expiry(fields["lifetime_days"], page.plane.now() // 1_000_000)
+        lifetime = read_lifetime(fields["lifetime_days"])
+        expires_at = None if lifetime is None else page.plane.now() // 1_000_000 + lifetime
         values = {"name": fields["name"], "type": fields["type"], "models": split_list(fields["models"]) or None, "expires_at": expires_at}
         made = page.call(api_keys.create_project_key, project_id=project_id, body=make_body(KeyCreate, values))
     except Fault as fault:
         return show_one_project(page, project_id, fault=fault)
     return _show(page, project_id, made.id, secret=made.value)
-
-
-def _find_expiry(days: str, now: int) -> int | None:
-    """Return the instant (Unix seconds) at which a key with a lifetime ends; None for an empty one. Raises PARAMETER_INVALID."""
-    if not days:
-        return None
-    if days not in map(str, LIFETIMES_DAYS):
-        offered = ", ".join(map(str, LIFETIMES_DAYS))
-        raise Fault(PARAMETER_INVALID, param="lifetime_days", message=f"A key ends after {offered} days, or at the latest that is allowed.")
-    return now + int(days) * 86_400
 
 
 @router.get(ONE, include_in_schema=False)

@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import Query
 from starlette.responses import Response
 
-from tollway.control.api.identity import api_keys
+from tollway.control.api.identity import api_keys, service_accounts
 from tollway.control.api.schemas import PageQuery
 from tollway.control.api.tenancy import projects
 from tollway.control.api.tenancy.project_schemas import ProjectCreate, ProjectUpdate
@@ -14,7 +14,7 @@ from tollway.control.console.forms import Form, form, make_body, require_typed
 from tollway.control.console.routing import Page, TenantPage
 from tollway.control.console.routing import router as new_router
 from tollway.control.tenancy import tenants
-from tollway.domain.faults import Fault
+from tollway.domain.faults import PARAMETER_INVALID, Fault
 
 router = new_router()
 
@@ -23,6 +23,17 @@ ONE = PATH + "/{project_id}"
 
 LIFETIMES_DAYS = (1, 7, 30, 90, 365)
 """Lifetimes of a key that the form offers, beside none."""
+
+
+def read_lifetime(days: str) -> int | None:
+    """Return the lifetime of a key that a form chose in seconds; None for the latest that is allowed. Raises PARAMETER_INVALID."""
+    if not days:
+        return None
+    if days not in map(str, LIFETIMES_DAYS):
+        offered = ", ".join(map(str, LIFETIMES_DAYS))
+        raise Fault(PARAMETER_INVALID, param="lifetime_days", message=f"A key ends after {offered} days, or at the latest that is allowed.")
+    return int(days) * 86_400
+
 
 Listing = Annotated[PageQuery, Query()]
 
@@ -83,6 +94,7 @@ def show_one_project(page: Page, project_id: str, query: PageQuery | None = None
         keys=page.call(api_keys.list_project_keys, project_id=project_id, query=query or PageQuery()) if may_see_keys else None,
         may_create_key=page.allows(api_keys.create_project_key, project_id),
         may_write=page.allows(projects.update_project, project_id),
+        may_see_accounts=page.allows(service_accounts.list_service_accounts, project_id),
         lifetimes_days=LIFETIMES_DAYS,
     )
 
