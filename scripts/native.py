@@ -26,6 +26,7 @@ HOT = [
     "gateway/counters.py",
     "gateway/memory_counters.py",
     "gateway/deadlines.py",
+    "gateway/dialects/engine_json.py",
     "gateway/dialects/engine_usage.py",
     "gateway/dialects/openai_answers.py",
     "gateway/dialects/openai_stream.py",

@@ -113,7 +113,7 @@ class RequestIds:
             digits = self._digits = f"{self._random_bits(4 * count):0{count}x}"
             at = 0
         self._at = end = at + self._DIGITS
-        return f"{self._time}{_FRACTIONS[now_us - millisecond * 1000]}{digits[at:end]}"
+        return f"{self._time}{_FRACTIONS[now_us % 1000]}{digits[at:end]}"
 
 
 _FRACTIONS: Final = tuple(f"7{us * 4096 // 1000:03x}8" for us in range(1000))

@@ -1,22 +1,15 @@
-"""Engines' answers, read strictly: JSON of the API's shape, in UTF-8, or a fault."""
+"""An engine's answer as the dialects see it: what reading it needs to know of the request, the answer as read, and its usage report."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
-from tollway.domain import faults
 from tollway.domain.billing_classes import NOTHING, Quantities
 from tollway.domain.faults import Fault
 from tollway.domain.usage import Anomaly, UsageSource
 from tollway.engines.profile import EngineProfile
 from tollway.gateway.dialects.conversation import Conversation
-from tollway.wire import bodies
-
-T = TypeVar("T")
-
-ABSENT = msgspec.Raw(b"")
-NULL = msgspec.Raw(b"null")  # a Raw equals only a Raw, never bytes
 
 
 class Measure(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -95,35 +88,3 @@ class UsageReport(msgspec.Struct, frozen=True, gc=False):
 
 UNBELIEVABLE = UsageReport(NOTHING, Anomaly.INVALID, has_input=False, has_output=False)
 """A report of which nothing can be believed."""
-
-
-def is_absent(raw: msgspec.Raw) -> bool:
-    """Return whether a member is missing or null."""
-    return not raw or raw == NULL
-
-
-def check_text(data: bytes) -> None:
-    """Raise UnicodeDecodeError unless `data` is UTF-8: msgspec skips the members that no type asks for without looking inside."""
-    if not data.isascii():
-        data.decode()
-
-
-def decode(decoder: msgspec.json.Decoder[T], data: bytes, what: str) -> T:
-    """Return what an engine sent, read as its dialect's shape. Raises Fault upstream_invalid if it has another shape or is not UTF-8."""
-    try:
-        read = decoder.decode(data)
-        check_text(data)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise Fault(faults.UPSTREAM_INVALID, detail=f"{what} is not of the API's shape: {type(error).__name__}") from None
-    return read
-
-
-def rename_model(body: bytes, context: AnswerContext) -> bytes:
-    """Return an answer under the model's public name, verbatim in all else."""
-    if context.upstream_model == context.public_model:
-        return body
-    members: dict[str, Any] = dict(bodies.members(body))
-    if "model" not in members:
-        return body
-    members["model"] = msgspec.json.encode(context.public_model)
-    return bodies.join(members)

@@ -8,9 +8,10 @@ from tollway.domain.billing_classes import Quantities
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
 from tollway.gateway.dialects import messages, messages_as_chat
-from tollway.gateway.dialects.answers import Answer, AnswerContext, is_absent
+from tollway.gateway.dialects.answers import Answer, AnswerContext
 from tollway.gateway.dialects.counting import count_as_tokenize
 from tollway.gateway.dialects.dialect import Dialect
+from tollway.gateway.dialects.engine_json import is_absent
 from tollway.gateway.dialects.prompt_salt import salt_system
 
 

@@ -11,8 +11,9 @@ from tollway.domain import faults
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import Fault
 from tollway.gateway.dialects import tokenize
-from tollway.gateway.dialects.answers import Answer, AnswerContext, decode
+from tollway.gateway.dialects.answers import Answer, AnswerContext
 from tollway.gateway.dialects.dialect import Translation
+from tollway.gateway.dialects.engine_json import decode
 from tollway.gateway.dialects.openai_stream import OpenAIStream
 
 TranslateRequest = Callable[[Mapping[str, Any], Collection[str]], dict[str, Any]]

@@ -19,7 +19,7 @@ import msgspec
 from tollway.domain import faults
 from tollway.domain.faults import Fault
 from tollway.engines.profile import EngineProfile
-from tollway.gateway.dialects.answers import ABSENT, is_absent
+from tollway.gateway.dialects.engine_json import ABSENT, is_absent
 
 _ERROR = msgspec.Raw(b'"error"')
 """Member `object` of an error."""

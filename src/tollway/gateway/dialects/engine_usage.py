@@ -11,7 +11,8 @@ import msgspec
 
 from tollway.domain.billing_classes import BILLING_CLASSES, NOTHING, BillingClassRow, Direction, OtherClasses, Quantities
 from tollway.domain.usage import TOKENS_MAX, Anomaly
-from tollway.gateway.dialects.answers import ABSENT, UNBELIEVABLE, AnswerContext, UsageReport, is_absent
+from tollway.gateway.dialects.answers import UNBELIEVABLE, AnswerContext, UsageReport
+from tollway.gateway.dialects.engine_json import ABSENT, is_absent
 
 _number = msgspec.json.Decoder(int | float)
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])

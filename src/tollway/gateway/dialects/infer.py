@@ -25,9 +25,10 @@ from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
 from tollway.domain.usage import TOKENS_MAX
 from tollway.gateway.dialects import fields
-from tollway.gateway.dialects.answers import ABSENT, Answer, AnswerContext, Measure, UsageReport, decode, is_absent
+from tollway.gateway.dialects.answers import Answer, AnswerContext, Measure, UsageReport
 from tollway.gateway.dialects.dialect import PLAIN_PROMPT_TOKENS_ADDED, Dialect
 from tollway.gateway.dialects.engine_errors import check_no_error
+from tollway.gateway.dialects.engine_json import ABSENT, decode, is_absent
 from tollway.gateway.dialects.engine_usage import check_report
 from tollway.gateway.dialects.fields import Check
 from tollway.gateway.dialects.openai_stream import OpenAIStream

@@ -9,10 +9,11 @@ from tollway.domain.billing_classes import Quantities
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
 from tollway.gateway.dialects import responses, responses_as_chat
-from tollway.gateway.dialects.answers import ABSENT, Answer, AnswerContext, decode, is_absent
+from tollway.gateway.dialects.answers import Answer, AnswerContext
 from tollway.gateway.dialects.counting import count_as_tokenize
 from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.dialects.engine_errors import check_no_error
+from tollway.gateway.dialects.engine_json import ABSENT, decode, is_absent
 from tollway.gateway.dialects.fields import Check
 from tollway.gateway.dialects.prompt_salt import salt_instructions
 from tollway.wire.errors import openai_error

@@ -15,9 +15,10 @@ from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
 from tollway.domain.usage import TOKENS_MAX, Anomaly, ServiceTier, UsageSource
 from tollway.gateway.dialects import fields, messages_as_chat
-from tollway.gateway.dialects.answers import ABSENT, UNBELIEVABLE, Answer, AnswerContext, UsageReport, decode, is_absent, rename_model
+from tollway.gateway.dialects.answers import UNBELIEVABLE, Answer, AnswerContext, UsageReport
 from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.dialects.engine_errors import read_fault
+from tollway.gateway.dialects.engine_json import ABSENT, decode, is_absent, rename_model
 from tollway.gateway.dialects.engine_usage import cap_input, cap_output, check_report, read_counts
 from tollway.gateway.dialects.fields import Check
 from tollway.gateway.dialects.prompt_salt import salt_system

@@ -8,8 +8,9 @@ from tollway.domain import faults
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import Fault
 from tollway.domain.usage import TOKENS_MAX, Anomaly, UsageSource
-from tollway.gateway.dialects.answers import ABSENT, Answer, AnswerContext, UsageReport, check_text, decode, is_absent, rename_model
+from tollway.gateway.dialects.answers import Answer, AnswerContext, UsageReport
 from tollway.gateway.dialects.engine_errors import read_fault
+from tollway.gateway.dialects.engine_json import ABSENT, check_text, decode, is_absent, rename_model
 from tollway.gateway.dialects.engine_usage import UsageNames, check_report, read_totals, scale_to_answer
 from tollway.gateway.dialects.openai_shapes import AnswerObject, Choice, UsageObject
 

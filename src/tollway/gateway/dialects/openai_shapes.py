@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from tollway.gateway.dialects.answers import ABSENT
+from tollway.gateway.dialects.engine_json import ABSENT
 
 
 class Choice(msgspec.Struct):

@@ -14,8 +14,9 @@ from tollway.domain import faults
 from tollway.domain.billing_classes import NOTHING, Quantities
 from tollway.domain.faults import Fault
 from tollway.domain.usage import TOKENS_MAX, Anomaly, UsageSource
-from tollway.gateway.dialects.answers import ABSENT, NULL, AnswerContext, UsageReport, check_text, decode, is_absent
+from tollway.gateway.dialects.answers import AnswerContext, UsageReport
 from tollway.gateway.dialects.engine_errors import is_error_event, is_named_error, read_fault
+from tollway.gateway.dialects.engine_json import ABSENT, NULL, check_text, decode, is_absent
 from tollway.gateway.dialects.engine_usage import cap_input, cap_output, merge_sequences
 from tollway.gateway.dialects.openai_answers import list_choices, read_finish, read_usage
 from tollway.gateway.dialects.openai_shapes import CountedChoice, CountedEvent, Delta, Event, RegularEvent

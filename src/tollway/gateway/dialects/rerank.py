@@ -10,9 +10,10 @@ from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
 from tollway.domain.usage import TOKENS_MAX
 from tollway.gateway.dialects import fields
-from tollway.gateway.dialects.answers import ABSENT, Answer, AnswerContext, decode, is_absent, rename_model
+from tollway.gateway.dialects.answers import Answer, AnswerContext
 from tollway.gateway.dialects.dialect import PLAIN_PROMPT_TOKENS_ADDED, Dialect
 from tollway.gateway.dialects.engine_errors import check_no_error
+from tollway.gateway.dialects.engine_json import ABSENT, decode, is_absent, rename_model
 from tollway.gateway.dialects.engine_usage import check_report, read_input
 from tollway.gateway.dialects.fields import Check
 from tollway.gateway.dialects.openai_requests import NOT_FORWARDED

@@ -17,10 +17,11 @@ from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
 from tollway.domain.usage import TOKENS_MAX, Anomaly, UsageSource
 from tollway.gateway.dialects import fields, openai_requests, responses_as_chat
-from tollway.gateway.dialects.answers import ABSENT, Answer, AnswerContext, decode, is_absent, rename_model
+from tollway.gateway.dialects.answers import Answer, AnswerContext
 from tollway.gateway.dialects.conversation import identify_response
 from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.dialects.engine_errors import check_no_error, read_fault
+from tollway.gateway.dialects.engine_json import ABSENT, decode, is_absent, rename_model
 from tollway.gateway.dialects.engine_usage import UsageNames, check_report, read_totals
 from tollway.gateway.dialects.fields import MESSAGES_MAX, Check
 from tollway.gateway.dialects.openai_requests import SERVICE_TIERS

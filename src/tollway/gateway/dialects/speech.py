@@ -17,8 +17,9 @@ from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
 from tollway.domain.usage import Anomaly, UsageSource
 from tollway.gateway.dialects import fields
-from tollway.gateway.dialects.answers import Answer, AnswerContext, Measure, UsageReport, is_absent
+from tollway.gateway.dialects.answers import Answer, AnswerContext, Measure, UsageReport
 from tollway.gateway.dialects.dialect import PLAIN_PROMPT_TOKENS_ADDED, Dialect
+from tollway.gateway.dialects.engine_json import is_absent
 from tollway.gateway.dialects.engine_usage import check_report, read_counts
 from tollway.gateway.dialects.fields import Check
 from tollway.gateway.dialects.openai_requests import NOT_FORWARDED

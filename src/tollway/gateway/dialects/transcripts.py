@@ -16,9 +16,10 @@ from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
 from tollway.domain.usage import Anomaly, UsageSource
 from tollway.gateway.dialects import fields
-from tollway.gateway.dialects.answers import ABSENT, Answer, AnswerContext, Measure, UsageReport, decode, is_absent, rename_model
+from tollway.gateway.dialects.answers import Answer, AnswerContext, Measure, UsageReport
 from tollway.gateway.dialects.dialect import PLAIN_PROMPT_TOKENS_ADDED, Dialect
 from tollway.gateway.dialects.engine_errors import check_no_error, is_error_event, is_named_error, read_fault
+from tollway.gateway.dialects.engine_json import ABSENT, decode, is_absent, rename_model
 from tollway.gateway.dialects.engine_usage import check_report, read_counts
 from tollway.gateway.dialects.fields import Check
 from tollway.gateway.dialects.openai_requests import NOT_FORWARDED

@@ -18,8 +18,9 @@ from tollway.domain.billing_classes import NOTHING, Quantities
 from tollway.domain.faults import Fault
 from tollway.domain.usage import Anomaly, UsageSource
 from tollway.gateway.dialects import openai_answers
-from tollway.gateway.dialects.answers import Answer, AnswerContext, decode
+from tollway.gateway.dialects.answers import Answer, AnswerContext
 from tollway.gateway.dialects.engine_fields import ENGINE_FIELDS
+from tollway.gateway.dialects.engine_json import decode
 from tollway.gateway.dialects.openai_stream import OpenAIStream
 from tollway.native import EventTemplate
 

@@ -12,8 +12,9 @@ import msgspec
 
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.usage import Anomaly, UsageSource
-from tollway.gateway.dialects.answers import ABSENT, AnswerContext, decode, is_absent
+from tollway.gateway.dialects.answers import AnswerContext
 from tollway.gateway.dialects.engine_errors import is_error_event, is_named_error, read_fault
+from tollway.gateway.dialects.engine_json import ABSENT, decode, is_absent
 from tollway.native import EventTemplate
 from tollway.wire import sse
 

@@ -8,7 +8,7 @@ import msgspec
 
 from tollway.domain import faults
 from tollway.domain.faults import Fault
-from tollway.gateway.dialects.answers import ABSENT, is_absent
+from tollway.gateway.dialects.engine_json import ABSENT, is_absent
 from tollway.gateway.media.admission import check_items
 from tollway.gateway.media.bounds import MediaBounds
 from tollway.wire import bodies
