@@ -1,10 +1,12 @@
-"""The cost of invoicing: `python -m bench.invoicing [INVOICES] [--events EACH] [--database postgres]`.
+"""The cost of invoicing: `python -m bench.invoicing [ORGANIZATIONS] [--events EACH] [--collected N] [--invoiced N] [--database postgres]`.
 
-INVOICES organizations send EACH requests in one month. The records go through the collector, in batches as the link delivers them: no
-event is copied or inserted beside it. Then the jobs of control close the months, and draft and issue the invoices, as they do in production
-with a grace period of no days. Each of these steps is told with its time, the CPU of this process and the peak of its memory meanwhile; at
-last the time in which the PDFs of some invoices are set. The same command with ten times as many invoices says whether all of it is linear.
-A tenth of the organizations has a contract, and a tenth burns credit.
+ORGANIZATIONS send EACH requests in one month. The records of the first of them go through the collector, in batches as the link delivers
+them; the others get copies of what it stored for those, in bulk and under ids of their own: events, ledger, periods and draws on credit,
+but not the rollups, which neither closing nor invoicing reads. Then the jobs of control close the months, and draft and issue the invoices,
+as they do in production with a grace period of no days. Each of these steps is told with its time, the CPU of this process and the peak of
+its memory meanwhile; at last the time in which the PDFs of some invoices are set. The same command with ten times as many organizations
+says whether all of it is linear. With --invoiced only so many of them are closed and invoiced, beside the events of all. A tenth of the
+organizations has a contract, and a tenth burns credit.
 """
 
 import argparse
@@ -14,8 +16,9 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,24 +39,42 @@ from tollway.domain.billing_classes import Quantities, UnitPrices
 from tollway.domain.contracts import ContractTerms, Fee
 from tollway.domain.credits import GrantCategory
 from tollway.domain.invoices import decode_document
+from tollway.domain.ledger import Account, Entry, Posting, UsageCause
+from tollway.domain.pages import PageWindow
 from tollway.domain.prices import PriceVersion
 from tollway.domain.proofs import hash_price
 from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Admit, Close, Final, Outcome, Record, UsageSource, encode
 from tollway.serve import garbage
-from tollway.storage import schema, schema_invoices
+from tollway.storage import ledger, schema, schema_credits, schema_invoices, schema_money
+from tollway.storage import periods as stored_periods
 from tollway.storage.database import Database, PlatformTx
 from tollway.storage.record_archive import Archive
 from tollway.wire.segments import extend, first_chain
 
-INVOICES, EVENTS_EACH = 1_000, 1_000
+ORGANIZATIONS, EVENTS_EACH = 1_000, 1_000
+
+COLLECTED = 100
+"""Organizations whose records go through the collector."""
+
+KINDS = 10
+"""Every organization with the same last digit has the same contract and credit."""
 
 BATCH_EVENTS = 3_600
 """Events that fit the 4 MiB of one delivery."""
 
 MODELS = 8
 
+FILLED_MAX = 50
+"""Organizations that one transaction adds, which has a deadline."""
+
+COPIES_MAX = 100
+"""Copies of one organization that one transaction stores."""
+
 PDFS = 60
 """Invoices that are set as PDF."""
+
+MARK_BITS = 16
+"""The last bits of each id are 0 where the collector wrote it, and the number of the copy elsewhere."""
 
 START_AT = 1_793_491_200_000_000  # 2026-11-01
 DAY_US = 86_400_000_000
@@ -65,6 +86,21 @@ NODE = "node_" + "0" * 32
 def organization_id(number: int) -> str:
     """Return the id of an organization."""
     return f"org_{number + 1:032x}"
+
+
+def project_id(number: int) -> str:
+    """Return the id of an organization's one project."""
+    return f"proj_{number:032x}"
+
+
+def key_id(number: int) -> str:
+    """Return the id of an organization's one key."""
+    return f"key_{number:032x}"
+
+
+def grant_id(number: int) -> str:
+    """Return the id of an organization's credit, if it has any."""
+    return ids.new_id(ids.CREDIT_GRANT, START_AT, number)
 
 
 def make_price(model: int) -> PriceVersion:
@@ -107,15 +143,16 @@ def fill(database: Database, organizations: int) -> None:
     terms = ContractTerms(
         name="Plan", currency="EUR", discount_bp=1_000, fees=(Fee(name="Platform", amount_pico=49 * 10**12, is_per_seat=False),)
     )
-    for number in range(organizations):
+    for start in range(0, organizations, FILLED_MAX):
         with database.platform() as tx:
-            parties.put_account(tx, msgspec.structs.replace(BUYER, organization_id=organization_id(number)), now=10)
-            if number % 10 == 1:
-                wanted = WantedContract(START_AT, START_AT + DAYS * DAY_US, terms)
-                contract_id = ids.new_id(ids.CONTRACT, START_AT, number)
-                contracts.create(tx, organization_id(number), wanted, id=contract_id, now=START_AT - DAY_US)
-            if number % 10 == 2:
-                _grant(tx, number)
+            for number in range(start, min(start + FILLED_MAX, organizations)):
+                parties.put_account(tx, msgspec.structs.replace(BUYER, organization_id=organization_id(number)), now=10)
+                if number % KINDS == 1:
+                    wanted = WantedContract(START_AT, START_AT + DAYS * DAY_US, terms)
+                    contract_id = ids.new_id(ids.CONTRACT, START_AT, number)
+                    contracts.create(tx, organization_id(number), wanted, id=contract_id, now=START_AT - DAY_US)
+                if number % KINDS == 2:
+                    _grant(tx, number)
 
 
 def _grant(tx: PlatformTx, number: int) -> None:
@@ -131,7 +168,7 @@ def _grant(tx: PlatformTx, number: int) -> None:
         project_id=None,
         model="",
     )
-    credits.create_grant(tx, organization_id(number), wanted, id=ids.new_id(ids.CREDIT_GRANT, START_AT, number), now=START_AT - DAY_US)
+    credits.create_grant(tx, organization_id(number), wanted, id=grant_id(number), now=START_AT - DAY_US)
 
 
 def make_batches(organizations: int, events_each: int) -> Iterator[tuple[int, bytes]]:
@@ -142,11 +179,11 @@ def make_batches(organizations: int, events_each: int) -> Iterator[tuple[int, by
     for number in range(total):
         at, organization, model = START_AT + number * DAYS * DAY_US // total, number % organizations, chance.randrange(MODELS)
         of = Admit(
-            request_id=ids.new_id(ids.REQUEST, at, chance.getrandbits(ids.RANDOM_BITS)),
+            request_id=ids.new_id(ids.REQUEST, at, chance.getrandbits(ids.RANDOM_BITS - MARK_BITS) << MARK_BITS),
             admitted_at=at,
             organization_id=organization_id(organization),
-            project_id=f"proj_{organization:032x}",
-            key_id=f"key_{organization:032x}",
+            project_id=project_id(organization),
+            key_id=key_id(organization),
             model=f"model-{model}",
             endpoint="chat/completions",
             stream=True,
@@ -183,10 +220,72 @@ def take_events(database: Database, archive: Archive, organizations: int, events
         assert not told.quarantined, told
 
 
-def close_months(database: Database) -> None:
-    """Have the job close the month of each organization."""
-    waiting = automatic_closing.close_due(database, 1, holder="bench", now=_now, is_stopping=_go_on, log=lambda line: None)
-    assert waiting == 0, waiting
+def copy_usage(database: Database, organizations: int, collected: int) -> None:
+    """Give the other organizations copies of what the collector stored for the first `collected`, which is a multiple of KINDS."""
+    for number in range(collected):
+        copies = range(number + collected, organizations, collected)
+        for start in range(0, len(copies), COPIES_MAX):
+            with database.platform() as tx:
+                if not database.is_sqlite:
+                    tx.connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+                _copy_usage(tx, number, copies[start : start + COPIES_MAX], collected)
+
+
+def _copy_usage(tx: PlatformTx, original: int, copies: Sequence[int], collected: int) -> None:
+    """Copy the usage of an organization to others of its kind."""
+    periods = stored_periods.open_calendars(tx, map(organization_id, copies))
+    for calendar in periods.values():
+        calendar.place(START_AT)
+    stored_periods.insert_cut(tx, periods.values(), NOW)
+    columns = [sa.column(name, sa.String) for name in ("organization_id", "project_id", "key_id", "grant_id", "mark")]
+    names = [(organization_id(each), project_id(each), key_id(each), grant_id(each), _mark("0000", each, collected)) for each in copies]
+    new = sa.values(*columns, name="copies").data(names).cte("copies").c
+    own = organization_id(original)
+
+    def copy(table: sa.Table, condition: sa.ColumnElement[bool], **changes: sa.ColumnElement[str]) -> None:
+        values = [changes.get(column.name, column) for column in table.c]
+        query = sa.select(*values).select_from(table).join(new.mark.table, sa.true()).where(condition)
+        tx.connection.execute(table.insert().from_select(table.c.keys(), query))
+
+    def marked(column: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
+        digits = MARK_BITS // 4
+        return sa.func.substr(column, 1, sa.func.length(column) - digits).concat(new.mark)
+
+    events, draws = schema_money.usage_events, schema_credits.credit_draws
+    place = {"organization_id": new.organization_id, "project_id": new.project_id, "key_id": new.key_id}
+    of_month = sa.and_(events.c.organization_id == own, events.c.period_at == START_AT)
+    copy(events, of_month, event_id=marked(events.c.event_id), **place)
+    copy(draws, draws.c.organization_id == own, organization_id=new.organization_id, grant_id=new.grant_id)
+    ledger.post(tx, [_copy_posting(posting, each, collected) for posting in _list_postings(tx, own) for each in copies], NOW)
+
+
+def _list_postings(tx: PlatformTx, organization: str) -> list[Posting]:
+    """Return the transactions that book the usage of an organization."""
+    window = PageWindow(after=None, limit=1_000_000)
+    postings = ledger.list_period_transactions(tx, window, organization, START_AT).items
+    return [posting for posting in postings if isinstance(posting.cause, UsageCause)]
+
+
+def _copy_posting(posting: Posting, number: int, collected: int) -> Posting:
+    """Return the same transaction of another organization."""
+    own, name = posting.organization_id, organization_id(number)
+    entries = tuple(
+        Entry(Account(name, entry.account.kind, entry.account.currency), entry.amount_pico) if entry.account.owner == own else entry
+        for entry in posting.entries
+    )
+    return replace(posting, id=_mark(posting.id, number, collected), organization_id=name, entries=entries)
+
+
+def _mark(id: str, number: int, collected: int) -> str:
+    """Return the id with the number of a copy in place of its last bits."""
+    return f"{id[: -MARK_BITS // 4]}{number // collected:0{MARK_BITS // 4}x}"
+
+
+def close_months(database: Database, count: int) -> None:
+    """Have the job close the months of the first so many organizations."""
+    closed = list[object]()
+    automatic_closing.close_due(database, 1, holder="bench", now=_now, is_stopping=lambda: len(closed) == count, log=closed.append)
+    assert len(closed) == count, len(closed)
 
 
 def issue_invoices(database: Database, count: int) -> None:
@@ -268,19 +367,28 @@ def opened(kind: str, directory: Path) -> Iterator[Database]:
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(prog="python -m bench.invoicing", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("invoices", nargs="?", type=int, default=INVOICES, help=f"organizations, one invoice each (default {INVOICES})")
+    parser.add_argument("organizations", nargs="?", type=int, default=ORGANIZATIONS, help=f"one invoice each (default {ORGANIZATIONS})")
     parser.add_argument("--events", type=int, default=EVENTS_EACH, help=f"of each organization (default {EVENTS_EACH})")
+    parser.add_argument("--collected", type=int, default=COLLECTED, help=f"organizations whose records are collected (default {COLLECTED})")
+    parser.add_argument("--invoiced", type=int, help="organizations that are invoiced (default all)")
     parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite")
     told = parser.parse_args()
-    events = told.invoices * told.events
-    print(f"{told.invoices:,} invoices from {events:,} events on {told.database}, load of the machine {os.getloadavg()[0]:.1f}", flush=True)
+    organizations, collected = told.organizations, min(told.collected, told.organizations)
+    if collected < organizations and collected % KINDS:
+        parser.error(f"--collected: a multiple of {KINDS}")
+    events, invoices = organizations * told.events, min(told.invoiced or organizations, organizations)
+    print(f"{organizations:,} organizations, {events:,} events on {told.database}, {invoices:,} of them invoiced;", end=" ")
+    print(f"load of the machine {os.getloadavg()[0]:.1f}", flush=True)
     with tempfile.TemporaryDirectory(prefix="tollway-invoicing-") as name, opened(told.database, Path(name)) as database:
         archive = Archive(Path(name) / "archive")
-        fill(database, told.invoices)
+        fill(database, organizations)
         garbage.settle()  # as a control process does when it is ready
-        measure("collected", events, "event", lambda: take_events(database, archive, told.invoices, told.events))
-        measure("closed", told.invoices, "month", lambda: close_months(database))
-        measure("drafted and issued", told.invoices, "invoice", lambda: issue_invoices(database, told.invoices))
+        measure("collected", collected * told.events, "event", lambda: take_events(database, archive, collected, told.events))
+        if collected < organizations:
+            copied = events - collected * told.events
+            measure("copied", copied, "event", lambda: copy_usage(database, organizations, collected))
+        measure("closed", invoices, "month", lambda: close_months(database, invoices))
+        measure("drafted and issued", invoices, "invoice", lambda: issue_invoices(database, invoices))
         taken = set_pdfs(database)
     for what, seconds in (("wall", [each.wall for each in taken]), ("CPU", [each.cpu for each in taken])):
         p95 = sorted(seconds)[-1 - len(seconds) // 20]

@@ -361,7 +361,7 @@ class PerClass(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     def get(self, billing_class: BillingClass) -> int:
         """Return the value of one class."""
-        holder = self.other if billing_class in OTHER_CLASSES else self
+        holder = self if billing_class in _COMMON_CLASSES else self.other
         value: int = 0 if holder is None else getattr(holder, billing_class)
         return value
 

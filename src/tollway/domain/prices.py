@@ -97,10 +97,11 @@ def rate(billed: Quantities, unit_prices: UnitPrices) -> list[RatedLine]:
     `billed` is what the outcome policy lets through (`usage.billed`). The sum of the lines is the event's cost. Raises OverflowError if a
     line does not fit a signed 64-bit column (about 9.2 million currency units), which no bounded request can reach.
     """
+    found = amounts(billed, unit_prices)
     return [
-        RatedLine(billing_class, billed.get(billing_class), unit_prices.get(billing_class), amount_pico)
-        for billing_class, amount_pico in zip(BillingClass, amounts(billed, unit_prices).values(), strict=True)
-        if billed.get(billing_class) and (billing_class is not BillingClass.REQUEST or amount_pico)
+        RatedLine(billing_class, quantity, unit_prices.get(billing_class), found.get(billing_class))
+        for billing_class, quantity in billed.items()
+        if billing_class is not BillingClass.REQUEST or found.request
     ]
 
 
