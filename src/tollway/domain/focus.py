@@ -10,12 +10,13 @@ decimal strings: nothing here is a float.
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Final, NamedTuple
 
 from tollway.domain.billing_classes import BILLING_CLASSES, PER_MILLION, Unit
+from tollway.domain.contracts import WHOLE_BP
 from tollway.domain.contracts import LineKind as ContractLineKind
 from tollway.domain.csv_cells import escape_text
 from tollway.domain.invoices import (
@@ -29,7 +30,7 @@ from tollway.domain.invoices import (
     UsageKey,
     find_step,
 )
-from tollway.domain.money import PICO, format_amount
+from tollway.domain.money import PICO, format_amount, round_half_up
 
 SERVICE_NAME: Final = "Model inference"
 
@@ -61,8 +62,10 @@ COLUMNS: Final = (
     "CommitmentDiscountCategory",
     "CommitmentDiscountId",
     "CommitmentDiscountName",
+    "CommitmentDiscountQuantity",
     "CommitmentDiscountStatus",
     "CommitmentDiscountType",
+    "CommitmentDiscountUnit",
     "ConsumedQuantity",
     "ConsumedUnit",
     "ContractedCost",
@@ -123,6 +126,15 @@ class UsageShare(NamedTuple):
     list_unit_pico: int
 
 
+class Commitment(NamedTuple):
+    """Amounts of a document by a contract with a prepaid commitment, in pico-currency: what was bought, and what usage drew on it."""
+
+    contract_id: str
+    name: str
+    bought_pico: int
+    drawn_pico: int
+
+
 Shares = Mapping[UsageKey, Mapping[UsageShare, int]]
 """Shares of each line of usage, in pico-currency."""
 
@@ -137,30 +149,68 @@ def find_missing_line(document: Document, shares: Shares) -> InvoiceLine | None:
     return None
 
 
-def make_rows(document: Document, shares: Shares, project_names: Mapping[str, str]) -> Iterator[Row]:
-    """Yield the rows of an issued document, whose shares are all there (`find_missing_line`). Those of a credit note are negative."""
+def make_rows(
+    document: Document, shares: Shares, project_names: Mapping[str, str], commitments: Sequence[Commitment] = ()
+) -> Iterator[Row]:
+    """Yield the rows of an issued document, whose shares are all there (`find_missing_line`). Those of a credit note are negative.
+    `commitments`: of the contracts that its lines and allowances come from."""
     sign, step = -1 if document.kind is InvoiceKind.CREDIT_NOTE else 1, find_step(document.currency)
     rest_pico = sign * document.totals.gross_minor * step
+    listed_pico = effective_pico = 0
+    bought = iter([each for each in commitments if each.bought_pico])  # in the order of their lines
     for line in document.lines:
+        billed_pico = sign * line.amount_pico
+        rest_pico -= billed_pico
         if line.kind in _USAGE:
-            yield from _make_usage_rows(document, line, shares.get(key_of(line), {}), project_names, sign)
-        else:
-            yield _make_line_row(document, line, sign)
-        rest_pico -= sign * line.amount_pico
+            of_line = shares.get(key_of(line), {})
+            listed_pico += sign * sum(_list_share(share, pico, line.unit_price_pico) for share, pico in of_line.items())
+            effective_pico += billed_pico
+            yield from _make_usage_rows(document, line, of_line, project_names, sign)
+            continue
+        is_prepayment = line.kind is LineKind.CONTRACT and line.description == ContractLineKind.PREPAYMENT
+        listed_pico += billed_pico
+        effective_pico += 0 if is_prepayment else billed_pico  # what is paid ahead is effective when usage draws on it
+        yield _make_line_row(document, line, sign, next(bought, None) if is_prepayment else None, is_prepaid=is_prepayment)
     for allowance in document.allowances:
         pico = -sign * allowance.amount_pico
+        rest_pico -= pico
+        listed_pico += pico
         # Paid credit and commitments were bought before: they settle the usage, whose cost stays effective. All else makes usage cheaper.
-        effective_pico = 0 if allowance.kind in (AllowanceKind.PAID, AllowanceKind.COMMITMENT) else pico
+        is_bought = allowance.kind in (AllowanceKind.PAID, AllowanceKind.COMMITMENT)
+        effective_pico += 0 if is_bought else pico
         text = allowance.kind.replace("_", " ").capitalize()
         text = text if allowance.kind in CONTRACT_ALLOWANCES else f"{text} credit"
-        yield _make_row(document, ChargeCategory.CREDIT, text, billed_pico=pico, effective_pico=effective_pico)
-        rest_pico -= pico
+        drawn = [each for each in commitments if each.drawn_pico] if allowance.kind is AllowanceKind.COMMITMENT else []
+        if sum(each.drawn_pico for each in drawn) != allowance.amount_pico:
+            yield _make_row(document, ChargeCategory.CREDIT, text, billed_pico=pico, effective_pico=0 if is_bought else pico)
+            continue
+        for each in drawn:
+            row = _make_row(document, ChargeCategory.CREDIT, text, billed_pico=-sign * each.drawn_pico, effective_pico=0)
+            yield row | _name_commitment(each)
     if document.totals.tax_minor:
         pico = sign * document.totals.tax_minor * step
-        yield _make_row(document, ChargeCategory.TAX, f"VAT {document.tax.country}", billed_pico=pico, effective_pico=pico)
+        row = _make_row(
+            document,
+            ChargeCategory.TAX,
+            f"VAT {document.tax.country}",
+            billed_pico=pico,
+            list_pico=_tax(listed_pico, document.tax.rate_bp),
+            effective_pico=_tax(effective_pico, document.tax.rate_bp),
+        )
+        yield row
         rest_pico -= pico
     if rest_pico:
         yield _make_row(document, ChargeCategory.ADJUSTMENT, "Rounding", billed_pico=rest_pico, effective_pico=rest_pico)
+
+
+def _tax(pico: int, rate_bp: int) -> int:
+    """Return the tax on an amount, to the pico: FOCUS has each cost of a tax be that on the same cost of what is taxed."""
+    return round_half_up(pico * rate_bp, WHOLE_BP)
+
+
+def _list_share(share: UsageShare, pico: int, unit_pico: int) -> int:
+    """Return what a share of a line costs at list prices."""
+    return pico // unit_pico * share.list_unit_pico
 
 
 def key_of(line: InvoiceLine) -> UsageKey:
@@ -183,7 +233,7 @@ def _make_usage_rows(
             line.description,
             billed_pico=sign * amount_pico,
             effective_pico=sign * amount_pico,
-            list_pico=sign * quantity * share.list_unit_pico,
+            list_pico=sign * _list_share(share, amount_pico, unit_pico),
         )
         start, end = _bounds_of_charge(document, line, share.day)
         yield row | {
@@ -209,21 +259,45 @@ def _make_usage_rows(
         }
 
 
-def _make_line_row(document: Document, line: InvoiceLine, sign: int) -> Row:
-    """Return the row of a line that is not usage."""
+def _make_line_row(document: Document, line: InvoiceLine, sign: int, bought: Commitment | None, *, is_prepaid: bool) -> Row:
+    """Return the row of a line that is not usage. `bought`: the commitment that it pays ahead."""
     pico = sign * line.amount_pico
     match line.kind:
         case LineKind.CORRECTION:
             category = ChargeCategory.ADJUSTMENT
         case LineKind.CREDIT:
             category = ChargeCategory.CREDIT
+        case _ if line.amount_pico < 0 or line.description.startswith(ContractLineKind.TIERED_PRICE):
+            category = ChargeCategory.ADJUSTMENT
         case _:
-            category = ChargeCategory.ADJUSTMENT if line.amount_pico < 0 else ChargeCategory.PURCHASE
+            category = ChargeCategory.PURCHASE
     is_correction = line.kind is LineKind.CORRECTION or document.corrects is not None
-    # What is paid ahead is effective when usage draws on it.
-    effective_pico = 0 if line.kind is LineKind.CONTRACT and line.description == ContractLineKind.PREPAYMENT else pico
-    row = _make_row(document, category, line.description, billed_pico=pico, effective_pico=effective_pico)
-    return row | {"ChargeClass": "Correction" if is_correction else "", "x_Model": line.model}
+    row = _make_row(document, category, line.description, billed_pico=pico, effective_pico=0 if is_prepaid else pico)
+    row |= {"ChargeClass": "Correction" if is_correction else "", "x_Model": line.model}
+    if category is ChargeCategory.PURCHASE:
+        row |= {
+            "ContractedUnitPrice": format_amount(line.amount_pico),
+            "ListUnitPrice": format_amount(line.amount_pico),
+            "PricingCategory": "Standard",
+            "PricingQuantity": str(sign),
+            "PricingUnit": "Units",
+            "SkuId": f"contract/{line.description.partition(':')[0]}",
+            "SkuPriceId": escape_text(f"contract/{line.description}"),
+        }
+    if bought is not None:
+        row |= _name_commitment(bought)
+        row |= {"CommitmentDiscountQuantity": format_amount(pico), "CommitmentDiscountUnit": document.currency}
+    return row
+
+
+def _name_commitment(commitment: Commitment) -> Row:
+    """Return the columns that say to which commitment a row belongs."""
+    return {
+        "CommitmentDiscountCategory": "Spend",
+        "CommitmentDiscountId": commitment.contract_id,
+        "CommitmentDiscountName": escape_text(commitment.name),
+        "CommitmentDiscountType": "Prepaid commitment",
+    }
 
 
 def _make_row(

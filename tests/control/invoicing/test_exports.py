@@ -14,16 +14,18 @@ import pytest
 from tests.control.auditing.test_audit import close_books
 from tests.control.invoicing.parties import BUYER, ENTITY_ID, FRENCH_BUYER, SELLER, add_parties
 from tests.control.invoicing.test_documents import credit, document_of, draft, fill_month, issue, refused
+from tests.control.money.test_contracts import agree
 from tests.control.money.test_credits import COST, add_grant
-from tests.control.money.test_periods import NOW, OCTOBER
+from tests.control.money.test_periods import NOW, OCTOBER, SEPTEMBER
 from tests.link.samples import ORGANIZATION
 from tollway.control.invoicing import books, focus_export, parties
 from tollway.domain import datev, focus
 from tollway.domain.billing_parties import Bookkeeping, LegalEntity, find_entity_problem
+from tollway.domain.contracts import Commitment, Fee
 from tollway.domain.credits import GrantCategory
 from tollway.domain.csv_cells import escape_text
 from tollway.domain.invoices import Document, InvoiceKind, find_step
-from tollway.domain.money import PICO
+from tollway.domain.money import PICO, format_minor
 from tollway.storage.database import Database
 from tollway.storage.invoices import StoredInvoice
 from tollway.storage.record_archive import Archive
@@ -55,6 +57,10 @@ NEVER_NULL = {
 """Columns that FOCUS 1.2 (or, of the last two, 1.3) does not let be null."""
 
 
+PRICED = ("ContractedUnitPrice", "ListUnitPrice", "PricingCategory", "PricingQuantity", "PricingUnit", "SkuId", "SkuPriceId")
+"""Columns that FOCUS 1.2 does not let be null in rows of usage and purchases, and wants to be null in those of tax."""
+
+
 def focus_rows(database: Database, invoice: StoredInvoice, *, is_daily: bool = True) -> list[dict[str, str]]:
     with database.platform(write=False) as tx:
         text = "".join(focus_export.write(tx, invoice, is_daily=is_daily))
@@ -63,7 +69,13 @@ def focus_rows(database: Database, invoice: StoredInvoice, *, is_daily: bool = T
         assert tuple(row) == focus.COLUMNS
         assert all(row[name] in values for name, values in ENUMS.items()), row
         assert all(row[name] for name in NEVER_NULL), row
-        assert (row["ChargeCategory"] == "Usage") == bool(row["SkuPriceId"]) == bool(row["ConsumedQuantity"])
+        assert (row["ChargeCategory"] == "Usage") == bool(row["ConsumedQuantity"])
+        is_priced = row["ChargeCategory"] in ("Usage", "Purchase")
+        assert all(is_priced == bool(row[name]) for name in PRICED), row
+        if is_priced:
+            assert Decimal(row["ListUnitPrice"]) * Decimal(row["PricingQuantity"]) == Decimal(row["ListCost"])
+            assert Decimal(row["ContractedUnitPrice"]) * Decimal(row["PricingQuantity"]) == Decimal(row["ContractedCost"])
+        assert all(bool(row["CommitmentDiscountId"]) == bool(row[f"CommitmentDiscount{each}"]) for each in ("Category", "Type"))
         assert row["BillingPeriodStart"] < row["BillingPeriodEnd"] and row["ChargePeriodStart"] < row["ChargePeriodEnd"]
     return rows
 
@@ -141,6 +153,40 @@ class TestFocus:
         credits = {row["ChargeDescription"]: row for row in rows if row["ChargeCategory"] == "Credit"}
         assert credits["Paid credit"]["EffectiveCost"] == "0"
         assert Decimal(credits["Promotional credit"]["EffectiveCost"]) == -Decimal(30 * COST) / PICO
+
+    def test_a_contract_is_bought_at_its_price_and_its_commitment_is_named_where_it_is_bought_and_drawn_on(
+        self, database: Database, archive: Archive
+    ) -> None:
+        contract = agree(
+            database,
+            SEPTEMBER.start_at,
+            OCTOBER.end_at,
+            discount_bp=1_000,
+            fees=(Fee(name="Platform", amount_pico=100 * PICO, is_per_seat=False),),
+            commitment=Commitment(amount_pico=5 * PICO, is_prepaid=True),
+        )
+        fill_month(database, archive)
+        add_parties(database)
+        issued = issue(database, draft(database)[0].id)
+        document, rows = document_of(issued), focus_rows(database, issued)
+        assert total(rows) == payable(document)
+
+        purchases = {row["SkuPriceId"]: row for row in rows if row["ChargeCategory"] == "Purchase"}
+        assert set(purchases) == {"contract/platform_fee: Platform", "contract/prepayment"}
+        paid_ahead = purchases["contract/prepayment"]
+        assert (paid_ahead["BilledCost"], paid_ahead["EffectiveCost"]) == ("5", "0")
+        assert (paid_ahead["CommitmentDiscountQuantity"], paid_ahead["CommitmentDiscountUnit"]) == ("5", "EUR")
+        drawn = next(row for row in rows if row["ChargeDescription"] == "Commitment")
+        usage = Decimal(200 * COST) / PICO
+        assert (Decimal(drawn["BilledCost"]), drawn["EffectiveCost"]) == (-usage * Decimal("0.9"), "0")
+        named = [(row["CommitmentDiscountId"], row["CommitmentDiscountName"]) for row in rows if row["CommitmentDiscountId"]]
+        assert named == [(contract.id, "Plan")] * 2
+
+        tax = next(row for row in rows if row["ChargeCategory"] == "Tax")
+        others = [row for row in rows if row["ChargeCategory"] != "Tax" and row["ChargeDescription"] != "Rounding"]
+        for column in ("ListCost", "EffectiveCost"):
+            assert abs(Decimal(tax[column]) - total(others, column) * Decimal("0.19")) < Decimal(1) / PICO
+        assert tax["ContractedCost"] == tax["BilledCost"] == format_minor(document.totals.tax_minor, 2)
 
     def test_a_draft_has_no_charges(self, database: Database, archive: Archive) -> None:
         fill_month(database, archive, 1)

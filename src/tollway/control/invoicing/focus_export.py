@@ -7,11 +7,13 @@ from typing import Final
 from tollway.control.invoicing.export_checks import read_issued
 from tollway.domain import focus
 from tollway.domain.billing_classes import BillingClass
+from tollway.domain.contracts import LineKind as ContractLineKind
 from tollway.domain.faults import STATE_CONFLICT, Fault
-from tollway.domain.focus import UsageShare
+from tollway.domain.focus import Commitment, UsageShare
 from tollway.domain.invoices import InvoiceState, LineKind, UsageKey
 from tollway.domain.money import format_amount
-from tollway.domain.periods import Period
+from tollway.domain.periods import Bounds, Period
+from tollway.storage import contracts as stored_contracts
 from tollway.storage import invoices as stored
 from tollway.storage import periods as stored_periods
 from tollway.storage import prices as stored_prices
@@ -43,7 +45,24 @@ def write(tx: Transaction, invoice: StoredInvoice, *, is_daily: bool) -> Iterato
         raise Fault(STATE_CONFLICT, message=f"{document.number} is not exported: {said} {format_amount(kept_pico)}. {hint}")
     projects = {share.project_id for each in shares.values() for share in each}
     names = stored_tenants.find_project_names(tx, sorted(projects))
-    return focus.write_rows(focus.make_rows(document, shares, names))
+    commitments = [] if found is None else _list_commitments(tx, found)
+    return focus.write_rows(focus.make_rows(document, shares, names, commitments))
+
+
+def _list_commitments(tx: Transaction, period: Period) -> list[Commitment]:
+    """Return what a period was charged and given back by contracts with a prepaid commitment, in order of time."""
+    booked = stored_contracts.find_charge(tx, period.organization_id, period.start_at)
+    if booked is None:
+        return []
+    valid = stored_contracts.list_valid(tx, period.organization_id, Bounds(period.start_at, period.end_at))
+    names = {contract.id: contract.terms.name for contract in valid}
+    found = []
+    for part in booked.charge.parts:
+        bought_pico = sum(line.amount_pico for line in part.lines if line.kind is ContractLineKind.PREPAYMENT)
+        drawn_pico = -sum(line.amount_pico for line in part.lines if line.kind is ContractLineKind.DRAWDOWN)
+        if bought_pico or drawn_pico:
+            found.append(Commitment(part.contract_id, names.get(part.contract_id, ""), bought_pico, drawn_pico))
+    return found
 
 
 def _sum_shares(tx: Transaction, period: Period, is_daily: bool) -> dict[UsageKey, Counter[UsageShare]]:
