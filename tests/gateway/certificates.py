@@ -3,6 +3,7 @@
 import datetime
 import ssl
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -35,6 +36,13 @@ def make(directory: Path, name: str, *, days: int = 1) -> tuple[str, str]:
     (directory / "key.pem").write_bytes(key.private_bytes(PEM, PRIVATE, serialization.NoEncryption()))
     (directory / "locked.pem").write_bytes(key.private_bytes(PEM, PRIVATE, serialization.BestAvailableEncryption(b"secret")))
     return str(directory / "chain.pem"), str(directory / "key.pem")
+
+
+def make_pem(name: str) -> str:
+    """Return a certificate for `name` as PEM, whose key is forgotten."""
+    with TemporaryDirectory() as directory:
+        chain, _ = make(Path(directory), name)
+        return Path(chain).read_text()
 
 
 def server_side(files: tuple[str, str]) -> ssl.SSLContext:

@@ -19,12 +19,15 @@ from typing import Any
 from urllib.parse import urlencode
 
 import httpx2
+import msgspec
 import pytest
 
 from reliability.platforms import Platform, serve
 from reliability.processes import WAIT_SECONDS, Running, Start
 from tests.collectors import Collected, http_collector
 from tests.control.eventing.receivers import Receiver, receiving
+from tests.gateway.certificates import make_pem
+from tests.tokens import make_p256
 from tollway.control.api.app import PUBLIC_ROUTERS
 from tollway.control.console.routers import ROUTERS as CONSOLE_ROUTERS
 from tollway.domain.events import TENANT_TYPES, EventType
@@ -304,6 +307,10 @@ def _administer(platform: Platform, planted: Planted, receivers: _Outside) -> No
         _post(admin, "/v1/organization/groups", {"name": "group"})
         account = _post(admin, f"/v1/organization/projects/{platform.tenant.project_id}/service_accounts", {"name": "account"})
         planted.plant("account-key", account["api_key"]["value"])
+        keys = {"type": "uploaded_jwks", "jwks": {"keys": [msgspec.to_builtins(make_p256("k").jwk)]}}
+        issuer = {"type": "oidc", "name": "programs", "issuer": "https://issuer.example", "audience": "a", "verification": keys}
+        _post(admin, "/v1/organization/workload_identity_providers", issuer)
+        _post(admin, "/v1/organization/certificates", {"name": "authority", "certificate": make_pem("authority")})
         planted.plant("second-admin-key", _post(admin, "/v1/organization/admin_api_keys", {"name": "second"})["value"])
         headers = {"x-export-key": planted.plant("export-header")}
         export = {"name": "export", "url": "http://127.0.0.1:1", "format": "otlp", "signals": ["traces"], "headers": headers}
@@ -506,6 +513,8 @@ def _list_ids(platform: Platform) -> tuple[dict[str, str], list[str]]:
             "admin_key_id": (admin, "/v1/organization/admin_api_keys"),
             "telemetry_export_id": (admin, "/v1/organization/telemetry_exports"),
             "service_account_id": (admin, f"/v1/organization/projects/{platform.tenant.project_id}/service_accounts"),
+            "identity_provider_id": (admin, "/v1/organization/workload_identity_providers"),
+            "certificate_id": (admin, "/v1/organization/certificates"),
             "contract_id": (admin, "/v1/organization/contracts"),
             "book_id": (operator, "/v1/platform/price_books"),
             "draft_id": (operator, "/v1/platform/price_drafts"),

@@ -1,7 +1,9 @@
 """An organization with requests of the last days, and people with different roles."""
 
 from collections.abc import Iterator
+from typing import Any
 
+import msgspec
 import pytest
 from playwright.sync_api import Browser as Chromium
 
@@ -9,8 +11,10 @@ from tests.control.browsing import Browser, join
 from tests.control.console.chromium import launched
 from tests.control.engine_stub import Stub, stub
 from tests.control.harness import Running, TenantSetup, answered, make_tenant, running
+from tests.gateway.certificates import make_pem
 from tests.link.samples import EPOCH, NODE, admit, final, frames
 from tests.storage.databases import SqliteTemplate
+from tests.tokens import make_p256
 from tollway.control.identity import operators
 from tollway.control.identity.operators import OperatorSignIn, SignedInOperator
 from tollway.domain import ids
@@ -151,11 +155,24 @@ def known(control: Running, used: TenantSetup, owner: Browser) -> dict[str, str]
     hook = {"name": HOSTILE, "url": "https://1.1.1.1/hook", "event_types": ["budget.threshold_reached"]}
     provider = {"name": HOSTILE, "issuer": ISSUER, "client_id": "tollway"}
     export = {"name": HOSTILE, "url": "https://1.1.1.1/export", "format": "json", "signals": ["usage"], "headers": {"x-token": "s3cret"}}
-    contract = {"name": HOSTILE, "currency": "EUR", "discount_bp": 1_000, "fees": [{"name": "Platform", "amount": "5"}]}
+    contract = {"name": HOSTILE, "currency": "EUR", "discount_bp": 1_000, "fees": [{"name": "Care", "amount": "5"}]}
     contracts, grants = (f"/v1/platform/organizations/{used.organization_id}/{each}" for each in ("contracts", "credit_grants"))
     accounts = f"/v1/organization/projects/{used.project_id}/service_accounts"
+    account = answered(admin.post(accounts, json={"name": HOSTILE}))["id"]
+    issuer: dict[str, Any] = {"type": "oidc", "name": HOSTILE, "issuer": ISSUER, "audience": "https://gateway.example"}
+    issuer["verification"] = {"type": "uploaded_jwks", "jwks": {"keys": [msgspec.to_builtins(make_p256("k").jwk)]}}
+    programs = answered(admin.post("/v1/organization/workload_identity_providers", json=issuer))["id"]
+    rule = {"project_id": used.project_id, "service_account_id": account, "name": HOSTILE}
+    claims = {**rule, "attribute_matchers": {"sub": HOSTILE}}
+    federation_rules = f"/v1/organization/workload_identity_providers/{programs}/federation_rules"
+    certificate = answered(admin.post("/v1/organization/certificates", json={"name": HOSTILE, "certificate": make_pem("authority")}))["id"]
+    certificate_rules = f"/v1/organization/certificates/{certificate}/rules"
     return {
-        "service_account_id": answered(admin.post(accounts, json={"name": HOSTILE}))["id"],
+        "service_account_id": account,
+        "identity_provider_id": programs,
+        "federation_rule_id": answered(admin.post(federation_rules, json=claims))["id"],
+        "certificate_id": certificate,
+        "certificate_rule_id": answered(admin.post(certificate_rules, json={**rule, "matchers": {"common_name": HOSTILE}}))["id"],
         "request_id": answered(admin.get("/v1/organization/requests"))["data"][0]["id"],
         "budget_id": answered(admin.get("/v1/organization/budgets"))["data"][0]["id"],
         "user_id": answered(admin.get("/v1/organization/users"))["data"][0]["id"],

@@ -8,7 +8,8 @@ from markupsafe import Markup
 import tollway.control
 from tests.control.browsing import PASSWORD, Browser, join, read_secret, show_code
 from tests.control.console.languages import MESSAGES, find_english
-from tests.control.harness import Running, answered, find_token, make_tenant
+from tests.control.console.pages import PLATFORM_PAGES, TENANT_PAGES, fill_in, fill_in_platform
+from tests.control.harness import Running, TenantSetup, answered, find_token, make_tenant
 from tollway.control.languages.texts import choose_language, show_refusal
 
 CONTROL = Path(tollway.control.__file__).parent
@@ -140,3 +141,19 @@ def test_person_reads_the_link_that_signs_them_in_in_german(control: Running) ->
     browser.client.headers["accept-language"] = "de"
     browser.open(answered(admin.post(f"/v1/organization/users/{user['id']}/sign_in_links"))["url"])
     assert find_english(browser.page.text) == set() and "meldet grace@example.com einmal an" in browser.page.text
+
+
+def test_every_page_is_in_german_whole(
+    control: Running, owner: Browser, operator: Browser, used: TenantSetup, known: dict[str, str]
+) -> None:
+    tenant = [fill_in(path, used, known) for path in TENANT_PAGES]
+    platform = [fill_in_platform(path, control, used) for path in PLATFORM_PAGES]
+    found = {}
+    for viewer, paths in ((owner, tenant), (operator, [*platform, *tenant])):
+        viewer.client.cookies.set("tollway_look", "de.light")
+        for path in paths:
+            text = viewer.open(path).text
+            assert '<html lang="de"' in text, path
+            found[path] = find_english(text)
+        del viewer.client.cookies["tollway_look"]
+    assert [(path, texts) for path, texts in found.items() if texts] == []

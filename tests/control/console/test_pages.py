@@ -360,12 +360,17 @@ ROOT, PLATFORM_ROOT = "/console/organizations/{organization_id}", "/console/plat
 KEY_PATH, DRAFT_PATH = ROOT + "/projects/{project_id}/keys/{key_id}", PLATFORM_ROOT + "/prices/drafts/{draft_id}"
 
 ACCOUNT_PATH = ROOT + "/projects/{project_id}/service-accounts/{service_account_id}"
+WORKLOAD_PATH, CERTIFICATE_PATH = ROOT + "/workloads/{identity_provider_id}", ROOT + "/certificates/{certificate_id}"
 
 CONFIRMED = {
     f"{KEY_PATH}/retire",
     f"{KEY_PATH}/revoke",
     ROOT + "/projects/{project_id}/archive",
     f"{ACCOUNT_PATH}/delete",
+    WORKLOAD_PATH + "/delete",
+    WORKLOAD_PATH + "/rules/{federation_rule_id}/delete",
+    CERTIFICATE_PATH + "/delete",
+    CERTIFICATE_PATH + "/rules/{certificate_rule_id}/delete",
     ROOT + "/projects/{project_id}/settings/retention",
     ROOT + "/settings/responses",
     ROOT + "/settings/retention",
@@ -401,6 +406,14 @@ CHANGED_BACK = {
     ROOT + "/projects/{project_id}/settings/models": "another choice",
     ROOT + "/projects/{project_id}/settings/tiers": "another choice",
     ROOT + "/projects/{project_id}/settings/regions": "other regions",
+    ROOT + "/workloads": "delete",
+    WORKLOAD_PATH + "/change": "another change",
+    WORKLOAD_PATH + "/rules": "delete",
+    WORKLOAD_PATH + "/rules/{federation_rule_id}/enable": "the other choice",
+    ROOT + "/certificates": "delete",
+    CERTIFICATE_PATH + "/name": "another name",
+    CERTIFICATE_PATH + "/trust": "the other choice",
+    CERTIFICATE_PATH + "/rules": "delete",
     ROOT + "/settings/keys": "another choice",
     ROOT + "/playground": "a request",
     ROOT + "/budgets": "archive",

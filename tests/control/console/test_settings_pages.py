@@ -1,10 +1,16 @@
-"""Pages of what a project and an organization settle: service accounts, models, tiers, regions, stored content, keys."""
+"""Settings of projects and organizations on pages: service accounts and what stands for them, models, tiers, regions, stored content."""
 
+import json
 import re
+from typing import Any
+
+import msgspec
 
 from tests.control.browsing import Browser
 from tests.control.console.pages import find_token, root_of
 from tests.control.harness import Running, TenantSetup, answered
+from tests.gateway.certificates import make_pem
+from tests.tokens import make_p256
 
 
 def test_person_makes_a_service_account_gives_it_another_key_and_deletes_it_with_both(
@@ -126,3 +132,65 @@ def test_reader_sees_settings_without_forms_and_is_refused(people: dict[str, Bro
     ):
         assert f'action="{path}' not in reader.open(path).text and reader.page.status_code == 200
         assert reader.post(path + form, {**fields, "form_token": find_token(reader)}).status_code == 403, path
+
+
+def test_person_lets_a_pipeline_stand_for_a_service_account_and_ends_that(control: Running, owner: Browser, used: TenantSetup) -> None:
+    path, admin = f"{root_of(used)}/workloads", control.client(used.admin_key)
+    keys = json.dumps({"keys": [msgspec.to_builtins(make_p256("k1").jwk)]})
+    fields = {"name": "CI", "issuer": "https://ci.example", "audience": "https://gateway.example", "jwks": keys}
+    flags = {"is_single_use": "yes", "is_direct": "no"}
+    owner.open(path)
+    for wrong in ("{", "[" * 2_000, '{"keys": [{}]}'):
+        assert "That was refused" in owner.send(path, 400, **{**fields, **flags, "jwks": wrong}).text
+    one = owner.send(path, **fields, **flags).url.path
+    api = f"/v1/organization/workload_identity_providers/{one.rpartition('/')[2]}"
+    assert "stand for nobody" in owner.page.text and "<h3>New rule" in owner.page.text and f'action="{one}/rules"' not in owner.page.text
+    assert owner.open(f"{one}?project=proj_{'0' * 32}").status_code == 404
+    owner.open(f"{one}?project={used.project_id}")
+    assert "That was refused" in owner.send(f"{one}/rules", 400, service_account_id=used.service_account_id, matchers="sub").text
+    owner.open(f"{one}?project={used.project_id}")
+    matchers = 'sub: repo:acme/*\nprotected: true\nrun: 7\nname: "8"'
+    owner.send(f"{one}/rules", service_account_id=used.service_account_id, name="main", matchers=matchers, endpoints="chat/completions")
+    (rule,) = answered(admin.get(f"{api}/federation_rules"))["data"]
+    assert rule["attribute_matchers"] == {"sub": "repo:acme/*", "protected": True, "run": 7, "name": "8"}
+    assert rule["permissions"]["scopes"] == ["chat/completions"]
+    assert "name: &#34;8&#34;" in owner.page.text and "protected: true" in owner.page.text
+    owner.send(f"{one}/rules/{rule['id']}/enable")
+    assert answered(admin.get(f"{api}/federation_rules"))["data"][0]["enabled"] is False
+    owner.send(f"{one}/change", name="pipeline", enabled="no", **flags)
+    changed = answered(admin.get(api))
+    assert (changed["name"], changed["enabled"], changed["verification"]["type"]) == ("pipeline", False, "uploaded_jwks")
+    assert "That was refused" in owner.send(f"{one}/delete", 409, confirmation="pipeline").text
+    owner.open(one)
+    assert owner.send(f"{one}/rules/{rule['id']}/delete", confirmation="main").url.path == one
+    assert owner.send(f"{one}/delete", confirmation="pipeline").url.path == path and owner.open(one).status_code == 404
+
+
+def test_person_trusts_a_certificate_with_a_rule_and_takes_it_back(control: Running, owner: Browser, used: TenantSetup) -> None:
+    path, admin = f"{root_of(used)}/certificates", control.client(used.admin_key)
+    owner.open(path)
+    assert "That was refused" in owner.send(path, 400, name="ours", certificate="no certificate").text
+    one = owner.send(path, name="ours", certificate=make_pem("ours")).url.path
+    identifier = one.rpartition("/")[2]
+
+    def find() -> dict[str, Any]:
+        return next(each for each in answered(admin.get("/v1/organization/certificates"))["data"] if each["id"] == identifier)
+
+    owner.post(f"{one}/trust", {"project": used.project_id, "trusted": "yes", "form_token": find_token(owner)})
+    assert find()["project_ids"] == [used.project_id] and "in 1 project" in owner.open(path).text
+    owner.open(one)
+    owner.post(f"{one}/trust", {"trusted": "yes", "form_token": find_token(owner)})
+    assert find()["active"] is True and "Trust it no more in the organization" in owner.page.text
+    owner.open(f"{one}?project={used.project_id}")
+    owner.send(f"{one}/rules", service_account_id=used.service_account_id, name="ci", matchers="uri: spiffe://example.com/ci/*")
+    (rule,) = answered(admin.get(f"/v1/organization/certificates/{identifier}/rules"))["data"]
+    assert rule["matchers"] == {"uri": "spiffe://example.com/ci/*"}
+    assert owner.send(f"{one}/name", name="theirs").url.path == one
+    assert "That was refused" in owner.send(f"{one}/delete", 409, confirmation="theirs").text
+    owner.open(one)
+    owner.send(f"{one}/rules/{rule['id']}/delete", confirmation="ci")
+    for project in ("", used.project_id):
+        owner.post(f"{one}/trust", {"project": project, "trusted": "no", "form_token": find_token(owner)})
+    assert (find()["active"], find()["project_ids"]) == (False, [])
+    owner.open(one)
+    assert owner.send(f"{one}/delete", confirmation="theirs").url.path == path and owner.open(one).status_code == 404

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from tollway.control.api.auditing import audit_logs
-from tollway.control.api.authentication import sign_in_connections
+from tollway.control.api.authentication import certificates, sign_in_connections
 from tollway.control.api.bounds import limits
 from tollway.control.api.catalog import deployments, price_books, prices
 from tollway.control.api.eventing import telemetry_exports, webhooks
 from tollway.control.api.gateways import nodes
-from tollway.control.api.identity import api_keys, groups, roles, users
+from tollway.control.api.identity import api_keys, federation, groups, roles, users
 from tollway.control.api.invoicing import invoices
 from tollway.control.api.metering import reconciliation, request_log, usage
 from tollway.control.api.money import budgets, contracts, credits, margins, periods
@@ -66,6 +66,8 @@ TENANT: tuple[Section, ...] = (
             Entry(mark("Roles"), "/roles", roles.list_roles),
             Entry(mark("Sign-in"), "/sign-in", sign_in_connections.list_connections),
             Entry(mark("Admin keys"), "/admin-keys", api_keys.list_admin_keys),
+            Entry(mark("Workload identities"), "/workloads", federation.list_providers),
+            Entry(mark("Client certificates"), "/certificates", certificates.list_certificates),
             Entry(mark("Settings"), "/settings", organizations.retrieve_own_organization),
         ),
     ),

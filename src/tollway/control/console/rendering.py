@@ -17,7 +17,10 @@ from tollway.control.api.authentication.pages import LOOK_COOKIE, THEMES
 from tollway.control.console import assets, charts
 from tollway.control.languages import formats, times
 from tollway.control.languages.texts import LANGUAGES, get_texts, make_templates, mark
+from tollway.domain.billing_classes import BillingClass
 from tollway.domain.faults import Fault
+from tollway.domain.reconciliation import HourState
+from tollway.domain.usage import UnbilledReason, UsageSource
 from tollway.wire.retry_after import retry_after
 
 HEADERS: Mapping[str, str] = {
@@ -70,6 +73,33 @@ VALUES: Mapping[str, str] = {
     "hard": mark("hard"),
     "soft": mark("soft"),
     "alert": mark("alert"),
+    BillingClass.INPUT: mark("input"),
+    BillingClass.CACHED_INPUT: mark("cached input"),
+    BillingClass.OUTPUT: mark("output"),
+    BillingClass.REASONING: mark("reasoning"),
+    BillingClass.CACHE_WRITE: mark("cache write"),
+    BillingClass.AUDIO_INPUT: mark("input as sound"),
+    BillingClass.IMAGE_INPUT: mark("input as pictures"),
+    BillingClass.AUDIO_OUTPUT: mark("output as sound"),
+    BillingClass.IMAGE_OUTPUT: mark("output as pictures"),
+    BillingClass.SECONDS: mark("seconds of sound"),
+    BillingClass.CHARACTERS: mark("characters"),
+    BillingClass.IMAGES: mark("pictures"),
+    BillingClass.PIXELS: mark("pixels"),
+    BillingClass.REQUEST: mark("request"),
+    HourState.OK: mark("agrees"),
+    HourState.NOT_OBSERVED: mark("not observed"),
+    HourState.PARTIAL: mark("observed in part"),
+    HourState.DRIFT: mark("differs"),
+    UsageSource.ENGINE_FINAL: mark("the engine, at the end"),
+    UsageSource.ENGINE_CONTINUOUS: mark("the engine, while it answered"),
+    UsageSource.COUNTED: mark("the gateway"),
+    UsageSource.ESTIMATED: mark("the gateway, by an estimate"),
+    UsageSource.RECOVERED: mark("the last note of a gateway that died"),
+    UsageSource.NONE: mark("nobody"),
+    UnbilledReason.TEST_KEY: mark("sent with a test key"),
+    UnbilledReason.ENDPOINT: mark("its endpoint generates nothing"),
+    UnbilledReason.OUTCOME: mark("it ended in a way that is not billed"),
 }
 """Values of the REST API by what pages call them; every other one is shown as it is."""
 

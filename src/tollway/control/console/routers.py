@@ -9,6 +9,7 @@ from tollway.control.console.platform import audit, fleet, invoices, margins, or
 from tollway.control.console.tenant import (
     admin_keys,
     budgets,
+    certificates,
     contracts,
     credits,
     keys,
@@ -25,6 +26,7 @@ from tollway.control.console.tenant import (
     telemetry,
     usage,
     webhooks,
+    workloads,
 )
 from tollway.control.console.tenant import audit as own_audit
 from tollway.control.console.tenant import invoices as own_invoices
@@ -52,6 +54,8 @@ ROUTERS: Sequence[APIRouter] = (
     sign_in.router,
     admin_keys.router,
     settings.router,
+    workloads.router,
+    certificates.router,
     webhooks.router,
     telemetry.router,
     own_audit.router,
