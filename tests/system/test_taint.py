@@ -317,6 +317,7 @@ def _administer(platform: Platform, planted: Planted, receivers: _Outside) -> No
         _post(admin, "/v1/organization/telemetry_exports", export)
         contract = {"name": "enterprise", "currency": "EUR", "discount_bp": 1_000}
         _post(operator, f"/v1/platform/organizations/{platform.tenant.organization_id}/contracts", contract)
+        _post(operator, "/v1/platform/plans", {"name": "starter", "limits": {"requests_per_minute": 1_000_000}})
         (book, *_) = operator.get("/v1/platform/price_books").json()["data"]
         line = {"model": "echo", "input": "1.5", "output": "1"}
         _post(operator, "/v1/platform/price_drafts", {"book_id": book["id"], "lines": [line]})
@@ -516,6 +517,7 @@ def _list_ids(platform: Platform) -> tuple[dict[str, str], list[str]]:
             "identity_provider_id": (admin, "/v1/organization/workload_identity_providers"),
             "certificate_id": (admin, "/v1/organization/certificates"),
             "contract_id": (admin, "/v1/organization/contracts"),
+            "plan_id": (operator, "/v1/platform/plans"),
             "book_id": (operator, "/v1/platform/price_books"),
             "draft_id": (operator, "/v1/platform/price_drafts"),
             "period_id": (operator, f"/v1/platform/periods?organization_id={platform.tenant.organization_id}"),

@@ -134,6 +134,7 @@ def set_up(control: Running) -> TenantSetup:
     (book,) = answered(operator.get("/v1/platform/price_books"))["data"]
     line = {"model": "echo", "input": "1.5", "output": "1"}
     answered(operator.post("/v1/platform/price_drafts", json={"book_id": book["id"], "lines": [line]}))
+    answered(operator.post("/v1/platform/plans", json={"name": HOSTILE, "limits": {"requests_per_minute": 10**6}}))
     deployment = {"model": "echo", "base_url": "http://127.0.0.1:9", "engine": "vllm", "upstream_model": "echo"}
     answered(operator.post("/v1/platform/deployments", json=deployment))
     admin = control.client(tenant.admin_key)

@@ -71,6 +71,8 @@ PLATFORM_PAGES = (
     "/prices",
     "/prices/books/{book_id}",
     "/prices/drafts/{draft_id}",
+    "/plans",
+    "/plans/{plan_id}",
     "/periods",
     "/periods/{period_id}",
     "/periods/{period_id}/invoices",
@@ -90,7 +92,7 @@ PAGES_ELSEWHERE = (
 )
 """Pages and files that need an invoice or a closed month: the tests of the money of a month open them (test_money_pages)."""
 
-COLLECTIONS = {"period_id": "periods", "book_id": "price_books", "draft_id": "price_drafts"}
+COLLECTIONS = {"period_id": "periods", "book_id": "price_books", "draft_id": "price_drafts", "plan_id": "plans"}
 """Collections of the REST API whose first entry stands for an id of a page of the platform."""
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import html
 import io
 import re
 from dataclasses import replace
@@ -387,6 +388,7 @@ CONFIRMED = {
     PLATFORM_ROOT + "/fleet/nodes/{node_id}/revoke",
     PLATFORM_ROOT + "/deployments/{deployment_id}/archive",
     PLATFORM_ROOT + "/periods/{period_id}/close",
+    PLATFORM_ROOT + "/plans/{plan_id}/delete",
     f"{DRAFT_PATH}/publish",
     PLATFORM_ROOT + "/invoices/{invoice_id}/issue",
 }
@@ -444,6 +446,13 @@ CHANGED_BACK = {
     ROOT + "/credits/grants": "void",
     ROOT + "/credits/prepayment": "another choice",
     ROOT + "/credits/topup-rule": "another choice",
+    ROOT + "/limits/plan": "the plan before",
+    ROOT + "/limits/organization": "another change",
+    ROOT + "/limits/override": "end, and it ends by itself",
+    ROOT + "/limits/override/end": "another one",
+    PLATFORM_ROOT + "/plans": "delete",
+    PLATFORM_ROOT + "/plans/{plan_id}/change": "another change",
+    PLATFORM_ROOT + "/plans/{plan_id}/budget": "another one",
     PLATFORM_ROOT + "/organizations": "archive, with the command line",
     PLATFORM_ROOT + "/start/engine": "a look",
     PLATFORM_ROOT + "/start/deployment": "archive",
@@ -476,7 +485,7 @@ def test_148_every_action_that_cannot_be_undone_asks_for_a_name(
         viewer = owner if path.startswith(ROOT) else operator
         if viewer is owner:
             action = fill_in(path.removeprefix(ROOT), used, known)
-        elif path.startswith((DRAFT_PATH, PLATFORM_ROOT + "/periods")):
+        elif path.startswith((DRAFT_PATH, PLATFORM_ROOT + "/periods", PLATFORM_ROOT + "/plans")):
             action = fill_in_platform(path.removeprefix(PLATFORM_ROOT), control, used)
         else:
             action = path.format(**ids_of)
@@ -694,3 +703,30 @@ def read_rows(page: str) -> dict[str, int]:
     """Return the requests of each group that the table of the explorer shows."""
     found = re.findall(r"<tr><td>(?:<a [^>]*>)?([^<]+)(?:</a>)?</td><td class=\"n\">([0-9,]+)</td>", page)
     return {name: int(value.replace(",", "")) for name, value in found}
+
+
+def test_every_link_on_a_page_leads_each_role_where_it_may_go(
+    people: dict[str, Browser], operator: Browser, auditor: Browser, used: TenantSetup, known: dict[str, str]
+) -> None:
+    """Links with other filters or another page of a list are followed for one address of each path. The ids in `known` are made first."""
+    assert known
+    everybody = [*((role, viewer, root_of(used)) for role, viewer in people.items())]
+    everybody += [("operator", operator, PLATFORM_ROOT), ("auditor", auditor, PLATFORM_ROOT)]
+    followed, refused = {}, set()
+    for role, viewer, home in everybody:
+        waiting, seen = [home], {home}
+        while waiting:
+            answer = viewer.client.get(waiting.pop())
+            if answer.status_code != 200:
+                refused.add((role, answer.url.path, answer.status_code))
+            if answer.headers["content-type"].startswith("text/html"):
+                links = {html.unescape(each) for each in re.findall(r'<a href="(/console/[^"#]*)"', answer.text)}
+                for link in sorted(links):
+                    path = link.partition("?")[0]
+                    if path not in seen and path != f"{root_of(used)}/requests/live":
+                        seen.add(path)
+                        waiting.append(link)
+        followed[role] = seen
+    assert refused == set()
+    assert all(len(each) > 8 for each in followed.values()), followed
+    assert any("/service-accounts/" in path for path in followed["developer"]) and any("/plans/" in path for path in followed["auditor"])

@@ -14,7 +14,7 @@ from tollway.control.api.identity import api_keys, federation, groups, roles, us
 from tollway.control.api.invoicing import invoices
 from tollway.control.api.metering import reconciliation, request_log, usage
 from tollway.control.api.money import budgets, contracts, credits, margins, periods
-from tollway.control.api.tenancy import organizations, projects
+from tollway.control.api.tenancy import organizations, plans, projects
 from tollway.control.languages.texts import mark
 
 
@@ -94,6 +94,7 @@ PLATFORM: tuple[Section, ...] = (
         mark("Money"),
         (
             Entry(mark("Prices"), "/prices", price_books.list_books),
+            Entry(mark("Plans"), "/plans", plans.list_plans),
             Entry(mark("Billing periods"), "/periods", periods.list_periods),
             Entry(mark("Invoices"), "/invoices", invoices.list_invoices),
             Entry(mark("Margins"), "/margins", margins.list_margins),

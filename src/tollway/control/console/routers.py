@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fastapi import APIRouter
 
 from tollway.control.console import assets, home
-from tollway.control.console.platform import audit, fleet, invoices, margins, organizations, periods, prices, reconciliation, start
+from tollway.control.console.platform import audit, fleet, invoices, margins, organizations, periods, plans, prices, reconciliation, start
 from tollway.control.console.tenant import (
     admin_keys,
     budgets,
@@ -62,6 +62,7 @@ ROUTERS: Sequence[APIRouter] = (
     organizations.router,
     start.router,
     fleet.router,
+    plans.router,
     prices.router,
     invoices.router,
     periods.router,

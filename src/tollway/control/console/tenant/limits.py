@@ -7,14 +7,17 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 from starlette.responses import Response
 
 from tollway.control.api.bounds import limits
-from tollway.control.api.schemas import LimitsWrite
+from tollway.control.api.money import budgets
+from tollway.control.api.schemas import LimitsWrite, OrganizationUpdate, PageQuery
+from tollway.control.api.tenancy import organizations, plans
+from tollway.control.api.tenancy.plan_schemas import OverrideWrite
 from tollway.control.console.forms import Form, form, make_body, write_query
 from tollway.control.console.routing import Page, TenantPage
 from tollway.control.console.routing import router as new_router
 from tollway.control.console.tenant.budgets import LEVELS
 from tollway.control.console.tenant.projects import offer_projects
 from tollway.control.languages.texts import mark
-from tollway.domain.faults import Fault
+from tollway.domain.faults import PARAMETER_INVALID, Fault
 from tollway.domain.limits import DIMENSIONS
 from tollway.domain.quotas import Quota
 
@@ -57,6 +60,13 @@ QUOTA_TEXTS = {
 }
 """Names of what each quota counts."""
 
+NAMES = tuple(each.name for each in DIMENSIONS)
+
+OVERRIDE_DAYS = (1, 7, 30, 90)
+"""Days for which a form lets other limits hold."""
+
+PLANS_OFFERED_MAX = 100
+
 OTHER_LEVELS = {"service_account": mark("service account"), "end_user": mark("each end user")}
 
 Id = Annotated[str, StringConstraints(max_length=64)]
@@ -89,7 +99,9 @@ def _show(page: Page, level: OfLevel, fault: Fault | None = None) -> Response:
         "levels": LEVELS | OTHER_LEVELS,
         "dimensions": DIMENSION_TEXTS,
         "quotas": QUOTA_TEXTS,
-        "names": [each.name for each in DIMENSIONS],
+        "names": NAMES,
+        "sources": None,
+        "may_see_budgets": page.allows(budgets.retrieve_budget),
     }
     page.require(limits.list_binding_limits)
     try:
@@ -97,6 +109,11 @@ def _show(page: Page, level: OfLevel, fault: Fault | None = None) -> Response:
         own = _find_own(page, level)
     except Fault as refused:
         return page.show("tenant/limits.html", fault=fault or refused, found=None, **shared)
+    may_write_organization = page.allows(limits.put_organization_limits) and not level.project
+    if page.allows(plans.retrieve_limit_sources) and not level.project:
+        shared |= {"sources": page.call(plans.retrieve_limit_sources, organization_id=page.organization_id), "days": OVERRIDE_DAYS}
+        offered = page.call(plans.list_plans, query=PageQuery(limit=PLANS_OFFERED_MAX)).data
+        shared |= {"plans": {each.id: each.name for each in offered}, "may_write_organization": may_write_organization}
     may_write = own is not None and page.allows(limits.put_key_limits if level.key else limits.put_project_limits, level.project)
     return page.show("tenant/limits.html", fault=fault, found=found, own=own, may_write=may_write, **shared)
 
@@ -109,7 +126,7 @@ def _find_own(page: Page, level: OfLevel) -> dict[str, Any] | None:
 
 
 @router.post(PATH, include_in_schema=False)
-def set_limits(page: TenantPage, fields: Annotated[Form, form("project", "key", *(each.name for each in DIMENSIONS))]) -> Response:
+def set_limits(page: TenantPage, fields: Annotated[Form, form("project", "key", *NAMES)]) -> Response:
     """Replace the limits of a project or a key: what is left empty is not limited there."""
     level = make_body(OfLevel, {"project": fields["project"], "key": fields["key"]})
     try:
@@ -121,3 +138,54 @@ def set_limits(page: TenantPage, fields: Annotated[Form, form("project", "key", 
     except Fault as fault:
         return _show(page, level, fault)
     return page.lead(level.address(), "saved")
+
+
+# ---- Limits of the organization, for operators --------------------------------------------------------------------------
+
+
+@router.post(f"{PATH}/plan", include_in_schema=False)
+def set_plan(page: TenantPage, fields: Annotated[Form, form("plan_id")]) -> Response:
+    """Give the organization another plan, or none."""
+    try:
+        body = make_body(OrganizationUpdate, fields, clearing=["plan_id"])
+        page.call(organizations.modify_organization, organization_id=page.organization_id, body=body)
+    except Fault as fault:
+        return _show(page, OfLevel(), fault)
+    return page.lead("/limits", "saved")
+
+
+@router.post(f"{PATH}/organization", include_in_schema=False)
+def set_own_limits(page: TenantPage, fields: Annotated[Form, form(*NAMES)]) -> Response:
+    """Replace the limits of the organization on all models together."""
+    try:
+        page.call(limits.put_organization_limits, organization_id=page.organization_id, body=make_body(LimitsWrite, fields))
+    except Fault as fault:
+        return _show(page, OfLevel(), fault)
+    return page.lead("/limits", "saved")
+
+
+@router.post(f"{PATH}/override", include_in_schema=False)
+def set_override(page: TenantPage, fields: Annotated[Form, form("days", *NAMES)]) -> Response:
+    """Let other limits hold for some days."""
+    try:
+        if fields["days"] not in map(str, OVERRIDE_DAYS):
+            offered = ", ".join(map(str, OVERRIDE_DAYS))
+            raise Fault(PARAMETER_INVALID, param="days", message=f"Other limits hold for {offered} days.")
+        until = page.plane.now() // 1_000_000 + int(fields["days"]) * 86_400
+        wanted = {name: fields[name] for name in NAMES if fields[name]}
+        page.call(
+            plans.put_override, organization_id=page.organization_id, body=make_body(OverrideWrite, {"limits": wanted, "until": until})
+        )
+    except Fault as fault:
+        return _show(page, OfLevel(), fault)
+    return page.lead("/limits", "saved")
+
+
+@router.post(f"{PATH}/override/end", include_in_schema=False)
+def end_override_now(page: TenantPage, _fields: Annotated[Form, form()]) -> Response:
+    """End the limits that hold for a time."""
+    try:
+        page.call(plans.end_override, organization_id=page.organization_id)
+    except Fault as fault:
+        return _show(page, OfLevel(), fault)
+    return page.lead("/limits", "saved")

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
+from tollway.control.api.identity import api_keys
 from tollway.control.api.metering import request_log, usage
 from tollway.control.api.metering.request_log import RequestLogQuery, RequestOut
 from tollway.control.api.metering.usage import ReceiptLine, ReceiptOut
@@ -234,6 +235,7 @@ def show_request(page: TenantPage, request_id: str) -> Response:
         amount_of=_read_pico,
         price_of=show_unit_price,
         project=name_projects(page, [receipt.project_id]).get(receipt.project_id, receipt.project_id),
+        may_see_key=page.allows(api_keys.retrieve_project_key, receipt.project_id),
         may_prove=may_prove,
     )
 
