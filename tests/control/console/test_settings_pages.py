@@ -8,7 +8,7 @@ import msgspec
 
 from tests.control.browsing import Browser
 from tests.control.console.pages import find_token, root_of
-from tests.control.harness import Running, TenantSetup, answered
+from tests.control.harness import Running, TenantSetup, answered, make_tenant
 from tests.gateway.certificates import make_pem
 from tests.tokens import make_p256
 
@@ -194,3 +194,19 @@ def test_person_trusts_a_certificate_with_a_rule_and_takes_it_back(control: Runn
     assert (find()["active"], find()["project_ids"]) == (False, [])
     owner.open(one)
     assert owner.send(f"{one}/delete", confirmation="theirs").url.path == path and owner.open(one).status_code == 404
+
+
+def test_operator_archives_an_organization_whose_name_was_typed_and_its_owner_cannot(
+    control: Running, operator: Browser, owner: Browser, used: TenantSetup
+) -> None:
+    assert "/settings/archive" not in owner.open(f"{root_of(used)}/settings").text
+    name = answered(control.client(used.admin_key).get("/v1/organization"))["name"]
+    theirs = {"confirmation": name, "form_token": find_token(owner)}
+    assert owner.post(f"{root_of(used)}/settings/archive", theirs).status_code == 403
+    tenant = make_tenant(control, "to be archived")
+    path = f"{root_of(tenant)}/settings"
+    operator.open(path)
+    assert "Nothing was changed" in operator.send(f"{path}/archive", 400, confirmation="another").text
+    archived = operator.send(f"{path}/archive", confirmation="to be archived").text
+    assert "Archived." in archived and "<form" not in archived.partition("<main")[2]
+    assert answered(control.operator().get(f"/v1/platform/organizations/{tenant.organization_id}"))["status"] == "archived"

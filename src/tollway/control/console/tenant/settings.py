@@ -45,6 +45,7 @@ def _show(page: Page, fault: Fault | None = None) -> Response:
         leak_policies=LEAK_POLICIES,
         graces=GRACE_SECONDS,
         may_write=page.allows(organizations.update_own_organization),
+        may_archive=page.allows(organizations.archive_organization),
     )
 
 
@@ -92,3 +93,14 @@ def set_retention(page: TenantPage, fields: Annotated[Form, form("retention_type
     except Fault as fault:
         return _show(page, fault)
     return page.lead("/settings", "saved")
+
+
+@router.post(f"{PATH}/archive", include_in_schema=False)
+def archive_by_name(page: TenantPage, fields: Annotated[Form, form("confirmation")]) -> Response:
+    """Archive the organization, whose name was typed, as an operator."""
+    try:
+        require_typed(fields["confirmation"], page.call(organizations.retrieve_own_organization).name)
+        archived = page.call(organizations.archive_organization, organization_id=page.organization_id)
+    except Fault as fault:
+        return _show(page, fault)
+    return page.lead("/settings", "pending" if archived.pending_nodes else "archived")
