@@ -1,6 +1,6 @@
-"""Reports of batches that have ended: a gateway tells control, which appends an event for each.
+"""Reports of batches that have ended: a gateway reports them to control, which appends an event for each.
 
-The directory of the batches keeps which were not told of yet, so an end is reported at least once, whatever process dies and however long
+The directory of the batches records which are not reported yet, so an end is reported at least once, whatever process dies and however long
 control is away. Gateways that share the directory may report the same end: the id of its event follows from the end.
 """
 
@@ -13,7 +13,7 @@ import msgspec
 
 from tollway.domain.batches import ENDS_REPORTED_MAX, BatchEnd
 from tollway.domain.faults import Fault
-from tollway.link.authorities import trusted_authorities
+from tollway.link.control_client import new_control_client
 
 REPORT_SECONDS = 2.0
 """Interval of reports: so much later than its end an event of a batch may be."""
@@ -23,14 +23,14 @@ REQUEST_SECONDS_MAX = 10.0
 
 
 class EndedBatches(Protocol):
-    """Store in which ended batches are kept until control was told. Its functions block, and raise Fault files_unavailable."""
+    """Store in which ended batches are kept until they are reported to control. Its functions block, and raise Fault files_unavailable."""
 
     def list_ends(self, count_max: int) -> list[BatchEnd]:
-        """Return batches that have ended and of which control was not told yet, up to so many."""
+        """Return batches that have ended and are not reported to control yet, at most `count_max`."""
         ...
 
     def forget_ends(self, ends: Iterable[BatchEnd]) -> None:
-        """Note that control was told of batches that have ended."""
+        """Note that these ends are reported to control."""
         ...
 
 
@@ -41,14 +41,7 @@ class BatchEndReporter:
     def __init__(self, source: EndedBatches, *, control_link_url: str, node_key: str, node_id: str) -> None:
         self._source = source
         self._path = f"/v1/link/batch_ends/{node_id}"
-        self._client = httpx2.AsyncClient(
-            base_url=control_link_url,
-            headers={"authorization": f"Bearer {node_key}", "content-type": "application/json"},
-            timeout=httpx2.Timeout(REQUEST_SECONDS_MAX),
-            limits=httpx2.Limits(max_connections=1),
-            trust_env=False,
-            verify=trusted_authorities(),
-        )
+        self._client = new_control_client(control_link_url, node_key, REQUEST_SECONDS_MAX)
 
     async def run(self) -> None:
         """Report until cancelled."""

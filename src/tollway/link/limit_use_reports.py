@@ -15,7 +15,7 @@ import httpx2
 import msgspec
 
 from tollway.domain.limits import USES_REPORTED_MAX, LimitUse
-from tollway.link.authorities import trusted_authorities
+from tollway.link.control_client import new_control_client
 
 REPORT_SECONDS = 2.0
 """Interval of reports, and so the age of what tenants are shown."""
@@ -43,14 +43,7 @@ class LimitReporter:
         self._source = source
         self._path = f"/v1/link/limit_uses/{node_id}"
         self._reported: list[LimitUse] | None = None
-        self._client = httpx2.AsyncClient(
-            base_url=control_link_url,
-            headers={"authorization": f"Bearer {node_key}", "content-type": "application/json"},
-            timeout=httpx2.Timeout(REQUEST_SECONDS_MAX),
-            limits=httpx2.Limits(max_connections=1),
-            trust_env=False,
-            verify=trusted_authorities(),
-        )
+        self._client = new_control_client(control_link_url, node_key, REQUEST_SECONDS_MAX)
 
     async def run(self) -> None:
         """Report until cancelled."""

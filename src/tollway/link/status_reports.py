@@ -12,7 +12,7 @@ import httpx2
 import msgspec
 
 from tollway.domain.gateway_statuses import STATUS_SECONDS, DeploymentStatus, GatewayStatus
-from tollway.link.authorities import trusted_authorities
+from tollway.link.control_client import new_control_client
 
 REQUEST_SECONDS_MAX = 4.0
 """Deadline of one report, before the next one is due."""
@@ -36,14 +36,7 @@ class StatusReporter:
     def __init__(self, source: ReportedStatus, *, control_link_url: str, node_key: str, node_id: str) -> None:
         self._source = source
         self._path = f"/v1/link/statuses/{node_id}"
-        self._client = httpx2.AsyncClient(
-            base_url=control_link_url,
-            headers={"authorization": f"Bearer {node_key}", "content-type": "application/json"},
-            timeout=httpx2.Timeout(REQUEST_SECONDS_MAX),
-            limits=httpx2.Limits(max_connections=1),
-            trust_env=False,
-            verify=trusted_authorities(),
-        )
+        self._client = new_control_client(control_link_url, node_key, REQUEST_SECONDS_MAX)
 
     async def run(self) -> None:
         """Report every STATUS_SECONDS until cancelled."""
