@@ -1,4 +1,4 @@
-"""Phase 1: who asks? One credential, one digest, one lookup in memory. Unknown, revoked and expired keys answer alike."""
+"""Phase 1: find the caller by one credential, one digest, one lookup in memory. Unknown, revoked and expired keys get the same answer."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -25,13 +25,17 @@ _OTHER_PLANES = tuple(f"tw_{type}_".encode() for type in (KeyType.ADMIN, KeyType
 
 
 def authenticate(head: RequestHead, directory: Directory, digesters: Sequence[Digester], now_us: int) -> Caller:
-    """The caller of a request with this head.
+    """Return the caller of a request with this head. `digesters`: one for each pepper in use, the newer first. `now_us`: UTC microseconds.
 
-    Raises Fault: invalid_api_key (401) for none, malformed, unknown, revoked or expired; ambiguous_credentials (400) for two
-    that differ;
-    invalid_token (401) for an access token that is refused, with the reason; invalid_client_certificate (401), with none;
-    insufficient_scope (403) for a well-formed key of another plane; address_not_allowed (403) for a key that may not be used from this
-    address. The lookup is in memory, so the malformed cost no more than the rest.
+    Raises Fault:
+    - invalid_api_key (401): no key, or one that is malformed, unknown, revoked or expired.
+    - ambiguous_credentials (400): two credentials that differ.
+    - invalid_token (401): an access token that is refused; the message gives the reason.
+    - invalid_client_certificate (401): a client certificate that is refused; the message gives no reason.
+    - insufficient_scope (403): a well-formed key of the control plane.
+    - address_not_allowed (403): a key that may not be used from this address.
+
+    The lookup is in memory, so a malformed key costs no more than any other.
     """
     if head.digest is not None:
         caller = directory.find_caller(head.digest, now_us)

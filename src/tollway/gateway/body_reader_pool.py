@@ -321,7 +321,7 @@ class BodyReaders:
             try:
                 return await self._try_reader(use, otherwise)
             except (ConnectionError, EOFError):
-                pass  # it is noted, and no engine has heard of the request
+                pass  # it is noted, and no engine has received the request
             return await self._try_reader(use, otherwise)
         except (ConnectionError, EOFError):
             raise Fault(faults.INTERNAL, detail="the reader of the body failed") from None

@@ -138,7 +138,7 @@ class CoroutineDriver:
                 waited = self._context.run(self._coroutine.throw, self._refuse(waited))
         except StopIteration:
             return
-        except (Exception, asyncio.CancelledError) as raised:  # nobody else hears of it, and the caller has others to serve
+        except (Exception, asyncio.CancelledError) as raised:  # no other code would see it, and the caller has others to serve
             asyncio.get_running_loop().call_exception_handler({"message": "a request's coroutine failed", "exception": raised})
             return
         waited.driver = self

@@ -28,7 +28,7 @@ _UNSERVED = frozenset({MODEL_OVERLOADED, REGION_UNSERVED, UPSTREAM_NONE})
 
 def fall_back(request: Request, call: Call | None, fault: Fault, client: Client, plane: Plane, *, has_record: bool) -> Request | None:
     """Return the request that takes the place of one that ended with `fault`; None if it is the last. `has_record`: it was metered, so an
-    engine may have heard of it."""
+    engine may have received it."""
     if client.committed or client.gone:
         return None
     before = request.asked_for

@@ -221,7 +221,7 @@ async def operate(asked: StoredRequest, plane: Plane) -> StoredContent:
 
 
 def begin_content(headers: bytes, pieces: Iterator[bytes]) -> StoredContent:
-    """Return content whose begin was read, so that a fault there can still be told. Blocks. Raises Fault."""
+    """Return content whose begin was read, so that a fault there can still be reported. Blocks. Raises Fault."""
     first, second = next(pieces, b""), next(pieces, None)
     return StoredContent(headers, first, None if second is None else chain((second,), pieces))
 

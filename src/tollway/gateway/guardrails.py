@@ -32,7 +32,7 @@ from tollway.wire.media_types import is_json
 
 CONTRACT_VERSION: Final = 1
 REASON_CHARACTERS_MAX: Final = 300
-"""Longest reason that a client is told; the rest is cut off."""
+"""Longest reason that a client is sent; the rest is cut off."""
 
 DOCUMENT_COPIES: Final = 2
 """Copies of a document in memory while it is checked: the document, and what of it the socket has not taken."""

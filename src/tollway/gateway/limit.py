@@ -48,7 +48,7 @@ DENSITY_BYTES_MIN: Final = 512
 """Bodies from this size on teach how many tokens a KiB has: in smaller ones the chat template outweighs the text."""
 
 CONCURRENCY_SECONDS_MIN, CONCURRENCY_SECONDS_MAX = 0.05, 30.0
-"""Bounds of the time after which a client that met a concurrency limit is told to come back."""
+"""Bounds of the `retry-after` of a client that met a concurrency limit."""
 
 _LEVEL_WORDS = {
     LimitLevel.END_USER: "end user",

@@ -1,4 +1,4 @@
-"""Phase 6 around phase 5: ADMIT before the upstream hears of it, exactly one FINAL whatever happens, durable before success is told.
+"""Phase 6 around phase 5: ADMIT before the upstream receives the request, exactly one FINAL, durable before success is reported.
 
 `async with` a record cannot be left without a FINAL: relay finishes the record itself before the last byte of a success, and any
 exception that comes through is the outcome of the request.
@@ -109,7 +109,7 @@ class UsageRecord(Ending):
         return self.finish(outcome, code)
 
     def attempt(self, deployment_id: str) -> None:
-        """Another upstream is asked: what an earlier one used is not this request's."""
+        """Record that another upstream receives the request; what an earlier one used is discarded."""
         self.attempts += 1
         if self.attempts > 1:
             self.choose(deployment_id)
@@ -118,7 +118,7 @@ class UsageRecord(Ending):
             self.deployment_id = deployment_id
 
     def choose(self, deployment_id: str) -> None:
-        """Take the attempt at this deployment for the request's: what others used is not."""
+        """Record the attempt at this deployment as the one that serves, and discard what other attempts used."""
         self.deployment_id = deployment_id
         self.anomaly = None
         self.input_estimate = 0
@@ -183,7 +183,8 @@ class UsageRecord(Ending):
 
 
 def meter(permit: Permit, sink: UsageSink, now_us: Callable[[], int]) -> UsageRecord:
-    """Admit the permitted call. Raises Fault metering_unavailable or overloaded, and then owes nothing."""
+    """Write ADMIT for the permitted call, and return its record. Raises Fault metering_unavailable or overloaded;
+    then no ADMIT was written."""
     call: Call = permit.call
     request = call.request
     terms = call.grant.encoded_admit_suffixes.get((call.price.id, call.stream)) or _encode_terms(call)
@@ -232,7 +233,7 @@ def show_cost(call: Call, record: UsageRecord) -> bytes:
 
 
 def find_outcome(error: BaseException | None) -> tuple[Outcome, str | None]:
-    """Return how a request ended that relay did not finish itself."""
+    """Return the outcome, and the error code if any, of a request that relay did not finish itself."""
     if isinstance(error, ClientGone):
         return Outcome.CLIENT_CANCELLED, None
     if isinstance(error, Fault):

@@ -28,7 +28,7 @@ _NOTHING_USED = ("", 0, "", 0.0, *NOTHING.text_quantities(), 0, False, "")
 def observe(
     request: Request, call: Call | None, record: UsageRecord | None, fault: Fault | None, plane: Plane, *, is_answered: bool = False
 ) -> None:
-    """Record the end of a request. `call`, `record`: as far as it came; `fault`: what the client was told, None for success.
+    """Record the end of a request. `call`, `record`: as far as it came; `fault`: what the client was answered with, None for success.
     `is_answered`: it was answered without a record, which is made of it later (`background_responses`)."""
     duration = _monotonic() - request.started
     final = record.final if record is not None else None

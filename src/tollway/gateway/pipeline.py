@@ -1,5 +1,5 @@
-"""A request, top to bottom: authenticate, authorize, limit, route, meter, relay. Read this file first. One whose model cannot serve
-it may go round once more with another model (`fallback`).
+"""A request, top to bottom: authenticate, authorize, limit, route, meter, relay. Read this file first. If its model
+cannot serve it, it may pass all phases again with another model (`fallback`).
 
 Each phase needs the type that the one before made, so the type checker proves the order. A fault raised anywhere is answered here, once
 (`refusals`); a request ends in `observe`, whatever happened. Before ADMIT nothing is spooled: a refusal is a counter and a
@@ -161,7 +161,7 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
         following = fall_back(request, call, fault, client, plane, has_record=record is not None)
         if following is None:
             refuse(request, client, fault if request.asked_for is None else request.asked_for.fault, limit_headers)
-    except Exception as error:  # the last line of defence of one request: it becomes a 500 and a log line, never a dead connection
+    except Exception as error:  # a defect in one request becomes a 500 and a log line; its connection and the process go on
         fault = Fault(faults.INTERNAL, detail=describe_error(error))
         refuse(request, client, fault, limit_headers)
     finally:

@@ -349,7 +349,7 @@ class BatchStore(Protocol):
 class Client(Protocol):
     """The client's end of one exchange: where an answer is written. Implemented by `server.ClientConnection` and by the tests' recorder.
 
-    Nothing is awaited: a slow reader is told by `set_flow`, and whoever writes stops its own source.
+    Nothing is awaited: a slow reader is signalled by `set_flow`, and whoever writes stops its own source.
     """
 
     @property
@@ -388,7 +388,7 @@ class Client(Protocol):
         ...
 
     def break_off(self) -> None:
-        """End a stream in which no fault can be told, so that the client sees that it is not whole: its connection is reset."""
+        """End a stream in which no fault can be reported, so that the client sees that it is not whole: its connection is reset."""
         ...
 
     def throttle(self, fault: Fault, headers: Mapping[bytes, bytes]) -> Fault:

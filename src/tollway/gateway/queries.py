@@ -79,7 +79,7 @@ async def quote(request: Request, client: Client, plane: Plane) -> None:
 
 
 def _identify(request: Request, client: Client, plane: Plane) -> Caller | None:
-    """Return who asks; None if that is not known or nothing can be answered yet: then the client was told."""
+    """Return who asks; None if that is not known or nothing can be answered yet: then the client has its answer."""
     try:
         if plane.directory.obstacle is not None:
             raise Fault(plane.directory.obstacle, retry_after_seconds=1)

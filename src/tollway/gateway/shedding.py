@@ -27,7 +27,7 @@ CGROUP_NUMERATOR, CGROUP_DENOMINATOR = 9, 10
 """Part of the memory limit of the process's control group that is the bound where no bound is set."""
 
 RETRY_SECONDS = 2.0
-"""Time after which a refused client is told to come back: about half the time in which the part moves from one end to the other."""
+"""`retry-after` of a refused client: about half the time in which the part moves from one end to the other."""
 
 
 class SheddingBounds(msgspec.Struct, frozen=True, kw_only=True):

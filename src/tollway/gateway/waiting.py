@@ -1,4 +1,4 @@
-"""Phase 4, continued: a request whose deployments are all full waits for a place at one of them, or is told at once that it cannot.
+"""Phase 4, continued: a request whose deployments are all full waits for a place at one of them, or is refused at once.
 
 One queue for each model, kind of key and residency: those who wait in one queue may use the same deployments. Organizations share it by
 their weights, counted in reserved tokens (`domain.fair_queue`); each service tier of an organization is a flow of its own. A request waits

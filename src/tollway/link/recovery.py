@@ -289,7 +289,7 @@ def _read_end(epoch: EpochFiles) -> tuple[_Requests, _End] | None:
 
 def _read_before(epoch: EpochFiles, data: bytes, following: SegmentStart) -> tuple[_Requests, _End] | None:
     """The segment before `following`, if it ends too early, as one that a power cut kept from being synced. None if it is
-    complete; and if it is damaged, which is found again, and told of, when it is shipped."""
+    complete; and if it is damaged, which is found again, and reported, when it is shipped."""
     try:
         begun = parse_start(data)
         read = begun and _read_records(epoch, *begun, data, [])

@@ -3,7 +3,7 @@
 Closed epochs go first, oldest first, then the committed tail of the current one. Control's watermark is the only truth
 about what has arrived: a batch that control has already is skipped there, a gap is answered with the seq to go on from,
 and the file `shipped` is a note for people and for the housekeeping below. Each process asks once for every epoch that
-is still here, so that a control that was restored from a backup is told again. Bytes travel as they lie on disk;
+is still here, so that a control that was restored from a backup receives it again. Bytes travel as they lie on disk;
 control checks checksums and chain. If it refuses them (400), something between this disk and that program is broken:
 that epoch stops, with an alarm, and nothing is skipped. If it refuses an epoch because of the instant at which it began (a clock was
 wrong), that epoch alone waits, with an alarm, and is offered again every REFUSED_SECONDS until a clock or an operator has changed that.

@@ -125,7 +125,7 @@ def needed_bytes(options: SpoolOptions) -> int:
 
 @dataclass(slots=True)
 class SpoolMetrics:
-    """Plain numbers, read at scrape. `commit_seconds` counts from the start of an fdatasync until the loop hears of its
+    """Plain numbers, read at scrape. `commit_seconds` counts from the start of an fdatasync until the loop receives its
     end."""
 
     commits: int = 0
@@ -231,8 +231,8 @@ class Spool:
         thread, before serving: it waits for the disk.
 
         `node_id`: who this node is; None takes the one found there, or makes one. `clock` gives UTC microseconds.
-        `alarm` is told of what a person must look at. `counts`: as for `recover_dead`. Raises OSError if the directory cannot be written
-        (read-only, full), ValueError if it belongs to another node."""
+        `alarm` is called with what a person must look at. `counts`: as for `recover_dead`. Raises OSError if the directory cannot be
+        written (read-only, full), ValueError if it belongs to another node."""
         options = options or SpoolOptions()
         make_directory(directory, disk)
         spool_lock = lock(directory / "lock", disk, wait=True)
@@ -477,7 +477,7 @@ class Spool:
         self.committed = commit.position
         try:
             if self._waiting:
-                self._start_commit()  # first: the disk works while clients are told
+                self._start_commit()  # first: the disk works while clients are answered
             else:
                 self._committing = False
         except Exception as caught:  # no later commit would begin: better no spool than one that keeps all waiting
@@ -502,7 +502,7 @@ class Spool:
         try:
             self._loop.call_soon_threadsafe(callback, *arguments)
         except RuntimeError:
-            pass  # the loop is closed: nobody is left to be told, and the disk holds what it holds
+            pass  # the loop is closed: no callback is left to call, and what was written stays written
 
     def _prepare(self) -> None:
         """Have the next segment made, unless one is being made or there is enough."""
@@ -581,7 +581,7 @@ class Spool:
             finish(self.epoch, self._segment.number, self._written, self._next_seq)
 
     async def _settle(self) -> None:
-        """Wait until the writer thread has done all that was asked of it so far, and the loop has heard of it."""
+        """Wait until the writer thread has done all that was asked of it so far, and the loop has received its results."""
         done = asyncio.Event()
         self._writer.put(lambda: self._call_loop(done.set))
         await done.wait()

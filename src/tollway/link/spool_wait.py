@@ -3,7 +3,7 @@
 A gateway whose spool failed ends, because nothing that it could still say about the disk would be true; the next one may find the same
 disk. What passes (full, failing, read-only) is waited for by a process that answers 503 meanwhile: a refused connection tells a client
 nothing, and restarts in a loop help nobody. What does not pass by itself (no permission, a path that is no directory), and a disk that was
-never written by this node, end the start: a person has to look, and is told at once.
+never written by this node, end the start: a person has to look, and the alarm is raised at once.
 """
 
 import array

@@ -1,6 +1,7 @@
 """Requests for access tokens that reach a gateway, handed on to control: SDKs look for the token endpoint where they send inference.
 
-Only this needs control at the time of a request. While control is away the client is told to come back; tokens that it has stay valid.
+Only this needs control at the time of a request. While control is away the client gets a 503
+(`temporarily_unavailable`); tokens that it has stay valid.
 """
 
 from typing import Final

@@ -18,7 +18,7 @@ class RetryAfter(NamedTuple):
 
 def retry_after(fault: Fault) -> RetryAfter | None:
     """Return when the client may try again, rounded up in both units and at least 1, so that nobody comes back too early. None if the
-    fault says nothing of time."""
+    fault has no such time."""
     seconds = fault.retry_after_seconds
     if seconds is None:
         if fault.kind.status != 503:

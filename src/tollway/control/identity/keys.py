@@ -157,8 +157,8 @@ def revoke_project_key(tx: TenantTx, project_id: str, key_id: str, now: int) -> 
 
 
 def create_admin_key(tx: TenantTx, wanted: WantedKey, *, id: str, ingredients: Ingredients, sizes: QuotaSizes, now: int) -> ShownKey:
-    """Create an admin key of the organization. Gateways never hear of it. `sizes`: of the quotas. Raises STATE_CONFLICT, PARAMETER_INVALID
-    (expiry), QUOTA_EXCEEDED."""
+    """Create an admin key of the organization. It is not published to gateways. `sizes`: of the quotas. Raises STATE_CONFLICT,
+    PARAMETER_INVALID (expiry), QUOTA_EXCEEDED."""
     publish.lock(tx)  # takes turns with the archiving of the organization, and with other creations
     organization = stored_tenants.find_organization(tx)
     if organization is None or organization.status is not Status.ACTIVE:

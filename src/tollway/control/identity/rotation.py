@@ -65,7 +65,7 @@ def rotate_project_key(
 
 
 def rotate_admin_key(tx: TenantTx, key_id: str, wanted: WantedRotation, *, ingredients: Ingredients, now: int) -> ShownKey:
-    """Give an admin key another secret. Gateways never hear of it. Raises as `rotate_project_key`; GRANT_EXCEEDS_GRANTOR where the key
+    """Give an admin key another secret. Gateways never receive it. Raises as `rotate_project_key`; GRANT_EXCEEDS_GRANTOR where the key
     holds a permission that the one with which it is rotated does not hold, because the new secret is shown to whoever rotates."""
     storage.lock_key(tx, key_id)
     key = get_admin_key(tx, key_id)

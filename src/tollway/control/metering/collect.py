@@ -165,7 +165,7 @@ def book_batch(tx: PlatformTx, batch: Batch, now: int) -> RatedBatch:
 
 
 def find_next_seq(tx: PlatformTx, node_id: str, epoch: int) -> int:
-    """The record of an epoch that is expected next; 1 for an epoch that was never heard of."""
+    """The record of an epoch that is expected next; 1 for an epoch of which nothing has arrived."""
     return watermarks.find_next_seq(tx, node_id, epoch)
 
 

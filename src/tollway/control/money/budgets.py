@@ -13,7 +13,7 @@ the transaction that charges the budget, so its limit and what it has spent grow
 of each place (project and model) are counted by a part of the budget of their own, with leases of its own: what may be leased at one place
 depends on the leases at all (`domain.credits.find_leasable`), so the lock of the budget's own window comes before those of its parts.
 
-A budget of mode `alert` is charged in the same way, but gateways are not told of it and nothing is leased of it.
+A budget of mode `alert` is charged in the same way, but it is not published to gateways and nothing of it is leased.
 
 A gateway states its lease's total with each request. Control takes it over, because no later answer than the last can have changed it: a
 request whose number is not above the last one's changes nothing.

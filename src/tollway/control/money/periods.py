@@ -37,7 +37,7 @@ from tollway.storage.database import Database, PlatformTx, TenantTx, Transaction
 from tollway.storage.periods import Block
 
 BLOCKS_PER_CALL = 32
-"""32,768 events: two seconds of a core, so that whoever asked hears how far it is, on a busy machine too."""
+"""32,768 events: two seconds of a core, so that progress is reported often, on a busy machine too."""
 
 
 UNKNOWN = "There is no such billing period."

@@ -1,5 +1,8 @@
-"""The request field that makes an engine report usage in a stream: forced on for every stream, and what the client did not ask for is
-removed from its answer."""
+"""The request field that makes an engine report usage in a stream, and whether that usage is hidden from the client.
+
+Usage is requested for every stream: `Call.find_injected` (`gateway/request.py`) sets the field. What the client
+did not ask for is removed again by the reader of the stream (`openai_stream`), as `find_hidden` decides.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -417,7 +417,7 @@ class ClientConnection(asyncio.Protocol):
         return edge_policy.find_client(rules, self._peer, http.headers.get(b"x-forwarded-for"))
 
     def _cors(self, request: HttpRequest | None) -> bytes:
-        """Return what the browser of the script that asked is told."""
+        """Return the CORS header lines of the answer."""
         rules = self._edge.rules
         return b"" if rules is None or request is None else cors.cors_headers(rules, request.headers.get(b"origin"))
 

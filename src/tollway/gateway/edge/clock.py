@@ -61,7 +61,7 @@ class Clock:
             self._timer = loop.call_soon(self._go_on, slices)
 
     def _fail(self, error: Exception) -> None:
-        """End `run` with an error, so that whoever supervises it hears of it."""
+        """End `run` with an error, so that its supervisor restarts it or drains the process."""
         if self._failed is not None and not self._failed.done():
             self._failed.set_exception(error)
 

@@ -1,4 +1,4 @@
-"""Cross-origin requests of browsers (CORS): which origins may read answers, and what preflights are told.
+"""Cross-origin requests of browsers (CORS): which origins may read answers, and the answers to preflights.
 
 No origin may unless it is listed (`EdgePolicy.origins`).
 """
@@ -12,8 +12,8 @@ _ORIGIN = re.compile(rb"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::
 
 
 def parse_origins(texts: Iterable[str]) -> frozenset[bytes]:
-    """Origins as browsers serialise them (RFC 6454 section 6.2), or `*` alone. Raises ValueError. `null` is none: sandboxed
-    documents of everybody share it."""
+    """Return origins as browsers serialise them (RFC 6454 section 6.2), or `*` alone. Raises ValueError for anything else, also for `null`,
+    which all sandboxed documents share."""
     origins = frozenset(text.encode() for text in texts)
     if origins == {b"*"}:
         return origins
@@ -29,8 +29,8 @@ def allows_origin(rules: EdgePolicy, origin: bytes) -> bool:
 
 
 def cors_headers(rules: EdgePolicy, origin: bytes | None) -> bytes:
-    """Return what an answer says to the browser of a script from `origin` (Fetch standard, section 3.2). Never that credentials are
-    welcome: keys travel in headers that the script sets, and no cookie means anything here, so `*` stands for all headers."""
+    """Return the header lines of an answer to a script from `origin` (Fetch standard, section 3.2). Credentials are never
+    allowed: keys travel in headers that the script sets, and no cookie means anything here, so `*` stands for all headers."""
     if not rules.origins:
         return b""
     if b"*" in rules.origins:
@@ -41,7 +41,8 @@ def cors_headers(rules: EdgePolicy, origin: bytes | None) -> bytes:
 
 
 def preflight_headers(rules: EdgePolicy, methods: bytes) -> bytes:
-    """Return what a preflight is told beside `cors_headers`. `authorization` must be named: `*` does not stand for it."""
+    """Return the header lines of the answer to a preflight, beside those of `cors_headers`. `authorization` must be named:
+    `*` does not stand for it."""
     return b"access-control-allow-methods: %b\r\naccess-control-allow-headers: authorization, *\r\naccess-control-max-age: %d\r\n" % (
         methods,
         rules.preflight_seconds,

@@ -1,6 +1,6 @@
 """Access rules of the public listener: trusted proxies, host names that are served; `cors` reads its origins.
 
-All of it is off unless told, and costs one look per request then. Nothing here authenticates: a key does that. What a proxy says of
+All of it is off by default, and then costs one comparison per request. Nothing here authenticates: a key does that. What a proxy says of
 a client's address is used for the bound of connections per address and for the log.
 """
 

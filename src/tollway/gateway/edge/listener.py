@@ -48,7 +48,7 @@ class Listener:
         tls: Callable[[], ssl.SSLContext] | None,
         bounds: OpeningBounds,
     ) -> None:
-        """`made` gives the protocol of a connection from an address; `refused` is told of each that was closed unanswered. `is_full`
+        """`made` gives the protocol of a connection from an address; `refused` is called for each that was closed unanswered. `is_full`
         returns whether one more is too many, given how many are opening. `tls` gives the context of a new connection."""
         self.opening: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()

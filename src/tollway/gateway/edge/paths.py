@@ -192,7 +192,7 @@ def _answer_stored_response(connection: RoutedConnection, http: HttpRequest, pat
 
 
 def _answer_with(operate: files.Operate, endpoint: Endpoint) -> Callable[[RoutedConnection, HttpRequest, bytes], None]:
-    """Return the handler of requests about stored things, which `operate` does. `endpoint`: in whose shape faults are told."""
+    """Return the handler of requests about stored things, which `operate` does. `endpoint`: in whose shape faults are rendered."""
 
     def handle(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
         head = connection.read_head(http, endpoint)

@@ -24,7 +24,7 @@ from tollway.wire.http import HttpBounds
 
 class DrainBounds(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds of a drain: new requests are still accepted for `linger_seconds` (load balancers need time to look), running ones have
-    `grace_seconds` in all; then the rest is told with an error and closed."""
+    `grace_seconds` in all; then the rest are answered with an error and closed."""
 
     linger_seconds: float = 0.0
     grace_seconds: float = 110.0

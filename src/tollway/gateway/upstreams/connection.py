@@ -251,7 +251,7 @@ class UpstreamConnection(asyncio.Protocol):
         return connected is not None and _count_unacknowledged(connected.fileno()) > 0
 
     def close(self) -> None:
-        """Close at once: the engine sees a disconnect and stops working. The sink is not told."""
+        """Close at once: the engine sees a disconnect and stops working. The sink is not called."""
         self._sink = self._unsent = None
         self._leave()
         if self._transport is not None:
