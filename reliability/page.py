@@ -146,7 +146,7 @@ FIGURES: Mapping[str, Figure] = {
         "Leaks that show only after hours: a run of 600 s sees slopes from 9 MiB/h on, one of 2,700 s from 2 MiB/h on; the interval is "
         "shown. Whether what grows is kept objects, free memory between them, or memory of C libraries: resident memory is their sum "
         "(`tests/control/test_memory.py` counts objects).",
-        "python -m reliability R12 --seconds 2700 --per-second 5",
+        "python -m reliability R12 --seconds 7200 --per-second 4",
     ),
     "R22": Figure(
         "Revocation",
