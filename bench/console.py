@@ -16,7 +16,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -222,9 +222,11 @@ def list_paths(control: Running, tenant: TenantSetup) -> list[tuple[bool, str]]:
         "user_id": answered(admin.get("/v1/organization/users"))["data"][0]["id"],
     }
     own = [path for path in TENANT_PAGES if set(re.findall(r"{(\w+)}", path)) <= known.keys()]
-    return [(False, root_of(tenant) + path.format(**known)) for path in (*own, *VIEWS)] + [
-        (True, fill_in_platform(path, control, tenant)) for path in PLATFORM_PAGES
-    ]
+    paths = [(False, root_of(tenant) + path.format(**known)) for path in (*own, *VIEWS)]
+    for path in PLATFORM_PAGES:
+        with suppress(LookupError):  # a database that an earlier version has filled lacks what newer pages show
+            paths.append((True, fill_in_platform(path, control, tenant)))
+    return paths
 
 
 def measure(control: Running, viewer: Browser, path: str, calls: int) -> PageFigures:
