@@ -103,6 +103,25 @@ class TestRollups:
                 assert rollups.list_usage(tenant, asked) == add_up(by_key, asked), asked
             assert rollups.list_usage(tenant, replace(span, start_at=5 * DAY_US, end_at=6 * DAY_US, is_whole=True)) == []
 
+    @pytest.mark.parametrize("group_by", [("project_id",), ("project_id", "key_id")])
+    def test_of_the_groups_with_the_largest_totals_are_those_of_all_groups_in_that_order(
+        self, database: Database, group_by: tuple[str, ...]
+    ) -> None:
+        picos = [5, 10**12 - 1, 10**12, 10**12 + 999_999, 10**12 + 10**6, 3 * 10**18, 3 * 10**18 + 1, 5, 0]
+        sums = {
+            KEY._replace(width_seconds=86_400, project_id=f"proj_{number}"): UsageSums(1, Quantities(2), Amounts(pico))
+            for number, pico in enumerate(picos)
+        }
+        with database.platform() as tx:
+            for _ in range(3):
+                rollups.add_rollups(tx, rollups.rollup_rows(sums))
+        asked = UsageQuery(86_400, 0, DAY_US, group_by=group_by, wanted=WantedSums.TOTAL, is_whole=True)
+        with database.tenant("org_1", write=False) as tenant:
+            every = sorted(rollups.list_usage(tenant, asked), key=lambda each: (-each.total_pico, each.group["project_id"]))
+            for count in (1, 4, 8, 20):
+                assert rollups.list_usage(tenant, replace(asked, largest=count)) == every[:count]
+        assert len(every) == len(picos) and every[0].total_pico == 3 * max(picos)
+
     @pytest.mark.postgres
     def test_of_a_version_that_does_not_know_those_of_projects_are_refused(
         self, postgres_template: PostgresTemplate, tmp_path: Path

@@ -164,14 +164,16 @@ def list_usage(tx: TenantTx, query: UsageQuery) -> list[UsageGroup]:
     if not groups:
         statement = statement.having(sa.func.count() > 0)  # a sum over no rows would be a row of nulls
     if query.largest is not None:
-        statement = statement.order_by(None).order_by(*_largest_first(statement), *groups).limit(query.largest)
+        # Ordered outside: SQLite computes the sums again for each mention of them where they are computed.
+        sums = dict(statement.order_by(None).subquery().c.items())
+        statement = sa.select(*sums.values()).order_by(*_largest_first(sums), *(sums[group.name] for group in groups)).limit(query.largest)
     read = _read_total if query.wanted is WantedSums.TOTAL else _read_group
     return [read(query, row) for row in tx.connection.execute(statement)]
 
 
-def _largest_first(statement: sa.Select[Any]) -> list[sa.ColumnElement[Any]]:
+def _largest_first(sums: Mapping[str, sa.ColumnElement[Any]]) -> list[sa.ColumnElement[Any]]:
     """Return the order of totals, largest first, of sums in three parts. The parts below a unit are carried over, so that it is exact."""
-    units, upper, lower = (statement.selected_columns[name] for name in ("units", "upper", "lower"))
+    units, upper, lower = (sums[name] for name in ("units", "upper", "lower"))
     below = upper + lower // _HALF
     return [(units + below // _HALF).desc(), (below % _HALF).desc(), (lower % _HALF).desc()]
 
