@@ -265,6 +265,17 @@ def waits_are_patient(tree: Tree) -> Iterator[str]:
                 yield f"{path}:{node.lineno}: {called} waits {seconds.value} s; give it tests.patience.PATIENCE_SECONDS"
 
 
+def nothing_stands_unused(tree: Tree) -> Iterator[str]:
+    """A function or class of the package is named a second time outside of the tests, unless a decorator registers it."""
+    named = Counter(word for path, text in tree.items() if not path.startswith(("tests/", "docs/")) for word in re.findall(r"\w+", text))
+    for path, text in _python(tree, "src/tollway/"):
+        for node in ast.parse(text).body:
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or node.decorator_list:
+                continue
+            if named[node.name] == 1 and not node.name.startswith("__"):  # Python calls those, such as a module's __getattr__
+                yield f"{path}:{node.lineno}: nothing but tests uses {node.name}; delete it"
+
+
 def long_tuples_have_names(tree: Tree) -> Iterator[str]:
     """A tuple of more than three values is a NamedTuple or a dataclass: nobody should have to count what stands where. Rows of a table and
     vectors are not concerned: their functions return one of ROWS."""
@@ -501,6 +512,10 @@ PLANTED: dict[Rule, tuple[Tree, Tree]] = {
     waits_are_patient: (
         {"tests/test_planted.py": "client = httpx2.Client(base_url=url)\nthread.join(PATIENCE_SECONDS)\nover.wait(0.05)\n"},
         {"tests/test_planted.py": "client = httpx2.Client(base_url=url, timeout=CLIENT_SECONDS)\nasyncio.wait_for(over, 0.05)\n"},
+    ),
+    nothing_stands_unused: (
+        {"src/tollway/planted.py": "def unused(): ...\n", "tests/test_planted.py": "unused()\n"},
+        {"src/tollway/planted.py": "def used(): ...\n\n\n@router.get\ndef route(): ...\n", "src/tollway/user.py": "used()\n"},
     ),
     long_tuples_have_names: (
         {"src/tollway/planted.py": "def f():\n    return a, b, c, d\n"},

@@ -5,7 +5,7 @@ from tollway.domain.faults import Fault
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.ports import Client
 from tollway.gateway.request import Request
-from tollway.wire.retry_after import retry_after
+from tollway.wire.retry_after import retry_header_lines
 
 _HEADERS = b"content-type: application/json\r\ncache-control: no-store\r\n"
 
@@ -29,5 +29,4 @@ def fault_headers(fault: Fault) -> bytes:
     """Return the header lines that a fault adds to its answer: the authentication scheme, its own, and when to try again."""
     if fault.kind is faults.KEY_INVALID:
         return b"www-authenticate: Bearer\r\n"
-    hint = retry_after(fault)
-    return fault.headers if hint is None else b"%bretry-after: %d\r\nretry-after-ms: %d\r\n" % (fault.headers, *hint)
+    return fault.headers + retry_header_lines(fault)

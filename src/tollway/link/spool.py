@@ -14,7 +14,7 @@ segment is tried again each second.
 
 Failure. An error of pwrite or fdatasync says that the kernel may have dropped dirty pages; trying again would report
 success for data that is gone. So nothing is tried again: `failed` is set, every waiting FINAL raises, no request is
-admitted, and the process is expected to exit and recover from what is on disk.
+admitted, and the process is expected to exit. The next one recovers what is on disk, and cuts a torn tail (`recovery`).
 
 progress.map is memory shared with a file: a slot per open request, stored to by the relay for each chunk at the price
 of a memory write, and there for recovery after kill -9. A slot's counts are cleared before the seq that claims it is

@@ -58,12 +58,6 @@ def find_export(tx: TenantTx, export_id: str, *, lock: bool = False) -> Telemetr
     return None if row is None else _export(row)
 
 
-def lock_export(tx: PlatformTx, export_id: str) -> TelemetryExport | None:
-    """Return whosever export under a lock that lasts to the end of the transaction."""
-    row = tx.connection.execute(sa.select(telemetry_exports).where(_E.id == export_id).with_for_update()).one_or_none()
-    return None if row is None else _export(row)
-
-
 def lock_organization(tx: TenantTx) -> None:
     """Let those who add exports of the organization take turns until the transaction ends."""
     own = sa.select(organizations.c.id).where(organizations.c.id == tx.organization_id)
@@ -90,12 +84,6 @@ def list_due(tx: PlatformTx, now: int, without: set[str], count_max: int) -> lis
         query = query.where(_E.id.not_in(sorted(without)))
     query = query.order_by(sa.func.coalesce(_E.succeeded_at, 0), _E.id).limit(count_max)
     return [_export(row) for row in tx.connection.execute(query)]
-
-
-def count_failing(tx: PlatformTx) -> int:
-    """Return how many exports fail and are not disabled."""
-    query = sa.select(sa.func.count()).where(_E.failing_since.is_not(None), _E.disabled_at.is_(None))
-    return tx.connection.execute(query).scalar_one()
 
 
 def move(tx: PlatformTx, before: TelemetryExport, after: TelemetryExport) -> bool:

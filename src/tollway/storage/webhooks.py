@@ -138,12 +138,6 @@ def list_event_ids(tx: Transaction, endpoint: WebhookEndpoint, wanted: EventFilt
     return list(tx.connection.execute(query.order_by(event.id).limit(REPLAY_ROWS)).scalars())
 
 
-def find_delivery(tx: Transaction, endpoint_id: str, event_id: str) -> Delivery | None:
-    """Return the delivery of an event to an endpoint."""
-    row = tx.connection.execute(sa.select(webhook_deliveries).where(_D.endpoint_id == endpoint_id, _D.event_id == event_id)).one_or_none()
-    return None if row is None else _delivery(row)
-
-
 def list_deliveries(tx: Transaction, endpoint_id: str, window: PageWindow, state: DeliveryState | None) -> Page[Delivery]:
     """Return the deliveries to an endpoint in order of their events."""
     query = sa.select(webhook_deliveries).where(_D.endpoint_id == endpoint_id)

@@ -1,4 +1,4 @@
-"""The time after which the client of a refused request may try again, for the gateway and the control plane alike."""
+"""The time after which the client of a refused request may try again, and the headers that say it, for both planes alike."""
 
 import math
 from typing import NamedTuple
@@ -26,3 +26,15 @@ def retry_after(fault: Fault) -> RetryAfter | None:
         seconds = UNAVAILABLE_SECONDS
     milliseconds = max(1, math.ceil(seconds * 1000))
     return RetryAfter(-(-milliseconds // 1000), milliseconds)
+
+
+def retry_headers(fault: Fault) -> dict[str, str]:
+    """Return the headers of an answer that say when the client may try again, by name; none if the fault has no such time."""
+    hint = retry_after(fault)
+    return {} if hint is None else {"retry-after": str(hint.seconds), "retry-after-ms": str(hint.milliseconds)}
+
+
+def retry_header_lines(fault: Fault) -> bytes:
+    """Return the lines of `retry_headers` in the head of an answer."""
+    hint = retry_after(fault)
+    return b"" if hint is None else b"retry-after: %d\r\nretry-after-ms: %d\r\n" % hint

@@ -26,7 +26,7 @@ from tollway.domain.faults import (
     Fault,
 )
 from tollway.wire.errors import openai_error, scim_error
-from tollway.wire.retry_after import retry_after
+from tollway.wire.retry_after import retry_headers
 
 SCIM_PATH = "/scim/v2"
 """Path below which directories provision people and groups."""
@@ -57,12 +57,9 @@ _BOUNDS = {
 
 def response_of(fault: Fault, path: str, headers: Mapping[str, str] | None = None) -> Response:
     """The answer that a fault of a request for `path` becomes."""
-    extra = dict(headers or {})
+    extra = {**(headers or {}), **retry_headers(fault)}
     if fault.kind.status == 401:
         extra["www-authenticate"] = "Bearer"
-    hint = retry_after(fault)
-    if hint is not None:
-        extra["retry-after"], extra["retry-after-ms"] = str(hint.seconds), str(hint.milliseconds)
     if fault.kind.close:
         extra["connection"] = "close"
     if path.startswith(SCIM_PATH + "/"):

@@ -21,7 +21,7 @@ from tollway.domain.billing_classes import BillingClass
 from tollway.domain.faults import Fault
 from tollway.domain.reconciliation import HourState
 from tollway.domain.usage import UnbilledReason, UsageSource
-from tollway.wire.retry_after import retry_after
+from tollway.wire.retry_after import retry_headers
 
 HEADERS: Mapping[str, str] = {
     **pages.HEADERS,
@@ -197,7 +197,5 @@ def protect(file: Response) -> Response:
 def render_fault(look: Look, fault: Fault) -> Response:
     """Return the page that a fault becomes."""
     page = render("fault.html", look, status=fault.kind.status, fault=fault)
-    hint = retry_after(fault)
-    if hint is not None:
-        page.headers["retry-after"] = str(hint.seconds)
+    page.headers.update(retry_headers(fault))
     return page

@@ -57,7 +57,7 @@ def find_code(fault: Fault) -> grpc.StatusCode:
 def list_trailers(fault: Fault, request_id: str) -> tuple[tuple[str, str], ...]:
     """Return the trailing metadata of a fault: its code, the id of the request, and when to try again."""
     hint = retry_after(fault)
-    pushback = () if hint is None else (("grpc-retry-pushback-ms", str(hint[1])),)
+    pushback = () if hint is None else (("grpc-retry-pushback-ms", str(hint.milliseconds)),)
     return ("x-error-code", fault.kind.code), ("x-request-id", request_id), *pushback
 
 

@@ -63,7 +63,7 @@ from tollway.domain.faults import (
 )
 from tollway.domain.keys import Operator
 from tollway.domain.sessions import LIFETIMES, SessionKind
-from tollway.wire.retry_after import retry_after
+from tollway.wire.retry_after import retry_headers
 
 HEADERS: Mapping[str, str] = {
     "content-security-policy": "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; base-uri 'none';"
@@ -184,9 +184,7 @@ def render(
 def render_fault(request: Request, fault: Fault) -> Response:
     """Return the page that a fault becomes."""
     page = render(request, "message.html", status=fault.kind.status, title=REFUSED, text=fault.message)
-    hint = retry_after(fault)
-    if hint is not None:
-        page.headers["retry-after"] = str(hint.seconds)
+    page.headers.update(retry_headers(fault))
     return page
 
 
