@@ -475,7 +475,7 @@ CHANGED_BACK = {
 
 
 def test_148_every_action_that_cannot_be_undone_asks_for_a_name(
-    control: Running, owner: Browser, operator: Browser, used: TenantSetup, known: dict[str, str]
+    control: Running, operator: Browser, used: TenantSetup, known: dict[str, str]
 ) -> None:
     posted = {route.path for each in ROUTERS for route in each.routes if isinstance(route, APIRoute) and "POST" in route.methods}
     assert posted == CONFIRMED | CHANGED_BACK.keys()
@@ -483,17 +483,35 @@ def test_148_every_action_that_cannot_be_undone_asks_for_a_name(
     ids_of = {**known, "node_id": NODE, "deployment_id": deployment["id"]}
     before = list_changes(control, used)
     for path in CONFIRMED - {PLATFORM_ROOT + "/invoices/{invoice_id}/issue"}:
-        viewer = owner if path.startswith(ROOT) and path != ROOT + "/settings/archive" else operator
         if path.startswith(ROOT):
             action = fill_in(path.removeprefix(ROOT), used, known)
         elif path.startswith((DRAFT_PATH, PLATFORM_ROOT + "/periods", PLATFORM_ROOT + "/plans")):
             action = fill_in_platform(path.removeprefix(PLATFORM_ROOT), control, used)
         else:
             action = path.format(**ids_of)
-        viewer.open(root_of(used) if viewer is owner else PLATFORM_ROOT)
-        refused = viewer.post(action, {"confirmation": "something else", "form_token": find_token(viewer)})
+        operator.open(PLATFORM_ROOT)
+        refused = operator.post(action, {"confirmation": "something else", "form_token": find_token(operator)})
         assert refused.status_code == 400 and "Nothing was changed" in refused.text, path
     assert list_changes(control, used) == before
+
+
+def test_every_form_refuses_whoever_lacks_its_permission_before_it_looks_at_a_field(
+    people: dict[str, Browser], auditor: Browser, used: TenantSetup
+) -> None:
+    """Send each form with no field but the token, to ids of nothing: either would be refused for that otherwise."""
+    tried = 0
+    for route in (route for each in ROUTERS for route in each.routes if isinstance(route, APIRoute) and "POST" in route.methods):
+        if route.path == "/console/look":
+            continue
+        viewer = people["reader"] if route.path.startswith(ROOT) else auditor
+        path = re.sub(
+            r"\{\w+\}", "x", route.path.replace("{organization_id}", used.organization_id).replace("{project_id}", used.project_id)
+        )
+        viewer.open(root_of(used) if viewer is people["reader"] else PLATFORM_ROOT)
+        refused = viewer.post(path, {"form_token": find_token(viewer)})
+        assert refused.status_code == 403 and re.search("permission|may not do", refused.text), (path, refused.text)
+        tried += 1
+    assert tried > 100
 
 
 def list_changes(control: Running, tenant: TenantSetup) -> list[str]:

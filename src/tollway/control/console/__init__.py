@@ -12,7 +12,8 @@ How a page is added:
    `page.call`, and return `page.show(template, ...)`. What not everybody may see is left out with `page.allows`.
 2. A template in `templates/`, which extends `shell.html` and takes its texts from `_("...")`; `make messages` collects them in
    `control/languages/de.po`, where each needs its German. Numbers, money and times go through the filters of `languages/formats.py`.
-3. A form names its fields by `form("name", ...)` and is sent to a POST of the same module, which calls the operation and answers with
+3. A form names the operation that it is sent for and its fields by `form(operation, "name", ...)`: whoever may not call the operation is
+   refused before a field is looked at. It is sent to a POST of the same module, which calls the operation and answers with
    `page.lead(path, notice)`, or shows the form again with the fault. Whatever cannot be undone asks for a typed confirmation
    (`forms.require_typed`), and says what will happen.
 4. An entry in `navigation.py`, with the operation without which the page is not offered; a row in `tests/control/console/pages.py`, by

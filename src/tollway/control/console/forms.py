@@ -1,6 +1,6 @@
 """Forms of the console: their fields, and the bodies of the REST API that they become."""
 
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any, TypeVar
 from urllib.parse import urlencode
@@ -12,6 +12,7 @@ from starlette.requests import Request
 from tollway.control.api import errors
 from tollway.control.api.authentication.pages import read_form
 from tollway.control.api.routes import plane_of
+from tollway.control.console.routing import Operation, page_of
 from tollway.control.languages.texts import mark
 from tollway.control.languages.times import UNITS
 from tollway.domain.faults import PARAMETER_INVALID, Fault
@@ -24,11 +25,19 @@ Form = Mapping[str, str]
 """The fields of a form as they were sent; empty where they were left empty."""
 
 
-def form(*names: str) -> Any:
-    """Return the dependency that yields the fields `names` of a form of this session (`pages.read_form`)."""
+def form(operation: Operation | Sequence[Operation] | None, *names: str) -> Any:
+    """Return the dependency that yields the fields `names` of a form of this session (`pages.read_form`), to a viewer who may call what
+    it is sent for: nobody else is told what is wrong with a field. The `Page` of the endpoint must come before it.
+
+    `operation`: that of the REST API which the endpoint calls; several where a field chooses one, of which the viewer needs any; None for
+    what everybody may do. One of a project is that of the path, or of the field `project`."""
+    operations = () if operation is None else tuple(operation) if isinstance(operation, Sequence) else (operation,)
 
     async def read(request: Request) -> Form:
-        return await read_form(plane_of(request), request, names)
+        fields = await read_form(plane_of(request), request, names)
+        if operations:
+            page_of(request).require_any(operations, request.path_params.get("project_id") or fields.get("project") or None)
+        return fields
 
     declared: Callable[[Request], Coroutine[Any, Any, Form]] = read
     return Depends(declared)

@@ -27,7 +27,7 @@ async def enter_console(caller: SomebodySignedIn) -> Response:
 
 @router.post(f"{PATH}/look", include_in_schema=False)
 async def choose_look(
-    _caller: SomebodySignedIn, plane: Plane, request: Request, fields: Annotated[Form, form("language", "theme", "back")]
+    _caller: SomebodySignedIn, plane: Plane, request: Request, fields: Annotated[Form, form(None, "language", "theme", "back")]
 ) -> Response:
     """Keep the language and the theme that the viewer chose, and go back to the page where they chose it."""
     if fields["language"] not in LANGUAGES or fields["theme"] not in THEMES:

@@ -5,7 +5,7 @@ organization, as who acts for it, and the pages of the platform. Which parts of 
 """
 
 import re
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
 
@@ -144,6 +144,13 @@ class Page:
             access.require_permission(self.tenant, permission, project_id)
         return self.tenant
 
+    def require_any(self, operations: Sequence[Operation], project_id: str | None) -> None:
+        """Raise as the route of the last of `operations` would, unless the viewer may call one of them. `project_id`: that of a form, for
+        those which are of a project."""
+        projects = [project_id if "project_id" in _ROUTES[each].param_convertors else None for each in operations]
+        if not any(map(self.allows, operations, projects)):
+            self.require(operations[-1], projects[-1])
+
     def call(self, operation: Callable[Concatenate[Any, ControlPlane, P], T], *positional: P.args, **arguments: P.kwargs) -> T:
         """Carry out an operation of the REST API as the viewer: with the access that its route declares, and the record in the audit trail
         that a request for it would leave. Raises the Faults that the route would answer."""
@@ -214,12 +221,24 @@ class Page:
         return pages.get_email(caller)
 
 
+def _keep(page: Page) -> Page:
+    """Let the form of a request find its page (`page_of`)."""
+    page.request.scope["tollway.page"] = page
+    return page
+
+
+def page_of(request: Request) -> Page:
+    """Return the page that the endpoint of a request was given."""
+    page: Page = request.scope["tollway.page"]
+    return page
+
+
 async def _open_tenant_page(caller: Annotated[Tenant, Depends(of_tenant)], plane: Plane, request: Request) -> Page:
-    return Page(request, plane, caller, getattr(request.state, "operator", None), rendering.read_look(request))
+    return _keep(Page(request, plane, caller, getattr(request.state, "operator", None), rendering.read_look(request)))
 
 
 async def _open_platform_page(caller: Annotated[Operator, Depends(of_platform)], plane: Plane, request: Request) -> Page:
-    return Page(request, plane, None, caller, rendering.read_look(request))
+    return _keep(Page(request, plane, None, caller, rendering.read_look(request)))
 
 
 TenantPage = Annotated[Page, Depends(_open_tenant_page)]

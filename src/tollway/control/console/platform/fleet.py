@@ -72,7 +72,7 @@ def _show(
 
 
 @router.post(f"{PATH}/nodes", include_in_schema=False)
-def add_node(page: PlatformPage, fields: Annotated[Form, form("name")]) -> Response:
+def add_node(page: PlatformPage, fields: Annotated[Form, form(nodes.create_node, "name")]) -> Response:
     """Register a gateway, and show its key this once."""
     try:
         made = page.call(nodes.create_node, body=make_body(NodeCreate, fields))
@@ -82,7 +82,7 @@ def add_node(page: PlatformPage, fields: Annotated[Form, form("name")]) -> Respo
 
 
 @router.post(f"{PATH}/nodes/{{node_id}}/revoke", include_in_schema=False)
-def revoke_gateway(page: PlatformPage, node_id: str, fields: Annotated[Form, form("confirmation")]) -> Response:
+def revoke_gateway(page: PlatformPage, node_id: str, fields: Annotated[Form, form(nodes.revoke_node, "confirmation")]) -> Response:
     """Revoke a gateway, whose id was typed."""
     try:
         require_typed(fields["confirmation"], node_id)
@@ -94,7 +94,8 @@ def revoke_gateway(page: PlatformPage, node_id: str, fields: Annotated[Form, for
 
 @router.post(DEPLOYMENTS, include_in_schema=False)
 def add_deployment(
-    page: PlatformPage, fields: Annotated[Form, form("model", "base_url", "engine", "upstream_model", "region", "credential")]
+    page: PlatformPage,
+    fields: Annotated[Form, form(deployments.create_deployment, "model", "base_url", "engine", "upstream_model", "region", "credential")],
 ) -> Response:
     """Connect an engine to a model."""
     try:
@@ -105,7 +106,7 @@ def add_deployment(
 
 
 @router.post(f"{DEPLOYMENTS}/{{deployment_id}}/weight", include_in_schema=False)
-def set_weight(page: PlatformPage, deployment_id: str, fields: Annotated[Form, form("weight")]) -> Response:
+def set_weight(page: PlatformPage, deployment_id: str, fields: Annotated[Form, form(deployments.update_deployment, "weight")]) -> Response:
     """Give a deployment its share of the requests of its model; 0 drains it."""
     try:
         page.call(deployments.update_deployment, deployment_id=deployment_id, body=make_body(DeploymentUpdate, fields))
@@ -115,7 +116,9 @@ def set_weight(page: PlatformPage, deployment_id: str, fields: Annotated[Form, f
 
 
 @router.post(f"{DEPLOYMENTS}/{{deployment_id}}/archive", include_in_schema=False)
-def archive_deployment_by_id(page: PlatformPage, deployment_id: str, fields: Annotated[Form, form("confirmation")]) -> Response:
+def archive_deployment_by_id(
+    page: PlatformPage, deployment_id: str, fields: Annotated[Form, form(deployments.archive_deployment, "confirmation")]
+) -> Response:
     """Archive a deployment, whose id was typed."""
     try:
         require_typed(fields["confirmation"], deployment_id)

@@ -96,7 +96,7 @@ def download_invoice_file(page: PlatformPage, invoice_id: str, format: FileForma
 
 
 @router.post(f"{ONE}/issue", include_in_schema=False)
-def issue_draft(page: PlatformPage, invoice_id: str, fields: Annotated[Form, form("confirmation")]) -> Response:
+def issue_draft(page: PlatformPage, invoice_id: str, fields: Annotated[Form, form(invoices.issue_invoice, "confirmation")]) -> Response:
     """Issue a draft, after its amount was typed."""
     try:
         require_typed(fields["confirmation"], page.call(invoices.retrieve_invoice, invoice_id=invoice_id).gross)
@@ -107,7 +107,7 @@ def issue_draft(page: PlatformPage, invoice_id: str, fields: Annotated[Form, for
 
 
 @router.post(f"{ONE}/void", include_in_schema=False)
-def void_draft(page: PlatformPage, invoice_id: str, _fields: Annotated[Form, form()]) -> Response:
+def void_draft(page: PlatformPage, invoice_id: str, _fields: Annotated[Form, form(invoices.void_invoice)]) -> Response:
     """Void a draft; its period can be drafted again."""
     try:
         page.call(invoices.void_invoice, invoice_id=invoice_id)
@@ -117,7 +117,9 @@ def void_draft(page: PlatformPage, invoice_id: str, _fields: Annotated[Form, for
 
 
 @router.post(f"{ONE}/credit_notes", include_in_schema=False)
-def draft_credit_note(page: PlatformPage, invoice_id: str, fields: Annotated[Form, form("amount", "reason")]) -> Response:
+def draft_credit_note(
+    page: PlatformPage, invoice_id: str, fields: Annotated[Form, form(invoices.create_credit_note, "amount", "reason")]
+) -> Response:
     """Draft a credit note to an issued invoice."""
     try:
         note = page.call(invoices.create_credit_note, invoice_id=invoice_id, body=make_body(CreditNoteCreate, fields))
@@ -168,7 +170,7 @@ def _read_document(document: dict[str, Any]) -> PreviewDocument:
 
 
 @router.post(OF_PERIOD, include_in_schema=False)
-def draft_period(page: PlatformPage, period_id: str, _fields: Annotated[Form, form()]) -> Response:
+def draft_period(page: PlatformPage, period_id: str, _fields: Annotated[Form, form(invoices.draft_invoices)]) -> Response:
     """Draft the documents of a closed billing period, in place of drafts that it has."""
     try:
         organization_id = page.call(periods.retrieve_period, period_id=period_id).organization_id

@@ -28,7 +28,9 @@ def show_organizations(page: PlatformPage, query: Annotated[PageQuery, Query()],
 
 
 @router.post(f"{PATH}/organizations", include_in_schema=False)
-def add_organization(page: PlatformPage, fields: Annotated[Form, form("name", "currency", "time_zone")]) -> Response:
+def add_organization(
+    page: PlatformPage, fields: Annotated[Form, form(organizations.create_organization, "name", "currency", "time_zone")]
+) -> Response:
     """Create an organization, and show the secret of its first admin key this once."""
     try:
         made = page.call(organizations.create_organization, body=make_body(OrganizationCreate, fields))

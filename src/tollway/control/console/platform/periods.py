@@ -55,7 +55,7 @@ def _show(page: Page, period_id: str, fault: Fault | None = None) -> Response:
 
 
 @router.post(f"{ONE}/close", include_in_schema=False)
-def close_period_by_id(page: PlatformPage, period_id: str, fields: Annotated[Form, form("confirmation")]) -> Response:
+def close_period_by_id(page: PlatformPage, period_id: str, fields: Annotated[Form, form(periods.close_period, "confirmation")]) -> Response:
     """Close a period, whose id was typed."""
     try:
         require_typed(fields["confirmation"], period_id)

@@ -44,7 +44,7 @@ def _show_list(page: Page, query: PageQuery, fault: Fault | None = None) -> Resp
 
 
 @router.post(PATH, include_in_schema=False)
-def add_plan(page: PlatformPage, fields: Annotated[Form, form("name", *NAMES)]) -> Response:
+def add_plan(page: PlatformPage, fields: Annotated[Form, form(plans.create_plan, "name", *NAMES)]) -> Response:
     """Create a plan, which no organization has yet."""
     try:
         made = page.call(plans.create_plan, body=make_body(PlanCreate, {"name": fields["name"], "limits": read_limits(fields)}))
@@ -79,19 +79,21 @@ def _change(page: Page, plan_id: str, changes: Mapping[str, object]) -> Response
 
 
 @router.post(f"{ONE}/change", include_in_schema=False)
-def change_plan(page: PlatformPage, plan_id: str, fields: Annotated[Form, form("name", *NAMES)]) -> Response:
+def change_plan(page: PlatformPage, plan_id: str, fields: Annotated[Form, form(plans.update_plan, "name", *NAMES)]) -> Response:
     """Give a plan another name, and other limits on all models together."""
     return _change(page, plan_id, {"name": fields["name"], "limits": read_limits(fields)})
 
 
 @router.post(f"{ONE}/budget", include_in_schema=False)
-def set_monthly_budget(page: PlatformPage, plan_id: str, fields: Annotated[Form, form("currency", "amount")]) -> Response:
+def set_monthly_budget(
+    page: PlatformPage, plan_id: str, fields: Annotated[Form, form(plans.update_plan, "currency", "amount")]
+) -> Response:
     """Say what organizations that have a plan may spend in a month, in a currency; as much as they like where that is empty."""
     return _change(page, plan_id, {"monthly_budgets": {fields["currency"]: fields["amount"] or None}})
 
 
 @router.post(f"{ONE}/delete", include_in_schema=False)
-def delete_plan_by_name(page: PlatformPage, plan_id: str, fields: Annotated[Form, form("confirmation")]) -> Response:
+def delete_plan_by_name(page: PlatformPage, plan_id: str, fields: Annotated[Form, form(plans.delete_plan, "confirmation")]) -> Response:
     """Delete a plan, whose name was typed."""
     try:
         require_typed(fields["confirmation"], page.call(plans.retrieve_plan, plan_id=plan_id).name)

@@ -48,7 +48,7 @@ def _show_books(page: Page, query: PageQuery, fault: Fault | None = None) -> Res
 
 
 @router.post(f"{PATH}/books", include_in_schema=False)
-def add_book(page: PlatformPage, fields: Annotated[Form, form("name", "currency", "default")]) -> Response:
+def add_book(page: PlatformPage, fields: Annotated[Form, form(price_books.create_book, "name", "currency", "default")]) -> Response:
     """Add an empty book."""
     try:
         made = page.call(price_books.create_book, body=make_body(BookCreate, fields))
@@ -84,7 +84,7 @@ def _list_used_classes(rows: Sequence[object]) -> list[str]:
 
 
 @router.post(f"{BOOK}/drafts", include_in_schema=False)
-def begin_draft(page: PlatformPage, book_id: str, fields: Annotated[Form, form("copied")]) -> Response:
+def begin_draft(page: PlatformPage, book_id: str, fields: Annotated[Form, form(price_books.create_draft, "copied")]) -> Response:
     """Begin a draft of a book, empty or with what the book asks."""
     try:
         body = make_body(DraftCreate, {"book_id": book_id, "from_book_id": book_id if fields["copied"] else ""})
@@ -130,7 +130,9 @@ def _show_draft(page: Page, draft_id: str, *, preview: bool = False, everybody: 
 
 
 @router.post(f"{DRAFT}/lines", include_in_schema=False)
-def put_line(page: PlatformPage, draft_id: str, fields: Annotated[Form, form("model", "tier", *CLASSES)]) -> Response:
+def put_line(
+    page: PlatformPage, draft_id: str, fields: Annotated[Form, form(price_books.update_draft, "model", "tier", *CLASSES)]
+) -> Response:
     """Add a line to a draft, in place of the one of the same model and tier."""
     line = {name: value for name, value in fields.items() if value}
     try:
@@ -141,7 +143,7 @@ def put_line(page: PlatformPage, draft_id: str, fields: Annotated[Form, form("mo
 
 
 @router.post(f"{DRAFT}/lines/remove", include_in_schema=False)
-def remove_line(page: PlatformPage, draft_id: str, fields: Annotated[Form, form("model", "tier")]) -> Response:
+def remove_line(page: PlatformPage, draft_id: str, fields: Annotated[Form, form(price_books.update_draft, "model", "tier")]) -> Response:
     """Take a line out of a draft."""
     try:
         page.call(price_books.update_draft, draft_id=draft_id, body=make_body(DraftUpdate, {"remove": [dict(fields)]}))
@@ -151,7 +153,9 @@ def remove_line(page: PlatformPage, draft_id: str, fields: Annotated[Form, form(
 
 
 @router.post(f"{DRAFT}/publish", include_in_schema=False)
-def publish_draft_by_name(page: PlatformPage, draft_id: str, fields: Annotated[Form, form("confirmation", "accept_warnings")]) -> Response:
+def publish_draft_by_name(
+    page: PlatformPage, draft_id: str, fields: Annotated[Form, form(price_books.publish_draft, "confirmation", "accept_warnings")]
+) -> Response:
     """Publish a draft, after the name of its book was typed."""
     try:
         draft = page.call(price_books.retrieve_draft, draft_id=draft_id)
@@ -164,7 +168,7 @@ def publish_draft_by_name(page: PlatformPage, draft_id: str, fields: Annotated[F
 
 
 @router.post(f"{DRAFT}/discard", include_in_schema=False)
-def discard_draft_by_id(page: PlatformPage, draft_id: str, _fields: Annotated[Form, form()]) -> Response:
+def discard_draft_by_id(page: PlatformPage, draft_id: str, _fields: Annotated[Form, form(price_books.discard_draft)]) -> Response:
     """Close a draft without publishing it."""
     try:
         page.call(price_books.discard_draft, draft_id=draft_id)

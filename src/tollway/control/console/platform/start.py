@@ -77,7 +77,9 @@ def _show(
 
 
 @router.post(f"{PATH}/engine", include_in_schema=False)
-async def test_engine(page: PlatformPage, fields: Annotated[Form, form("base_url", "engine", "credential")]) -> Response:
+async def test_engine(
+    page: PlatformPage, fields: Annotated[Form, form(deployments.check_engine, "base_url", "engine", "credential")]
+) -> Response:
     """Ask an engine for its models, and offer them."""
     found, refused = None, None
     try:
@@ -89,7 +91,8 @@ async def test_engine(page: PlatformPage, fields: Annotated[Form, form("base_url
 
 @router.post(f"{PATH}/deployment", include_in_schema=False)
 def connect_engine(
-    page: PlatformPage, fields: Annotated[Form, form("base_url", "engine", "upstream_model", "model", "credential")]
+    page: PlatformPage,
+    fields: Annotated[Form, form(deployments.create_deployment, "base_url", "engine", "upstream_model", "model", "credential")],
 ) -> Response:
     """Create a model, unless it is there, and connect the engine to it."""
     name = fields["model"] or fields["upstream_model"]
@@ -105,7 +108,9 @@ def connect_engine(
 
 
 @router.post(f"{PATH}/price", include_in_schema=False)
-def publish_with_price(page: PlatformPage, fields: Annotated[Form, form("model", "currency", "input", "output")]) -> Response:
+def publish_with_price(
+    page: PlatformPage, fields: Annotated[Form, form(prices.create_price, "model", "currency", "input", "output")]
+) -> Response:
     """Publish a price, and the model with it."""
     try:
         page.call(prices.create_price, body=make_body(PriceCreate, fields))
@@ -117,7 +122,8 @@ def publish_with_price(page: PlatformPage, fields: Annotated[Form, form("model",
 
 @router.post(f"{PATH}/organization", include_in_schema=False)
 def add_organization_with_key(
-    page: PlatformPage, fields: Annotated[Form, form("name", "currency", "time_zone", "project", "key", "model")]
+    page: PlatformPage,
+    fields: Annotated[Form, form(organizations.create_organization, "name", "currency", "time_zone", "project", "key", "model")],
 ) -> Response:
     """Create an organization with a project and a key, and show the secrets this once."""
     try:

@@ -41,7 +41,7 @@ def _show_list(page: Page, query: PageQuery, fault: Fault | None = None) -> Resp
 
 
 @router.post(PATH, include_in_schema=False)
-def add_admin_key(page: TenantPage, fields: Annotated[Form, form("name", "role", "lifetime_days")]) -> Response:
+def add_admin_key(page: TenantPage, fields: Annotated[Form, form(api_keys.create_admin_key, "name", "role", "lifetime_days")]) -> Response:
     """Create an admin key, and show its secret this once."""
     try:
         lifetime = read_lifetime(fields["lifetime_days"])
@@ -70,7 +70,9 @@ def _show(page: Page, admin_key_id: str, *, secret: str | None = None, fault: Fa
 
 
 @router.post(f"{ONE}/rotate", include_in_schema=False)
-def rotate_by_form(page: TenantPage, admin_key_id: str, fields: Annotated[Form, form("grace_seconds")]) -> Response:
+def rotate_by_form(
+    page: TenantPage, admin_key_id: str, fields: Annotated[Form, form(api_keys.rotate_admin_key, "grace_seconds")]
+) -> Response:
     """Give an admin key another secret, and show it this once."""
     try:
         rotated = page.call(api_keys.rotate_admin_key, key_id=admin_key_id, body=make_body(KeyRotate, fields))
@@ -80,7 +82,9 @@ def rotate_by_form(page: TenantPage, admin_key_id: str, fields: Annotated[Form, 
 
 
 @router.post(f"{ONE}/retire", include_in_schema=False)
-def retire_by_name(page: TenantPage, admin_key_id: str, fields: Annotated[Form, form("confirmation")]) -> Response:
+def retire_by_name(
+    page: TenantPage, admin_key_id: str, fields: Annotated[Form, form(api_keys.retire_admin_key_secret, "confirmation")]
+) -> Response:
     """Revoke the secret before the latest rotation, before its grace ends; the name of the key was typed."""
     try:
         require_typed(fields["confirmation"], page.call(api_keys.retrieve_admin_key, key_id=admin_key_id).name)
@@ -91,7 +95,9 @@ def retire_by_name(page: TenantPage, admin_key_id: str, fields: Annotated[Form, 
 
 
 @router.post(f"{ONE}/revoke", include_in_schema=False)
-def revoke_by_name(page: TenantPage, admin_key_id: str, fields: Annotated[Form, form("confirmation")]) -> Response:
+def revoke_by_name(
+    page: TenantPage, admin_key_id: str, fields: Annotated[Form, form(api_keys.delete_admin_key, "confirmation")]
+) -> Response:
     """Revoke an admin key, whose name was typed."""
     try:
         require_typed(fields["confirmation"], page.call(api_keys.retrieve_admin_key, key_id=admin_key_id).name)

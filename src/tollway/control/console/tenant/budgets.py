@@ -45,7 +45,9 @@ def show_budgets(page: TenantPage, query: Annotated[PageQuery, Query()], include
 
 
 @router.post(PATH, include_in_schema=False)
-def add_budget(page: TenantPage, fields: Annotated[Form, form("name", "amount", "window", "mode", "project_id", "thresholds")]) -> Response:
+def add_budget(
+    page: TenantPage, fields: Annotated[Form, form(budgets.create_budget, "name", "amount", "window", "mode", "project_id", "thresholds")]
+) -> Response:
     """Create a budget of the organization or of one project."""
     try:
         body = make_body(BudgetCreate, {**fields, "thresholds": read_percentages(fields["thresholds"])})
@@ -103,7 +105,9 @@ def _show(page: Page, budget_id: str, fault: Fault | None = None) -> Response:
 
 
 @router.post(f"{ONE}/change", include_in_schema=False)
-def change_budget(page: TenantPage, budget_id: str, fields: Annotated[Form, form("name", "amount", "mode", "thresholds")]) -> Response:
+def change_budget(
+    page: TenantPage, budget_id: str, fields: Annotated[Form, form(budgets.update_budget, "name", "amount", "mode", "thresholds")]
+) -> Response:
     """Change a budget."""
     try:
         body = make_body(BudgetUpdate, {**fields, "thresholds": read_percentages(fields["thresholds"])})
@@ -114,7 +118,9 @@ def change_budget(page: TenantPage, budget_id: str, fields: Annotated[Form, form
 
 
 @router.post(f"{ONE}/raise", include_in_schema=False)
-def raise_for_some_days(page: TenantPage, budget_id: str, fields: Annotated[Form, form("amount", "days")]) -> Response:
+def raise_for_some_days(
+    page: TenantPage, budget_id: str, fields: Annotated[Form, form(budgets.create_raise, "amount", "days")]
+) -> Response:
     """Raise a budget from now on for some days."""
     days = int(fields["days"]) if fields["days"] in map(str, RAISE_DAYS) else 0
     try:
@@ -126,7 +132,9 @@ def raise_for_some_days(page: TenantPage, budget_id: str, fields: Annotated[Form
 
 
 @router.post(f"{ONE}/archive", include_in_schema=False)
-def archive_budget_by_name(page: TenantPage, budget_id: str, fields: Annotated[Form, form("confirmation")]) -> Response:
+def archive_budget_by_name(
+    page: TenantPage, budget_id: str, fields: Annotated[Form, form(budgets.archive_budget, "confirmation")]
+) -> Response:
     """Archive a budget, whose name was typed."""
     try:
         require_typed(fields["confirmation"], page.call(budgets.retrieve_budget, budget_id=budget_id).name)

@@ -61,7 +61,7 @@ def _show_list(page: Page, fault: Fault | None = None) -> Response:
 
 
 @router.post(PATH, include_in_schema=False)
-def upload_certificate(page: TenantPage, fields: Annotated[Form, form("name", "certificate")]) -> Response:
+def upload_certificate(page: TenantPage, fields: Annotated[Form, form(certificates.create_certificate, "name", "certificate")]) -> Response:
     """Upload a certificate, which nobody trusts before it is activated."""
     try:
         made = page.call(certificates.create_certificate, body=make_body(CertificateCreate, fields))
@@ -98,7 +98,9 @@ def _show(page: Page, certificate_id: str, project_id: str = "", fault: Fault | 
 
 
 @router.post(f"{ONE}/name", include_in_schema=False)
-def rename_certificate(page: TenantPage, certificate_id: str, fields: Annotated[Form, form("name")]) -> Response:
+def rename_certificate(
+    page: TenantPage, certificate_id: str, fields: Annotated[Form, form(certificates.update_certificate, "name")]
+) -> Response:
     """Give a certificate another name."""
     try:
         page.call(certificates.update_certificate, certificate_id=certificate_id, body=make_body(CertificateUpdate, fields))
@@ -108,7 +110,11 @@ def rename_certificate(page: TenantPage, certificate_id: str, fields: Annotated[
 
 
 @router.post(f"{ONE}/trust", include_in_schema=False)
-def trust_certificate(page: TenantPage, certificate_id: str, fields: Annotated[Form, form("project", "trusted")]) -> Response:
+def trust_certificate(
+    page: TenantPage,
+    certificate_id: str,
+    fields: Annotated[Form, form((certificates.activate_certificates, certificates.activate_project_certificates), "project", "trusted")],
+) -> Response:
     """Trust a certificate, or trust it no more: in a project, or in the whole organization where that is empty."""
     project_id, is_trusted = fields["project"], fields["trusted"] == "yes"
     try:
@@ -126,7 +132,9 @@ def trust_certificate(page: TenantPage, certificate_id: str, fields: Annotated[F
 
 
 @router.post(f"{ONE}/delete", include_in_schema=False)
-def delete_certificate_by_name(page: TenantPage, certificate_id: str, fields: Annotated[Form, form("confirmation")]) -> Response:
+def delete_certificate_by_name(
+    page: TenantPage, certificate_id: str, fields: Annotated[Form, form(certificates.delete_certificate, "confirmation")]
+) -> Response:
     """Delete a certificate, whose name (or id, if it has none) was typed."""
     try:
         require_typed(fields["confirmation"], _find(page, certificate_id).name or certificate_id)
@@ -141,7 +149,9 @@ def delete_certificate_by_name(page: TenantPage, certificate_id: str, fields: An
 
 @router.post(f"{ONE}/rules", include_in_schema=False)
 def add_rule(
-    page: TenantPage, certificate_id: str, fields: Annotated[Form, form("project", "service_account_id", "name", "matchers")]
+    page: TenantPage,
+    certificate_id: str,
+    fields: Annotated[Form, form(certificates.create_certificate_rule, "project", "service_account_id", "name", "matchers")],
 ) -> Response:
     """Let certificates that say what a rule asks for stand for a service account."""
     project_id = fields["project"]
@@ -160,7 +170,10 @@ def add_rule(
 
 @router.post(f"{RULE}/delete", include_in_schema=False)
 def delete_rule_by_name(
-    page: TenantPage, certificate_id: str, certificate_rule_id: str, fields: Annotated[Form, form("confirmation")]
+    page: TenantPage,
+    certificate_id: str,
+    certificate_rule_id: str,
+    fields: Annotated[Form, form(certificates.delete_certificate_rule, "confirmation")],
 ) -> Response:
     """Delete a rule, whose name (or id, if it has none) was typed, and revoke its key."""
     try:

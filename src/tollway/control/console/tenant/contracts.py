@@ -55,7 +55,10 @@ def _show_list(page: Page, query: PageQuery, fault: Fault | None = None) -> Resp
 @router.post(PATH, include_in_schema=False)
 def agree_on_contract(
     page: TenantPage,
-    fields: Annotated[Form, form("name", "from_day", "until_day", "discount", "minimum", "commitment", "prepaid", "fee_name", "fee")],
+    fields: Annotated[
+        Form,
+        form(contracts.create_contract, "name", "from_day", "until_day", "discount", "minimum", "commitment", "prepaid", "fee_name", "fee"),
+    ],
 ) -> Response:
     """Agree on a contract of a discount, a minimum, a commitment and a fee: whichever are filled in."""
     try:
@@ -114,7 +117,9 @@ def _show(page: Page, contract_id: str, fault: Fault | None = None) -> Response:
 
 
 @router.post(f"{ONE}/end", include_in_schema=False)
-def end_contract_by_name(page: TenantPage, contract_id: str, fields: Annotated[Form, form("confirmation")]) -> Response:
+def end_contract_by_name(
+    page: TenantPage, contract_id: str, fields: Annotated[Form, form(contracts.end_contract, "confirmation")]
+) -> Response:
     """End a contract now, whose name was typed."""
     try:
         require_typed(fields["confirmation"], _find(page, contract_id).terms.name)

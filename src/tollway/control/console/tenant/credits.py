@@ -59,7 +59,8 @@ def _show(page: Page, query: PageQuery, fault: Fault | None = None) -> Response:
 
 @router.post(f"{PATH}/grants", include_in_schema=False)
 def grant_credit(
-    page: TenantPage, fields: Annotated[Form, form("category", "amount", "until_day", "project_id", "model", "reference")]
+    page: TenantPage,
+    fields: Annotated[Form, form(credits.create_credit_grant, "category", "amount", "until_day", "project_id", "model", "reference")],
 ) -> Response:
     """Grant credit to the organization, from now on."""
     try:
@@ -72,7 +73,7 @@ def grant_credit(
 
 
 @router.post(f"{PATH}/grants/{{grant_id}}/void", include_in_schema=False)
-def void_by_id(page: TenantPage, grant_id: str, fields: Annotated[Form, form("confirmation")]) -> Response:
+def void_by_id(page: TenantPage, grant_id: str, fields: Annotated[Form, form(credits.void_credit_grant, "confirmation")]) -> Response:
     """End a grant, whose id was typed."""
     try:
         require_typed(fields["confirmation"], grant_id)
@@ -83,7 +84,7 @@ def void_by_id(page: TenantPage, grant_id: str, fields: Annotated[Form, form("co
 
 
 @router.post(f"{PATH}/prepayment", include_in_schema=False)
-def hold_to_credit(page: TenantPage, fields: Annotated[Form, form("is_prepaid")]) -> Response:
+def hold_to_credit(page: TenantPage, fields: Annotated[Form, form(credits.put_prepayment, "is_prepaid")]) -> Response:
     """Hold the organization's requests to its credit, or not any more."""
     try:
         body = PrepaymentWrite(is_prepaid=fields["is_prepaid"] == "yes")
@@ -94,7 +95,7 @@ def hold_to_credit(page: TenantPage, fields: Annotated[Form, form("is_prepaid")]
 
 
 @router.post(f"{PATH}/topup-rule", include_in_schema=False)
-def ask_for_more(page: TenantPage, fields: Annotated[Form, form("amount", "threshold", "every")]) -> Response:
+def ask_for_more(page: TenantPage, fields: Annotated[Form, form(credits.put_topup_rule, "amount", "threshold", "every")]) -> Response:
     """Have more credit asked for below a threshold, in each week or month, or both; an empty amount ends that."""
     try:
         if fields["amount"]:

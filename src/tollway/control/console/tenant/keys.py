@@ -24,7 +24,9 @@ GRACE_SECONDS = (0, 3_600, GRACE_SECONDS_DEFAULT, 7 * 86_400)
 
 
 @router.post(PATH, include_in_schema=False)
-def add_key(page: TenantPage, project_id: str, fields: Annotated[Form, form("name", "type", "models", "lifetime_days")]) -> Response:
+def add_key(
+    page: TenantPage, project_id: str, fields: Annotated[Form, form(api_keys.create_project_key, "name", "type", "models", "lifetime_days")]
+) -> Response:
     """Create a key, and show its secret this once."""
     try:
         lifetime = read_lifetime(fields["lifetime_days"])
@@ -58,7 +60,9 @@ def _show(page: Page, project_id: str, key_id: str, *, secret: str | None = None
 
 
 @router.post(f"{ONE}/name", include_in_schema=False)
-def rename_key(page: TenantPage, project_id: str, key_id: str, fields: Annotated[Form, form("name")]) -> Response:
+def rename_key(
+    page: TenantPage, project_id: str, key_id: str, fields: Annotated[Form, form(api_keys.update_project_key, "name")]
+) -> Response:
     """Change the name of a key."""
     try:
         page.call(api_keys.update_project_key, project_id=project_id, key_id=key_id, body=make_body(KeyUpdate, fields))
@@ -68,7 +72,9 @@ def rename_key(page: TenantPage, project_id: str, key_id: str, fields: Annotated
 
 
 @router.post(f"{ONE}/rotate", include_in_schema=False)
-def rotate_key(page: TenantPage, project_id: str, key_id: str, fields: Annotated[Form, form("grace_seconds")]) -> Response:
+def rotate_key(
+    page: TenantPage, project_id: str, key_id: str, fields: Annotated[Form, form(api_keys.rotate_project_key, "grace_seconds")]
+) -> Response:
     """Give a key another secret, and show it this once."""
     try:
         body = make_body(KeyRotate, fields)
@@ -79,7 +85,9 @@ def rotate_key(page: TenantPage, project_id: str, key_id: str, fields: Annotated
 
 
 @router.post(f"{ONE}/retire", include_in_schema=False)
-def retire_secret(page: TenantPage, project_id: str, key_id: str, fields: Annotated[Form, form("confirmation")]) -> Response:
+def retire_secret(
+    page: TenantPage, project_id: str, key_id: str, fields: Annotated[Form, form(api_keys.retire_project_key_secret, "confirmation")]
+) -> Response:
     """Revoke the secret before the latest rotation, before its grace ends."""
     try:
         require_typed(fields["confirmation"], page.call(api_keys.retrieve_project_key, project_id=project_id, key_id=key_id).name)
@@ -90,7 +98,9 @@ def retire_secret(page: TenantPage, project_id: str, key_id: str, fields: Annota
 
 
 @router.post(f"{ONE}/collect", include_in_schema=False)
-def collect_secret(page: TenantPage, project_id: str, key_id: str, _fields: Annotated[Form, form()]) -> Response:
+def collect_secret(
+    page: TenantPage, project_id: str, key_id: str, _fields: Annotated[Form, form(api_keys.collect_project_key_secret)]
+) -> Response:
     """Show the secret that the schedule of a key made, this once."""
     try:
         collected = page.call(api_keys.collect_project_key_secret, project_id=project_id, key_id=key_id)
@@ -100,7 +110,9 @@ def collect_secret(page: TenantPage, project_id: str, key_id: str, _fields: Anno
 
 
 @router.post(f"{ONE}/revoke", include_in_schema=False)
-def revoke_key(page: TenantPage, project_id: str, key_id: str, fields: Annotated[Form, form("confirmation")]) -> Response:
+def revoke_key(
+    page: TenantPage, project_id: str, key_id: str, fields: Annotated[Form, form(api_keys.delete_project_key, "confirmation")]
+) -> Response:
     """Revoke a key, whose name was typed."""
     try:
         require_typed(fields["confirmation"], page.call(api_keys.retrieve_project_key, project_id=project_id, key_id=key_id).name)

@@ -126,7 +126,7 @@ def _find_own(page: Page, level: OfLevel) -> dict[str, Any] | None:
 
 
 @router.post(PATH, include_in_schema=False)
-def set_limits(page: TenantPage, fields: Annotated[Form, form("project", "key", *NAMES)]) -> Response:
+def set_limits(page: TenantPage, fields: Annotated[Form, form(limits.put_project_limits, "project", "key", *NAMES)]) -> Response:
     """Replace the limits of a project or a key: what is left empty is not limited there."""
     level = make_body(OfLevel, {"project": fields["project"], "key": fields["key"]})
     try:
@@ -144,7 +144,7 @@ def set_limits(page: TenantPage, fields: Annotated[Form, form("project", "key", 
 
 
 @router.post(f"{PATH}/plan", include_in_schema=False)
-def set_plan(page: TenantPage, fields: Annotated[Form, form("plan_id")]) -> Response:
+def set_plan(page: TenantPage, fields: Annotated[Form, form(organizations.modify_organization, "plan_id")]) -> Response:
     """Give the organization another plan, or none."""
     try:
         body = make_body(OrganizationUpdate, fields, clearing=["plan_id"])
@@ -155,7 +155,7 @@ def set_plan(page: TenantPage, fields: Annotated[Form, form("plan_id")]) -> Resp
 
 
 @router.post(f"{PATH}/organization", include_in_schema=False)
-def set_own_limits(page: TenantPage, fields: Annotated[Form, form(*NAMES)]) -> Response:
+def set_own_limits(page: TenantPage, fields: Annotated[Form, form(limits.put_organization_limits, *NAMES)]) -> Response:
     """Replace the limits of the organization on all models together."""
     try:
         page.call(limits.put_organization_limits, organization_id=page.organization_id, body=make_body(LimitsWrite, fields))
@@ -165,7 +165,7 @@ def set_own_limits(page: TenantPage, fields: Annotated[Form, form(*NAMES)]) -> R
 
 
 @router.post(f"{PATH}/override", include_in_schema=False)
-def set_override(page: TenantPage, fields: Annotated[Form, form("days", *NAMES)]) -> Response:
+def set_override(page: TenantPage, fields: Annotated[Form, form(plans.put_override, "days", *NAMES)]) -> Response:
     """Let other limits hold for some days."""
     try:
         if fields["days"] not in map(str, OVERRIDE_DAYS):
@@ -182,7 +182,7 @@ def set_override(page: TenantPage, fields: Annotated[Form, form("days", *NAMES)]
 
 
 @router.post(f"{PATH}/override/end", include_in_schema=False)
-def end_override_now(page: TenantPage, _fields: Annotated[Form, form()]) -> Response:
+def end_override_now(page: TenantPage, _fields: Annotated[Form, form(plans.end_override)]) -> Response:
     """End the limits that hold for a time."""
     try:
         page.call(plans.end_override, organization_id=page.organization_id)

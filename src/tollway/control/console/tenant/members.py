@@ -56,7 +56,7 @@ def list_organization_roles(page: Page) -> list[RoleOut]:
 
 
 @router.post(INVITES, include_in_schema=False)
-def invite(page: TenantPage, fields: Annotated[Form, form("email", "role")]) -> Response:
+def invite(page: TenantPage, fields: Annotated[Form, form(invites.create_invite, "email", "role")]) -> Response:
     """Invite a person by mail."""
     try:
         made = page.call(invites.create_invite, body=make_body(InviteCreate, fields))
@@ -66,7 +66,7 @@ def invite(page: TenantPage, fields: Annotated[Form, form("email", "role")]) -> 
 
 
 @router.post(INVITES + "/{invite_id}/delete", include_in_schema=False)
-def withdraw_invite(page: TenantPage, invite_id: str, _fields: Annotated[Form, form()]) -> Response:
+def withdraw_invite(page: TenantPage, invite_id: str, _fields: Annotated[Form, form(invites.delete_invite)]) -> Response:
     """Withdraw an invitation."""
     try:
         page.call(invites.delete_invite, invite_id=invite_id)
@@ -92,7 +92,7 @@ def _show_member(page: Page, user_id: str, fault: Fault | None = None) -> Respon
 
 
 @router.post(MEMBER + "/role", include_in_schema=False)
-def change_role(page: TenantPage, user_id: str, fields: Annotated[Form, form("role_id")]) -> Response:
+def change_role(page: TenantPage, user_id: str, fields: Annotated[Form, form(users.update_user, "role_id")]) -> Response:
     """Give a person another role."""
     try:
         page.call(users.update_user, user_id=user_id, body=make_body(UserUpdate, fields))
@@ -102,7 +102,7 @@ def change_role(page: TenantPage, user_id: str, fields: Annotated[Form, form("ro
 
 
 @router.post(MEMBER + "/remove", include_in_schema=False)
-def remove_member(page: TenantPage, user_id: str, fields: Annotated[Form, form("confirmation")]) -> Response:
+def remove_member(page: TenantPage, user_id: str, fields: Annotated[Form, form(users.delete_user, "confirmation")]) -> Response:
     """Remove a person, whose address was typed."""
     try:
         require_typed(fields["confirmation"], page.call(users.retrieve_user, user_id=user_id).email)
@@ -127,7 +127,7 @@ def _show_groups(page: Page, query: PageQuery, fault: Fault | None = None) -> Re
 
 
 @router.post(GROUPS, include_in_schema=False)
-def add_group(page: TenantPage, fields: Annotated[Form, form("name")]) -> Response:
+def add_group(page: TenantPage, fields: Annotated[Form, form(groups.create_group, "name")]) -> Response:
     """Create a group."""
     try:
         made = page.call(groups.create_group, body=make_body(GroupWrite, fields))
@@ -154,7 +154,7 @@ def _show_group(page: Page, group_id: str, query: PageQuery, fault: Fault | None
 
 
 @router.post(GROUP + "/users", include_in_schema=False)
-def add_to_group(page: TenantPage, group_id: str, fields: Annotated[Form, form("user_id")]) -> Response:
+def add_to_group(page: TenantPage, group_id: str, fields: Annotated[Form, form(groups.create_group_user, "user_id")]) -> Response:
     """Add a person to a group."""
     try:
         page.call(groups.create_group_user, group_id=group_id, body=make_body(GroupUserCreate, fields))
@@ -164,7 +164,7 @@ def add_to_group(page: TenantPage, group_id: str, fields: Annotated[Form, form("
 
 
 @router.post(GROUP + "/users/{user_id}/remove", include_in_schema=False)
-def take_from_group(page: TenantPage, group_id: str, user_id: str, _fields: Annotated[Form, form()]) -> Response:
+def take_from_group(page: TenantPage, group_id: str, user_id: str, _fields: Annotated[Form, form(groups.delete_group_user)]) -> Response:
     """Take a person out of a group."""
     try:
         page.call(groups.delete_group_user, group_id=group_id, user_id=user_id)
@@ -174,7 +174,7 @@ def take_from_group(page: TenantPage, group_id: str, user_id: str, _fields: Anno
 
 
 @router.post(GROUP + "/delete", include_in_schema=False)
-def delete_group_by_name(page: TenantPage, group_id: str, fields: Annotated[Form, form("confirmation")]) -> Response:
+def delete_group_by_name(page: TenantPage, group_id: str, fields: Annotated[Form, form(groups.delete_group, "confirmation")]) -> Response:
     """Delete a group, whose name was typed."""
     try:
         require_typed(fields["confirmation"], page.call(groups.retrieve_group, group_id=group_id).name)

@@ -101,7 +101,9 @@ def _show(page: Page, given: Form, *, shown: Shown | None = None, fault: Fault |
 
 
 @router.post(PATH, include_in_schema=False)
-async def send_request(page: TenantPage, fields: Annotated[Form, form("project", "model", "system", "user", "output_tokens")]) -> Response:
+async def send_request(
+    page: TenantPage, fields: Annotated[Form, form(api_keys.create_project_key, "project", "model", "system", "user", "output_tokens")]
+) -> Response:
     """Send a request. The answer is lines of JSON for a script that asks for them, and a page otherwise."""
     place: Place = page.request.scope["tollway.place"]
     is_streamed = page.request.headers.get("accept", "") == NDJSON

@@ -85,7 +85,7 @@ def _show(page: Page, project_id: str, fault: Fault | None = None) -> Response:
 
 
 @router.post(f"{PATH}/regions", include_in_schema=False)
-def set_regions(page: TenantPage, project_id: str, fields: Annotated[Form, form("regions")]) -> Response:
+def set_regions(page: TenantPage, project_id: str, fields: Annotated[Form, form(projects.update_project, "regions")]) -> Response:
     """Say in which regions requests of a project are served; in any where that is empty."""
     try:
         body = make_body(ProjectUpdate, {"residency": split_list(fields["regions"]) or None}, clearing=["residency"])
@@ -96,7 +96,9 @@ def set_regions(page: TenantPage, project_id: str, fields: Annotated[Form, form(
 
 
 @router.post(f"{PATH}/models", include_in_schema=False)
-def set_models(page: TenantPage, project_id: str, fields: Annotated[Form, form("mode", "models")]) -> Response:
+def set_models(
+    page: TenantPage, project_id: str, fields: Annotated[Form, form(project_policies.update_model_permissions, "mode", "models")]
+) -> Response:
     """Say which models the keys of a project may use."""
     try:
         if fields["mode"] == "all":
@@ -110,7 +112,9 @@ def set_models(page: TenantPage, project_id: str, fields: Annotated[Form, form("
 
 
 @router.post(f"{PATH}/tiers", include_in_schema=False)
-def set_tiers(page: TenantPage, project_id: str, fields: Annotated[Form, form("enabled_tiers", "default")]) -> Response:
+def set_tiers(
+    page: TenantPage, project_id: str, fields: Annotated[Form, form(project_policies.update_service_tiers, "enabled_tiers", "default")]
+) -> Response:
     """Say which service tiers requests of a project may ask for, and which one those have that ask for none."""
     try:
         chosen = fields["enabled_tiers"]
@@ -124,7 +128,9 @@ def set_tiers(page: TenantPage, project_id: str, fields: Annotated[Form, form("e
 
 @router.post(f"{PATH}/retention", include_in_schema=False)
 def set_retention(
-    page: TenantPage, project_id: str, fields: Annotated[Form, form("retention_type", "content", "content_unit", "confirmation")]
+    page: TenantPage,
+    project_id: str,
+    fields: Annotated[Form, form(data_retention.update_project_retention, "retention_type", "content", "content_unit", "confirmation")],
 ) -> Response:
     """Say what may be kept of the requests of a project, whose name was typed: what may be kept no more is deleted."""
     try:

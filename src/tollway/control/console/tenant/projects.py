@@ -45,7 +45,7 @@ def show_projects(page: TenantPage, query: Listing, include_archived: bool = Fal
 
 
 @router.post(PATH, include_in_schema=False)
-def add_project(page: TenantPage, fields: Annotated[Form, form("name")]) -> Response:
+def add_project(page: TenantPage, fields: Annotated[Form, form(projects.create_project, "name")]) -> Response:
     """Create a project."""
     try:
         made = page.call(projects.create_project, body=make_body(ProjectCreate, fields))
@@ -100,7 +100,7 @@ def show_one_project(page: Page, project_id: str, query: PageQuery | None = None
 
 
 @router.post(f"{ONE}/name", include_in_schema=False)
-def rename_project(page: TenantPage, project_id: str, fields: Annotated[Form, form("name")]) -> Response:
+def rename_project(page: TenantPage, project_id: str, fields: Annotated[Form, form(projects.update_project, "name")]) -> Response:
     """Change the name of a project."""
     try:
         page.call(projects.update_project, project_id=project_id, body=make_body(ProjectUpdate, fields))
@@ -110,7 +110,9 @@ def rename_project(page: TenantPage, project_id: str, fields: Annotated[Form, fo
 
 
 @router.post(f"{ONE}/archive", include_in_schema=False)
-def archive_project_by_name(page: TenantPage, project_id: str, fields: Annotated[Form, form("confirmation")]) -> Response:
+def archive_project_by_name(
+    page: TenantPage, project_id: str, fields: Annotated[Form, form(projects.archive_project, "confirmation")]
+) -> Response:
     """Archive a project, whose name was typed."""
     try:
         require_typed(fields["confirmation"], page.call(projects.retrieve_project, project_id=project_id).name)

@@ -52,7 +52,9 @@ def _show_list(page: Page, project_id: str, query: PageQuery, fault: Fault | Non
 
 
 @router.post(PATH, include_in_schema=False)
-def add_account(page: TenantPage, project_id: str, fields: Annotated[Form, form("name", "key", "lifetime_days")]) -> Response:
+def add_account(
+    page: TenantPage, project_id: str, fields: Annotated[Form, form(accounts.create_service_account, "name", "key", "lifetime_days")]
+) -> Response:
     """Create a service account, and show the secret of its key this once if one is made with it."""
     try:
         lifetime = read_lifetime(fields["lifetime_days"]) if fields["key"] == "yes" else None
@@ -95,7 +97,12 @@ def _list_keys(page: Page, project_id: str, account_id: str) -> list[str] | None
 
 
 @router.post(f"{ONE}/change", include_in_schema=False)
-def change_account(page: TenantPage, project_id: str, service_account_id: str, fields: Annotated[Form, form("name", "role")]) -> Response:
+def change_account(
+    page: TenantPage,
+    project_id: str,
+    service_account_id: str,
+    fields: Annotated[Form, form(accounts.update_service_account, "name", "role")],
+) -> Response:
     """Give a service account another name or role."""
     try:
         body = make_body(ServiceAccountUpdate, fields)
@@ -107,7 +114,10 @@ def change_account(page: TenantPage, project_id: str, service_account_id: str, f
 
 @router.post(f"{ONE}/keys", include_in_schema=False)
 def add_account_key(
-    page: TenantPage, project_id: str, service_account_id: str, fields: Annotated[Form, form("name", "lifetime_days")]
+    page: TenantPage,
+    project_id: str,
+    service_account_id: str,
+    fields: Annotated[Form, form(accounts.create_service_account_key, "name", "lifetime_days")],
 ) -> Response:
     """Make one more key of a service account, and show its secret this once."""
     try:
@@ -121,7 +131,10 @@ def add_account_key(
 
 @router.post(f"{ONE}/delete", include_in_schema=False)
 def delete_account_by_name(
-    page: TenantPage, project_id: str, service_account_id: str, fields: Annotated[Form, form("confirmation")]
+    page: TenantPage,
+    project_id: str,
+    service_account_id: str,
+    fields: Annotated[Form, form(accounts.delete_service_account, "confirmation")],
 ) -> Response:
     """Delete a service account, whose name was typed, and revoke its keys."""
     try:

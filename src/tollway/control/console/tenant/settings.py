@@ -52,7 +52,18 @@ def _show(page: Page, fault: Fault | None = None) -> Response:
 @router.post(f"{PATH}/keys", include_in_schema=False)
 def set_key_rules(
     page: TenantPage,
-    fields: Annotated[Form, form("lifetime", "lifetime_unit", "rotation", "rotation_unit", "grace_seconds", "leaked_key_policy")],
+    fields: Annotated[
+        Form,
+        form(
+            organizations.update_own_organization,
+            "lifetime",
+            "lifetime_unit",
+            "rotation",
+            "rotation_unit",
+            "grace_seconds",
+            "leaked_key_policy",
+        ),
+    ],
 ) -> Response:
     """Bound the lifetime of keys, rotate them by a schedule, and say what is done with secrets that leaked."""
     try:
@@ -71,7 +82,9 @@ def set_key_rules(
 
 
 @router.post(f"{PATH}/responses", include_in_schema=False)
-def set_stored_responses(page: TenantPage, fields: Annotated[Form, form("responses", "responses_unit", "confirmation")]) -> Response:
+def set_stored_responses(
+    page: TenantPage, fields: Annotated[Form, form(organizations.update_own_organization, "responses", "responses_unit", "confirmation")]
+) -> Response:
     """Say for how long responses are stored; the name of the organization was typed."""
     try:
         require_typed(fields["confirmation"], page.call(organizations.retrieve_own_organization).name)
@@ -84,7 +97,9 @@ def set_stored_responses(page: TenantPage, fields: Annotated[Form, form("respons
 
 
 @router.post(f"{PATH}/retention", include_in_schema=False)
-def set_retention(page: TenantPage, fields: Annotated[Form, form("retention_type", "confirmation")]) -> Response:
+def set_retention(
+    page: TenantPage, fields: Annotated[Form, form(data_retention.update_organization_retention, "retention_type", "confirmation")]
+) -> Response:
     """Say what may be kept of the requests of the organization, whose name was typed."""
     try:
         require_typed(fields["confirmation"], page.call(organizations.retrieve_own_organization).name)
@@ -96,7 +111,7 @@ def set_retention(page: TenantPage, fields: Annotated[Form, form("retention_type
 
 
 @router.post(f"{PATH}/archive", include_in_schema=False)
-def archive_by_name(page: TenantPage, fields: Annotated[Form, form("confirmation")]) -> Response:
+def archive_by_name(page: TenantPage, fields: Annotated[Form, form(organizations.archive_organization, "confirmation")]) -> Response:
     """Archive the organization, whose name was typed, as an operator."""
     try:
         require_typed(fields["confirmation"], page.call(organizations.retrieve_own_organization).name)

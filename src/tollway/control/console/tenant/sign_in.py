@@ -38,7 +38,8 @@ def _show_list(page: Page, query: PageQuery, fault: Fault | None = None) -> Resp
 
 @router.post(PATH, include_in_schema=False)
 def add_connection(
-    page: TenantPage, fields: Annotated[Form, form("name", "issuer", "client_id", "client_secret", "domains", "role")]
+    page: TenantPage,
+    fields: Annotated[Form, form(connections.create_connection, "name", "issuer", "client_id", "client_secret", "domains", "role")],
 ) -> Response:
     """Let people sign in with an identity provider."""
     try:
@@ -66,7 +67,9 @@ def _show(page: Page, connection_id: str, fault: Fault | None = None) -> Respons
 
 @router.post(ONE + "/change", include_in_schema=False)
 def change_connection(
-    page: TenantPage, connection_id: str, fields: Annotated[Form, form("name", "client_id", "client_secret", "enabled")]
+    page: TenantPage,
+    connection_id: str,
+    fields: Annotated[Form, form(connections.update_connection, "name", "client_id", "client_secret", "enabled")],
 ) -> Response:
     """Change an identity provider; a client secret that is left empty stays."""
     try:
@@ -78,7 +81,9 @@ def change_connection(
 
 
 @router.post(ONE + "/delete", include_in_schema=False)
-def delete_connection_by_name(page: TenantPage, connection_id: str, fields: Annotated[Form, form("confirmation")]) -> Response:
+def delete_connection_by_name(
+    page: TenantPage, connection_id: str, fields: Annotated[Form, form(connections.delete_connection, "confirmation")]
+) -> Response:
     """Delete an identity provider, whose name was typed."""
     try:
         name = page.call(connections.retrieve_connection, request=page.request, connection_id=connection_id).name

@@ -76,7 +76,9 @@ def _read_headers(text: str) -> dict[str, str]:
 
 
 @router.post(PATH, include_in_schema=False)
-async def add_export(page: TenantPage, fields: Annotated[Form, form("name", "url", "format", "headers", *_SIGNAL_FIELDS)]) -> Response:
+async def add_export(
+    page: TenantPage, fields: Annotated[Form, form(exports.create_telemetry_export, "name", "url", "format", "headers", *_SIGNAL_FIELDS)]
+) -> Response:
     """Have records of the organization sent to a receiver from now on."""
     try:
         headers = _read_headers(fields["headers"])
@@ -112,7 +114,9 @@ def _show(page: Page, export_id: str, *, said: int | None = None, fault: Fault |
 
 
 @router.post(f"{ONE}/test", include_in_schema=False)
-async def test_export(page: TenantPage, telemetry_export_id: str, _fields: Annotated[Form, form()]) -> Response:
+async def test_export(
+    page: TenantPage, telemetry_export_id: str, _fields: Annotated[Form, form(exports.test_telemetry_export)]
+) -> Response:
     """Send a request without records to the receiver, and show the status of its answer."""
     said, refused = None, None
     try:
@@ -124,7 +128,9 @@ async def test_export(page: TenantPage, telemetry_export_id: str, _fields: Annot
 
 @router.post(f"{ONE}/change", include_in_schema=False)
 async def change_export(
-    page: TenantPage, telemetry_export_id: str, fields: Annotated[Form, form("name", "url", "headers", *_SIGNAL_FIELDS)]
+    page: TenantPage,
+    telemetry_export_id: str,
+    fields: Annotated[Form, form(exports.update_telemetry_export, "name", "url", "headers", *_SIGNAL_FIELDS)],
 ) -> Response:
     """Change an export. Headers that are left empty stay, unless its address changes."""
     try:
@@ -138,7 +144,9 @@ async def change_export(
 
 
 @router.post(f"{ONE}/enable", include_in_schema=False)
-async def enable_export(page: TenantPage, telemetry_export_id: str, _fields: Annotated[Form, form()]) -> Response:
+async def enable_export(
+    page: TenantPage, telemetry_export_id: str, _fields: Annotated[Form, form(exports.update_telemetry_export)]
+) -> Response:
     """Send to a receiver again that was disabled, from now on."""
     return await _update(page, telemetry_export_id, {"enabled": True})
 
@@ -155,7 +163,9 @@ async def _update(page: Page, export_id: str, values: Mapping[str, object]) -> R
 
 
 @router.post(f"{ONE}/delete", include_in_schema=False)
-def delete_export(page: TenantPage, telemetry_export_id: str, fields: Annotated[Form, form("confirmation")]) -> Response:
+def delete_export(
+    page: TenantPage, telemetry_export_id: str, fields: Annotated[Form, form(exports.delete_telemetry_export, "confirmation")]
+) -> Response:
     """Delete an export, whose name was typed."""
     try:
         require_typed(fields["confirmation"], page.call(exports.retrieve_telemetry_export, telemetry_export_id=telemetry_export_id).name)

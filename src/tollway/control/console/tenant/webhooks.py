@@ -56,7 +56,9 @@ def _show_list(page: Page, query: NewestFirst, fault: Fault | None = None) -> Re
 
 
 @router.post(PATH, include_in_schema=False)
-async def add_endpoint(page: TenantPage, fields: Annotated[Form, form("name", "url", "event_types")]) -> Response:
+async def add_endpoint(
+    page: TenantPage, fields: Annotated[Form, form(webhooks.create_webhook_endpoint, "name", "url", "event_types")]
+) -> Response:
     """Create an endpoint, and show its secret this once."""
     try:
         body = make_body(WebhookEndpointCreate, {**fields, "event_types": split_list(fields["event_types"])})
@@ -100,7 +102,9 @@ def _show(
 
 @router.post(f"{ONE}/change", include_in_schema=False)
 async def change_endpoint(
-    page: TenantPage, webhook_endpoint_id: str, fields: Annotated[Form, form("name", "url", "event_types")]
+    page: TenantPage,
+    webhook_endpoint_id: str,
+    fields: Annotated[Form, form(webhooks.update_webhook_endpoint, "name", "url", "event_types")],
 ) -> Response:
     """Change an endpoint."""
     body = {**fields, "event_types": split_list(fields["event_types"])}
@@ -108,7 +112,9 @@ async def change_endpoint(
 
 
 @router.post(f"{ONE}/enable", include_in_schema=False)
-async def enable_endpoint(page: TenantPage, webhook_endpoint_id: str, _fields: Annotated[Form, form()]) -> Response:
+async def enable_endpoint(
+    page: TenantPage, webhook_endpoint_id: str, _fields: Annotated[Form, form(webhooks.update_webhook_endpoint)]
+) -> Response:
     """Send to an endpoint again that was disabled."""
     return await _update(page, webhook_endpoint_id, {"enabled": True})
 
@@ -125,7 +131,9 @@ async def _update(page: Page, endpoint_id: str, values: Mapping[str, object]) ->
 
 
 @router.post(f"{ONE}/secret", include_in_schema=False)
-def rotate_secret(page: TenantPage, webhook_endpoint_id: str, fields: Annotated[Form, form("keep")]) -> Response:
+def rotate_secret(
+    page: TenantPage, webhook_endpoint_id: str, fields: Annotated[Form, form(webhooks.rotate_webhook_secret, "keep")]
+) -> Response:
     """Give an endpoint another secret, and show it this once."""
     try:
         body = WebhookSecretRotate(keep_old_secret_active_for_24_hours=fields["keep"] == "yes")
@@ -136,7 +144,9 @@ def rotate_secret(page: TenantPage, webhook_endpoint_id: str, fields: Annotated[
 
 
 @router.post(f"{ONE}/test", include_in_schema=False)
-async def test_endpoint(page: TenantPage, webhook_endpoint_id: str, fields: Annotated[Form, form("event_type")]) -> Response:
+async def test_endpoint(
+    page: TenantPage, webhook_endpoint_id: str, fields: Annotated[Form, form(webhooks.test_webhook_endpoint, "event_type")]
+) -> Response:
     """Send an example of an event, and show the status of the answer."""
     said, refused = None, None
     try:
@@ -148,7 +158,11 @@ async def test_endpoint(page: TenantPage, webhook_endpoint_id: str, fields: Anno
 
 
 @router.post(f"{ONE}/replay", include_in_schema=False)
-def replay_events(page: TenantPage, webhook_endpoint_id: str, fields: Annotated[Form, form("event_id", "since", "until")]) -> Response:
+def replay_events(
+    page: TenantPage,
+    webhook_endpoint_id: str,
+    fields: Annotated[Form, form(webhooks.replay_webhook_deliveries, "event_id", "since", "until")],
+) -> Response:
     """Deliver an event once more, or those of a time."""
     try:
         times = {name: _read_instant(name, fields[name]) for name in ("since", "until") if fields[name]}
@@ -168,7 +182,9 @@ def _read_instant(name: str, text: str) -> int:
 
 
 @router.post(f"{ONE}/delete", include_in_schema=False)
-def delete_endpoint(page: TenantPage, webhook_endpoint_id: str, fields: Annotated[Form, form("confirmation")]) -> Response:
+def delete_endpoint(
+    page: TenantPage, webhook_endpoint_id: str, fields: Annotated[Form, form(webhooks.delete_webhook_endpoint, "confirmation")]
+) -> Response:
     """Delete an endpoint, whose name was typed."""
     try:
         require_typed(fields["confirmation"], page.call(webhooks.retrieve_webhook_endpoint, webhook_endpoint_id=webhook_endpoint_id).name)

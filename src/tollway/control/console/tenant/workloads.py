@@ -69,7 +69,7 @@ def _read_flags(fields: Form) -> dict[str, bool]:
 
 
 @router.post(PATH, include_in_schema=False)
-def add_provider(page: TenantPage, fields: Annotated[Form, form(*_PROVIDER_FIELDS)]) -> Response:
+def add_provider(page: TenantPage, fields: Annotated[Form, form(federation.create_provider, *_PROVIDER_FIELDS)]) -> Response:
     """Let programs use the tokens of an identity provider, by rules."""
     try:
         values = {name: fields[name] for name in ("name", "issuer", "audience")}
@@ -107,7 +107,9 @@ def _show(page: Page, provider_id: str, project_id: str = "", fault: Fault | Non
 
 
 @router.post(f"{ONE}/change", include_in_schema=False)
-def change_provider(page: TenantPage, identity_provider_id: str, fields: Annotated[Form, form(*_PROVIDER_FIELDS, "enabled")]) -> Response:
+def change_provider(
+    page: TenantPage, identity_provider_id: str, fields: Annotated[Form, form(federation.update_provider, *_PROVIDER_FIELDS, "enabled")]
+) -> Response:
     """Change an identity provider; the source of its keys stays where that is left empty."""
     try:
         values = {name: fields[name] for name in ("name", "issuer", "audience")}
@@ -125,7 +127,9 @@ def change_provider(page: TenantPage, identity_provider_id: str, fields: Annotat
 
 
 @router.post(f"{ONE}/delete", include_in_schema=False)
-def delete_provider_by_name(page: TenantPage, identity_provider_id: str, fields: Annotated[Form, form("confirmation")]) -> Response:
+def delete_provider_by_name(
+    page: TenantPage, identity_provider_id: str, fields: Annotated[Form, form(federation.delete_provider, "confirmation")]
+) -> Response:
     """Delete an identity provider, whose name was typed."""
     try:
         named = page.call(federation.retrieve_provider, workload_identity_provider_id=identity_provider_id).name
@@ -159,7 +163,7 @@ def write_claim(value: str | int | bool) -> str:
 def add_rule(
     page: TenantPage,
     identity_provider_id: str,
-    fields: Annotated[Form, form("project", "service_account_id", "name", "matchers", "endpoints")],
+    fields: Annotated[Form, form(federation.create_rule, "project", "service_account_id", "name", "matchers", "endpoints")],
 ) -> Response:
     """Let tokens that say what a rule asks for stand for a service account."""
     project_id = fields["project"]
@@ -179,7 +183,9 @@ def add_rule(
 
 
 @router.post(f"{RULE}/enable", include_in_schema=False)
-def enable_rule(page: TenantPage, identity_provider_id: str, federation_rule_id: str, fields: Annotated[Form, form("enabled")]) -> Response:
+def enable_rule(
+    page: TenantPage, identity_provider_id: str, federation_rule_id: str, fields: Annotated[Form, form(federation.update_rule, "enabled")]
+) -> Response:
     """Enable a rule, or disable it."""
     try:
         page.call(
@@ -195,7 +201,10 @@ def enable_rule(page: TenantPage, identity_provider_id: str, federation_rule_id:
 
 @router.post(f"{RULE}/delete", include_in_schema=False)
 def delete_rule_by_name(
-    page: TenantPage, identity_provider_id: str, federation_rule_id: str, fields: Annotated[Form, form("confirmation")]
+    page: TenantPage,
+    identity_provider_id: str,
+    federation_rule_id: str,
+    fields: Annotated[Form, form(federation.delete_rule, "confirmation")],
 ) -> Response:
     """Delete a rule, whose name (or id, if it has none) was typed, and revoke its key."""
     ids = {"workload_identity_provider_id": identity_provider_id, "workload_identity_federation_rule_id": federation_rule_id}
