@@ -1,6 +1,6 @@
 """Money at rest: exact at any size, on both engines; and an archive that says when it lacks something."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from importlib import import_module
@@ -21,8 +21,8 @@ from tests.link.samples import EPOCH, NODE, admit, final
 from tests.storage.databases import PostgresTemplate
 from tests.storage.stored_events import read_events
 from tollway.domain import ids
-from tollway.domain.billing_classes import Amounts, Quantities
-from tollway.domain.rollups import RollupKey, UsageGroup, UsageQuery, UsageSums, WantedSums
+from tollway.domain.billing_classes import Amounts, BillingClass, Quantities
+from tollway.domain.rollups import RankedGroup, Ranking, RollupKey, UsageGroup, UsageQuery, UsageSums, WantedSums
 from tollway.domain.usage import Anomaly, Outcome, UsageEvent, UsageSource
 from tollway.storage import rollups, usage_events
 from tollway.storage import schema_money as money
@@ -104,23 +104,39 @@ class TestRollups:
             assert rollups.list_usage(tenant, replace(span, start_at=5 * DAY_US, end_at=6 * DAY_US, is_whole=True)) == []
 
     @pytest.mark.parametrize("group_by", [("project_id",), ("project_id", "key_id")])
-    def test_of_the_groups_with_the_largest_totals_are_those_of_all_groups_in_that_order(
-        self, database: Database, group_by: tuple[str, ...]
-    ) -> None:
+    def test_groups_that_have_most_are_the_first_of_all_groups_in_that_order(self, database: Database, group_by: tuple[str, ...]) -> None:
         picos = [5, 10**12 - 1, 10**12, 10**12 + 999_999, 10**12 + 10**6, 3 * 10**18, 3 * 10**18 + 1, 5, 0]
         sums = {
-            KEY._replace(width_seconds=86_400, project_id=f"proj_{number}"): UsageSums(1, Quantities(2), Amounts(pico))
+            KEY._replace(width_seconds=86_400, start_at=day * DAY_US, project_id=f"proj_{number}"): UsageSums(
+                1, Quantities(2, number * 10 + day), Amounts(pico + day)
+            )
             for number, pico in enumerate(picos)
+            for day in (0, 1)
+            if number != day + 3  # one is in the first span alone, one in the second
         }
         with database.platform() as tx:
             for _ in range(3):
                 rollups.add_rollups(tx, rollups.rollup_rows(sums))
-        asked = UsageQuery(86_400, 0, DAY_US, group_by=group_by, wanted=WantedSums.TOTAL, is_whole=True)
+        asked = UsageQuery(86_400, DAY_US, 2 * DAY_US, group_by=group_by, is_whole=True)
         with database.tenant("org_1", write=False) as tenant:
-            every = sorted(rollups.list_usage(tenant, asked), key=lambda each: (-each.total_pico, each.group["project_id"]))
-            for count in (1, 4, 8, 20):
-                assert rollups.list_usage(tenant, replace(asked, largest=count)) == every[:count]
-        assert len(every) == len(picos) and every[0].total_pico == 3 * max(picos)
+            second, first = (rollups.list_usage(tenant, replace(asked, start_at=day * DAY_US, end_at=(day + 1) * DAY_US)) for day in (1, 0))
+            for quantities in ((), ("requests",), ("input", "cached_input")):
+                values, before = read_values(second, quantities), read_values(first, quantities)
+                alone = [RankedGroup(group, values[group], 0) for group in sort_groups(values)]
+                both = [
+                    RankedGroup(group, values.get(group, 0), before.get(group, 0))
+                    for group in sort_groups({**dict.fromkeys(before, 0), **values})
+                ]
+                assert (len(alone), len(both)) == (8, 9)
+                for count in (1, 4, 8, 20, None):
+                    assert rollups.rank_groups(tenant, asked, quantities, count=count) == Ranking(alone[:count], 8)
+                    compared = rollups.rank_groups(tenant, asked, quantities, count=count, before_at=0)
+                    assert compared == Ranking(both[:count], 9)
+            whole = rollups.rank_groups(tenant, replace(asked, group_by=()), ("requests",), before_at=0)
+            assert whole == Ranking([RankedGroup((), 24, 24)], 1)
+            for query in (replace(asked, group_by=()), asked):
+                nothing = replace(query, start_at=5 * DAY_US, end_at=6 * DAY_US)
+                assert rollups.rank_groups(tenant, nothing, ()) == Ranking([], 0)
 
     @pytest.mark.postgres
     def test_of_a_version_that_does_not_know_those_of_projects_are_refused(
@@ -150,6 +166,23 @@ class TestRollups:
                 migration.fill("organization_rollups", "project_rollups")
             assert (list(rollups.iterate_project_rollups(tx)), list(rollups.iterate_organization_rollups(tx))) == kept
         assert [len(each) for each in kept] == [2, 2] and kept[0][0][1].total_pico == 2 * sums.amounts.total
+
+
+def read_values(groups: Iterable[UsageGroup], quantities: Sequence[str]) -> dict[tuple[str, ...], int]:
+    """Return of each group what a ranking orders it by: the sum of some quantities, of none the total of its amounts."""
+    return {
+        tuple(each.group.values()): sum(
+            each.sums.requests if name == "requests" else each.sums.billed.get(BillingClass(name)) for name in quantities
+        )
+        if quantities
+        else each.total_pico
+        for each in groups
+    }
+
+
+def sort_groups(values: Mapping[tuple[str, ...], int]) -> list[tuple[str, ...]]:
+    """Return groups in the order of a ranking."""
+    return sorted(values, key=lambda group: (-values[group], group))
 
 
 def add_up(groups: Iterable[UsageGroup], asked: UsageQuery) -> list[UsageGroup]:

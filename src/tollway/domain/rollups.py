@@ -127,7 +127,7 @@ class UsageQuery:
     """Rollups to sum: `start_at` inclusive to `end_at` exclusive (multiples of the width), grouped by the columns `group_by`.
 
     An empty tuple in a filter means no filter. `test`: requests of test keys, instead of those of live keys. `wanted`: which sums.
-    `is_whole`: the span is one bucket. `largest`: return only so many groups of it, those with the largest totals, None: all.
+    `is_whole`: the span is one bucket.
     """
 
     width_seconds: int
@@ -141,7 +141,6 @@ class UsageQuery:
     test: bool = False
     wanted: WantedSums = WantedSums.ALL
     is_whole: bool = False
-    largest: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,3 +151,21 @@ class UsageGroup:
     group: dict[str, str]
     sums: UsageSums
     total_pico: int
+
+
+@dataclass(frozen=True, slots=True)
+class RankedGroup:
+    """A group in a ranking: the values of the columns grouped by, in their order; its value in the span, and in the span before."""
+
+    group: tuple[str, ...]
+    value: int
+    before: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The groups with the largest values in a span, the largest first, those of one value in the order of their columns. `count`: how many
+    groups there are, also those that were only in the span before."""
+
+    groups: list[RankedGroup]
+    count: int

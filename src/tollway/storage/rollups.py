@@ -4,7 +4,7 @@ adds to them, tenants read them, from the shortest table that has what they ask 
 import functools
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -18,6 +18,8 @@ from tollway.domain.rollups import (
     TEST_PREFIX,
     OrganizationRollupKey,
     ProjectRollupKey,
+    RankedGroup,
+    Ranking,
     RollupKey,
     UsageGroup,
     UsageQuery,
@@ -153,29 +155,74 @@ def list_usage(tx: TenantTx, query: UsageQuery) -> list[UsageGroup]:
     """Return the organization's usage by bucket and group, in that order. Buckets without usage are left out."""
     level = _find_level(query)
     table = level.table.c
+    groups = [*([] if query.is_whole else [table.start_at]), *(table[name] for name in query.group_by)]
+    statement = sa.select(*groups, *_sum_columns(level, query.wanted)).where(*_where(tx, table, query)).group_by(*groups).order_by(*groups)
+    if not groups:
+        statement = statement.having(sa.func.count() > 0)  # a sum over no rows would be a row of nulls
+    read = _read_total if query.wanted is WantedSums.TOTAL else _read_group
+    return [read(query, row) for row in tx.connection.execute(statement)]
+
+
+def rank_groups(
+    tx: TenantTx, query: UsageQuery, quantities: Sequence[str], *, count: int | None = None, before_at: int | None = None
+) -> Ranking:
+    """Return the groups of a span that have most, `count` at most (None: all): of the quantities of some columns together, of none: the
+    largest total of all amounts. With `before_at`, values of the span from there to the start of the query's are beside them."""
+    level = _find_level(query)
+    table = level.table.c
+    parts = {"value": functools.reduce(operator.add, (table[name] for name in quantities))} if quantities else _total_parts(level)
+    sums: dict[str, sa.ColumnElement[Any]] = {name: sa.func.sum(part) for name, part in parts.items()}
+    read_from = query.start_at
+    if before_at is not None:
+        read_from, is_before = before_at, table.start_at < query.start_at
+        spans = {"": ~is_before, "_before": is_before}
+        sums = {
+            name + suffix: sa.func.coalesce(sa.func.sum(part).filter(is_in), 0)
+            for suffix, is_in in spans.items()
+            for name, part in parts.items()
+        }
+    groups = [table[name] for name in query.group_by]
+    labels = [each.label(name) for name, each in sums.items()]
+    inner = sa.select(*groups, *labels).where(*_where(tx, table, replace(query, start_at=read_from))).group_by(*groups)
+    every = (inner if groups else inner.having(sa.func.count() > 0)).subquery().c
+    # Ordered outside: SQLite computes the sums again for each mention of them where they are computed.
+    order = [every.value.desc()] if quantities else _largest_first(every)
+    columns = [every[name] for name in query.group_by]
+    statement = sa.select(*columns, *(every[name] for name in sums), sa.func.count().over()).order_by(*order, *columns).limit(count)
+    rows = tx.connection.execute(statement).all()
+    at, width = len(columns), len(parts)
+    compose = int if quantities else _compose_pico
+    found = [
+        RankedGroup(
+            tuple(row[:at]),
+            compose(*row[at : at + width]),
+            0 if before_at is None else compose(*row[at + width : at + 2 * width]),
+        )
+        for row in rows
+    ]
+    return Ranking(found, int(rows[0][-1]) if rows else 0)
+
+
+def _where(tx: TenantTx, table: Any, query: UsageQuery) -> list[sa.ColumnElement[bool]]:
+    """Return the conditions of a query on the rows of a table of rollups."""
     where = [table.organization_id == tx.organization_id, table.width_seconds == query.width_seconds, *_span(table, query)]
     is_test = table.endpoint.startswith(TEST_PREFIX, autoescape=True)
     where.append(is_test if query.test else ~is_test)
     endpoints = [rollup_endpoint(endpoint, test=query.test) for endpoint in query.endpoints]
     filters = {"endpoint": endpoints, "project_id": query.project_ids, "key_id": query.key_ids, "model": query.models}
     where += [table[name].in_(values) for name, values in filters.items() if values]
-    groups = [*([] if query.is_whole else [table.start_at]), *(table[name] for name in query.group_by)]
-    statement = sa.select(*groups, *_sum_columns(level, query.wanted)).where(*where).group_by(*groups).order_by(*groups)
-    if not groups:
-        statement = statement.having(sa.func.count() > 0)  # a sum over no rows would be a row of nulls
-    if query.largest is not None:
-        # Ordered outside: SQLite computes the sums again for each mention of them where they are computed.
-        sums = dict(statement.order_by(None).subquery().c.items())
-        statement = sa.select(*sums.values()).order_by(*_largest_first(sums), *(sums[group.name] for group in groups)).limit(query.largest)
-    read = _read_total if query.wanted is WantedSums.TOTAL else _read_group
-    return [read(query, row) for row in tx.connection.execute(statement)]
+    return where
 
 
-def _largest_first(sums: Mapping[str, sa.ColumnElement[Any]]) -> list[sa.ColumnElement[Any]]:
+def _largest_first(sums: Any) -> list[sa.ColumnElement[Any]]:
     """Return the order of totals, largest first, of sums in three parts. The parts below a unit are carried over, so that it is exact."""
-    units, upper, lower = (sums[name] for name in ("units", "upper", "lower"))
-    below = upper + lower // _HALF
-    return [(units + below // _HALF).desc(), (below % _HALF).desc(), (lower % _HALF).desc()]
+    below = sums.upper + sums.lower // _HALF
+    return [(sums.units + below // _HALF).desc(), (below % _HALF).desc(), (sums.lower % _HALF).desc()]
+
+
+def _compose_pico(units: Any, upper: Any, lower: Any) -> int:
+    """Return the total of amounts whose sums are in three parts."""
+    return int(units) * PICO + int(upper) * _HALF + int(lower)
 
 
 def _find_level(query: UsageQuery) -> "_Level[Any]":
@@ -204,7 +251,7 @@ def _read_group(query: UsageQuery, row: Any) -> UsageGroup:
 
 
 def _read_total(query: UsageQuery, row: Any) -> UsageGroup:
-    total_pico = int(row.units) * PICO + int(row.upper) * _HALF + int(row.lower)
+    total_pico = _compose_pico(row.units, row.upper, row.lower)
     return UsageGroup(_read_start(query, row), {name: getattr(row, name) for name in query.group_by}, UsageSums(), total_pico)
 
 
@@ -282,15 +329,20 @@ def _sum_columns(level: _Level[Any], wanted: WantedSums) -> list[sa.Label[Any]]:
     in three parts."""
     table = level.table.c
     if wanted is WantedSums.TOTAL:
-        costs = ("total",) if level.has_total else ROLLUP_COSTS
-        units = functools.reduce(operator.add, (table[f"{cost}_units"] for cost in costs))
-        pico = functools.reduce(operator.add, (table[f"{cost}_pico"] for cost in costs))
-        parts = {"units": units, "upper": pico // _HALF, "lower": pico % _HALF}
-        return [sa.func.sum(part).label(name) for name, part in parts.items()]
+        return [sa.func.sum(part).label(name) for name, part in _total_parts(level).items()]
     none: sa.ColumnElement[Any] = sa.literal_column("0")
     is_wanted = ROLLUP_QUANTITIES if wanted is WantedSums.QUANTITIES else table.keys()
     summed = [column for column in table if column.name not in {*ROLLUP_KEY, *ROLLUP_TOTAL}]
     return [(sa.func.sum(column) if column.name in is_wanted else none).label(column.name) for column in summed]
+
+
+def _total_parts(level: _Level[Any]) -> dict[str, sa.ColumnElement[Any]]:
+    """Return the total of all amounts of a row in three parts, which are summed apart."""
+    table = level.table.c
+    costs = ("total",) if level.has_total else ROLLUP_COSTS
+    units = functools.reduce(operator.add, (table[f"{cost}_units"] for cost in costs))
+    pico = functools.reduce(operator.add, (table[f"{cost}_pico"] for cost in costs))
+    return {"units": units, "upper": pico // _HALF, "lower": pico % _HALF}
 
 
 def _read_sums(row: Any) -> UsageSums:

@@ -21,6 +21,7 @@ from tests.link.samples import EPOCH, ORGANIZATION, OTHER_NODE, admit, exchanges
 from tests.patience import PATIENCE_SECONDS
 from tests.storage.databases import SqliteTemplate, fill
 from tollway.control.identity import keys
+from tollway.control.metering import usage
 from tollway.control.money import corrections
 from tollway.control.money.corrections import WantedAdjustment
 from tollway.control.verification.verify import verify
@@ -30,6 +31,7 @@ from tollway.domain.faults import Fault
 from tollway.domain.ids import KEY, new_id
 from tollway.domain.keys import RANDOM_BYTES, KeyOrigin, KeyType, Operator
 from tollway.domain.roles import OPERATOR as OPERATOR_ROLE
+from tollway.domain.rollups import UsageQuery
 from tollway.domain.usage import Close, Outcome
 from tollway.storage import corrections as stored
 from tollway.storage.database import Database, PlatformTx
@@ -41,6 +43,7 @@ LIMIT = 10**12
 PEPPER = keys.Pepper(1, os.urandom(32))
 COST = 100 * 270_000 + 20 * 27_000 + 30 * 1_100_000 + 4 * 1_100_000 + 5
 EVENT = samples.request_id(1)
+KEYS = ["key_" + digit * 32 for digit in "123"]
 UNBILLED = f"{ORGANIZATION}/unbilled/EUR"
 VOID = WantedAdjustment(event_id=EVENT, kind=AdjustmentKind.VOID, reason="a duplicate")
 REPLACE = WantedAdjustment(event_id=EVENT, kind=AdjustmentKind.REPLACE, reason="miscounted", replacement=Quantities(50, 0, 30, 0, 1))
@@ -98,6 +101,27 @@ class TestBooked:
         assert (made.state, made.amount_pico, made.period_at) == (AdjustmentState.APPLIED, -COST, SEPTEMBER.start_at)
         assert balances(taken) == {account: pico // 2 for account, pico in before.items()}
         assert verify(taken, archive).differences == []
+
+    def test_they_count_where_groups_are_ordered_by_cost(self, database: Database, archive: Archive) -> None:
+        """Those of a key that has most, in a span with its usage and in one that begins behind it."""
+        records = [*exchanges([1], key_id=KEYS[0]), *exchanges([2, 3, 4], key_id=KEYS[1]), *exchanges([5, 6], key_id=KEYS[2])]
+        take(database, archive, frames([*records, Close(at=EPOCH + 9_000_000)]))
+        day = 86_400_000_000
+        first, last = EPOCH - EPOCH % day, NOW - NOW % day
+        query = UsageQuery(86_400, first, last + day, ("project_id", "key_id"), is_whole=True)
+
+        def rank(query: UsageQuery, count: int, before_at: int | None = None) -> tuple[list[tuple[str, int, int]], int]:
+            with database.tenant(ORGANIZATION, write=False) as tx:
+                found = usage.rank_costs(tx, query, count=count, before_at=before_at)
+            return [(each.group[1], each.value, each.before) for each in found.groups], found.count
+
+        assert rank(query, 2) == ([(KEYS[1], 3 * COST, 0), (KEYS[2], 2 * COST, 0)], 3)
+        for number in (2, 3, 4):
+            ask(database, replace(VOID, event_id=samples.request_id(number)))
+        assert rank(query, 2) == ([(KEYS[2], 2 * COST, 0), (KEYS[0], COST, 0)], 3)
+        later = replace(query, start_at=last)
+        assert rank(later, 9, first) == ([(KEYS[0], 0, COST), (KEYS[2], 0, 2 * COST), (KEYS[1], -3 * COST, 3 * COST)], 3)
+        assert rank(later, 9) == ([(KEYS[1], -3 * COST, 0)], 1)
 
     def test_a_replace_bills_other_quantities_at_the_same_price(self, taken: Database, archive: Archive) -> None:
         made = ask(taken, REPLACE)

@@ -5,7 +5,7 @@ costs as much to read as an hour by minute. An event belongs to the bucket in wh
 and ledger show the same facts. A correction is a cost of its own, at the instant at which it was booked: "correction, <model>".
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from tollway.control.money.ledger import PLATFORM, REVENUE
@@ -17,7 +17,7 @@ from tollway.domain.periods import INSTANT_MAX, Bounds, Period, month_of
 from tollway.domain.prices import Offer, RatedLine, amounts, rate
 from tollway.domain.proofs import hash_price
 from tollway.domain.quarantine import QuarantineState
-from tollway.domain.rollups import UsageGroup, UsageQuery
+from tollway.domain.rollups import RankedGroup, Ranking, UsageGroup, UsageQuery
 from tollway.domain.snapshot import SNAPSHOT_AGE_SECONDS_MAX
 from tollway.domain.usage import UsageEvent, billed
 from tollway.storage import corrections as stored_corrections
@@ -126,14 +126,32 @@ def list_buckets(tx: TenantTx, query: UsageQuery, limit: int) -> Buckets:
 
 
 def list_total(tx: TenantTx, query: UsageQuery) -> Buckets:
-    """Return the span of `query` as one bucket. Its start is that of a bucket of the width. `largest` counts only where no correction was
-    booked in the span: with them, groups have another order."""
-    if query.largest is not None and stored_corrections.list_costs(
-        tx, query.start_at, query.end_at, project_ids=query.project_ids, key_ids=query.key_ids, models=query.models
-    ):
-        query = replace(query, largest=None)
+    """Return the span of `query` as one bucket. Its start is that of a bucket of the width."""
     groups = stored_rollups.list_usage(tx, replace(query, is_whole=True))
     return Buckets([UsageBucket(query.start_at, query.end_at, tuple(groups))], None)
+
+
+def rank_quantities(tx: TenantTx, query: UsageQuery, quantities: Sequence[str], *, count: int, before_at: int | None = None) -> Ranking:
+    """Return the groups of a span that have most of the quantities together, `count` at most. With `before_at`, what they had in the span
+    from there to the start of this one is beside it."""
+    return stored_rollups.rank_groups(tx, query, quantities, count=count, before_at=before_at)
+
+
+def rank_costs(tx: TenantTx, query: UsageQuery, *, count: int, before_at: int | None = None) -> Ranking:
+    """Return the groups of a span that cost most, in pico, corrections included, as `rank_quantities` does."""
+    read_from = query.start_at if before_at is None else before_at
+    booked = stored_corrections.list_costs(
+        tx, read_from, query.end_at, project_ids=query.project_ids, key_ids=query.key_ids, models=query.models
+    )
+    if not booked:
+        return stored_rollups.rank_groups(tx, query, (), count=count, before_at=before_at)
+    found = stored_rollups.rank_groups(tx, query, (), count=None, before_at=before_at)  # corrections change the order
+    values = {each.group: [each.value, each.before] for each in found.groups}
+    for each in booked:
+        group = tuple(getattr(each, name) for name in query.group_by)
+        values.setdefault(group, [0, 0])[each.booked_at < query.start_at] += each.amount_pico
+    ordered = sorted(values, key=lambda group: (-values[group][0], group))
+    return Ranking([RankedGroup(group, *values[group]) for group in ordered[:count]], len(ordered))
 
 
 LineItem = tuple[str, BillingClass | None]

@@ -24,13 +24,13 @@ from tollway.control.metering.usage import Buckets, Cost, Receipt, UsageBucket
 from tollway.control.plane import ControlPlane
 from tollway.control.tenancy import tenants
 from tollway.domain import ids, money
-from tollway.domain.billing_classes import BillingClass, Direction
+from tollway.domain.billing_classes import BILLING_CLASSES, BillingClass, Direction
 from tollway.domain.catalog import IMAGES, NOT_GENERATING, SPEECH, TRANSCRIPTS, Endpoint
 from tollway.domain.corrections import Adjustment
 from tollway.domain.csv_cells import escape_text
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
 from tollway.domain.roles import Permission
-from tollway.domain.rollups import UsageGroup, UsageQuery, WantedSums
+from tollway.domain.rollups import Ranking, UsageGroup, UsageQuery, WantedSums
 from tollway.domain.snapshot import SNAPSHOT_AGE_SECONDS_MAX
 from tollway.domain.usage import OUTCOME_POLICIES, OUTCOME_POLICY_CURRENT, find_unbilled_reason
 
@@ -282,15 +282,34 @@ _COUNTED: Mapping[Callable[..., Response], tuple[Sequence[str], Callable[[UsageG
 """Operations of usage: the endpoints whose requests each counts, and the result of a group."""
 
 
-def list_usage_totals(
-    caller: Tenant, plane: ControlPlane, operation: Callable[..., Response], parameters: UsageParameters
-) -> list[dict[str, Any]]:
-    """Return the results of an operation of usage with its span as one bucket: what pages order groups by."""
-    endpoints, result = _COUNTED[operation]
-    query, _ = parameters.query(endpoints, plane.now())
+QUANTITIES: Mapping[str, Sequence[str]] = {
+    "num_model_requests": ("requests",),
+    "input_tokens": [row.billing_class for row in BILLING_CLASSES if row.direction is Direction.INPUT],
+    "input_cached_tokens": (BillingClass.CACHED_INPUT,),
+    "output_tokens": [row.billing_class for row in BILLING_CLASSES if row.direction is Direction.OUTPUT],
+    "images": (BillingClass.IMAGES,),
+    "characters": (BillingClass.CHARACTERS,),
+    "seconds": (BillingClass.SECONDS,),
+}
+"""Fields of the results by which pages rank groups, and the columns of the rollups that each adds up."""
+
+
+def rank_usage(
+    caller: Tenant,
+    plane: ControlPlane,
+    operation: Callable[..., Response],
+    parameters: UsageParameters,
+    field: str,
+    *,
+    count: int,
+    before: int | None = None,
+) -> Ranking:
+    """Return the groups that have most of a field of QUANTITIES in the whole span of an operation of usage, `count` at most. With `before`
+    (Unix seconds), what they had in the span from then on is beside it. Pages need this alone, however many groups there are."""
+    query, _ = parameters.query(_COUNTED[operation][0], plane.now())
+    before_at = None if before is None else before * 1_000_000
     with plane.database.tenant(caller.organization_id, write=False) as tx:
-        (whole,) = usage.list_total(tx, query).buckets
-    return [result(group) for group in whole.groups]
+        return usage.rank_quantities(tx, query, QUANTITIES[field], count=count, before_at=before_at)
 
 
 # ---- Costs ------------------------------------------------------------------------------------------------------------
@@ -306,20 +325,24 @@ def list_costs(caller: CostReader, request: Request, parameters: Annotated[CostP
     return _answer(request, found, [[_cost_result(cost, currency) for cost in of_bucket] for of_bucket in costs])
 
 
-def list_cost_totals(caller: Tenant, plane: ControlPlane, parameters: CostParameters, *, largest: int | None = None) -> list[Cost]:
-    """Return what `list_costs` answers, with its span as one bucket: what pages order groups by. `largest`: whoever asks needs only so many
-    groups, those that cost most, and does not ask for line items; there may be more."""
-    return _read_costs(caller, plane, parameters, is_whole=True, largest=largest)[2][0]
+def list_cost_totals(caller: Tenant, plane: ControlPlane, parameters: CostParameters) -> list[Cost]:
+    """Return what `list_costs` answers, with its span as one bucket."""
+    return _read_costs(caller, plane, parameters, is_whole=True)[2][0]
 
 
-def _read_costs(
-    caller: Tenant, plane: ControlPlane, parameters: CostParameters, *, is_whole: bool, largest: int | None = None
-) -> tuple[str, Buckets, list[list[Cost]]]:
-    """Return the currency, buckets and the costs of each; with `is_whole` the span as one bucket."""
+def rank_costs(caller: Tenant, plane: ControlPlane, parameters: CostParameters, *, count: int, before: int | None = None) -> Ranking:
+    """Return the groups that cost most in the whole span of `list_costs`, in pico, as `rank_usage` does. Not by line item."""
+    query, before_at = _query_costs(plane, parameters), None if before is None else before * 1_000_000
+    with plane.database.tenant(caller.organization_id, write=False) as tx:
+        return usage.rank_costs(tx, query, count=count, before_at=before_at)
+
+
+def _query_costs(plane: ControlPlane, parameters: CostParameters) -> UsageQuery:
+    """Return what costs are read by."""
     by_line_item = "line_item" in parameters.group_by
-    wanted = frozenset(map(usage.parse_line_item, parameters.line_items)) or None
+    wanted = list(map(usage.parse_line_item, parameters.line_items))
     columns = [COLUMNS[name] for name in parameters.group_by if name != "line_item"]
-    query = UsageQuery(
+    return UsageQuery(
         width_seconds=WIDTHS_SECONDS[parameters.bucket_width],
         start_at=_first(parameters.start_time, parameters.page),
         end_at=plane.now() if parameters.end_time is None else parameters.end_time * 1_000_000,
@@ -327,10 +350,18 @@ def _read_costs(
         group_by=tuple(dict.fromkeys([*columns, "model"] if by_line_item or wanted else columns)),
         project_ids=tuple(parameters.project_ids),
         key_ids=tuple(parameters.api_key_ids),
-        models=tuple({model for model, _ in wanted}) if wanted else (),
+        models=tuple({model for model, _ in wanted}),
         wanted=WantedSums.ALL if by_line_item or wanted else WantedSums.TOTAL,
-        largest=largest,
     )
+
+
+def _read_costs(
+    caller: Tenant, plane: ControlPlane, parameters: CostParameters, *, is_whole: bool
+) -> tuple[str, Buckets, list[list[Cost]]]:
+    """Return the currency, buckets and the costs of each; with `is_whole` the span as one bucket."""
+    by_line_item = "line_item" in parameters.group_by
+    wanted = frozenset(map(usage.parse_line_item, parameters.line_items)) or None
+    query = _query_costs(plane, parameters)
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         currency = tenants.get_organization(tx).currency
         found = usage.list_total(tx, query) if is_whole else usage.list_buckets(tx, query, parameters.limit)

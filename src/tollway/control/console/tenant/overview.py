@@ -69,9 +69,7 @@ def _draw_costs(page: Page, days: Sequence[Mapping[str, Any]], currency: str) ->
     start, caller = days[0]["start_time"], page.require(usage.list_costs)
     assert isinstance(caller, Tenant), "a page of an organization has such a viewer"
     wanted = CostParameters(start_time=start, group_by=["project_id"])
-    by_project = usage.list_cost_totals(caller, page.plane, wanted, largest=SERIES_MAX)
-    by_project.sort(key=lambda each: (-each.amount_pico, each.group["project_id"]))  # by id: two projects can have one name
-    drawn = [each.group["project_id"] for each in by_project[:SERIES_MAX]]
+    drawn = [each.group[0] for each in usage.rank_costs(caller, page.plane, wanted, count=SERIES_MAX).groups]
     amounts = {project_id: [Decimal(0)] * len(days) for project_id in drawn}
     for at, day in enumerate(_read_costs(page, start, drawn) if drawn else []):
         for result in day["results"]:

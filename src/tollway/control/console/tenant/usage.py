@@ -161,6 +161,8 @@ class Row:
 # ---- Reading ------------------------------------------------------------------------------------------------------------
 
 GROUP_BY: Mapping[str, Sequence[str]] = {"none": (), "project": ("project_id",), "key": ("project_id", "api_key_id"), "model": ("model",)}
+GROUP_FIELDS: Mapping[str, Sequence[str]] = {**GROUP_BY, "key": ("project_id", "key_id")}
+"""Names by which operations group, and the same fields of `Group`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +199,15 @@ class Wanted:
             raise Fault(PARAMETER_INVALID, param="model", message="Spend cannot be filtered by model. Group it by model instead.")
         return make_body(CostParameters, {**values, "limit": BUCKETS_MAX})
 
+    @property
+    def start_before(self) -> int:
+        """Return the start of the span before."""
+        return self.start - (self.end - self.start)
+
+    def read_whole(self, value: int) -> Decimal:
+        """Return a value of a ranking in units of the metric."""
+        return Decimal(value).scaleb(-12) if self.is_money else Decimal(value)
+
     def read(self, result: Mapping[str, Any]) -> tuple[Group, Decimal]:
         """Return group and value of a result."""
         group = Group(result["project_id"] or "", result["api_key_id"] or "", result.get("line_item") or result.get("model") or "")
@@ -224,17 +235,51 @@ def _read(page: Page, wanted: Wanted) -> Found:
             return Found(found.starts, found.values, currency)
 
 
-def _sum(page: Page, wanted: Wanted) -> dict[Group, Decimal]:
-    """Return the values of the whole span, which is of whole days."""
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """The groups of a span that have most, the largest first: their values, and those in the span before where it is compared. `count`: how
+    many groups there are."""
+
+    values: dict[Group, Decimal]
+    before: dict[Group, Decimal]
+    count: int
+
+
+def _rank(page: Page, wanted: Wanted, count: int) -> Ranked:
+    """Return the groups with most in the whole span, which is of whole days, `count` at most."""
     wanted = replace(wanted, view=wanted.view.model_copy(update={"bucket": "day"}))
-    operation = METRICS[wanted.view.metric].operation
-    caller = page.require(operation)
+    if wanted.is_money and wanted.group == "model":
+        return _rank_line_items(page, wanted, count)
+    metric = METRICS[wanted.view.metric]
+    caller = page.require(metric.operation)
     assert isinstance(caller, Tenant), "a page of an organization has such a viewer"
-    if not wanted.is_money:
-        return dict(map(wanted.read, usage.list_usage_totals(caller, page.plane, operation, wanted.parameters())))
+    parameters, before = wanted.parameters(), wanted.start_before if wanted.view.compare else None
+    if wanted.is_money:
+        found = usage.rank_costs(caller, page.plane, parameters, count=count, before=before)
+    else:
+        found = usage.rank_usage(caller, page.plane, metric.operation, parameters, metric.field, count=count, before=before)
+    values, values_before = dict[Group, Decimal](), dict[Group, Decimal]()
+    for each in found.groups:
+        group = Group(**dict(zip(GROUP_FIELDS[wanted.group], each.group, strict=True)))
+        values[group], values_before[group] = wanted.read_whole(each.value), wanted.read_whole(each.before)
+    return Ranked(values, values_before, found.count)
+
+
+def _rank_line_items(page: Page, wanted: Wanted, count: int) -> Ranked:
+    """Return the line items that cost most: they are few, because models are."""
+    values = _sum_line_items(page, wanted)
+    before = _sum_line_items(page, replace(wanted, start=wanted.start_before, end=wanted.start)) if wanted.view.compare else {}
+    ordered = sorted({*values, *before}, key=lambda each: (-values.get(each, Decimal(0)), each))
+    first = ordered[:count]
+    zero = Decimal(0)
+    return Ranked({each: values.get(each, zero) for each in first}, {each: before.get(each, zero) for each in first}, len(ordered))
+
+
+def _sum_line_items(page: Page, wanted: Wanted) -> dict[Group, Decimal]:
+    caller = page.require(usage.list_costs)
+    assert isinstance(caller, Tenant), "a page of an organization has such a viewer"
     costs = usage.list_cost_totals(caller, page.plane, wanted.parameters())
-    places = (Group(each.group.get("project_id", ""), each.group.get("key_id", ""), each.line_item or "") for each in costs)
-    return {place: Decimal(each.amount_pico).scaleb(-12) for place, each in zip(places, costs, strict=True)}
+    return {Group(model=each.line_item or ""): wanted.read_whole(each.amount_pico) for each in costs}
 
 
 OTHER_KEYS = Group(key_id="others")
@@ -243,40 +288,51 @@ OTHER_KEYS = Group(key_id="others")
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """Content of the page: groups in order of their totals in the span, their totals in the one before, the totals of everything in each
-    bucket, and the values of the first groups, which are drawn."""
+    """Content of the page: the groups with most, in the order of their values in the span, with those in the span before; how many groups
+    there are; the totals of everything in both spans, and in each bucket; and the values of the first groups, which are drawn."""
 
-    totals: dict[Group, Decimal]
-    before: dict[Group, Decimal]
+    ranked: Ranked
+    total: Decimal
+    total_before: Decimal
     everything: list[Decimal]
     drawn: Found
 
 
 def _survey(page: Page, view: UsageView, start: int, end: int) -> Survey:
-    """Read what a page shows: sums of every group, and the buckets of a few, however many groups there are."""
-    span, span_before = Wanted(view, view.group, start, end), Wanted(view, view.group, start - (end - start), start)
-    if view.group == "key" and not view.project:
-        by_project = _sum(page, replace(span, group="project"))
-        most = [each.project_id for each in sorted(by_project, key=lambda each: (-by_project[each], each))[:PROJECTS_OF_KEYS]]
-        span, span_before = replace(span, project_ids=most), replace(span_before, project_ids=most)
-    totals = _sum(page, span)
-    before = _sum(page, span_before) if view.compare else {}
-    whole = _read(page, replace(span, group="none", project_ids=()))
+    """Read what a page shows: the groups with most, and the buckets of a few, however many groups there are."""
+    span = Wanted(view, view.group, start, end)
+    whole = _read(page, replace(span, group="none"))
     everything = whole.values.get(Group(), [Decimal(0)] * len(whole.starts))
-    if span.project_ids and (rest := sum(everything, Decimal(0)) - sum(totals.values(), Decimal(0))):
-        totals[OTHER_KEYS] = rest
-        if view.compare:
-            all_before = _sum(page, replace(span_before, group="none", project_ids=()))
-            before[OTHER_KEYS] = sum(all_before.values(), Decimal(0)) - sum(before.values(), Decimal(0))
-    ordered = sorted({*totals, *before}, key=lambda each: (-totals.get(each, Decimal(0)), each))
-    first = [each for each in ordered if each in totals and each != OTHER_KEYS][:SERIES_MAX]
+    total = sum(everything, Decimal(0))
+    total_before = sum(_rank(page, replace(span, group="none"), 1).before.values(), Decimal(0)) if view.compare else Decimal(0)
+    if view.group == "key" and not view.project:
+        ranked = _rank_keys_of_most(page, span, total, total_before)
+    else:
+        ranked = _rank(page, span, ROWS_MAX)
+    # What was only in the span before has nothing to draw.
+    first = [each for each, value in ranked.values.items() if each != OTHER_KEYS and (value or not view.compare)][:SERIES_MAX]
     drawn = Found(whole.starts, {}, whole.currency)
     if first:
         of_projects = sorted({each.project_id for each in first if each.project_id})
         of_keys = [each.key_id for each in first if each.key_id]
         drawn = _read(page, replace(span, project_ids=of_projects, key_ids=of_keys))
     values = {each: drawn.values.get(each, [Decimal(0)] * len(whole.starts)) for each in first}
-    return Survey({each: totals.get(each, Decimal(0)) for each in ordered}, before, everything, Found(whole.starts, values, drawn.currency))
+    return Survey(ranked, total, total_before, everything, Found(whole.starts, values, drawn.currency))
+
+
+def _rank_keys_of_most(page: Page, span: Wanted, total: Decimal, total_before: Decimal) -> Ranked:
+    """Return the keys with most of the PROJECTS_OF_KEYS projects with most; and the keys of all other projects as OTHER_KEYS."""
+    projects = _rank(page, replace(span, group="project"), PROJECTS_OF_KEYS)
+    if not projects.values:
+        return projects
+    keys = _rank(page, replace(span, project_ids=[each.project_id for each in projects.values]), ROWS_MAX)
+    rest = total - sum(projects.values.values(), Decimal(0))
+    if not rest:
+        return keys
+    values = keys.values | {OTHER_KEYS: rest}
+    before = keys.before | {OTHER_KEYS: total_before - sum(projects.before.values(), Decimal(0))}
+    first = sorted(values, key=lambda each: (-values[each], each))[:ROWS_MAX]
+    return Ranked({each: values[each] for each in first}, {each: before[each] for each in first}, keys.count + 1)
 
 
 def _name(page: Page, view: UsageView, groups: Sequence[Group]) -> dict[Group, str]:
@@ -326,22 +382,22 @@ def show_usage(page: TenantPage, view: View) -> Response:
         found = _survey(page, view, start, end)
     except Fault as fault:
         return page.show("tenant/usage.html", fault=fault, chart=None, **shared)
-    groups, zero = list(found.totals), Decimal(0)
-    names = _name(page, view, groups[:ROWS_MAX])
+    ranked = found.ranked
+    names = _name(page, view, list(ranked.values))
     is_money = view.metric == "spend"
     currency = _find_currency(page, found.drawn) if is_money else ""
     write: Callable[[Decimal | int], str] = write_money(page.look.language, currency) if is_money else write_number(page.look.language)
     series = [Series(names.get(each, each.key_id), values) for each, values in found.drawn.values.items()]
     unit = currency if is_money else ""
     label = texts.gettext(METRICS[view.metric].title) + (f" ({unit})" if unit else "")
-    rows = [Row(names[each], found.totals[each], found.before.get(each, zero), _link(view, each)) for each in groups[:ROWS_MAX]]
+    rows = [Row(names[each], value, ranked.before[each], _link(view, each)) for each, value in ranked.values.items()]
     series = add_others(series, found.everything, texts.gettext("others"))
     return page.show(
         "tenant/usage.html",
         chart=BarChart(f"{label}, UTC", found.drawn.starts, SECONDS[view.bucket], series, write),
         rows=rows,
-        hidden=max(len(groups) - ROWS_MAX, 0),
-        total=Row("", sum(found.totals.values(), zero), sum(found.before.values(), zero)),
+        hidden=ranked.count - len(rows),
+        total=Row("", found.total, found.total_before),
         currency=currency,
         start=start,
         last=end - 86_400,
