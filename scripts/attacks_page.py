@@ -453,6 +453,10 @@ ROWS = {
         "a large body that an engine answers before it has read it, so that the next request on its connection waits behind it",
         "the connection is closed where the body was refused, or the gateway's kernel still holds a part; the next request has another",
     ),
+    192: (
+        "thousands of connections that are opened and closed, so that those who come later wait in the queue of the kernel for as many turns of the loop",
+        "up to 64 are accepted in each turn",
+    ),
 }  # fmt: skip
 """Attacks that are tried, and what they get. The rows between are the control plane's, or need what is not served yet."""
 

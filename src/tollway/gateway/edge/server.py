@@ -12,6 +12,7 @@ import msgspec
 from tollway.domain import faults
 from tollway.domain.faults import Fault
 from tollway.gateway.background import BackgroundTasks
+from tollway.gateway.edge.accepting import BatchAcceptor
 from tollway.gateway.edge.admin_listener import AdminListener
 from tollway.gateway.edge.client_connection import ClientConnection
 from tollway.gateway.edge.clock import Clock
@@ -58,7 +59,9 @@ async def serve(
     await asyncio.sleep(0)
     public: asyncio.Server | Listener
     if tls is None and (rules is None or not rules.proxy_protocol):
-        public = await loop.create_server(lambda: ClientConnection(edge), sock=listener, backlog=4096)
+        listener.setblocking(False)
+        acceptor = BatchAcceptor(listener, lambda: ClientConnection(edge))
+        public = await loop.create_server(acceptor.connect, sock=listener, backlog=4096)
     else:
         public = _listen(edge, listener, tls)
     administration = AdminListener(edge)
