@@ -361,26 +361,30 @@ def list_events(tx: TenantTx, period_starts: Sequence[int], wanted: RequestFilte
     """Return the latest of the organization's events that meet the conditions: at most `limit`, older than the request `after`, from the
     first EXAMINED_MAX that are in the span and booked in the periods that begin at `period_starts`."""
     table, conditions = usage_events.c, list(_conditions(wanted))
-    examined_max = EXAMINED_MAX if conditions else limit + 1  # without conditions each one that is examined is on the page
-    first, end = ids.first_id(ids.REQUEST, wanted.since), ids.first_id(ids.REQUEST, wanted.until)
+    end = ids.first_id(ids.REQUEST, wanted.until)
     end = end if after is None else min(end, after)
-    parts = []
-    for start_at in period_starts:
-        part = sa.select(table.event_id).where(table.organization_id == tx.organization_id, table.period_at == start_at)
-        part = part.where(table.event_id >= first, table.event_id < end).order_by(table.event_id.desc()).limit(examined_max)
-        parts.append(sa.select(part.subquery().c.event_id))
-    if not parts:
+    span = [table.event_id >= ids.first_id(ids.REQUEST, wanted.since), table.event_id < end]
+    own = [[table.organization_id == tx.organization_id, table.period_at == start_at] for start_at in period_starts]
+    if not own:
         return RequestPage([], None)
-    together = sa.union_all(*parts).subquery()
-    examined = sa.select(together.c.event_id).order_by(together.c.event_id.desc()).limit(examined_max).subquery()
-    query = sa.select(usage_events).where(
-        table.event_id.in_(sa.select(examined.c.event_id)), table.event_id >= first, table.event_id < end, *conditions
-    )
-    rows = tx.connection.execute(query.order_by(table.event_id.desc()).limit(limit + 1)).all()
+    last = None
+    if conditions:
+        # The last one that is examined, found in the index alone; without conditions each one that is examined is on the page.
+        ids_alone = [sa.select(table.event_id).where(*each, *span) for each in own]
+        last = tx.connection.execute(_merge_latest(ids_alone, 1, offset=EXAMINED_MAX - 1)).scalar()
+    if last is not None:
+        span.append(table.event_id >= last)
+    whole = [sa.select(usage_events).where(*each, *span, *conditions) for each in own]
+    rows = tx.connection.execute(_merge_latest(whole, limit + 1)).all()
     if len(rows) > limit:
         return RequestPage([read_event(row) for row in rows[:limit]], rows[limit - 1].event_id)
-    count, last = tx.connection.execute(sa.select(sa.func.count(), sa.func.min(examined.c.event_id))).one()
-    return RequestPage([read_event(row) for row in rows], last if count == examined_max else None)
+    return RequestPage([read_event(row) for row in rows], last)
+
+
+def _merge_latest(parts: Sequence[sa.Select[Any]], count: int, *, offset: int = 0) -> sa.CompoundSelect[Any]:
+    """Return the latest `count` rows behind `offset` of several queries together. Databases merge them in the order of their index, and
+    read no more than that."""
+    return sa.union_all(*parts).order_by(sa.desc("event_id")).limit(count).offset(offset)
 
 
 def _conditions(wanted: RequestFilter) -> Iterator[sa.ColumnElement[bool]]:

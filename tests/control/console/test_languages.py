@@ -1,8 +1,11 @@
 """Languages of pages: every text of the console, and of the pages of the sign-in and the account, has a translation and is shown in it."""
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
+from babel import dates, numbers
 from markupsafe import Markup
 
 import tollway.control
@@ -10,7 +13,9 @@ from tests.control.browsing import PASSWORD, Browser, join, read_secret, show_co
 from tests.control.console.languages import MESSAGES, find_english
 from tests.control.console.pages import PLATFORM_PAGES, TENANT_PAGES, fill_in, fill_in_platform
 from tests.control.harness import Running, TenantSetup, answered, find_token, make_tenant
+from tollway.control.languages.formats import format_number
 from tollway.control.languages.texts import choose_language, show_refusal
+from tollway.control.languages.times import format_milliseconds, show_day, show_time
 
 CONTROL = Path(tollway.control.__file__).parent
 
@@ -40,6 +45,19 @@ def test_templates_say_nothing_that_cannot_be_translated() -> None:
     found = {f"{path.parent.name}/{path.name}": find_literals(path.read_text()) for path in TEMPLATES}
     assert len(found) > 50 and {name: texts for name, texts in found.items() if texts} == {}
     assert find_literals('<p title="{{ x }}">Saved</p>{% if x %}{{ _("a") }}{% endif %}') == ["Saved"]
+
+
+@pytest.mark.parametrize("language", ["en", "de"])
+def test_numbers_and_days_are_written_as_the_language_has_them(language: str) -> None:
+    """Texts that pages write themselves, because they have hundreds of them, are those of Babel."""
+    for value in (0, 7, -7, 999, 1_000, -1_234_567, 10**15):
+        assert format_number(language, value) == numbers.format_decimal(value, locale=language)
+    at = datetime(2026, 3, 9, 23, 59, 58, tzinfo=UTC)
+    day, seconds = dates.format_date(at, "medium", locale=language), int(at.timestamp())
+    assert show_day(language, seconds) == f'<time datetime="2026-03-09">{day}</time>'
+    assert show_time(language, seconds) == f'<time datetime="2026-03-09T23:59:58Z">{day} 23:59 UTC</time>'
+    assert show_time(language, seconds, with_seconds=True) == f'<time datetime="2026-03-09T23:59:58Z">{day} 23:59:58 UTC</time>'
+    assert format_milliseconds(language, 1_234.4) == f"{format_number(language, 1_234)} ms"
 
 
 def test_language_is_chosen_by_the_person_and_else_by_the_browser() -> None:

@@ -5,10 +5,15 @@ from typing import Any
 import pytest
 
 from tests.control.harness import Running, TenantSetup, answered
-from tests.link.samples import EPOCH, NODE, admit, final, frames
+from tests.control.metering.test_collect import take
+from tests.control.money.test_periods import OCTOBER, SEPTEMBER
+from tests.link.samples import EPOCH, NODE, ORGANIZATION, admit, final, frames
 from tollway.domain import ids
-from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Outcome, Record
+from tollway.domain.request_filters import RequestFilter
+from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Close, Final, Outcome, Record
 from tollway.storage import usage_events
+from tollway.storage.database import Database
+from tollway.storage.record_archive import Archive
 
 REQUESTS = "/v1/organization/requests"
 DAY = 86_400
@@ -86,6 +91,35 @@ def test_pages_follow_each_other_whatever_few_requests_each_examines(
     assert read(limit=5)[0] == everything
     found, pages = read(limit=5, api_key_ids="key_second")
     assert found == rare and pages >= 5, "a page that examined all it may says where to go on, though it holds nothing"
+
+
+def test_pages_go_on_in_the_period_before(database: Database, archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six requests, three of each of two months; the first of each month is of another key."""
+    records: list[Record] = []
+    starts = (SEPTEMBER.start_at, OCTOBER.start_at)
+    for number in range(6):
+        at = max(starts[number // 3], EPOCH) + number * 1_000_000
+        of = admit(
+            number, request_id=ids.new_id(ids.REQUEST, at, number), admitted_at=at, **({} if number % 3 else {"key_id": "key_second"})
+        )
+        records += [of, final(of)]
+    take(database, archive, [*frames([*records, Close(at=OCTOBER.start_at + 9_000_000)])])
+    everything = [each.admit.request_id for each in records if isinstance(each, Final)][::-1]
+
+    def read(key_ids: tuple[str, ...], limit: int) -> tuple[list[str], int]:
+        wanted = RequestFilter(since=SEPTEMBER.start_at, until=OCTOBER.end_at, key_ids=key_ids)
+        found, pages, after = list[str](), 0, None
+        while True:
+            with database.tenant(ORGANIZATION, write=False) as tx:
+                page = usage_events.list_events(tx, starts, wanted, after=after, limit=limit)
+            found, pages, after = found + [each.final.admit.request_id for each in page.events], pages + 1, page.next_after
+            if after is None:
+                return found, pages
+
+    assert read((), 4) == (everything, 2) and read((), 6) == (everything, 1)
+    assert read(("key_second",), 1) == ([everything[2], everything[5]], 2)
+    monkeypatch.setattr(usage_events, "EXAMINED_MAX", 2)
+    assert read(("key_second",), 5) == ([everything[2], everything[5]], 4)
 
 
 @pytest.mark.parametrize(

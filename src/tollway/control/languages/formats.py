@@ -19,7 +19,7 @@ DASH = "–"
 
 def format_number(language: str, value: int | None) -> str:
     """Return a whole number, grouped."""
-    return DASH if value is None else numbers.format_decimal(value, locale=language)
+    return DASH if value is None else f"{value:,}".translate(_read_separators(language))
 
 
 def format_basis_points(language: str, value: int | None) -> str:

@@ -1,12 +1,13 @@
 """Instants and spans as a language writes them: instants in UTC, to which a script adds the viewer's own time."""
 
+import functools
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 from babel import dates, numbers, units
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
-from tollway.control.languages.formats import DASH
+from tollway.control.languages.formats import DASH, format_number
 
 
 def show_time(language: str, at: int | None, *, with_seconds: bool = False) -> Markup | str:
@@ -14,9 +15,9 @@ def show_time(language: str, at: int | None, *, with_seconds: bool = False) -> M
     if at is None:
         return DASH
     moment = datetime.fromtimestamp(at, UTC)
-    day = dates.format_date(moment, "medium", locale=language)
-    text = f"{day} {moment:%H:%M:%S}" if with_seconds else f"{day} {moment:%H:%M}"
-    return Markup('<time datetime="{}">{} UTC</time>').format(f"{moment:%Y-%m-%dT%H:%M:%SZ}", text)
+    day = escape(_write_day(language, moment.date()))
+    time = f"{moment:%H:%M:%S}" if with_seconds else f"{moment:%H:%M}"
+    return Markup(f'<time datetime="{moment:%Y-%m-%dT%H:%M:%SZ}">{day} {time} UTC</time>')
 
 
 def show_day(language: str, at: int | None) -> Markup | str:
@@ -24,7 +25,16 @@ def show_day(language: str, at: int | None) -> Markup | str:
     if at is None:
         return DASH
     moment = datetime.fromtimestamp(at, UTC)
-    return Markup('<time datetime="{}">{}</time>').format(f"{moment:%Y-%m-%d}", dates.format_date(moment, "medium", locale=language))
+    return Markup(f'<time datetime="{moment:%Y-%m-%d}">{escape(_write_day(language, moment.date()))}</time>')
+
+
+DAYS_KEPT = 1_024
+"""Days that are kept as they are written: a page has one of them hundreds of times, and Babel reads its pattern for each."""
+
+
+@functools.lru_cache(maxsize=DAYS_KEPT)
+def _write_day(language: str, day: date) -> str:
+    return dates.format_date(day, "medium", locale=language)
 
 
 def format_milliseconds(language: str, value: float | None) -> str:
@@ -33,7 +43,7 @@ def format_milliseconds(language: str, value: float | None) -> str:
         return DASH
     if value >= 10_000:
         return f"{numbers.format_decimal(round(value / 1000, 1), locale=language)} s"
-    return f"{numbers.format_decimal(round(value), locale=language)} ms"
+    return f"{format_number(language, round(value))} ms"
 
 
 UNITS: Mapping[str, int] = {"days": 86_400, "hours": 3_600, "seconds": 1}
