@@ -38,7 +38,7 @@ from tollway.control.console.charts import SERIES_MAX, Series, add_others
 from tollway.control.console.navigation import PLATFORM, TENANT
 from tollway.control.console.rendering import HEADERS
 from tollway.control.console.routers import ROUTERS
-from tollway.control.console.tenant import usage
+from tollway.control.console.tenant import limits, usage
 from tollway.control.identity import operators
 from tollway.domain import ids
 from tollway.domain.faults import Fault
@@ -630,8 +630,8 @@ def test_budget_is_made_raised_and_archived_on_its_page(owner: Browser, used: Te
     assert 'name="thresholds" maxlength="200" value="50, 100"' in made.text
     changed = owner.send(f"{one}/change", name="weekly", amount="20", mode="soft", thresholds="").text
     assert "25.00 EUR" in changed and 'name="thresholds" maxlength="200" value=""' in changed
-    limits = owner.open(f"{root_of(used)}/limits?project={used.project_id}")
-    assert "binds first" in limits.text and "weekly" in limits.text
+    shown = owner.open(f"{root_of(used)}/limits?project={used.project_id}")
+    assert "binds first" in shown.text and "weekly" in shown.text
     owner.open(one)
     assert "Nothing was changed" in owner.send(f"{one}/archive", 400, confirmation="other").text
     assert owner.send(f"{one}/archive", confirmation="weekly").url.path == path
@@ -644,6 +644,27 @@ def test_limits_of_a_project_are_set_and_taken_away(owner: Browser, used: Tenant
     assert "requests per minute</td>" in owner.send(path, requests_per_minute="600").text
     assert "requests per minute</td>" not in owner.send(path, requests_per_minute="").text
     assert owner.open(f"{path}?key={used.key_id}").status_code == 400
+
+
+def test_limits_that_bind_have_pages(owner: Browser, used: TenantSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = root_of(used) + "/limits"
+    owner.open(f"{path}?project={used.project_id}")
+    owner.send(path, requests_per_minute="600", tokens_per_minute="7000", concurrent_requests="5")
+    names = {"requests per minute", "tokens per minute", "requests at the same time"}
+
+    def read_names() -> list[str]:
+        return re.findall(r"<td>project</td><td>([a-z ]+)</td>", owner.page.text)
+
+    assert set(read_names()) == names and 'rel="next"' not in owner.page.text
+    monkeypatch.setattr(limits, "ROWS_MAX", 2)
+    first = read_names() if owner.open(f"{path}?project={used.project_id}") else []
+    following = re.search(r'<a href="([^"]*)" rel="next">', owner.page.text)
+    assert following is not None
+    second = read_names() if owner.open(html.unescape(following.group(1))) else []
+    assert len(first) == 2 and {*first, *second} == names and 'rel="next"' not in owner.page.text
+    assert owner.open(f"{path}?first=-1").status_code == 400
+    owner.open(f"{path}?project={used.project_id}")
+    owner.send(path, requests_per_minute="", tokens_per_minute="", concurrent_requests="")
 
 
 def test_person_is_invited_put_into_a_group_and_given_another_role(

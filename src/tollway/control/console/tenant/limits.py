@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 from fastapi import Query
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.responses import Response
 
 from tollway.control.api.bounds import limits
@@ -67,22 +67,30 @@ OVERRIDE_DAYS = (1, 7, 30, 90)
 
 PLANS_OFFERED_MAX = 100
 
+ROWS_MAX = 100
+"""Limits of a page: a level has thousands on single models."""
+
+ROWS_COUNTED_MAX = 1_000_000
+"""Most limits behind which a page can begin."""
+
 OTHER_LEVELS = {"service_account": mark("service account"), "end_user": mark("each end user")}
 
 Id = Annotated[str, StringConstraints(max_length=64)]
 
 
 class OfLevel(BaseModel):
-    """The level whose limits are shown: a key of a project, a project, or, where both are empty, the organization."""
+    """The level whose limits are shown: a key of a project, a project, or, where both are empty, the organization. `first`: how many limits
+    are before those of the page."""
 
     model_config = ConfigDict(extra="forbid")
 
     project: Id = ""
     key: Id = ""
+    first: Annotated[int, Field(ge=0, le=ROWS_COUNTED_MAX)] = 0
 
-    def address(self) -> str:
-        """Return the path of its page below the root."""
-        query = write_query(self.model_dump())
+    def address(self, first: int = 0) -> str:
+        """Return the path of its page below the root, with the limits from `first` on."""
+        query = write_query(self.model_dump() | {"first": first})
         return "/limits" + (f"?{query}" if query else "")
 
 
@@ -109,6 +117,8 @@ def _show(page: Page, level: OfLevel, fault: Fault | None = None) -> Response:
         own = _find_own(page, level)
     except Fault as refused:
         return page.show("tenant/limits.html", fault=fault or refused, found=None, **shared)
+    until = level.first + ROWS_MAX
+    shared |= {"rows": found.data[level.first : until], "next": level.address(until) if until < len(found.data) else None}
     may_write_organization = page.allows(limits.put_organization_limits) and not level.project
     if page.allows(plans.retrieve_limit_sources) and not level.project:
         shared |= {"sources": page.call(plans.retrieve_limit_sources, organization_id=page.organization_id), "days": OVERRIDE_DAYS}
