@@ -43,11 +43,15 @@ FAULTS = ("refuses", "fails", "nonsense", "cut", "streamed", "unknown")
 
 ENDPOINTS = ("chat/completions", "completions", "responses", "messages", "embeddings")
 
-PAGES_ELSEWHERE = ("/console/assets/{name}", "/console/{path:path}", "/console/organizations/{organization_id}/requests/live")
-"""Files, addresses that are none, and an answer without an end whose rows are those of the list of requests."""
+PAGES_ELSEWHERE = (
+    *("/console/assets/{name}", "/console/{path:path}", "/console/organizations/{organization_id}/requests/live"),
+    *(f"/console/organizations/{{organization_id}}/projects/{{project_id}}/content{part}" for part in ("", "/{request_id}")),
+)
+"""Files, addresses that are none, an answer without an end whose rows are those of the list of requests, and the pages that show
+the content of requests to those who may read it."""
 
-OF_INVOICES = ("invoice_id", "format", "/proof")
-"""Parts of the paths of pages that need a closed month, which has amounts and no content."""
+OF_INVOICES = ("invoice_id", "format", "/proof", "debit_file_id", "transfer_file_id", "entity_id")
+"""Parts of the paths of pages that need a seller or a closed month, which have amounts and no content."""
 
 REQUESTS_SHOWN = 20
 """Latest requests whose pages are opened: those with planted headers and fields are among them."""

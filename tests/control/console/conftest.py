@@ -18,6 +18,7 @@ from tests.tokens import make_p256
 from tollway.control.identity import operators
 from tollway.control.identity.operators import OperatorSignIn, SignedInOperator
 from tollway.domain import ids
+from tollway.domain.content_logs import Content, name_content
 from tollway.domain.keys import RANDOM_BYTES, KeyOrigin
 from tollway.domain.roles import AUDITOR, OPERATOR, Role
 from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Outcome, Record
@@ -106,6 +107,38 @@ def auditor(control: Running) -> Browser:
     return sign_in_operator(control, AUDITOR)
 
 
+def make_seller(name: str) -> dict[str, Any]:
+    """Return a seller as the REST API takes it."""
+    return {
+        "name": name,
+        "address": {"street": "Rechenweg 1", "postal_code": "10115", "city": "Berlin", "country": "DE"},
+        "vat_id": "DE136695976",
+        "contact": {"name": "Accounts", "phone": "+49 30 123456", "email": "billing@seller.example"},
+        "electronic_address": {"address": "billing@seller.example"},
+        "bank_account": {"holder": name, "iban": "DE89370400440532013000"},
+        "invoice_series": "A-2026",
+        "credit_note_series": "B-2026",
+        "grace_days": 5,
+        "dunning": [{"after_days": 14, "action": "remind", "channel": "mail"}],
+        "bookkeeping": {"consultant": 29098, "client": 55003, "debtor_account": 10000, "revenue_accounts": {"S": 8400, "AE": 8336}},
+    }
+
+
+def log_content(control: Running, tenant: TenantSetup, request_id: str) -> None:
+    """Log the content of a request, as a gateway seals it."""
+    policy = {"retention_type": "none", "content_retention_seconds": 86_400}
+    path = f"/v1/organization/projects/{tenant.project_id}/data_retention"
+    answered(control.client(tenant.admin_key).post(path, json=policy))
+    place = (tenant.organization_id, tenant.project_id, request_id)
+    content = msgspec.json.encode(Content(request=msgspec.json.encode({"prompt": HOSTILE}), is_request_cut=True, answer=HOSTILE.encode()))
+    sealed = control.plane.vault.for_organization(tenant.organization_id).seal_bytes(content, context=name_content(*place))
+    record = {
+        **dict(zip(("organization_id", "project_id", "id"), place, strict=True)),
+        **{"key_id": tenant.key_id, "endpoint": "chat/completions", "model": "echo", "created_at": control.plane.now()},
+    }
+    assert control.node().put("/v1/link/content", params=record, content=sealed).status_code == 204
+
+
 def set_up(control: Running) -> TenantSetup:
     """Make an organization, a project and a key with hostile names, and requests of the last days."""
     operator, tenant = control.operator(), make_tenant(control, HOSTILE)
@@ -138,6 +171,7 @@ def set_up(control: Running) -> TenantSetup:
     deployment = {"model": "echo", "base_url": "http://127.0.0.1:9", "engine": "vllm", "upstream_model": "echo"}
     answered(operator.post("/v1/platform/deployments", json=deployment))
     admin = control.client(tenant.admin_key)
+    answered(operator.post("/v1/platform/legal_entities", json=make_seller(HOSTILE)))
     budget = {"name": HOSTILE, "mode": "soft", "window": "month", "amount": "100", "currency": "EUR", "thresholds": [50]}
     answered(admin.post("/v1/organization/budgets", json=budget))
     return tenant
@@ -167,6 +201,8 @@ def known(control: Running, used: TenantSetup, owner: Browser) -> dict[str, str]
     claims = {**rule, "attribute_matchers": {"sub": HOSTILE}}
     federation_rules = f"/v1/organization/workload_identity_providers/{programs}/federation_rules"
     certificate = answered(admin.post("/v1/organization/certificates", json={"name": HOSTILE, "certificate": make_pem("authority")}))["id"]
+    request_id = answered(admin.get("/v1/organization/requests"))["data"][0]["id"]
+    log_content(control, used, request_id)
     certificate_rules = f"/v1/organization/certificates/{certificate}/rules"
     return {
         "service_account_id": account,
@@ -174,7 +210,7 @@ def known(control: Running, used: TenantSetup, owner: Browser) -> dict[str, str]
         "federation_rule_id": answered(admin.post(federation_rules, json=claims))["id"],
         "certificate_id": certificate,
         "certificate_rule_id": answered(admin.post(certificate_rules, json={**rule, "matchers": {"common_name": HOSTILE}}))["id"],
-        "request_id": answered(admin.get("/v1/organization/requests"))["data"][0]["id"],
+        "request_id": request_id,
         "budget_id": answered(admin.get("/v1/organization/budgets"))["data"][0]["id"],
         "user_id": answered(admin.get("/v1/organization/users"))["data"][0]["id"],
         "group_id": answered(admin.post("/v1/organization/groups", json={"name": HOSTILE}))["id"],

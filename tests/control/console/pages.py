@@ -14,6 +14,8 @@ TENANT_PAGES = (
     "/projects/{project_id}",
     "/projects/{project_id}/keys/{key_id}",
     "/projects/{project_id}/settings",
+    "/projects/{project_id}/content",
+    "/projects/{project_id}/content/{request_id}",
     "/projects/{project_id}/service-accounts",
     "/projects/{project_id}/service-accounts/{service_account_id}",
     "/usage",
@@ -25,6 +27,7 @@ TENANT_PAGES = (
     "/budgets/{budget_id}",
     "/limits",
     "/invoices",
+    "/billing-account",
     "/credits",
     "/periods",
     "/periods/{period_id}",
@@ -78,6 +81,11 @@ PLATFORM_PAGES = (
     "/periods/{period_id}/invoices",
     "/invoices",
     "/payments",
+    "/bank",
+    "/direct-debits",
+    "/credit-transfers",
+    "/sellers",
+    "/sellers/{entity_id}",
     "/margins",
     "/reconciliation",
     "/anomalies",
@@ -89,10 +97,18 @@ PAGES_ELSEWHERE = (
     "/console/platform/invoices/{invoice_id}",
     "/console/platform/invoices/{invoice_id}/files/{format}",
     "/console/platform/margins.csv",
+    *(f"/console/platform/direct-debits/{{debit_file_id}}{part}" for part in ("", "/file")),
+    *(f"/console/platform/credit-transfers/{{transfer_file_id}}{part}" for part in ("", "/file")),
 )
 """Pages and files that need an invoice or a closed month: the tests of the money of a month open them (test_money_pages)."""
 
-COLLECTIONS = {"period_id": "periods", "book_id": "price_books", "draft_id": "price_drafts", "plan_id": "plans"}
+COLLECTIONS = {
+    "period_id": "periods",
+    "book_id": "price_books",
+    "draft_id": "price_drafts",
+    "plan_id": "plans",
+    "entity_id": "legal_entities",
+}
 """Collections of the REST API whose first entry stands for an id of a page of the platform."""
 
 

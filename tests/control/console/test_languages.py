@@ -21,7 +21,7 @@ CONTROL = Path(tollway.control.__file__).parent
 
 TEMPLATES = sorted([*(CONTROL / "api" / "page_templates").glob("*.html"), *(CONTROL / "console" / "templates").rglob("*.html")])
 
-NO_TEXTS = re.compile(r"\b(?:Tollway|UTC|SCIM|JSON|URL|https|http|engine|Bearer|authorization|1M|s)\b|&[a-z]+;")
+NO_TEXTS = re.compile(r"\b(?:Tollway|UTC|SCIM|JSON|URL|https|http|engine|Bearer|IBAN|BIC|authorization|1M|s)\b|&[a-z]+;")
 """Words that pages have in each language alike: names, and examples of addresses and headers."""
 
 

@@ -391,9 +391,17 @@ CONFIRMED = {
     PLATFORM_ROOT + "/periods/{period_id}/close",
     PLATFORM_ROOT + "/plans/{plan_id}/delete",
     f"{DRAFT_PATH}/publish",
-    PLATFORM_ROOT + "/invoices/{invoice_id}/issue",
+    PLATFORM_ROOT + "/payments",
+    PLATFORM_ROOT + "/payments/{payment_id}/return",
 }
-"""Actions that cannot be undone: each says what will happen, and asks for a name. An invoice takes a closed month (test_money_pages)."""
+"""Actions that cannot be undone: each says what will happen, and asks for a name."""
+
+CONFIRMED_ELSEWHERE = {
+    PLATFORM_ROOT + "/invoices/{invoice_id}/issue",
+    PLATFORM_ROOT + "/direct-debits/{debit_file_id}/cancel",
+    PLATFORM_ROOT + "/credit-transfers/{transfer_file_id}/cancel",
+}
+"""Such actions for which a month has to be closed: test_money_pages and test_bank_pages try them."""
 
 CHANGED_BACK = {
     "/console/look": "another choice",
@@ -467,6 +475,14 @@ CHANGED_BACK = {
     f"{DRAFT_PATH}/lines": "another line",
     f"{DRAFT_PATH}/lines/remove": "another line",
     f"{DRAFT_PATH}/discard": "another draft",
+    ROOT + "/billing-account": "another change",
+    PLATFORM_ROOT + "/sellers": "issues nothing until an organization names it",
+    PLATFORM_ROOT + "/sellers/{entity_id}": "another change",
+    PLATFORM_ROOT + "/bank": "return the payments",
+    PLATFORM_ROOT + "/bank/{entry_id}/match": "return the payment",
+    PLATFORM_ROOT + "/payments/{payment_id}/payee": "another account, until a file has it",
+    PLATFORM_ROOT + "/direct-debits": "cancel",
+    PLATFORM_ROOT + "/credit-transfers": "cancel",
     PLATFORM_ROOT + "/periods/{period_id}/invoices": "void",
     PLATFORM_ROOT + "/invoices/{invoice_id}/void": "the period is drafted again",
     PLATFORM_ROOT + "/invoices/{invoice_id}/credit_notes": "void: it is a draft",
@@ -478,11 +494,11 @@ def test_148_every_action_that_cannot_be_undone_asks_for_a_name(
     control: Running, operator: Browser, used: TenantSetup, known: dict[str, str]
 ) -> None:
     posted = {route.path for each in ROUTERS for route in each.routes if isinstance(route, APIRoute) and "POST" in route.methods}
-    assert posted == CONFIRMED | CHANGED_BACK.keys()
+    assert posted == CONFIRMED | CONFIRMED_ELSEWHERE | CHANGED_BACK.keys()
     (deployment,) = answered(control.operator().get("/v1/platform/deployments"))["data"]
-    ids_of = {**known, "node_id": NODE, "deployment_id": deployment["id"]}
+    ids_of = {**known, "node_id": NODE, "deployment_id": deployment["id"], "payment_id": "pay_" + "0" * 32}
     before = list_changes(control, used)
-    for path in CONFIRMED - {PLATFORM_ROOT + "/invoices/{invoice_id}/issue"}:
+    for path in CONFIRMED:
         if path.startswith(ROOT):
             action = fill_in(path.removeprefix(ROOT), used, known)
         elif path.startswith((DRAFT_PATH, PLATFORM_ROOT + "/periods", PLATFORM_ROOT + "/plans")):

@@ -95,7 +95,7 @@ WATCH_FORMS = """() => {
 }"""
 
 FOCUS_FORM = """number => {
-    const typed = "input:not([type=hidden], [type=checkbox], [type=radio], [type=date], [type=datetime-local], [type=month])";
+    const typed = "input:not([type=hidden], [type=checkbox], [type=radio], [type=date], [type=datetime-local], [type=month], [type=file])";
     const form = document.forms[number];
     (form.querySelector(typed) ?? form.querySelector("button")).focus();
 }"""

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from tollway.control.api import errors
-from tollway.control.api.authentication.pages import read_form
+from tollway.control.api.authentication.pages import read_form, read_upload
 from tollway.control.api.routes import plane_of
 from tollway.control.console.routing import Operation, page_of
 from tollway.control.languages.texts import mark
@@ -41,6 +41,27 @@ def form(operation: Operation | Sequence[Operation] | None, *names: str) -> Any:
 
     declared: Callable[[Request], Coroutine[Any, Any, Form]] = read
     return Depends(declared)
+
+
+def upload(operation: Operation, name: str) -> Any:
+    """Return the dependency that yields the file in the field `name` of a form, as text, to a viewer who may call `operation` (`form`)."""
+
+    async def read(request: Request) -> str:
+        page_of(request).require(operation)
+        content = await read_upload(plane_of(request), request, name)
+        try:
+            return content.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise Fault(PARAMETER_INVALID, param=name, message=mark("The file is not text in UTF-8.")) from None
+
+    return Depends(read)
+
+
+def nest(fields: Form, prefix: str) -> dict[str, str]:
+    """Return the fields whose names begin with `prefix` and an underscore, without it: an object within a body. What was left empty is
+    left out."""
+    start = f"{prefix}_"
+    return {name.removeprefix(start): value for name, value in fields.items() if name.startswith(start) and value}
 
 
 def make_body(model: type[M], values: Mapping[str, object], *, clearing: Iterable[str] = ()) -> M:

@@ -11,7 +11,7 @@ from tollway.control.api.catalog import deployments, price_books, prices
 from tollway.control.api.eventing import telemetry_exports, webhooks
 from tollway.control.api.gateways import nodes
 from tollway.control.api.identity import api_keys, federation, groups, roles, users
-from tollway.control.api.invoicing import invoices
+from tollway.control.api.invoicing import credit_transfers, direct_debits, invoices, payments
 from tollway.control.api.metering import reconciliation, request_log, usage
 from tollway.control.api.money import budgets, contracts, credits, margins, periods
 from tollway.control.api.tenancy import organizations, plans, projects
@@ -52,6 +52,7 @@ TENANT: tuple[Section, ...] = (
             Entry(mark("Budgets"), "/budgets", budgets.list_budgets),
             Entry(mark("Limits"), "/limits", limits.list_binding_limits),
             Entry(mark("Invoices"), "/invoices", invoices.list_own_invoices),
+            Entry(mark("Billing account"), "/billing-account", invoices.retrieve_own_billing_account),
             Entry(mark("Credits"), "/credits", credits.retrieve_credits),
             Entry(mark("Billing periods"), "/periods", periods.list_own_periods),
             Entry(mark("Contracts"), "/contracts", contracts.list_own_contracts),
@@ -97,6 +98,11 @@ PLATFORM: tuple[Section, ...] = (
             Entry(mark("Plans"), "/plans", plans.list_plans),
             Entry(mark("Billing periods"), "/periods", periods.list_periods),
             Entry(mark("Invoices"), "/invoices", invoices.list_invoices),
+            Entry(mark("Payments"), "/payments", payments.list_payments),
+            Entry(mark("Bank statements"), "/bank", payments.list_bank_entries),
+            Entry(mark("Direct debits"), "/direct-debits", direct_debits.list_direct_debit_files),
+            Entry(mark("Credit transfers"), "/credit-transfers", credit_transfers.list_credit_transfer_files),
+            Entry(mark("Sellers"), "/sellers", invoices.list_legal_entities),
             Entry(mark("Margins"), "/margins", margins.list_margins),
             Entry(mark("Reconciliation"), "/reconciliation", reconciliation.list_reconciliation),
         ),

@@ -5,11 +5,28 @@ from collections.abc import Sequence
 from fastapi import APIRouter
 
 from tollway.control.console import assets, home
-from tollway.control.console.platform import audit, fleet, invoices, margins, organizations, periods, plans, prices, reconciliation, start
+from tollway.control.console.platform import (
+    audit,
+    bank,
+    bank_files,
+    fleet,
+    invoices,
+    margins,
+    organizations,
+    payments,
+    periods,
+    plans,
+    prices,
+    reconciliation,
+    sellers,
+    start,
+)
 from tollway.control.console.tenant import (
     admin_keys,
+    billing_account,
     budgets,
     certificates,
+    content,
     contracts,
     credits,
     keys,
@@ -38,6 +55,7 @@ ROUTERS: Sequence[APIRouter] = (
     overview.router,
     projects.router,
     project_settings.router,
+    content.router,
     service_accounts.router,
     keys.router,
     usage.router,
@@ -47,6 +65,7 @@ ROUTERS: Sequence[APIRouter] = (
     budgets.router,
     limits.router,
     own_invoices.router,
+    billing_account.router,
     credits.router,
     own_periods.router,
     contracts.router,
@@ -65,6 +84,10 @@ ROUTERS: Sequence[APIRouter] = (
     plans.router,
     prices.router,
     invoices.router,
+    payments.router,
+    bank.router,
+    bank_files.router,
+    sellers.router,
     periods.router,
     margins.router,
     reconciliation.router,

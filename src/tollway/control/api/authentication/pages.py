@@ -80,6 +80,8 @@ FORM_BYTES_MAX = 16_384
 FIELDS_MAX = 32
 
 _FORM = "application/x-www-form-urlencoded"
+_BOUNDARY = re.compile(r'multipart/form-data;\s*boundary="?([0-9A-Za-z\'()+_,./:=?-]{1,70})"?', re.IGNORECASE)
+_DISPOSITION = re.compile(rb'\r\nContent-Disposition: form-data; name="(\w{1,64})"', re.IGNORECASE)
 _LOOPBACK = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]{1,5})?")
 _PATH = re.compile(r"/(?![/\\])[A-Za-z0-9/_.~%?&=-]{0,1024}")
 
@@ -375,6 +377,36 @@ async def read_form(plane: ControlPlane, request: Request, names: Iterable[str],
     if has_session and not hmac.compare_digest(token.encode(), make_form_token(plane, request).encode()):
         raise Fault(FORM_REFUSED)
     return {name: fields.get(name, "") for name in names}
+
+
+async def read_upload(plane: ControlPlane, request: Request, name: str) -> bytes:
+    """Return the file in the field `name` of a form of this session that a browser sent as `multipart/form-data`; the form has no other
+    field but its token. Raises as `read_form`; the size of a body is bounded for all routes."""
+    require_own_origin(plane, request)
+    boundary = _BOUNDARY.fullmatch(request.headers.get("content-type", ""))
+    if boundary is None:
+        raise Fault(MEDIA_TYPE_UNSUPPORTED, message=mark("The form must be sent as browsers send it."))
+    fields = split_multipart(await read_body(request), boundary.group(1).encode())
+    if fields.keys() - {name, "form_token"}:
+        raise Fault(REQUEST_INVALID)
+    if not hmac.compare_digest(fields.get("form_token", b""), make_form_token(plane, request).encode()):
+        raise Fault(FORM_REFUSED)
+    return fields.get(name, b"")
+
+
+def split_multipart(body: bytes, boundary: bytes) -> dict[str, bytes]:
+    """Return the fields of a body of `multipart/form-data` by name. Raises REQUEST_INVALID for one that no browser sends."""
+    begin, *parts = (b"\r\n" + body).split(b"\r\n--" + boundary, FIELDS_MAX + 1)
+    if begin or not parts or parts.pop().rstrip(b"\r\n") != b"--":
+        raise Fault(REQUEST_INVALID)
+    fields: dict[str, bytes] = {}
+    for part in parts:
+        head, separator, content = part.partition(b"\r\n\r\n")
+        named = _DISPOSITION.search(head)
+        if not separator or named is None or named.group(1).decode() in fields:
+            raise Fault(REQUEST_INVALID)
+        fields[named.group(1).decode()] = content
+    return fields
 
 
 def require_own_origin(plane: ControlPlane, request: Request) -> None:

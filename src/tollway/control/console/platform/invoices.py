@@ -1,4 +1,4 @@
-"""Invoices and credit notes of all organizations: what a period would be billed by, drafts, their issue, credit notes; and payments."""
+"""Invoices and credit notes of all organizations: what a period would be billed by, drafts, their issue, and credit notes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -178,10 +178,3 @@ def draft_period(page: PlatformPage, period_id: str, _fields: Annotated[Form, fo
     except Fault as fault:
         return _show_preview(page, period_id, fault)
     return page.lead(f"/invoices?organization_id={organization_id}&state={InvoiceState.DRAFT}", "invoices_drafted")
-
-
-@router.get("/console/platform/payments", include_in_schema=False)
-def show_payments(page: PlatformPage, query: Annotated[PageQuery, Query()], organization_id: OrganizationId | None = None) -> Response:
-    """Payments, of every organization or of one."""
-    found = page.call(payments.list_payments, query=query, organization_id=organization_id)
-    return page.show("platform/payments.html", payments=found, organization_id=organization_id)

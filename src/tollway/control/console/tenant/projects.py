@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from tollway.control.api.identity import api_keys, service_accounts
 from tollway.control.api.schemas import PageQuery
-from tollway.control.api.tenancy import projects
+from tollway.control.api.tenancy import data_retention, projects
 from tollway.control.api.tenancy.project_schemas import ProjectCreate, ProjectUpdate
 from tollway.control.console.forms import Form, form, make_body, require_typed
 from tollway.control.console.routing import Page, TenantPage
@@ -95,6 +95,7 @@ def show_one_project(page: Page, project_id: str, query: PageQuery | None = None
         may_create_key=page.allows(api_keys.create_project_key, project_id),
         may_write=page.allows(projects.update_project, project_id),
         may_see_accounts=page.allows(service_accounts.list_service_accounts, project_id),
+        may_read_content=page.allows(data_retention.list_content, project_id),
         lifetimes_days=LIFETIMES_DAYS,
     )
 

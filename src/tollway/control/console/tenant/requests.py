@@ -18,6 +18,7 @@ from tollway.control.api.metering.request_log import RequestLogQuery, RequestOut
 from tollway.control.api.metering.usage import ReceiptLine, ReceiptOut
 from tollway.control.api.money import periods
 from tollway.control.api.places import Place
+from tollway.control.api.tenancy import data_retention
 from tollway.control.console import rendering
 from tollway.control.console.forms import make_body, write_query
 from tollway.control.console.routing import Page, TenantPage, of_tenant
@@ -237,7 +238,15 @@ def show_request(page: TenantPage, request_id: str) -> Response:
         project=name_projects(page, [receipt.project_id]).get(receipt.project_id, receipt.project_id),
         may_see_key=page.allows(api_keys.retrieve_project_key, receipt.project_id),
         may_prove=may_prove,
+        may_read_content=page.allows(data_retention.retrieve_content, receipt.project_id) and logs_content(page, receipt.project_id),
     )
+
+
+def logs_content(page: Page, project_id: str) -> bool:
+    """Return whether a project logs the content of requests, for a viewer who may know."""
+    if not page.allows(data_retention.retrieve_project_retention, project_id):
+        return False
+    return page.call(data_retention.retrieve_project_retention, project_id=project_id).content_retention_seconds is not None
 
 
 @router.get(ONE + "/proof", include_in_schema=False)
