@@ -78,7 +78,7 @@ def binding_limits_out(
 ) -> BindingLimitsList:
     """Return limits, budgets and quotas of several levels as the API shows them. Limits of each end user are shown without use: there
     are many end users. `organization`: what the limits of the organization are made of."""
-    binding = find_binding(found.standings)
+    binding = {id(each) for each in find_binding(found.standings)}  # there may be 10,000: none is compared with all others
     is_known = found.source is not None
     each_end_user = [
         BindingLimitOut(
@@ -107,7 +107,7 @@ def binding_limits_out(
             reserved=each.held if is_known else None,
             remaining=each.remaining if is_known else None,
             reset_seconds=-(-each.reset_ns // 1_000_000) / 1000 if is_known and each.reset_ns is not None else None,
-            binds=any(each is other for other in binding),
+            binds=id(each) in binding,
             **_show_origin(_find_origin(each, organization)),
         )
         for each in found.standings
