@@ -19,11 +19,21 @@ from tests.control.harness import Running, TenantSetup
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text()
 
 LOOKS = ("en.light", "de.dark")
-"""Each language and each theme once: colours do not depend on the language."""
+"""Each language and each theme once; colours, of which alone a theme consists, are looked at in the other theme too."""
 
-SERIOUS = """async () => (await axe.run(document, {resultTypes: ["violations"]})).violations
+SERIOUS = """async rules => (await axe.run(document, {resultTypes: ["violations"], ...(rules && {runOnly: rules})})).violations
     .filter(each => ["serious", "critical"].includes(each.impact))
     .map(each => each.id + ": " + each.nodes.map(node => node.html).join(" "))"""
+
+"""The serious findings of axe, by all of its rules or by those that are named."""
+
+COLOURS = ["color-contrast", "link-in-text-block"]
+"""Rules of axe that depend on colours."""
+
+OTHER_THEME = """() => {
+    const root = document.documentElement;
+    root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark";
+}"""
 
 
 @contextmanager
@@ -130,9 +140,9 @@ KEYBOARD, PHONE_ONLY = "keyboard", "phone"
 def test_166_every_page_is_without_barriers_complaints_and_foreign_scripts_by_keyboard_alone_and_on_a_phone(
     chromium: Chromium, control: Running, owner: Browser, operator: Browser, used: TenantSetup, known: dict[str, str], who: str, way: str
 ) -> None:
-    """By keyboard in English and light, on a phone in German and dark. What all pages of a viewer have around their content is looked at on
-    the first one alone."""
-    operators_own = [fill_in(path, used, known) for path in ("/credits", "/contracts", "/contracts/{contract_id}")]
+    """By keyboard in English, on a phone in German, the colours of each in both themes. What all pages of a viewer have around their
+    content is looked at on the first one alone."""
+    operators_own = [fill_in(path, used, known) for path in ("/billing-account", "/credits", "/contracts", "/contracts/{contract_id}")]
     paths = {
         "owner": [*(fill_in(path, used, known) for path in TENANT_PAGES), "/account"],
         "operator": [*(fill_in_platform(path, control, used) for path in PLATFORM_PAGES), *operators_own, "/account"],
@@ -145,7 +155,10 @@ def test_166_every_page_is_without_barriers_complaints_and_foreign_scripts_by_ke
             page.goto(control.url + path)
             if at:
                 page.evaluate(REMOVE_SHELL)
-            assert page.evaluate(SERIOUS) == [], (look, path)
+            assert page.evaluate(SERIOUS, None) == [], (look, path)
+            page.evaluate(OTHER_THEME)
+            assert page.evaluate(SERIOUS, COLOURS) == [], (look, "the other theme", path)
+            page.evaluate(OTHER_THEME)
             assert page.evaluate(FOREIGN) == [], path
             if way == KEYBOARD:
                 check_by_keyboard(page)

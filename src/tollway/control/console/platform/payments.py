@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import Query
 from starlette.responses import Response
 
-from tollway.control.api.invoicing import credit_transfers, direct_debits, payments
+from tollway.control.api.invoicing import credit_transfers, payments
 from tollway.control.api.invoicing.credit_transfers import PayeePut
 from tollway.control.api.invoicing.payments import PaymentCreate, PaymentReturn
 from tollway.control.api.money.periods import OrganizationId
@@ -45,8 +45,6 @@ def _show(page: Page, query: PageQuery, organization_id: str | None = None, faul
         organization_id=organization_id,
         kinds=KINDS,
         may_write=page.allows(payments.create_payment),
-        may_see_bank=page.allows(payments.list_bank_entries),
-        may_see_files=page.allows(direct_debits.list_direct_debit_files),
     )
 
 
