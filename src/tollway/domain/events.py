@@ -153,12 +153,13 @@ CATALOG: Mapping[EventType, EventKind] = {
             "id": _INVOICE,
             "series": EventField("Its series.", "RE-2026"),
             "number": EventField("Its number in the series.", 17, "integer"),
-            "due_on": EventField("When it is due, as a date.", "2026-12-14"),
+            "due_on": EventField("When it is due, as a date, if it is an invoice and its total is above zero.", "2026-12-14"),
         },
     ),
     EventType.INVOICE_VOIDED: EventKind("A draft was voided.", {"id": _INVOICE, "organization_id": _ORGANIZATION}, is_of_platform=True),
     EventType.INVOICE_PAID: EventKind(
-        "Nothing of an invoice is open any more. A payment that is returned opens it again.", {"id": _INVOICE}
+        "Nothing of an invoice is open any more, or it was issued with a total of zero. A payment that is returned opens it again.",
+        {"id": _INVOICE},
     ),
     EventType.INVOICE_OVERDUE: EventKind(
         "A step of dunning was taken for an invoice that is overdue.",

@@ -30,6 +30,7 @@ from tollway.domain.billing_classes import Quantities
 from tollway.domain.billing_parties import Language
 from tollway.domain.corrections import AdjustmentKind
 from tollway.domain.credits import GrantCategory
+from tollway.domain.events import EventType
 from tollway.domain.faults import STATE_CONFLICT, Fault
 from tollway.domain.ids import INVOICE, new_id
 from tollway.domain.invoices import (
@@ -48,10 +49,11 @@ from tollway.domain.pages import PageWindow
 from tollway.domain.periods import period_id
 from tollway.domain.usage import Outcome, Tick, encode
 from tollway.storage import invoices as stored_invoices
-from tollway.storage import partitions
+from tollway.storage import outbox, partitions
 from tollway.storage import prices as stored_prices
 from tollway.storage.database import Database, PlatformTx
 from tollway.storage.invoices import StoredInvoice
+from tollway.storage.outbox import EventFilter
 from tollway.storage.partitions import Month, RemovedMonth
 from tollway.storage.record_archive import Archive
 
@@ -99,6 +101,13 @@ def document_of(found: StoredInvoice) -> Document:
 def own(database: Database) -> dict[str, int]:
     """Return the balances that invoices move, without those of revenue."""
     return {name: pico for name, pico in balances(database).items() if "revenue:" not in name and "credit:" not in name and pico}
+
+
+def list_paid(database: Database) -> list[str]:
+    """Return the invoices that events tell of as paid."""
+    with database.platform(write=False) as tx:
+        told = outbox.list_events(tx, PageWindow(limit=100), EventFilter()).items
+    return [str(each.data["id"]) for each in told if each.type is EventType.INVOICE_PAID]
 
 
 def fill_month(database: Database, archive: Archive, requests: int = 200, each: int = 1) -> None:
@@ -297,6 +306,13 @@ class TestIssued:
         document = document_of(issue(database, made.id))
         assert {each.kind: each.amount_pico for each in document.allowances} == {"promotional": 50 * COST, "paid": 150 * COST}
         assert document.totals.gross_minor == 0, "credit covers it, and rounding makes it neither more nor less"
+        assert document.owes_nothing
+        assert list_paid(database) == [made.id], "no payment will settle it"
+        assert verify(database, archive).differences == []
+        issue(database, made.id)
+        assert list_paid(database) == [made.id], "it is told once"
+        cancelling = document_of(issue(database, credit(database, made.id, None).id))
+        assert cancelling.owes_nothing and list_paid(database) == [made.id]
         assert verify(database, archive).differences == []
 
 

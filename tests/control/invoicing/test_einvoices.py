@@ -136,6 +136,29 @@ BUYERS = {"domestic": BUYER, "reverse charge": FRENCH_BUYER, "consumer": CONSUME
 BUYERS |= {"direct debit": DEBTOR, "direct debit in English": FRENCH_DEBTOR}
 DOCUMENTS = {f"{name}, {kind}": make(buyer, kind) for kind in InvoiceKind for name, buyer in BUYERS.items()}
 
+
+def make_covered(buyer: BillingAccount, kind: InvoiceKind = InvoiceKind.INVOICE) -> Document:
+    """Return a document whose whole amount two kinds of credit cover."""
+    made = make(buyer, kind)
+    lines = make_usage_lines(USAGE, OCTOBER, ServiceDays("2026-09-28", "2026-09-30"), 10**10)
+    burned = {AllowanceKind.PAID: sum(line.amount_pico for line in lines) - 25 * 10**12, AllowanceKind.PROMOTIONAL: 25 * 10**12}
+    content = Content(
+        kind=kind,
+        lines=lines,
+        allowances=make_allowances(burned, lines, 10**10),
+        service=OCTOBER,
+        tax_decision=made.tax_decision,
+        period=PERIOD,
+        corrects=made.corrects,
+        cancels=made.corrects is not None,
+        reason=made.reason,
+    )
+    return issue_document(make_draft(made.id, content, SELLER, buyer, "EUR"), made.number, made.issued_on)
+
+
+COVERED = {f"{name}, covered {kind}": make_covered(buyer, kind) for kind in InvoiceKind for name, buyer in BUYERS.items()}
+DOCUMENTS |= COVERED
+
 Validate = Callable[[str, bytes], set[str]]
 
 
@@ -334,6 +357,32 @@ def test_direct_debit_stands_on_the_invoice_and_leaves_no_trace_on_others(valida
     assert decode_document(encode_document(debit)) == debit
     revoked = msgspec.structs.replace(DEBTOR, mandate=msgspec.structs.replace(MANDATE, revoked_on="2026-10-01"))
     assert make(revoked) == make(BUYER) and make(DEBTOR, currency="USD").direct_debit is None
+
+
+def test_what_credit_covers_wholly_says_that_nothing_is_to_be_paid_and_why() -> None:
+    for document in COVERED.values():
+        assert document.totals.gross_minor == 0 and document.owes_nothing and document.direct_debit is None
+        shown = pdf.describe(document)
+        assert not {"Fällig am", "Due on"} & {name for name, _ in shown["facts"]}
+        assert b"DueDate" not in ubl.render(document) and b"DueDateDateTime" not in cii.render(document)
+        assert shown["notes"][0] == describe_terms(document)
+        assert decode_document(encode_document(document)) == document
+    german, english = COVERED["domestic, covered invoice"], COVERED["direct debit in English, covered invoice"]
+    assert (
+        describe_terms(german) == "Es ist nichts zu zahlen. Der gesamte Betrag ist gedeckt durch: Vorausbezahltes Guthaben, Werbeguthaben."
+    )
+    assert describe_terms(english) == "Nothing is to be paid. The whole amount is covered by: Prepaid credit, Promotional credit."
+    assert describe_terms(msgspec.structs.replace(english, allowances=())) == "Nothing is to be paid: the total is zero."
+    assert describe_terms(COVERED["domestic, covered credit_note"]) == "Es ist nichts zu erstatten: Der Korrekturbetrag ist null."
+
+
+def test_a_document_from_before_says_what_it_said_and_one_with_a_total_never_that_nothing_is_to_be_paid() -> None:
+    before = msgspec.structs.replace(COVERED["domestic, covered invoice"], owes_nothing=False)
+    assert b"owes_nothing" not in encode_document(before) and find_violations(before) == []
+    assert describe_terms(before).startswith("Zahlbar ohne Abzug bis 17.11.2026") and b"DueDate>2026-11-17<" in ubl.render(before)
+    owed = DOCUMENTS["domestic, invoice"]
+    assert not owed.owes_nothing and "Zahlbar" in describe_terms(owed)
+    assert [each.rule for each in find_violations(msgspec.structs.replace(owed, owes_nothing=True))] == ["BR-CO-25"]
 
 
 def without_mandate(document: Document) -> Document:

@@ -138,7 +138,8 @@ def issue(
         print_json(issued)
         return
     for each in issued:
-        print(f"issued {each['number']}  {each['gross']} {each['currency'].upper()}, due on {each['due_on']}")
+        due = f"due on {each['due_on']}" if each["due_on"] else "nothing is to be paid"
+        print(f"issued {each['number']}  {each['gross']} {each['currency'].upper()}, {due}")
 
 
 @app.command()

@@ -141,7 +141,7 @@ def _party(document: Document, party: DocumentParty) -> str:
 
 def _settlement(document: Document) -> str:
     tax, totals, debit = document.tax, document.totals, document.direct_debit
-    is_credit = document.kind is InvoiceKind.CREDIT_NOTE
+    has_due_date = document.kind is InvoiceKind.INVOICE and not document.owes_nothing
     return group(
         "ram:ApplicableHeaderTradeSettlement",
         element("ram:CreditorReferenceID", "" if debit is None else debit.creditor_id),  # BT-90
@@ -163,7 +163,7 @@ def _settlement(document: Document) -> str:
         group(  # BT-20, BT-9
             "ram:SpecifiedTradePaymentTerms",
             element("ram:Description", describe_terms(document)),
-            "" if is_credit else group("ram:DueDateDateTime", _date(document.due_on)),
+            group("ram:DueDateDateTime", _date(document.due_on)) if has_due_date else "",
             element("ram:DirectDebitMandateID", "" if debit is None else debit.mandate_reference),  # BT-89
         ),
         group(  # BG-22

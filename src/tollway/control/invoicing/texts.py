@@ -83,6 +83,9 @@ TEXTS: Mapping[Language, Texts] = {
         "terms": "Zahlbar ohne Abzug bis {due_on} auf das Konto {iban} mit dem Verwendungszweck {number}.",
         "debit_terms": "Was vom Rechnungsbetrag offen ist, wird frühestens am {due_on} per SEPA-Lastschrift vom Konto {iban} eingezogen;"
         " Mandat {mandate}, Gläubiger-Identifikationsnummer {creditor_id}.",
+        "nothing_due_terms": "Es ist nichts zu zahlen: Der Rechnungsbetrag ist null.",
+        "covered_terms": "Es ist nichts zu zahlen. Der gesamte Betrag ist gedeckt durch: {allowances}.",
+        "no_credit_terms": "Es ist nichts zu erstatten: Der Korrekturbetrag ist null.",
         "credit_terms": "Der Betrag wird mit offenen Rechnungen verrechnet oder erstattet.",
         "proof": "Abrechnungszeitraum {id}: {events} Anfragen, Merkle-Wurzel {root}",
         "page": "Seite",
@@ -162,6 +165,9 @@ TEXTS: Mapping[Language, Texts] = {
         "terms": "Payable without deduction until {due_on} to the account {iban}, with the reference {number}.",
         "debit_terms": "What is open of the total is collected by SEPA direct debit from the account {iban}, on {due_on} at the earliest;"
         " mandate {mandate}, creditor identifier {creditor_id}.",
+        "nothing_due_terms": "Nothing is to be paid: the total is zero.",
+        "covered_terms": "Nothing is to be paid. The whole amount is covered by: {allowances}.",
+        "no_credit_terms": "Nothing is to be refunded: the total credited is zero.",
         "credit_terms": "The amount is set off against open invoices or refunded.",
         "proof": "Billing period {id}: {events} requests, Merkle root {root}",
         "page": "Page",
@@ -196,10 +202,13 @@ def describe_line(line: InvoiceLine, language: Language) -> str:
 
 
 def describe_terms(document: Document) -> str:
-    """Return the terms of payment in a sentence."""
+    """Return the terms of payment in a sentence, or why nothing is to be paid."""
     texts = TEXTS[document.language]
     if document.kind is InvoiceKind.CREDIT_NOTE:
-        return texts["credit_terms"]
+        return texts["no_credit_terms" if document.owes_nothing else "credit_terms"]
+    if document.owes_nothing:
+        allowances = [texts[f"allowance_{each.kind}"] for each in document.allowances]
+        return texts["covered_terms"].format(allowances=", ".join(allowances)) if allowances else texts["nothing_due_terms"]
     due_on, debit = show_day(document.due_on, document.language), document.direct_debit
     if debit is not None:
         shown = show_iban(debit.iban)

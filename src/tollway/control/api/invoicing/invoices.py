@@ -27,7 +27,7 @@ from tollway.control.money import periods
 from tollway.domain import ids, money
 from tollway.domain.currencies import get_currency
 from tollway.domain.faults import RESOURCE_UNKNOWN, Fault
-from tollway.domain.invoices import Document, InvoiceState, encode_document
+from tollway.domain.invoices import Document, InvoiceKind, InvoiceState, encode_document
 from tollway.domain.keys import Operator
 from tollway.domain.roles import Permission
 
@@ -81,7 +81,12 @@ class InvoiceOut(Identified):
     issued_by: Annotated[
         str | None, Field(description="For operators: the key that issued it, or `automatic`. Null for organizations.", examples=["key_0"])
     ]
-    due_on: Annotated[str | None, Field(description="The day on which it is due.", examples=["2026-12-15"])]
+    due_on: Annotated[
+        str | None,
+        Field(
+            description="The day on which it is to be paid; null for a draft, a credit note, and a total of zero.", examples=["2026-12-15"]
+        ),
+    ]
 
 
 class InvoicePreviewOut(Out):
@@ -125,7 +130,7 @@ def invoice_out(view: InvoiceView) -> InvoiceOut:
         issue_at=find_seconds(invoice.issue_at) if invoice.state is InvoiceState.DRAFT else None,
         issued_at=None if issue is None else seconds(issue.issued_at),
         issued_by=None if issue is None else issue.issued_by,
-        due_on=None if issue is None else issue.due_on,
+        due_on=issue.due_on if issue is not None and invoice.kind is InvoiceKind.INVOICE and totals.gross_minor else None,
     )
 
 
