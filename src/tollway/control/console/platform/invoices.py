@@ -160,7 +160,7 @@ def _read_document(document: dict[str, Any]) -> PreviewDocument:
         buyer=document["buyer"]["name"],
         currency=document["currency"],
         lines=[
-            PreviewLine(line["description"], line["quantity"], line["unit"], money.format_minor(line["net_minor"], units))
+            PreviewLine(line["description"], int(line["quantity"]), line["unit"], money.format_minor(line["net_minor"], units))
             for line in document["lines"]
         ],
         net=money.format_minor(totals["net_minor"], units),
