@@ -162,7 +162,10 @@ def segment(name: str) -> str:
 def check_id(prefix: str, text: str, what: str, where: str) -> str:
     """`text`, if it has the form of an id of kind `prefix`; else an OperatorError that says of `what` it is none, and where to look."""
     if not ids.is_id(prefix, text):
-        raise OperatorError(f"{text!r} is no id of a {what}: those are {prefix}_ and 32 hexadecimal digits", hint=where, exit_code=2)
+        article = "an" if what[0] in "aeiou" else "a"
+        raise OperatorError(
+            f"{text!r} is no id of {article} {what}: those are {prefix}_ and 32 hexadecimal digits", hint=where, exit_code=2
+        )
     return text
 
 

@@ -537,7 +537,8 @@ def encode_document(document: Document) -> bytes:
     """Return the canonical encoding: JSON with names in order, without spaces, all text ASCII.
 
     Amounts in pico-currency and quantities are text, because they exceed the integers that every reader of JSON takes for what they are. A
-    document that is not collected by direct debit has no such field, as those from before there was one; the same is true of `owes_nothing`.
+    document that is not collected by direct debit has no such field, as those from before there was one, and one
+    with a total above zero has no `owes_nothing`.
     """
     fields = dict(describe(document))
     if document.direct_debit is None:

@@ -447,7 +447,13 @@ def use_the_command_line(
     made = json.loads(called("record", ORGANIZATION, "10.00", "--value-on", "2026-12-02", "-o", "json"))
     called("return", made["id"], "--reference", "AM04")
     (tmp_path / "statement.xml").write_text(statement(entry("5.00", "no number", "A1")))
-    assert "1 without an invoice" in called("import", str(tmp_path / "statement.xml"))
+    imported = called("import", str(tmp_path / "statement.xml"))
+    assert "1 without an invoice" in imported and "tollway payments match" in imported
+    assert "tollway payments match" not in called("import", str(tmp_path / "statement.xml")), "what is known waits no longer than before"
+    assert "02.12.2026 is no day: write it as 2026-12-01" in called("record", ORGANIZATION, "10.00", "--value-on", "02.12.2026", code=2)
+    assert "is no id of an invoice" in called("record", ORGANIZATION, "10.00", "--invoice", "RE-2026-000001", code=2)
+    for wrong in ("5,00", "1.000,00", "1e3"):
+        assert f"{wrong} is no amount: write it as 1234.56" in called("record", ORGANIZATION, wrong, code=2)
     (unmatched,) = json.loads(called("unmatched", "-o", "json"))
     assert "payment of 5.00 EUR" in called("match", unmatched["id"], invoice_id)
     assert "is not dunned: disputed" in called("hold", invoice_id, "--reason", "disputed")

@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import re
+import shlex
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import pytest
 from tests.control.browsing import join
 from tests.control.harness import Running, answered
 from tests.control.invoicing.parties import BUYER, SELLER
-from tests.control.invoicing.test_payments import dun, is_restricted
+from tests.control.invoicing.test_payments import dun, entry, is_restricted, statement
 from tests.control.metering.test_collect import take
 from tests.control.money.test_periods import SEPTEMBER, close, ended
 from tests.control.test_routes import refused
@@ -111,7 +114,8 @@ def test_a_finance_person_invoices_a_month_by_the_command_line(
     (tmp_path / "account.yaml").write_text(json.dumps(BUYER_FIELDS | {"legal_entity_id": entity["id"]}))
     called("set-account", ORGANIZATION, str(tmp_path / "account.yaml"))
     assert entity["id"] in called("account", ORGANIZATION) and "RE-2026" in called("sellers")
-    assert "gross 130900" in called("preview", PERIOD)
+    previewed = called("preview", PERIOD)
+    assert "invoice: net 1100.00, tax 209.00, gross 1309.00 EUR" in previewed and "1000000030" in previewed
     (draft,) = json.loads(called("draft", PERIOD, "-o", "json"))
     assert "issued RE-2026-000001" in called("issue", draft["id"])
     called("download", draft["id"], "--own", "--organization", ORGANIZATION, "--format", "json", "-f", str(tmp_path / "invoice.json"))
@@ -120,3 +124,35 @@ def test_a_finance_person_invoices_a_month_by_the_command_line(
     note = json.loads(called("credit", draft["id"], "--amount", "100", "--reason", "as agreed", "-o", "json"))
     called("void", note["id"])
     assert "void" in called("list", "--organization", ORGANIZATION) and "RE-2026-000001" in called("show", draft["id"])
+
+
+def test_the_commands_of_a_month_work_as_the_page_prints_them(
+    control: Running, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The month and the organization are those of the fixture, and the words in capitals ids that commands before have printed."""
+    monkeypatch.setenv("TOLLWAY_CONTROL_URL", str(control.operator().base_url))
+    monkeypatch.setenv("TOLLWAY_KEY", control.platform_key)
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[3] / "docs/invoices.md").read_text("utf-8")
+    block = page.partition("## A month in commands\n")[2].partition("\n## ")[0]
+    lines = re.findall(r"^    tollway (.*)$", block, re.MULTILINE)
+    assert len(lines) > 20
+    now = datetime.now(UTC).date()
+    names = {"acme": ORGANIZATION, "2026-11": "2026-09", "2026-12": f"{now:%Y-%m}", "2026-12-15": str(now + timedelta(days=7))}
+    Path("seller.yaml").write_text(json.dumps(SELLER_FIELDS))
+    Path("statement.xml").write_text(statement(entry("1284.00", "invoice 1", "A1"), entry("6.00", "RE-2026-000001", "A2")))
+    for line in lines:
+        if "set-account" in line:
+            Path("account.yaml").write_text(json.dumps(BUYER_FIELDS | {"legal_entity_id": names["ENTITY"]}))
+        words = [names.get(word, word) for word in shlex.split(line, comments=True)]
+        code = run(words)
+        said = capsys.readouterr()
+        assert code == 0, (line, said.err)
+        printed = {"ENTITY": r"entity_\w{32}", "PAYMENT": r"pay_\w{32}", "ENTRY": r"^[0-9a-f]{40}\b"}
+        if line.startswith(("invoices draft", "invoices credit")):
+            printed["INVOICE" if "draft" in line else "NOTE"] = r"inv_\w{32}"
+        for name, pattern in printed.items():
+            found = re.search(pattern, said.out, re.MULTILINE)
+            names[name] = names.get(name, name) if found is None else found[0]
+    files = ("draft.pdf", "invoice.pdf", "transfers.xml", "costs.csv", "books.zip")
+    assert all(Path(name).stat().st_size for name in files)

@@ -15,8 +15,10 @@ from tollway.cli.output import Output, OutputOption, print_fields, print_json, p
 from tollway.cli.tenancy.organizations import with_organizations
 from tollway.cli.times import Zone
 from tollway.domain import ids
+from tollway.domain.currencies import get_currency
 from tollway.domain.invoice_replay import find_differences
 from tollway.domain.invoices import InvoiceState, decode_document, digest_document
+from tollway.domain.money import format_minor
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.command("sellers")(list_sellers)
@@ -97,11 +99,11 @@ def preview(
         print_json(found)
         return
     for document in found["data"]:
-        rows = [{**line, "net": line["net_minor"]} for line in document["lines"]]
+        units = get_currency(document["currency"]).minor_units
+        rows = [{**line, "net": format_minor(line["net_minor"], units)} for line in document["lines"]]
         print_rows(output, ["number", "description", "service_tier", "quantity", "unit", "net"], rows, none="no lines")
-        totals = document["totals"]
-        print(f"{document['kind']}: net {totals['net_minor']}, tax {totals['tax_minor']}, gross {totals['gross_minor']}", end="")
-        print(f" in the smallest unit of {document['currency']}")
+        net, tax, gross = (format_minor(document["totals"][f"{name}_minor"], units) for name in ("net", "tax", "gross"))
+        print(f"{document['kind']}: net {net}, tax {tax}, gross {gross} {document['currency']}")
     if not found["data"]:
         print("there is nothing to invoice")
 

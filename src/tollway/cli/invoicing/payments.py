@@ -1,5 +1,6 @@
 """`tollway payments`: payments of invoices, bank statements, and dunning."""
 
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +18,20 @@ from tollway.settings import OperatorError
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 OrganizationFilter = Annotated[str | None, typer.Option("--organization", metavar="NAME|ID", help="Only of this organization.")]
-Day = Annotated[str | None, typer.Option("--value-on", metavar="DAY", help="Day of the bank, such as 2026-12-01; today without it.")]
+
+
+def _value_day(text: str | None) -> str | None:
+    """Return a day as the API reads it. Raises typer.BadParameter for any other form, such as 01.12.2026."""
+    try:
+        return None if text is None else datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).date().isoformat()
+    except ValueError:
+        raise typer.BadParameter(f"{text} is no day: write it as 2026-12-01.") from None
+
+
+Day = Annotated[
+    str | None,
+    typer.Option("--value-on", metavar="DAY", help="Day of the bank, such as 2026-12-01; today without it.", callback=_value_day),
+]
 Reference = Annotated[str, typer.Option("--reference", metavar="TEXT", help="What it is known by, such as the text of the transfer.")]
 InvoiceId = Annotated[str, typer.Argument(metavar="INVOICE", help="Its id (inv_...), as `tollway invoices list` shows it.")]
 TransferFileId = Annotated[str, typer.Argument(metavar="FILE", help="Its id (ctfile_...), as `tollway payments transfers` shows it.")]
@@ -25,8 +39,18 @@ CollectionId = Annotated[str, typer.Argument(metavar="FILE", help="Its id (ddfil
 PAYMENT_COLUMNS = ["id", "organization", "kind", "amount", "currency", "value_on", "origin", "reference"]
 
 
+AMOUNT = re.compile(r"(0|[1-9][0-9]*)(\.[0-9]+)?")
+
+
 def _day(day: str | None) -> str:
     return day or datetime.now(UTC).date().isoformat()
+
+
+def _amount(text: str) -> str:
+    """Return an amount as the API reads it. Raises typer.BadParameter for any other form, such as a comma for a point."""
+    if AMOUNT.fullmatch(text) is None:
+        raise typer.BadParameter(f"{text} is no amount: write it as 1234.56, without a sign and without separators of thousands.")
+    return text
 
 
 @app.command("list")
@@ -50,7 +74,7 @@ def list_payments(
 @app.command()
 def record(
     organization: OrganizationName,
-    amount: Annotated[str, typer.Argument(help="Such as 119 or 119.00, in the organization's currency.")],
+    amount: Annotated[str, typer.Argument(help="Such as 119 or 119.00, in the organization's currency.", callback=_amount)],
     kind: Annotated[PaymentKind, typer.Option("--kind", help="What it is: payment, refund or write_off.")] = PaymentKind.PAYMENT,
     invoices: Annotated[
         list[str] | None,
@@ -68,6 +92,8 @@ def record(
     data_dir: DataDir = None,
 ) -> None:
     """Record what an organization paid, what was paid back to it, or what is given up of its invoices."""
+    for invoice in invoices or []:
+        check_id(ids.INVOICE, invoice, "invoice", "see `tollway invoices list`")
     body: dict[str, Any] = {"kind": kind, "amount": amount, "value_on": _day(day), "invoice_ids": invoices or []}
     with connect(control_url, key, data_dir) as control:
         path = f"/platform/organizations/{control.get_organization(organization)['id']}/payments"
@@ -118,6 +144,8 @@ def import_statement(
         returns += f"; {each['executed']} refunds transferred"
         returns += "; a statement before it is missing" if each["is_gap"] else ""
         print(f"{each['iban']} {each['name']}: {len(each['payments'])} payments, {counts}; {returns}")
+        if each["unmatched"]:
+            print("see `tollway payments unmatched`, and give each its invoice with `tollway payments match`")
 
 
 @app.command()

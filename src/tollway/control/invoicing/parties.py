@@ -95,7 +95,7 @@ def get_account(tx: Transaction, organization_id: str) -> BillingAccount:
     """Return the billing account of an organization. Raises RESOURCE_UNKNOWN where it has none."""
     account = stored.find_account(tx, organization_id)
     if account is None:
-        raise Fault(RESOURCE_UNKNOWN, message="The organization has no billing account.")
+        raise Fault(RESOURCE_UNKNOWN, message="The organization has no billing account: `tollway invoices set-account` gives it one.")
     return account
 
 

@@ -678,7 +678,7 @@ def _pay(
     organization_id = invoices[0].organization_id
     still_open = open_items.read_open(tx, organization_id, [each.id for each in invoices])
     invoice_ids = [each.id for each in invoices if each.id in still_open]
-    reference, id = f"{credit.debtor}: {credit.text}", new_id(ids.PAYMENT)
+    reference, id = ": ".join(each for each in (credit.debtor, credit.text) if each), new_id(ids.PAYMENT)
     paid = _pay_in(tx, organization_id, credit, reference, invoice_ids, id=id, actor=actor, now=now)
     is_debit = [stored_debits.put_paid(tx, each.id, credit.end_to_end_id, credit.amount_minor, paid.id) for each in invoices]
     before = stored.list_returned_before(tx, iban, paid, credit.end_to_end_id) if any(is_debit) else []
