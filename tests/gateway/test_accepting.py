@@ -1,4 +1,4 @@
-"""Connections that wait in the kernel's queue are accepted together, so that nobody waits for a turn of the loop for each who came before."""
+"""Connections that wait in the kernel's queue are accepted together, so that nobody waits a turn of the loop for each who came before."""
 
 import asyncio
 import socket
