@@ -454,8 +454,12 @@ ROWS = {
         "the connection is closed where the body was refused, or the gateway's kernel still holds a part; the next request has another",
     ),
     192: (
-        "thousands of connections that are opened and closed, so that those who come later wait in the queue of the kernel for as many turns of the loop",
+        "thousands of connections that are opened and closed, so that later ones wait in the kernel's queue for as many turns of the loop",
         "up to 64 are accepted in each turn",
+    ),
+    181: (
+        "identity providers of an organization whose name servers do not answer, so that each look-up keeps a thread of control",
+        "names that organizations chose have threads of their own: four for each organization, 128 in all",
     ),
 }  # fmt: skip
 """Attacks that are tried, and what they get. The rows between are the control plane's, or need what is not served yet."""

@@ -9,7 +9,6 @@ No redirect is followed, no proxy of the environment is asked, no connection is 
 """
 
 import asyncio
-import socket
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -17,6 +16,7 @@ from typing import Final, NamedTuple
 
 import httpx2
 
+from tollway.control import host_names
 from tollway.wire.http import ResponseReader
 
 READ_BYTES: Final = 8 * 1024
@@ -58,13 +58,14 @@ async def exchange(
     *,
     body_bytes_max: int | None = None,
     is_allowed: Callable[[str], bool] | None = None,
+    organization_id: str | None = None,
 ) -> Answer:
     """Send a request for the path and the query of `url`, and return the answer, once all of it is there or more than `body_bytes_max` of
     its body; without that bound once its status is known. `headers`: `host` among them. `is_allowed`: must be true of each address to which
-    the name resolves; the connection is made to one of these. Raises AnswerInvalid, PeerRefused, OSError, UnicodeError and
-    httpx2.InvalidURL. The caller sets the deadline."""
+    the name resolves, which is resolved for `organization_id`; the connection is made to one of these. Raises AnswerInvalid, PeerRefused,
+    NamesBusy, OSError, UnicodeError and httpx2.InvalidURL. The caller sets the deadline."""
     message = _encode(method, url, headers, body)
-    reader, writer = await _connect(host, [host.address] if is_allowed is None else await _resolve(host, is_allowed))
+    reader, writer = await _connect(host, [host.address] if is_allowed is None else await _resolve(host, is_allowed, organization_id))
     try:
         writer.write(message)
         return await _read(reader, body_bytes_max)
@@ -72,10 +73,9 @@ async def exchange(
         writer.transport.abort()
 
 
-async def _resolve(host: Host, is_allowed: Callable[[str], bool]) -> list[str]:
+async def _resolve(host: Host, is_allowed: Callable[[str], bool], organization_id: str | None) -> list[str]:
     """Return the addresses of a host, if each of them is allowed."""
-    found = await asyncio.get_running_loop().getaddrinfo(host.address, host.port, type=socket.SOCK_STREAM)
-    addresses = [str(peer[0]).partition("%")[0] for *_, peer in found]
+    addresses = await host_names.resolve(host.address, host.port, organization_id)
     if not all(map(is_allowed, addresses)):
         raise PeerRefused
     return addresses

@@ -1,7 +1,10 @@
 """Identity providers and their rules: which assertions become tokens, by which SDK, and what a rule can never give."""
 
 import asyncio
+import socket
+import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +21,10 @@ from openai.auth._workload import WorkloadIdentityAuth
 from tests.control.authentication.test_tokens import open_token
 from tests.control.harness import Running, TenantSetup, answered
 from tests.control.test_routes import refused
+from tests.link.samples import ORGANIZATION
+from tests.patience import PATIENCE_SECONDS
 from tests.tokens import Signer, make_ed25519, make_p256
+from tollway.control import host_names
 from tollway.control.authentication import federation
 from tollway.control.identity import issuer_keys
 from tollway.control.identity.issuer_keys import KeysUnavailable
@@ -360,18 +366,48 @@ def issuing(documents: Mapping[str, bytes]) -> Iterator[str]:
 
 def fetch(issuer: str) -> tuple[str, ...]:
     async def run() -> tuple[str, ...]:
-        return tuple(key.kid for key in await issuer_keys.fetch(issuer, None))
+        return tuple(key.kid for key in await issuer_keys.fetch(issuer, None, ORGANIZATION))
 
     return asyncio.run(run())
 
 
-def test_99_connected_address_is_examined_before_a_byte_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def resolve_otherwise(_url: str) -> None:
-        """The name had a public address when it was looked up before the connection."""
+def test_99_name_is_resolved_once_and_connected_to_only_if_each_address_is_public(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [["93.184.216.34", "127.0.0.1"]]
+    monkeypatch.setattr(host_names, "_resolve", lambda _host, _port: answers.pop())
+    with pytest.raises(KeysUnavailable, match="its address is not public"):
+        fetch("https://rebound.example")
+    assert not answers
 
-    monkeypatch.setattr(issuer_keys, "_require_public", resolve_otherwise)
-    with issuing({}) as address, pytest.raises(KeysUnavailable, match="cannot be reached"):
-        fetch(address)
+
+async def test_181_names_of_issuers_that_do_not_resolve_hold_up_neither_others_nor_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    released, stuck = threading.Event(), threading.Semaphore(0)
+
+    def resolve(host: str, *_: object, **__: object) -> list[tuple[Any, ...]]:
+        if host == "stuck.example":
+            stuck.release()
+            released.wait(PATIENCE_SECONDS)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 443))]
+
+    async def ask(host: str, organization_id: str) -> str:
+        with pytest.raises(KeysUnavailable) as unavailable:
+            await issuer_keys.fetch(f"https://{host}", None, organization_id)
+        return str(unavailable.value)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    default = ThreadPoolExecutor(max_workers=1)  # as busy as a process with few cores may be
+    asyncio.get_running_loop().set_default_executor(default)
+    asking = [asyncio.ensure_future(ask("stuck.example", ORGANIZATION)) for _ in range(20)]
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS / 2):
+            for _ in range(host_names.OWNER_NAMES_MAX):
+                while not stuck.acquire(blocking=False):
+                    await asyncio.sleep(0.001)
+            assert await asyncio.to_thread(lambda: True)
+            assert await ask("issuer.example", "org_of_others") == "its address is not public"
+        assert await ask("issuer.example", ORGANIZATION) == "other names of the organization are being resolved"
+    finally:
+        released.set()
+        await asyncio.gather(*asking)
 
 
 def test_99_open_and_closed_ports_of_a_private_network_are_refused_alike() -> None:

@@ -20,9 +20,10 @@ from tests.control.eventing.receivers import receiving
 from tests.control.harness import wait_until
 from tests.link.samples import ORGANIZATION, OTHER_ORGANIZATION
 from tests.patience import PATIENCE_SECONDS
+from tollway.control import host_names
 from tollway.control.auditing import audit
 from tollway.control.auditing.audit import AuditedOperation
-from tollway.control.eventing import addresses, delivery, endpoints, owner_mails, searches
+from tollway.control.eventing import delivery, endpoints, owner_mails, searches
 from tollway.control.eventing.addresses import AddressRefused, NamesBusy, check_url, find_peer
 from tollway.control.eventing.delivery import Sender
 from tollway.control.identity.mail import MailFailure, Message
@@ -508,7 +509,7 @@ def test_162_addresses_that_are_not_public_are_refused(url: str) -> None:
     "resolved", [["10.0.0.1"], ["93.184.216.34", "127.0.0.1"], ["fd00::1"], ["::ffff:192.168.0.1"], ["169.254.169.254"]]
 )
 def test_162_names_that_resolve_to_private_addresses_are_refused(resolved: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(addresses, "_resolve", lambda _host, _port: resolved)
+    monkeypatch.setattr(host_names, "_resolve", lambda _host, _port: resolved)
     with pytest.raises(AddressRefused):
         asyncio.run(find_peer("https://example.com/", (), ORGANIZATION))
 
@@ -516,7 +517,7 @@ def test_162_names_that_resolve_to_private_addresses_are_refused(resolved: list[
 def test_162_a_connection_is_made_to_the_address_that_was_checked(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
     with receiving() as receiver:
         answers = iter([["127.0.0.1"], ["127.0.0.2"]])
-        monkeypatch.setattr(addresses, "_resolve", lambda _host, _port: next(answers))
+        monkeypatch.setattr(host_names, "_resolve", lambda _host, _port: next(answers))
         endpoint = process.add(receiver.url.replace("127.0.0.1", "receiver.example"))
         process.networks = (ipaddress.ip_network("127.0.0.1/32"),)
         first, second = process.happen("key_1", "key_2")
@@ -534,14 +535,14 @@ def test_163_names_that_do_not_resolve_keep_threads_of_their_organization_alone(
             released.wait(PATIENCE_SECONDS)
         return ["127.0.0.1"]
 
-    monkeypatch.setattr(addresses, "_resolve", resolve)
-    monkeypatch.setattr(addresses, "RESOLVE_SECONDS_MAX", 0.01)
-    for _ in range(addresses.OWNER_NAMES_MAX):
+    monkeypatch.setattr(host_names, "_resolve", resolve)
+    monkeypatch.setattr(host_names, "RESOLVE_SECONDS_MAX", 0.01)
+    for _ in range(host_names.OWNER_NAMES_MAX):
         with pytest.raises(AddressRefused):
             asyncio.run(find_peer("https://stuck.example/", LOOPBACK, ORGANIZATION))
     with pytest.raises(NamesBusy):
         asyncio.run(find_peer("https://example.com/", LOOPBACK, ORGANIZATION))
-    monkeypatch.setattr(addresses, "RESOLVE_SECONDS_MAX", 20)
+    monkeypatch.setattr(host_names, "RESOLVE_SECONDS_MAX", 20)
     assert asyncio.run(find_peer("https://example.com/", LOOPBACK, OTHER_ORGANIZATION)).host == "example.com"
     with receiving() as receiver:
         endpoint = process.add(receiver.url.replace("127.0.0.1", "receiver.example"))
@@ -549,7 +550,7 @@ def test_163_names_that_do_not_resolve_keep_threads_of_their_organization_alone(
         process.run()
         assert process.deliveries(endpoint)[event] == (DeliveryState.PENDING, 0, None, None) and process.state(endpoint).failures == 0
         released.set()
-        wait_until(lambda: not addresses._resolving)
+        wait_until(lambda: not host_names._resolving)
         process.at += int(delivery.BUSY_SECONDS * SECOND)
         process.run()
         assert len(receiver.sent) == 1

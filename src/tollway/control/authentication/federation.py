@@ -53,7 +53,7 @@ def fetch_keys(provider: IdentityProvider) -> tuple[Jwk, ...]:
     """Return the keys of a provider's issuer. Raises PARAMETER_INVALID, with the reason, if they cannot be had. Call it without a
     transaction: it may take seconds."""
     try:
-        return tuple(issuer_keys.fetch_now(provider.issuer, provider.discovery_url))
+        return tuple(issuer_keys.fetch_now(provider.issuer, provider.discovery_url, provider.organization_id))
     except KeysUnavailable as error:
         raise Fault(PARAMETER_INVALID, param="issuer", message=f"The keys of the issuer could not be fetched: {error}.") from None
 
@@ -213,7 +213,7 @@ async def refresh_keys(
     failed = []
     for provider in providers:
         try:
-            keys: tuple[Jwk, ...] | None = await issuer_keys.fetch(provider.issuer, provider.discovery_url)
+            keys: tuple[Jwk, ...] | None = await issuer_keys.fetch(provider.issuer, provider.discovery_url, provider.organization_id)
         except KeysUnavailable as error:
             keys = None
             failed.append((provider.id, str(error)))

@@ -40,7 +40,7 @@ def require_sign_in(plane: ControlPlane) -> OperatorSignIn:
 def make_client(plane: ControlPlane) -> ProviderClient:
     """Return this platform as a client of its identity provider. Raises SIGN_IN_REFUSED."""
     settings = require_sign_in(plane)
-    return ProviderClient(CLIENT_ID, settings.issuer, settings.client_id, True, lambda: settings.client_secret)
+    return ProviderClient(CLIENT_ID, None, settings.issuer, settings.client_id, True, lambda: settings.client_secret)
 
 
 def enter(plane: ControlPlane, proven: Proven, visitor: Visitor) -> BegunSession:

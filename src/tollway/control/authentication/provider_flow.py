@@ -85,10 +85,12 @@ class Proven:
 
 @dataclass(frozen=True, slots=True)
 class ProviderClient:
-    """This platform as a client of an identity provider. `id`: in addresses of this site. `wants_groups`: the groups of a person are looked
+    """This platform as a client of an identity provider. `id`: in addresses of this site. `organization_id`: that named the provider;
+    None for operators. `wants_groups`: the groups of a person are looked
     at. `read_secret`: returns the client secret, None for a public client; it blocks."""
 
     id: str
+    organization_id: str | None
     issuer: str
     client_id: str
     wants_groups: bool
@@ -249,7 +251,9 @@ async def _read(
     is_private = client.issuer in plane.private_issuers
     try:
         async with issuer_keys.bounded():
-            return await issuer_keys.read_object(url, is_private_allowed=is_private, form=form, authorization=authorization)
+            return await issuer_keys.read_object(
+                url, is_private_allowed=is_private, organization_id=client.organization_id, form=form, authorization=authorization
+            )
     except KeysUnavailable as unavailable:
         if form is not None and isinstance(unavailable, AnswerRefused) and unavailable.status in (400, 401):
             raise refuse(plane, client.id, f"the provider refused the code or the client: {unavailable}") from None

@@ -55,7 +55,9 @@ def make_client(plane: ControlPlane, connection: SignInConnection) -> ProviderCl
             return None
         return plane.open_sign_in_vault(connection.organization_id).unseal(connection.client_secret, context=connection.id)
 
-    return ProviderClient(connection.id, connection.issuer, connection.client_id, bool(connection.groups), read_secret)
+    return ProviderClient(
+        connection.id, connection.organization_id, connection.issuer, connection.client_id, bool(connection.groups), read_secret
+    )
 
 
 def enter(plane: ControlPlane, connection: SignInConnection, proven: Proven, visitor: Visitor) -> Begun:

@@ -4,44 +4,22 @@ Tenants name the addresses. A name is resolved before each attempt, all its addr
 address itself, so that a name which resolves to something else a moment later changes nothing.
 """
 
-import asyncio
 import ipaddress
-import socket
-import threading
-from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from tollway.control import host_names
+from tollway.control.host_names import NamesBusy as NamesBusy  # of `find_peer`, for its callers
 from tollway.control.identity.issuer_keys import is_url
 from tollway.domain.addresses import is_public
 from tollway.domain.networks import Network, contains
 
 URL_CHARACTERS_MAX = 2048
 
-RESOLVE_SECONDS_MAX = 5.0
-"""For resolving a name."""
-
-NAMES_MAX = 128
-"""Names of webhooks that a process resolves at a time, each in a thread. A name server that does not answer keeps its thread for longer
-than RESOLVE_SECONDS_MAX, because a thread cannot be cancelled."""
-
-OWNER_NAMES_MAX = 4
-"""Names that a process resolves at a time for one organization, or for the operators: only with 32 organizations whose name servers do
-not answer is no thread left for the others."""
-
-_RESOLVERS = ThreadPoolExecutor(max_workers=NAMES_MAX, thread_name_prefix="webhook-names")
-_resolving = Counter[str | None]()
-_resolving_lock = threading.Lock()
-
 
 class AddressRefused(Exception):
     """An address that no webhook is sent to. The text follows the name of the field."""
-
-
-class NamesBusy(Exception):
-    """Refusal of a name because as many as may be are being resolved. It says nothing about the address."""
 
 
 class Peer(NamedTuple):
@@ -79,41 +57,13 @@ async def find_peer(url: str, networks: Sequence[Network], organization_id: str 
     check_url(url, networks)
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-    resolving = _begin_to_resolve(host, port, organization_id)
     try:
-        addresses = await asyncio.wait_for(asyncio.wrap_future(resolving), RESOLVE_SECONDS_MAX)
+        addresses = await host_names.resolve(host, port, organization_id)
     except (OSError, UnicodeError, TimeoutError):
         raise AddressRefused("its host has no address") from None
     for each in addresses:
         _check_address(each, parts.scheme, networks)
     return Peer(addresses[0], port, host, parts.netloc)
-
-
-def _begin_to_resolve(host: str, port: int, owner: str | None) -> "Future[list[str]]":
-    """Resolve a name in a thread. Raises NamesBusy."""
-    with _resolving_lock:
-        if _resolving[owner] >= OWNER_NAMES_MAX or _resolving.total() >= NAMES_MAX:
-            raise NamesBusy
-        _resolving[owner] += 1
-    try:
-        resolving = _RESOLVERS.submit(_resolve, host, port)
-    except BaseException:
-        _end_to_resolve(owner)
-        raise
-    resolving.add_done_callback(lambda _: _end_to_resolve(owner))
-    return resolving
-
-
-def _end_to_resolve(owner: str | None) -> None:
-    with _resolving_lock:
-        _resolving[owner] -= 1
-        if not _resolving[owner]:
-            del _resolving[owner]
-
-
-def _resolve(host: str, port: int) -> list[str]:
-    """Return the addresses of a name, without zones. Raises OSError if it has none."""
-    return [str(peer[0]).partition("%")[0] for *_, peer in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
 def _check_address(address: str, scheme: str, networks: Sequence[Network]) -> None:

@@ -1,15 +1,14 @@
 """Fetch the public keys of organizations' issuers (OpenID Connect Discovery 1.0, section 4; RFC 7517).
 
 Tenants name the addresses, so every connection is examined: HTTPS, to a public address. It is checked before the connection, so that
-nobody learns which ports of a private network are open, and on the connected socket, because a name may resolve to another address than
-before. No redirect is followed, and the size and the time of an answer are bounded. Keys that were fetched stay in force while their issuer
+nobody learns which ports of a private network are open, and made to the checked address, because a name may resolve to another one
+later. No redirect is followed, and the size and the time of an answer are bounded. Keys that were fetched stay in force while their issuer
 cannot be reached.
 """
 
 import asyncio
 import ipaddress
 import re
-import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -19,6 +18,7 @@ import msgspec
 
 from tollway.control import foreign_hosts
 from tollway.control.foreign_hosts import AnswerInvalid, Host, PeerRefused
+from tollway.control.host_names import NamesBusy
 from tollway.domain.addresses import is_public
 from tollway.domain.faults import Fault
 from tollway.domain.federation import KEY_BYTES_MAX, KEYS_MAX
@@ -75,17 +75,17 @@ class AnswerRefused(KeysUnavailable):
         self.status = status
 
 
-async def fetch(issuer: str, discovery_url: str | None) -> tuple[Jwk, ...]:
-    """Return the keys of an issuer that can verify. Raises KeysUnavailable."""
+async def fetch(issuer: str, discovery_url: str | None, organization_id: str) -> tuple[Jwk, ...]:
+    """Return the keys of an issuer that an organization named and that can verify. Raises KeysUnavailable."""
     try:
         async with asyncio.timeout(FETCH_SECONDS_MAX):
-            metadata = await _read(discovery_url or issuer.rstrip("/") + METADATA_PATH)
+            metadata = await _read(discovery_url or issuer.rstrip("/") + METADATA_PATH, organization_id)
             if metadata.get("issuer") != issuer:
                 raise KeysUnavailable("the metadata names another issuer")
             address = metadata.get("jwks_uri")
             if not isinstance(address, str) or find_address_error(address) is not None:
                 raise KeysUnavailable("the metadata names no address of keys that is fetched")
-            return read_keys(await _read(address))
+            return read_keys(await _read(address, organization_id))
     except TimeoutError:
         raise KeysUnavailable("it did not answer in time") from None
     except ValueError as error:
@@ -122,28 +122,21 @@ def read_keys(document: Mapping[str, Any]) -> tuple[Jwk, ...]:
     return tuple(usable.values())
 
 
-async def _require_public(url: str) -> None:
-    """Raise KeysUnavailable unless a host's name has public addresses alone; OSError if it has none."""
-    parts = urlsplit(url)
-    found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, parts.port or 443, type=socket.SOCK_STREAM)
-    if not all(is_public(ipaddress.ip_address(str(peer[0]).partition("%")[0])) for *_, peer in found):
-        raise KeysUnavailable("its address is not public")
-
-
-async def _read(url: str) -> dict[str, Any]:
+async def _read(url: str, organization_id: str) -> dict[str, Any]:
     """Return the JSON object at a public address. Raises KeysUnavailable."""
-    return await read_object(url, is_private_allowed=False)
+    return await read_object(url, is_private_allowed=False, organization_id=organization_id)
 
 
 async def read_object(
     url: str,
     *,
     is_private_allowed: bool,
+    organization_id: str | None = None,
     form: Mapping[str, str] | None = None,
     authorization: str | None = None,
 ) -> dict[str, Any]:
     """Return the JSON object at an address, or the one that answers a form. `is_private_allowed`: the operator trusts the issuer, so that
-    the address need not be public. Raises KeysUnavailable."""
+    the address need not be public. `organization_id`: that named the issuer; None for operators. Raises KeysUnavailable."""
     parts = urlsplit(url)
     headers = {
         "host": parts.netloc.rpartition("@")[2],
@@ -157,8 +150,6 @@ async def read_object(
         headers["content-type"] = "application/x-www-form-urlencoded"
     host = parts.hostname or ""
     try:
-        if not is_private_allowed:
-            await _require_public(url)
         answer = await foreign_hosts.exchange(
             Host(host, parts.port or (443 if parts.scheme == "https" else 80), host if parts.scheme == "https" else None),
             "GET" if form is None else "POST",
@@ -167,6 +158,7 @@ async def read_object(
             b"" if form is None else urlencode(form).encode(),
             body_bytes_max=DOCUMENT_BYTES_MAX,
             is_allowed=None if is_private_allowed else _is_public,
+            organization_id=organization_id,
         )
         if answer.status != 200:
             raise AnswerRefused(answer.status)
@@ -175,7 +167,11 @@ async def read_object(
         return bodies.parse(answer.body)
     except Fault:
         raise KeysUnavailable("its answer is not a JSON object") from None
-    except (AnswerInvalid, PeerRefused, httpx2.InvalidURL, OSError, UnicodeError):  # the last: no name of a host
+    except PeerRefused:
+        raise KeysUnavailable("its address is not public") from None
+    except NamesBusy:
+        raise KeysUnavailable("other names of the organization are being resolved") from None
+    except (AnswerInvalid, httpx2.InvalidURL, OSError, UnicodeError):  # the last: no name of a host
         raise KeysUnavailable("it cannot be reached") from None
 
 
@@ -183,10 +179,10 @@ def _is_public(address: str) -> bool:
     return is_public(ipaddress.ip_address(address))
 
 
-def fetch_now(issuer: str, discovery_url: str | None) -> Sequence[Jwk]:
+def fetch_now(issuer: str, discovery_url: str | None, organization_id: str) -> Sequence[Jwk]:
     """Fetch the keys of an issuer from a worker thread. Raises KeysUnavailable."""
 
     async def run() -> Sequence[Jwk]:
-        return await fetch(issuer, discovery_url)
+        return await fetch(issuer, discovery_url, organization_id)
 
     return asyncio.run(run())
