@@ -22,10 +22,13 @@ def statement(content: str) -> str:
         ("<a>" * 120_000 + "</a>" * 120_000, "within each other"),
         ("".join(f"<x xmlns='b{number}'/>" for number in range(40_000)), "namespaces"),
         ("<x " + " ".join(f"xmlns:a{number}='b{number}' a{number}:c=''" for number in range(20)) + "/>", "namespaces"),
+        ("<a/>" * 200_000, "elements and attributes"),
+        ("<Ntry/>" * 110_000, "elements and attributes"),
+        ("<x " + " ".join(f"a{number}=''" for number in range(80_000)) + "/>", "elements and attributes"),
     ],
-    ids=["deep", "deeper", "namespaces", "namespaces of attributes"],
+    ids=["deep", "deeper", "namespaces", "namespaces of attributes", "elements", "entries", "attributes"],
 )
-def test_149_a_bank_statement_that_is_nested_or_named_without_end_is_refused(content: str, reason: str) -> None:
+def test_149_a_bank_statement_of_elements_attributes_or_namespaces_without_end_is_refused(content: str, reason: str) -> None:
     with pytest.raises(StatementUnreadable, match=reason):
         read_statements(statement(content))
 

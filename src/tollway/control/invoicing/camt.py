@@ -28,6 +28,9 @@ STATEMENT_BYTES_MAX = 900_000
 ENTRIES_MAX = 20_000
 """Most entries of a file: the smallest ones have about fifty bytes."""
 
+ELEMENTS_MAX = 60_000
+"""Elements of a file with their attributes: banks write about 30 bytes for each. Empty ones have five, and cost as much CPU to read."""
+
 DEPTH_MAX = 64
 """Elements within each other: the standard has 15. What is deeper cannot be written again by a function that calls itself."""
 
@@ -127,11 +130,11 @@ def read_statements(text: str) -> list[BankStatement]:
 
 
 class _BoundedBuilder(ElementTree.TreeBuilder):
-    """Builds the tree of a file up to DEPTH_MAX and NAMESPACES_MAX, beyond which it raises StatementUnreadable."""
+    """Builds the tree of a file up to DEPTH_MAX, ELEMENTS_MAX and NAMESPACES_MAX, beyond which it raises StatementUnreadable."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._depth = 0
+        self._depth = self._elements = 0
         self._namespaces = set[str]()
 
     def start(self, tag: Any, attrs: dict[Any, Any], /) -> ElementTree.Element:
@@ -139,6 +142,9 @@ class _BoundedBuilder(ElementTree.TreeBuilder):
         self._depth += 1
         if self._depth > DEPTH_MAX:
             raise StatementUnreadable(f"the file has more than {DEPTH_MAX} elements within each other")
+        self._elements += 1 + len(attrs)
+        if self._elements > ELEMENTS_MAX:
+            raise StatementUnreadable(f"the file has more than {ELEMENTS_MAX} elements and attributes")
         self._namespaces.update(name.rpartition("}")[0] for name in (tag, *attrs))
         if len(self._namespaces) > NAMESPACES_MAX:
             raise StatementUnreadable(f"the file has more than {NAMESPACES_MAX} namespaces")
