@@ -11,7 +11,7 @@ SCHEMA = DOCS / "events.schema.json"
 
 _BEGIN = f"""# Types of events
 
-What happens and is told to webhooks ([events.md](events.md)). Version {CATALOG_VERSION} of the catalogue, rendered by `make docs` from
+Events that webhooks receive ([events.md](events.md)). Version {CATALOG_VERSION} of the catalogue, rendered by `make docs` from
 `src/tollway/domain/events.py`: a new type or a new field keeps the version. Each event has `id`, `object`, `type`, `created_at`,
 `organization_id`, `sequence` and `data`, which has the fields below.
 """
@@ -30,7 +30,7 @@ def render_schema() -> str:
 
 def _section(type: EventType) -> str:
     kind = CATALOG[type]
-    audience = " Operators alone are told." if kind.is_of_platform else ""
+    audience = " Operators alone receive it." if kind.is_of_platform else ""
     head = f"\n## `{type}`\n\n{kind.summary}{audience}\n\n| Field | Type | Meaning | Example |\n| --- | --- | --- | --- |\n"
     lines = [
         f"| `{name}` | {field.kind}{' or null' if field.is_nullable else ''} | {field.text} | `{json.dumps(field.example)}` |\n"

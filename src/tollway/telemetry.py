@@ -164,7 +164,7 @@ class LogWriter:
             self.flush()
 
     def step_level(self, at_us: int) -> None:
-        """Leave out the lines of one level more, or, of the last one, none again; write a line that tells of it, whatever the level is."""
+        """Leave out the lines of one level more, or, of the last one, none again; write a line that reports it, whatever the level is."""
         self._least = (self._least + 1) % len(LEVELS)
         line = new_line(at_us, "info", "log_level_changed", {"log_level": LEVELS[self._least]})
         self.take(msgspec.Raw(msgspec.json.encode(line)))

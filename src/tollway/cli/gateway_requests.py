@@ -1,4 +1,4 @@
-"""Requests of the command line to a gateway, with the API key of a program: what both are, and how its errors are told."""
+"""Requests of the command line to a gateway, with the API key of a program: what both are, and how its errors are shown."""
 
 import os
 import sys

@@ -37,7 +37,7 @@ class ActorKind(StrEnum):
     SCANNER = "scanner"
     """A service that reports leaked secrets, by its name."""
     CONNECTOR = "connector"
-    """A payment service that tells of payments, by its name."""
+    """A payment service that reports payments, by its name."""
     JOIN_TOKEN = "join_token"
     INVITE = "invite"
     """The token of an invitation, which its person accepts."""

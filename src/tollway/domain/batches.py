@@ -165,7 +165,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchEnd(msgspec.Struct, frozen=True, kw_only=True):
-    """A batch that has ended, as a gateway tells control of it. `ended_at`: UTC seconds. `succeeded`, `failed`: lines that were answered
+    """A batch that has ended, as a gateway reports it to control. `ended_at`: UTC seconds. `succeeded`, `failed`: lines that were answered
     with 200, and all others."""
 
     id: str

@@ -80,7 +80,7 @@ class DunningAction(StrEnum):
 
 
 class DunningChannel(StrEnum):
-    """Way in which the customer is told of a step of dunning."""
+    """Way in which the customer is notified of a step of dunning."""
 
     NONE = "none"  # by a person
     MAIL = "mail"  # to the contact of the billing account

@@ -210,7 +210,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     which an upstream that confuses answers must not be trusted with. `translated_endpoints`: those that the upstream has not got, so that
     the gateway translates them to chat completions; beside those that no server of this kind has. `test`: it serves requests of test keys,
     and only these.
-    `priorities`: the engine schedules by priority, so it is told that of the service tier. `relative_cost`: of the same work at the
+    `priorities`: the engine schedules by priority, so it is sent that of the service tier. `relative_cost`: of the same work at the
     deployments of its model, in the operator's own unit; None if it is not stated, which is the highest.
     `grpc_port`: at which an engine of the Open Inference Protocol serves gRPC; None for the one after that of `base_url`.
     `region`: where it is; None if that is not stated. `base_url`: http(s)://host[:port][/path], without the /v1. `credential`: sealed by

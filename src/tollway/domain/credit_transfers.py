@@ -1,7 +1,7 @@
 """SEPA credit transfers: files for the bank of a seller (pain.001), by which refunds are paid to the accounts of organizations.
 
-A refund takes from what an organization has paid when it is recorded. To whose account the money goes is told afterwards; from then on its
-transfer waits for a file. A transfer is in one file at a time, until the bank has executed it, or the file is cancelled.
+A refund takes from what an organization has paid when it is recorded. To whose account the money goes is stated afterwards; from then on
+its transfer waits for a file. A transfer is in one file at a time, until the bank has executed it, or the file is cancelled.
 """
 
 from enum import StrEnum
@@ -13,7 +13,7 @@ class TransferOutcome(StrEnum):
     """Outcome of a transfer."""
 
     WAITING = "waiting"  # for a file
-    OPEN = "open"  # in a file; the bank has told nothing yet
+    OPEN = "open"  # in a file; the bank has reported nothing yet
     PAID = "paid"
     RETURNED = "returned"  # by the bank of the payee, after it was paid
 
@@ -27,8 +27,8 @@ class Payee(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CreditTransfer(msgspec.Struct, frozen=True, kw_only=True):
-    """The transfer of a refund (`payment_id`) in cents. `end_to_end_id`: by which the bank tells what became of it. `text`: what the payee
-    reads. `file_id`: None while it waits. `reason`: for which it was returned."""
+    """The transfer of a refund (`payment_id`) in cents. `end_to_end_id`: by which the bank reports what became of it. `text`: what the
+    payee reads. `file_id`: None while it waits. `reason`: for which it was returned."""
 
     payment_id: str
     organization_id: str

@@ -38,7 +38,7 @@ class SequenceType(StrEnum):
 
 
 class DebitOutcome(StrEnum):
-    """Outcome of a debit. Of one that is `open`, the bank has told nothing yet."""
+    """Outcome of a debit. Of one that is `open`, the bank has reported nothing yet."""
 
     OPEN = "open"
     PAID = "paid"

@@ -1,6 +1,6 @@
 """Events: what happened to resources of an organization or of the platform, for programs outside. One table says which there are.
 
-An event is stored in the transaction of the change that it tells of (`storage.outbox`). Its id follows from what happened, so that telling
+An event is stored in the transaction of the change that it is about (`storage.outbox`). Its id follows from what happened, so that telling
 twice of one change stores one event. Its data are ids, states and instants: whoever wants more reads the resource. It has no secrets, no
 content of requests and no names of people.
 """
@@ -20,7 +20,7 @@ CATALOG_VERSION = 1
 SECONDS_PER_DAY = 86_400
 
 EXPIRING_SECONDS = 7 * SECONDS_PER_DAY
-"""Time before its expiry at which a key is told of. One that is made for a shorter time is not."""
+"""Time before its expiry at which an event of a key is written. One that is made for a shorter time is not."""
 
 KEPT_SECONDS = 30 * SECONDS_PER_DAY
 """Time for which events are kept, and with them their deliveries."""
@@ -68,7 +68,7 @@ class EventField(NamedTuple):
 
 
 class EventKind(NamedTuple):
-    """A row of the catalogue. `summary`: when it happens. `fields`: its data. `is_of_platform`: operators alone are told."""
+    """A row of the catalogue. `summary`: when it happens. `fields`: its data. `is_of_platform`: operators alone receive it."""
 
     summary: str
     fields: Mapping[str, EventField]
@@ -110,7 +110,7 @@ CATALOG: Mapping[EventType, EventKind] = {
         },
     ),
     EventType.API_KEY_EXPIRING: EventKind(
-        "A key expires within seven days. Not told of keys that have less than seven days when they are made, when their"
+        "A key expires within seven days. Not written for keys that have less than seven days when they are made, when their"
         " expiry is shortened, or when such keys are looked for the first time.",
         {"id": _KEY, "project_id": _PROJECT, "expires_at": EventField("When it expires, in Unix seconds.", 1790604800, "integer")},
     ),
@@ -203,7 +203,7 @@ CATALOG: Mapping[EventType, EventKind] = {
 """Every type of event."""
 
 TENANT_TYPES = frozenset(each for each, kind in CATALOG.items() if not kind.is_of_platform)
-"""Types that organizations are told of."""
+"""Types that organizations receive."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -220,7 +220,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 def new_event(type: EventType, organization_id: str | None, *, at: int, data: Mapping[str, Any], key: str = "") -> Event:
     """Return an event of the instant `at` (UTC microseconds). Its id follows from type, organization, `data["id"]`, `key` and instant:
-    `key` tells events apart that have the same resource and instant."""
+    `key` distinguishes events that have the same resource and instant."""
     named = "\0".join((type, organization_id or "", str(data["id"]), key, str(at)))
     bits = int.from_bytes(hashlib.sha256(named.encode()).digest()[:10], "big")
     return Event(id=ids.new_id(ids.EVENT, at, bits), organization_id=organization_id, type=type, created_at=at, data=data)

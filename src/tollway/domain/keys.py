@@ -132,7 +132,7 @@ class SecretUse(msgspec.Struct, frozen=True):
 
 
 def shorten_digest(digest: bytes) -> str:
-    """Return what tells the two secrets of a key apart: 8 bytes of the digest in hexadecimal."""
+    """Return what distinguishes the two secrets of a key: 8 bytes of the digest in hexadecimal."""
     return digest[:8].hex()
 
 

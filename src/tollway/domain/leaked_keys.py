@@ -9,9 +9,9 @@ class LeakPolicy(StrEnum):
     """Wish of an organization for a secret that is reported as leaked."""
 
     REVOKE = "revoke"
-    """The secret ends at once, and the owners are told."""
+    """The secret ends at once, and the owners are notified."""
     NOTIFY = "notify"
-    """The owners are told."""
+    """The owners are notified."""
     RECORD = "record"
     """The report is recorded."""
 

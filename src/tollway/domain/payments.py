@@ -130,9 +130,9 @@ class BankEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReturnedDebit(msgspec.Struct, frozen=True, kw_only=True):
-    """A direct debit that came back, by a bank statement. `amount_minor`: of the debit; None where the bank does not tell it from charges.
-    `end_to_end_id`: reference of the debit. `reason`: code and words of the bank. `payment_id`: of the return that was recorded; None while
-    the payment that it takes back has not come."""
+    """A direct debit that came back, by a bank statement. `amount_minor`: of the debit; None where the bank does not separate it from
+    charges. `end_to_end_id`: reference of the debit. `reason`: code and words of the bank. `payment_id`: of the return that was recorded;
+    None while the payment that it takes back has not come."""
 
     id: str
     statement_id: str

@@ -41,7 +41,7 @@ class SinkMessage(msgspec.Struct, frozen=True, gc=False):
 
 
 def of_event(event: Event) -> SinkMessage:
-    """Return an event as webhooks are told of it."""
+    """Return an event as webhooks receive it."""
     return SinkMessage(Stream.EVENTS, event.organization_id, event.id, encode(event))
 
 

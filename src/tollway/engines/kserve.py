@@ -1,7 +1,7 @@
 """Servers of the Open Inference Protocol (KServe's second): Triton Inference Server with its own HTTP and gRPC frontends, before
 TensorRT-LLM or vLLM backends, and KServe's model servers. They were read, not run.
 
-Both serve gRPC on the port after that of HTTP, unless they are told another: 8000 and 8001 of Triton, 8080 and 8081 of KServe.
+Both serve gRPC on the port after that of HTTP, unless another is set: 8000 and 8001 of Triton, 8080 and 8081 of KServe.
 """
 
 from tollway.domain.catalog import Endpoint, Engine

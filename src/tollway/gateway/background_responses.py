@@ -3,7 +3,7 @@
 Such a response is kept as a batch of one line (`domain.batches`) in the directory of batches, which any gateway that shares it runs: so it
 is served once, billed if and only if its answer is in the journal, and goes on after whatever process dies. It is a request of its key like
 every other one, in its own service tier, and waits for no idle capacity. Once it is answered it is stored with the other responses of its
-project, at control; what does not end so is told from the batch.
+project, at control; the state of what does not end so is read from the batch.
 """
 
 import asyncio

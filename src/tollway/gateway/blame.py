@@ -23,7 +23,7 @@ class HeldFaults:
 
     If another upstream answered it, the upstreams before are to blame. If two failed and none answered, the request is, and no upstream
     counts a failure: one tenant's request must not take an engine from its neighbours. An upstream that refused the request for its load
-    is told once another one has begun to answer it.
+    is reported once another one has begun to answer it.
     """
 
     __slots__ = ("_call", "_held", "_refused")
@@ -34,7 +34,7 @@ class HeldFaults:
         self._refused: list[tuple[Upstream, Fault, float]] | None = None
 
     def add(self, upstream: Upstream, fault: Fault, *, has_begun: bool) -> None:
-        """Hold a fault that may be the request's; tell the upstream at once of any other, and of one in mid-answer."""
+        """Hold a fault that may be the request's; report any other to the upstream at once, and of one in mid-answer."""
         if not has_begun and fault.kind in _OF_REQUEST_PERHAPS:
             if self._held is None:
                 self._held = []
@@ -47,7 +47,7 @@ class HeldFaults:
                 self._refused.append((upstream, fault, _monotonic()))
 
     def begin_answer(self) -> None:
-        """An upstream has begun to answer the request: tell those that refused it."""
+        """An upstream has begun to answer the request: report the failure to those that refused it."""
         refused, self._refused = self._refused, None
         if refused is not None:
             now = _monotonic()
@@ -55,7 +55,7 @@ class HeldFaults:
                 upstream.refuse(fault, refused_at, now)
 
     def decide(self, *, is_answered: bool) -> None:
-        """The request has ended: tell the upstreams that are to blame."""
+        """The request has ended: report the failure to the upstreams that are to blame."""
         if is_answered:
             self.begin_answer()
         held = self._held

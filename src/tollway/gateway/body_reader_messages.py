@@ -154,7 +154,7 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
 
     @classmethod
     def of(cls, fault: Fault) -> "Refused":
-        """Return what is told of a fault."""
+        """Return the form in which a fault is sent."""
         return cls(_NAMES[id(fault.kind)], fault.param, fault.message, fault.detail)
 
     def to_fault(self) -> Fault:

@@ -482,7 +482,7 @@ async def _make_whole(reader: Reader, pieces: Sequence[bytes], wish: Wish, found
 
 
 def to_offer(grant: ModelGrant) -> Offer:
-    """Return what a reader is told of a grant."""
+    """Return the part of a grant that a reader needs."""
     model = msgspec.structs.replace(grant.model, prices=())
     prices = {tier: price.id for tier, price in grant.prices.items()}
     return Offer(model, prices, grant.is_served, grant.is_translated, grant.known_fields, grant.default_tier)

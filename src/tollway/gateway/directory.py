@@ -202,7 +202,7 @@ class Directory:
     def find_caller(self, digest: bytes, now_us: int) -> Caller | None:
         """The caller whose key has this digest and has not expired, if key, project and organization are all in the snapshot.
 
-        A key that is found expired is forgotten: from its next use on it is one that never was, so that the time it takes tells nobody
+        A key that is found expired is forgotten: from its next use on it is one that never was, so that the time it takes shows nobody
         that it was. Only a change brings it back.
         """
         caller = self._callers.get(digest)

@@ -6,7 +6,7 @@ own record by then; what an engine has not completed is not billed, so the clien
 
 Only the fallbacks of the model that the client named are tried, in their order. The fallbacks of a fallback do not count, so there are no
 loops. Once something was sent to the client nothing falls back, and neither does a request that an engine may have begun and that must not
-be sent again. A fallback that refuses it is passed over. Where every fallback fails, the client is told what the model failed with that it
+be sent again. A fallback that refuses it is passed over. Where every fallback fails, the client gets the error of the model that it
 had named.
 """
 

@@ -196,7 +196,7 @@ class Guard:
 
 class GuardedClient:
     """The client of a stream, as the exchange sees it: what it is sent leaves once it was checked. It is also the flow that the client's
-    connection tells of back-pressure (`ports.Flow`). `has_begun`: something was sent."""
+    connection reports back-pressure (`ports.Flow`). `has_begun`: something was sent."""
 
     chunked = False
 
@@ -274,7 +274,7 @@ class GuardedClient:
         else:
             self._client.attend(self)
 
-    # What the client's connection tells (`ports.Flow`).
+    # Events of the client's connection (`ports.Flow`).
 
     def pause(self) -> None:
         self._is_client_slow = True

@@ -9,7 +9,7 @@ A prefix is held while the block is in which it ends. Engines drop the end of a 
 Where a prefix ends is estimated by the bytes of a token that the model's requests had so far; the tag itself names no lengths.
 
 Pure. What is remembered is bounded: BLOCKS_MAX blocks of each engine, the ones stored first are forgotten first. A prefix that is
-forgotten or was never told is not known to be held, which costs nothing but its place in the choice.
+forgotten or was never reported is not known to be held, which costs nothing but its place in the choice.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,8 +41,8 @@ def read_tag(tag: str) -> list[int]:
 
 
 class EngineCache:
-    """Blocks in the prefix cache of one engine, as its events tell. Its load is followed (`Load.is_followed`) from the first event on that
-    repeats a tag: an engine that repeats none says nothing of use."""
+    """Blocks in the prefix cache of one engine, as its events report it. Its load is followed (`Load.is_followed`) from the first event on
+    that repeats a tag: an engine that repeats none says nothing of use."""
 
     __slots__ = ("_blocks", "_ends", "_held", "_load")
 

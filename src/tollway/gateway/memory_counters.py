@@ -504,7 +504,7 @@ def find_tightest(bound: MemoryBound, now_ns: int) -> list[Remainder | None]:
 
 def find_refusal(bound: MemoryBound, units: Units, now_ns: int) -> Refusal:
     """Return the limit that keeps a refused request waiting longest: one that can never admit it, else one that waits for requests to end,
-    else the rate with the longest wait, so that whoever comes back when told meets no second refusal."""
+    else the rate with the longest wait, so that whoever comes back after that time meets no second refusal."""
     found: Refusal | None = None
     for bucket in bound.buckets:
         owner, most, cost = bucket.owner, bucket.most, bucket.cost

@@ -131,7 +131,7 @@ class Plane:
         """The snapshot's version; 0 before the first."""
         return self.directory.version
 
-    # The link's follower tells what changed (`link.snapshot_follower.Target`).
+    # The link's follower reports what changed (`link.snapshot_follower.Target`).
 
     def begin_reset(self) -> None:
         """A whole snapshot follows."""

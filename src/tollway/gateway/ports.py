@@ -392,7 +392,7 @@ class Client(Protocol):
         ...
 
     def throttle(self, fault: Fault, headers: Mapping[bytes, bytes]) -> Fault:
-        """Count a failed authentication against the address that the request (of these headers) is from; returns what to tell it."""
+        """Count a failed authentication against the address that the request (of these headers) is from; returns the fault to answer."""
         ...
 
     def attend(self, flow: "Flow | None") -> None:

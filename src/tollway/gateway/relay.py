@@ -11,7 +11,7 @@ it leaves anyway, comments keep the client patient, and from there on faults are
 
 What must hold: nothing reaches the client before what it cost is noted; [DONE] or the end of a body leaves only after FINAL is
 durable; a stream ends cleanly only if the upstream's own terminator was seen, or if its budgets are spent; a client that left has its
-upstream aborted in the same call that told of it.
+upstream aborted in the same call that reported it.
 
 Where budgets reserve the output of a stream while it runs, `AnswerStream` calls no event regular that goes beyond what is reserved, so
 that the usual chunk costs nothing more. Such an event is withheld, and the engine is not read, until the reservation has grown or is
@@ -257,7 +257,7 @@ class Exchange:
             self.connection.close()
 
     def read_fault(self) -> Fault:
-        """Return the fault that a whole answer with another status than 200 tells."""
+        """Return the fault of a whole answer with another status than 200."""
         answer = self.connection.answer
         if answer.status == 408 and self.connection.requests > 1:
             return Fault(faults.UPSTREAM_STALE, detail="the engine closed an idle connection with 408")
@@ -276,7 +276,7 @@ class Exchange:
             self.connection.close()
             self._resume(fault)
 
-    # What the upstream's connection tells.
+    # Events of the upstream's connection.
 
     def received_chunk(self, data: bytes) -> bool:
         """Take whole chunks that hold one regular event each, as nearly every read of a stream does."""
@@ -529,7 +529,7 @@ class Exchange:
             fault = Fault(faults.UPSTREAM_FAILED, detail="the connection was closed before an answer")
         self.fail(fault)
 
-    # What the client's end tells.
+    # Events of the client's end.
 
     def pause(self) -> None:
         self._is_client_slow = True
@@ -545,7 +545,7 @@ class Exchange:
         if not self._is_client_slow and self.fault is None and not self.finished:
             self.connection.resume()
 
-    # What the server's clock tells.
+    # Events of the server's clock.
 
     def interrupt(self, fault: Fault) -> None:
         """End the request with a fault."""

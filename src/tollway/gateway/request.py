@@ -117,7 +117,7 @@ class Request:
     """One request as it reached its route. Times: `started` is monotonic seconds, `received_at` UTC microseconds. `trace_id`: the client's
     or its own. `peer`: the client's address, for the log; empty unless that is wanted. `body_bytes`: length of the body, which is in
     `upload` if that is not None, else in `body`. `spans`: of a form alone, once it was read: where its parts begin and end
-    (`forms.list_spans`). `sends_media`: what is being sent is no stream of events, so that no fault can be told in it. `waited_ms`: time
+    (`forms.list_spans`). `sends_media`: what is being sent is no stream of events, so that no fault can be written in it. `waited_ms`: time
     in the queue of its model. `asked_for`: the request that it serves with a fallback;
     None for one of a client's own. `conversation`: that of a response that is stored or continues a stored one; None for all others.
     `cache_tag`: by which engines name it in the events of their caches (`held_prefixes`); empty unless these are followed. `trace`: what it
@@ -377,7 +377,7 @@ class ModelGrant:
         self, deployment: Deployment, dialect: Dialect, usage: bytes | None, output_cap: int | None, tier: ServiceTier
     ) -> bodies.InjectedFields:
         """Return the fields that the gateway sets in a body for `deployment`. `usage`: the value of the dialect's usage options. `tier`:
-        the service tier, of which an engine is told the priority."""
+        the service tier, whose priority is sent to an engine."""
         key = (f"{deployment.id} {tier}" if deployment.priorities else deployment.id, usage, output_cap)
         known = self._injected.get(key)
         if known is not None and known[0] is deployment:

@@ -250,7 +250,7 @@ def encode_start(start: SegmentStart) -> bytes:
 
 
 def first_start(node_id: str, epoch: int) -> SegmentStart:
-    """The header of an epoch's first segment: nothing in it is left to chance, so that a torn one can be told from
+    """The header of an epoch's first segment: nothing in it is left to chance, so that a torn one can be distinguished from
     damage."""
     return SegmentStart(format=FORMAT, node_id=node_id, epoch=epoch, number=1, first_seq=1, chain=first_chain(node_id, epoch), at=epoch)
 

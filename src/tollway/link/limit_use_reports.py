@@ -1,4 +1,4 @@
-"""Reports of what is used of limits: each gateway that counts in its own memory tells control, which shows the sum to tenants.
+"""Reports of what is used of limits: each gateway that counts in its own memory reports them to control, which shows the sum to tenants.
 
 A report is whole: control replaces the one before. It holds at most USES_REPORTED_MAX limits, those with the largest part used, and is sent
 only when it differs from the last one that control received. Nothing is decided by it. Gateways that share their counters in a store do not

@@ -335,7 +335,7 @@ class Shipper:
         return cursor.refused_until is not None and asyncio.get_running_loop().time() < cursor.refused_until
 
     def _note_refused(self, cursor: _Cursor, error: _EpochRefused) -> None:
-        """Let a refused epoch wait; an alarm tells of the first refusal only. Its records stay on disk."""
+        """Let a refused epoch wait; an alarm reports the first refusal only. Its records stay on disk."""
         if cursor.refused_until is None:
             self._alarm("epoch_refused", {"epoch": cursor.epoch.number, "error": str(error)})
         cursor.refused_until = asyncio.get_running_loop().time() + REFUSED_SECONDS

@@ -164,7 +164,7 @@ class Follower:
         take_uses: Callable[[], list[SecretUse]] = list,
     ) -> None:
         """`clock`: the current UTC time in microseconds, by which the age of a copy on disk is counted. `on_gateways` is called with the
-        number of live gateways whenever control says it. `take_uses` returns the uses of keys that control has not been told of."""
+        number of live gateways whenever control says it. `take_uses` returns the uses of keys that were not reported to control yet."""
         self._on_gateways = on_gateways
         self._take_uses = take_uses
         self._uses: list[SecretUse] = []

@@ -5,7 +5,7 @@ written to the page cache before `admit` returns (it survives the death of the p
 collected and written by group commit: while no commit is in flight, a FINAL starts one; everything that arrives
 meanwhile goes into the next. A commit is one pwrite by the loop and one fdatasync by the kernel in the background
 (`syncing`), or by the single writer thread where that cannot be had, and ends in one call back into the loop, which
-tells all FINALs that it covered. The loop itself never waits for the disk.
+wakes all FINALs that it covered. The loop itself never waits for the disk.
 
 Space. Segments are preallocated, the next one ahead of need. For each open request OWED_BYTES of preallocated space
 are kept back, enough for its FINAL and for its place in the headers of the segments that those FINALs begin. A
@@ -486,7 +486,7 @@ class Spool:
             done(None)
 
     def _fail(self, error: Exception) -> None:
-        """The disk cannot be trusted any more: tell everyone, do nothing further."""
+        """The disk cannot be trusted any more: fail every wait, do nothing further."""
         if not self._has_failed:
             self._has_failed = self._is_shut = True
             self.failed.set()

@@ -1,4 +1,4 @@
-"""An fdatasync that needs no thread: the kernel's asynchronous I/O (Linux io_submit(2), IOCB_CMD_FDSYNC since 4.18), told of by an eventfd.
+"""An fdatasync without a thread: the kernel's asynchronous I/O (Linux io_submit(2), IOCB_CMD_FDSYNC since 4.18), reported by an eventfd.
 
 A thread that waits in fdatasync must take the interpreter's lock back to say that it is done, from a loop that is busy holding it: two
 hand-overs a commit, measured at 10 to 60 µs of CPU per request depending on the load (docs/decisions/0005). The kernel says the same

@@ -1,4 +1,4 @@
-"""The C library's allocator, told to return memory to the operating system: large blocks as soon as they are free, smaller ones once a
+"""The C library's allocator, set to return memory to the operating system: large blocks as soon as they are free, smaller ones once a
 flood is over.
 
 glibc raises its threshold for blocks of their own (`mmap`) to the size of the largest one that was freed, up to 32 MiB. After one large

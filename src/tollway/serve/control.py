@@ -108,7 +108,7 @@ FREE_MEMORY_SECONDS = 60.0
 """Interval of the job that returns free memory: a few milliseconds of one thread."""
 
 LEAKED_KEY_MAILS_SECONDS = 60.0
-"""Interval of the job that writes to the owners of leaked keys who could not be told before."""
+"""Interval of the job that writes to the owners of leaked keys who could not be notified before."""
 
 ERASURES_SECONDS = 60.0
 """Interval of the job that carries out erasures that a second person approved."""
@@ -142,7 +142,7 @@ WAITING_SECONDS = 60.0
 """Interval of the job that rates records which waited for a price or an organization. It reads one number while nothing was published."""
 
 EVENT_SEARCHES_SECONDS = 60.0
-"""Interval of the job that tells of keys that expire soon and of expired credit, and removes old events."""
+"""Interval of the job that writes events of keys that expire soon and of expired credit, and removes old events."""
 
 CHECKPOINT_SECONDS = 3_600.0
 """Interval of the job that signs the ends of the audit trail's chains: what was recorded since could be removed from the end unnoticed."""
@@ -526,7 +526,7 @@ def _list_jobs(
                 break
 
     def tell_of_leaked_keys(turn: Turn) -> None:
-        leaked_keys.tell_due(plane.database, plane.mail, plane.log, turn.at, turn.is_over)
+        leaked_keys.notify_due_owners(plane.database, plane.mail, plane.log, turn.at, turn.is_over)
 
     def carry_out_erasures(turn: Turn) -> None:
         for erasure in erasures.carry_out(plane.database, plane.new_id, plane.now, turn.is_over):

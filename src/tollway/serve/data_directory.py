@@ -88,7 +88,7 @@ class NodeIdentity:
 
 
 def explain(error: OSError, path: Path) -> OperatorError:
-    """Return what to tell the operator of an error of the file system at `path`: what is wrong there, and the remedy."""
+    """Return the message for the operator about an error of the file system at `path`: what is wrong there, and the remedy."""
     where = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
     if error.errno in (errno.EACCES, errno.EPERM):
         owner, user = _find_owner(where), _name_user(os.geteuid())

@@ -8,7 +8,7 @@ import resource
 from typing import NamedTuple
 
 DESCRIPTORS_MAX = 1 << 20
-"""Most descriptors asked for, as many as Linux allows unless it is told otherwise. Container runtimes set the hard limit to 2^30, which
+"""Most descriptors asked for, as many as Linux allows by default. Container runtimes set the hard limit to 2^30, which
 programs that look at each descriptor up to the limit take minutes for."""
 
 RESERVE = 128

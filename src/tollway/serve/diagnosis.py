@@ -164,7 +164,7 @@ def _check_file_system(directory: Path) -> CheckResult:
     name = "file system"
     found = _find_file_system(_nearest(directory))
     if found is None:
-        return CheckResult(name, CheckState.SKIPPED, "/proc/self/mounts does not tell the file system of the data directory")
+        return CheckResult(name, CheckState.SKIPPED, "/proc/self/mounts does not name the file system of the data directory")
     if found in MEMORY_FILE_SYSTEMS:
         return CheckResult(
             name, CheckState.WARNING, f"the data directory is in memory ({found}): usage is lost with the machine", "mount a disk there"
@@ -304,7 +304,7 @@ def _check_clock(control_url: str | None) -> CheckResult:
     except (httpx2.HTTPError, httpx2.InvalidURL):
         return CheckResult(name, CheckState.SKIPPED, f"nothing answers at {control_url}", "start control, or name it with --control-url")
     except (KeyError, ValueError):
-        return CheckResult(name, CheckState.SKIPPED, f"{control_url} does not tell its time", "is this the control plane's address?")
+        return CheckResult(name, CheckState.SKIPPED, f"{control_url} does not state its time", "is this the control plane's address?")
     skew = (before + time.time()) / 2 - theirs
     if abs(skew) > SKEW_SECONDS_MAX:
         message = f"{abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} control at {control_url}"
@@ -360,7 +360,7 @@ def _check_sinks(directory: Path, url: str | None, section: SinksSection) -> Che
 
 
 def find_control_url(directory: Path) -> str | None:
-    """Return where the control plane of this data directory was told to listen; None if no process has left its address."""
+    """Return where the control plane of this data directory was set to listen; None if no process has left its address."""
     for file in ("demo.json", "addresses.json"):
         try:
             url = json.loads((directory / file).read_bytes()).get("control_url")

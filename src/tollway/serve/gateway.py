@@ -353,7 +353,7 @@ async def _find_context(options: GatewayOptions, plane: Plane, background: Backg
     if options.remake_tls is None:
         return lambda: context
     trust = ClientTrust(context, options.remake_tls, plane.directory)
-    with suppress(ssl.SSLError, OperatorError):  # the task tells of it, and tries again
+    with suppress(ssl.SSLError, OperatorError):  # the task reports it, and tries again
         await trust.follow()
     background.start("client trust", trust.run)
     return trust.find_context
@@ -506,7 +506,7 @@ class _Link:
     batch_ends: BatchEndReporter | None = None
 
     def report_batches(self, batches: BatchDirectory) -> None:
-        """Begin to tell control of batches that have ended."""
+        """Begin to report batches that have ended to control."""
         url = self.options.control_link_url
         if url is not None:
             node = self.options.node

@@ -33,7 +33,7 @@ def end_with_parent() -> None:
     parent, pipe = map(int, told.split(":"))
     os.set_inheritable(pipe, False)
     armed = sys.platform == "linux" and ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0) == 0
-    asked = armed and os.getppid() == parent  # else it died before the kernel was told: nobody will ask us
+    asked = armed and os.getppid() == parent  # else it died before the kernel was asked: nobody will ask us
     threading.Thread(target=_outlive_briefly, args=(pipe, asked), name="parent", daemon=True).start()
 
 

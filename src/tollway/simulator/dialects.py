@@ -72,7 +72,7 @@ class Stream(Whole, Protocol):
         """
 
     def terminator(self) -> bytes:
-        """Return what tells the client that the stream is complete."""
+        """Return what marks the stream as complete for the client."""
 
     def error(self, code: int, message: str) -> list[bytes]:
         """The events by which a stream fails, after which it ends. Where the API says [DONE] even now, it is the

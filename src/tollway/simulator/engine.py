@@ -1,12 +1,12 @@
 """The scheduler: slots, the queue in front of them, and one timer for whatever is due in the same millisecond.
 
 Theory of operation. A `Generation` waits for a slot, then makes chunk after chunk at the times its `Pace` says,
-then frees the slot. It knows nothing of sockets: it tells its `watcher` that it advanced or that it came to its
+then frees the slot. It knows nothing of sockets: it notifies its `watcher` that it advanced or that it came to its
 end. A streamed generation is woken for every chunk, any other only at its end. Timers are never cancelled; a
 generation that left in the meantime ignores its wake-up, so the cost of an abort is one dead reference for at most
 one gap.
 
-A fault that halts a generation (`halt_at`) ends it early; a stalled one keeps its slot until it is told to leave,
+A fault that halts a generation (`halt_at`) ends it early; a stalled one keeps its slot until it is asked to leave,
 as in the field.
 """
 

@@ -1,7 +1,8 @@
 """The Open Inference Protocol as Triton's vLLM backend serves it: a text in, a text out, as tensors in JSON.
 
 A request is an exchange like any other, a completion of its text: it queues, takes its time, fails by the same plans and stands in the
-truth log. What the exchange writes is told as tensors here. Counts of tokens are among them only where a request asks for them, as there.
+truth log. What the exchange writes is rendered as tensors here. Counts of tokens are among them only where a request asks for them, as
+there.
 """
 
 import re
@@ -122,7 +123,7 @@ def render_error(message: str) -> bytes:
 
 
 class TensorLine:
-    """The connection of one exchange: takes the answer to a completion, and tells it as tensors once it is whole. What is broken off is
+    """The connection of one exchange: takes the answer to a completion, and renders it as tensors once it is whole. What is broken off is
     passed on as far as it came, which no client can take for an answer."""
 
     paused = False

@@ -1,7 +1,7 @@
 """Realtime sessions (OpenAI's events over a WebSocket), each response of which is a chat completion of the conversation so far.
 
 A response is an exchange like any other: it queues, takes its time, fails by the same plans and stands in the truth log, under its id.
-What the exchange writes as a stream of chat is told as events here. Sound is counted by its bytes and not understood.
+What the exchange writes as a stream of chat is rendered as events here. Sound is counted by its bytes and not understood.
 """
 
 import base64
@@ -37,7 +37,7 @@ def accept(headers: dict[bytes, bytes]) -> bytes:
 
 
 class _Line:
-    """The end of one exchange: takes a stream of chat and tells it as events."""
+    """The end of one exchange: takes a stream of chat and renders it as events."""
 
     paused = False
     chunked = False

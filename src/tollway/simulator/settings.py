@@ -12,7 +12,7 @@ class SimulatorSettings:
     """Settings of one simulated engine. Raises ValueError for a value outside its range."""
 
     host: str = "127.0.0.1"
-    port: int = 8000  # 0 asks the kernel for a free one; the ready line tells which
+    port: int = 8000  # 0 asks the kernel for a free one; the ready line names it
     grpc_listen: str | None = None  # host:port of the Open Inference Protocol by gRPC
     fd: int | None = None  # an inherited listening socket; takes the place of host and port
     models: tuple[str, ...] = ("sim-small", "sim-echo")  # a name that starts with `sim-echo` answers with the last message

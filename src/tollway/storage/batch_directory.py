@@ -7,14 +7,15 @@ it. `forgotten`: there once a response in the background was deleted between its
 `batches/active/` has one empty file for each batch that has not ended. Whoever runs a batch holds a lock (`flock`) on it, which the kernel
 releases when the process ends; so a batch has one owner among all gateways that share the directory. Whoever submits a batch holds the lock
 until the batch is whole; one whose submission died has no directory, and its file is removed by the next that finds it.
-`batches/ended/` has one for each batch that is about to end or has ended, until control was told or the batch is removed.
+`batches/ended/` has one for each batch that is about to end or has ended, until control has its report or the batch is removed.
 
 A record of the journal is the number of its line, the size of its text, the result, the size of what follows, the id of the request that
 was answered, and its text, sealed for its place. Whether a request was answered decides on its bill where its gateway died
 (`list_answered`), so the ids are kept, in `answered`, when the journal is removed, also where the batch is deleted. `attempts` has the ids
-of all requests that were made of a response in the background, because nothing else tells them from those of a client. `append` returns
-once the record is on the disk: several that are appended at once share one `fdatasync`. A process that dies leaves at most its last record
-cut; that is cut off when the journal is opened again. A record that cannot be opened anywhere else is damage, and the batch waits."""
+of all requests that were made of a response in the background, because nothing else distinguishes them from those of a client. `append`
+returns once the record is on the disk: several that are appended at once share one `fdatasync`. A process that dies leaves at most its last
+record cut; that is cut off when the journal is opened again. A record that cannot be opened anywhere else is damage, and the batch
+waits."""
 
 import errno
 import fcntl
@@ -242,7 +243,7 @@ class BatchDirectory:
                 raise
 
     def list_ends(self, count_max: int) -> list[BatchEnd]:
-        """Return batches that have ended and of which control was not told yet, up to so many. One that cannot be opened holds up no
+        """Return batches that have ended and that were not reported to control yet, up to so many. One that cannot be opened holds up no
         other."""
         ends: list[BatchEnd] = []
         with failures_told():
@@ -259,7 +260,7 @@ class BatchDirectory:
         return ends
 
     def forget_ends(self, ends: Iterable[BatchEnd]) -> None:
-        """Note that control was told of batches that have ended."""
+        """Note that batches that have ended were reported to control."""
         with failures_told():
             for each in ends:
                 (self._ended / f"{each.organization_id}.{each.project_id}.{each.id}").unlink(missing_ok=True)
@@ -297,8 +298,8 @@ class BatchDirectory:
                     sync_directory(place)
 
     def remove_expired(self) -> None:
-        """Remove batches that are not shown any more, what submissions that died left, and that control is to be told of batches that are
-        not there: without a control plane nobody takes these. Raises OSError."""
+        """Remove batches that are not shown any more, what submissions that died left, and that batches are to be reported to control that
+        are not there: without a control plane nobody takes these. Raises OSError."""
         now = self._now_us() / 1_000_000
         for of_project in self._root.glob(f"{ORGANIZATION}_*/*"):
             for place in of_project.iterdir():
@@ -446,8 +447,8 @@ class ActiveBatch:
             raise
 
     def _fail(self, end: int) -> None:
-        """Take nothing more, and take back what is behind the offset `end`: nobody is told that it was appended. The journal is to be
-        opened again."""
+        """Take nothing more, and take back what is behind the offset `end`: nobody gets the answer that it was appended. The journal is to
+        be opened again."""
         self._has_failed = True
         with suppress(OSError):
             os.ftruncate(self._journal, end)

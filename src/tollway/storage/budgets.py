@@ -60,7 +60,7 @@ CONCERNS_GATEWAYS = sa.and_(
         budgets.c.end_user.is_not(None),
     ),
 )
-"""Selects the budgets of which gateways are told (`Budget.concerns_gateways`)."""
+"""Selects the budgets that gateways receive (`Budget.concerns_gateways`)."""
 
 _IS_OPEN = (epochs.c.closed_at.is_(None), lost_declarations.c.declared_at.is_(None))
 """Selects leases of epochs that are neither closed nor declared lost."""
@@ -422,7 +422,7 @@ def insert_alerts(tx: Transaction, alerts: Sequence[BudgetAlert]) -> None:
 
 
 def _tell_of_alerts(tx: Transaction, budget_id: str, alerts: Sequence[BudgetAlert]) -> None:
-    """Store events of alerts of a budget. One of an end user is told of as the budget that it belongs to."""
+    """Store events of alerts of a budget. One of an end user is stored as the budget that it belongs to."""
     row = tx.connection.execute(sa.select(budgets.c.organization_id, budgets.c.parent_id).where(budgets.c.id == budget_id)).one()
     events = []
     for each in alerts:

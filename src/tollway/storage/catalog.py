@@ -1,4 +1,4 @@
-"""Models and deployments at rest. The catalog belongs to the platform: operators write it, gateways are told of it."""
+"""Models and deployments at rest. The catalog belongs to the platform: operators write it, gateways receive it."""
 
 import json
 from collections.abc import Iterable

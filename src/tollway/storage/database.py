@@ -94,7 +94,7 @@ class DatabaseOutdated(RuntimeError):
 
 @dataclass(slots=True)
 class Transaction:
-    """An open transaction. `published_version` is set by a publication and told to listeners once it is committed."""
+    """An open transaction. `published_version` is set by a publication and passed to listeners once it is committed."""
 
     connection: sa.Connection
     published_version: int | None = field(default=None, init=False)
@@ -197,7 +197,7 @@ class Database:
         return prepared
 
     def recording(self, record: Recorder) -> "Database":
-        """Return this database as one request, job or command uses it: each transaction that writes is told to `record` at its beginning,
+        """Return this database as one request, job or command uses it: each transaction that writes is passed to `record` at its beginning,
         and what that returns is called before the commit. What either raises ends the transaction."""
         recorded = self._copy()
         recorded._record = record

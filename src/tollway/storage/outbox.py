@@ -1,4 +1,4 @@
-"""The outbox: events, stored in the transaction of what they tell of, and numbered afterwards.
+"""The outbox: events, stored in the transaction of the change, and numbered afterwards.
 
 `append` takes no lock that others wait for. Numbers are given by a job, after the commit, to events of each organization without a gap:
 a number that a transaction took before its commit could become visible behind a later one, and whoever follows the numbers would miss it.

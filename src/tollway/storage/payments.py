@@ -232,7 +232,7 @@ def has_returned(tx: Transaction, returned_id: str) -> bool:
 
 
 def list_returned_before(tx: Transaction, iban: str, paid: Payment, end_to_end_id: str) -> list[ReturnedDebit]:
-    """Return the debits that came back to an account, by reference and amount those of a payment, which the bank has told before the
+    """Return the debits that came back to an account, by reference and amount those of a payment, which the bank has reported before the
     payment. The day of a return is not before that of its debit: an earlier one is of an earlier debit."""
     table = bank_returns.c
     query = sa.select(bank_returns).join(bank_statements, bank_statements.c.id == table.statement_id)

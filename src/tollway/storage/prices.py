@@ -2,7 +2,7 @@
 
 A published price knows what gateways still need once it is the last of its series (`carried_from`): itself and what is yet to come, the
 one valid now, and the one before that for requests admitted by a gateway that has not heard of the change. Because that is decided when
-a price is written, what a gateway is told follows from rows alone, and a snapshot made later equals the changes sent earlier. Terms of
+a price is written, what a gateway receives follows from rows alone, and a snapshot made later equals the changes sent earlier. Terms of
 organizations are carried by the same rule.
 """
 
@@ -436,7 +436,7 @@ def get_terms(tx: TenantTx) -> OrganizationTerms:
 
 
 def read_terms(tx: Transaction, organization_ids: Sequence[str]) -> dict[str, OrganizationTerms]:
-    """The terms of those of the organizations that exist, by id. Not bound to a tenant: for rating and for what gateways are told."""
+    """The terms of those of the organizations that exist, by id. Not bound to a tenant: for rating and for what gateways receive."""
     defaults = (
         sa.select(organizations.c.id, organizations.c.currency, price_books.c.id.label("book_id"))
         .outerjoin(price_books, price_books.c.default_of == organizations.c.currency)

@@ -191,7 +191,7 @@ def list_members(tx: PlatformTx, start_at: int, end_at: int) -> list[Member]:
 
 
 def note_warned(tx: PlatformTx, start_at: int, address: str, now: int) -> bool:
-    """Note that the drift of an engine's hour is told of. False if it was before."""
+    """Note that the drift of an engine's hour is reported. False if it was before."""
     hours = engine_hours.c
     unwarned = sa.and_(hours.start_at == start_at, hours.address == address, hours.warned_at.is_(None))
     return tx.connection.execute(engine_hours.update().where(unwarned).values(warned_at=now)).rowcount == 1

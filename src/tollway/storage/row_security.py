@@ -124,7 +124,7 @@ class TableAccess:
 
     @property
     def policies(self) -> dict[str, tuple[str, str]]:
-        """Role and condition of each policy by its name, which tells whether the condition is still this one."""
+        """Role and condition of each policy by its name, which shows whether the condition is still this one."""
         if self.condition is None:
             return {}
         digest = hashlib.sha256(self.condition.encode()).hexdigest()[:8]

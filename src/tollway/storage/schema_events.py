@@ -8,7 +8,7 @@ from tollway.domain.telemetry_exports import ExportFormat
 from tollway.domain.webhooks import DeliveryState, DisabledReason
 from tollway.storage.schema import metadata, one_of
 
-outbox_events = sa.Table(  # written in the transaction of what they tell of
+outbox_events = sa.Table(  # written in the transaction of the change
     "outbox_events",
     metadata,
     sa.Column("id", sa.String(64), primary_key=True),

@@ -110,7 +110,7 @@ bank_returns = sa.Table(  # direct debits that came back, by bank statements
     metadata,
     sa.Column("id", sa.String(64), primary_key=True),
     sa.Column("statement_id", sa.String(64), sa.ForeignKey("bank_statements.id"), nullable=False),
-    sa.Column("amount_minor", sa.BigInteger),  # null where the bank does not tell it from charges
+    sa.Column("amount_minor", sa.BigInteger),  # null where the bank does not separate it from charges
     sa.Column("value_on", sa.String(10), nullable=False),
     sa.Column("end_to_end_id", sa.String(512), nullable=False),
     sa.Column("reason", sa.String(512), nullable=False),

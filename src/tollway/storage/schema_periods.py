@@ -119,7 +119,7 @@ usage_adjustments = sa.Table(  # append-only
     metadata,
     sa.Column("id", sa.String(64), primary_key=True),
     sa.Column("organization_id", sa.String(64), sa.ForeignKey("organizations.id"), nullable=False),
-    # Of the event that is corrected, so that costs can be told by project, key and model without it.
+    # Of the event that is corrected, so that costs can be grouped by project, key and model without it.
     sa.Column("event_id", sa.String(64), nullable=False),
     sa.Column("project_id", sa.String(64), nullable=False),
     sa.Column("key_id", sa.String(64), nullable=False),

@@ -75,7 +75,7 @@ book_prices = sa.Table(  # append-only
     sa.Column("valid_from", sa.BigInteger, nullable=False),
     *_unit_columns(),
     # The oldest valid_from that gateways still need once this price is the last of its model and tier: decided when it was
-    # written (see control.catalog.prices), so that what a gateway is told depends on rows alone and never on the time of asking.
+    # written (see control.catalog.prices), so that what a gateway receives depends on rows alone and never on the time of asking.
     sa.Column("carried_from", sa.BigInteger, nullable=False),
     sa.Column("draft_id", sa.String(64), sa.ForeignKey("price_drafts.id")),
     sa.Column("published_at", sa.BigInteger, nullable=False),

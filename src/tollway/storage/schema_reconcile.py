@@ -34,7 +34,7 @@ engine_hours = sa.Table(
     sa.Column("samples", sa.Integer, nullable=False),
     sa.Column("failures", sa.Integer, nullable=False),
     sa.Column("prompt_count", sa.String(32), nullable=False, server_default="once"),
-    sa.Column("warned_at", sa.BigInteger),  # when its drift was told of; once is enough
+    sa.Column("warned_at", sa.BigInteger),  # when its drift was reported; once is enough
     sa.CheckConstraint("prompt_tokens >= 0 AND output_tokens >= 0 AND covered_us >= 0", name="counts_not_negative"),
 )
 

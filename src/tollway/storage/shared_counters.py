@@ -234,7 +234,7 @@ RESERVE, SETTLE = make_scripts()
 
 
 class _CounterShape(NamedTuple):
-    """A counter as a script is told of it, as an array: `quantity` counts from 1, as arrays do in Lua."""
+    """A counter as a script receives it, as an array: `quantity` counts from 1, as arrays do in Lua."""
 
     dimension: str
     quantity: int
@@ -431,8 +431,8 @@ class StoreMetrics:
 class RedisCounters:
     """The store in one Redis or Valkey server: `gateway.ports.CounterStore`. Use it from one event loop, with `run` as a background task.
 
-    `recover` is called when the server can be used again, before requests use it: it tells the store what is held. `alarm` is called when
-    the store becomes unavailable, and when it is available again.
+    `recover` is called when the server can be used again, before requests use it: it passes what is held to the store. `alarm` is called
+    when the store becomes unavailable, and when it is available again.
     """
 
     def __init__(self, options: StoreOptions, *, recover: Callable[[], None], alarm: Callable[[str, dict[str, object]], None]) -> None:

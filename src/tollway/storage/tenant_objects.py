@@ -6,7 +6,7 @@ store keeps parts that no list shows, which a rule of the bucket should remove.
 
 There are no locks. So that the quota of an organization holds over all gateways, an upload is counted again once it is stored: the list of
 an S3 store shows what was stored before, so of several uploads that exceed it together the last one sees all, and is taken back. A gateway
-that dies between the two leaves one file that nobody was told of.
+that dies between the two leaves one file that nobody knows of.
 
 A list reads the begin of each object. What was read is kept in memory by the object's tag, so that it is read once.
 """
@@ -112,7 +112,7 @@ class FileBucket:
             try:
                 count, total = self._measure(owner.organization_id)
                 is_too_much = count > bounds.organization_files_max or total > bounds.organization_bytes_max
-            except BaseException:  # nobody knows, and the client is told that it failed
+            except BaseException:  # nobody knows, and the client gets an error
                 obstore.delete(self._store, name)
                 raise
             if is_too_much:

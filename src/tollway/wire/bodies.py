@@ -82,7 +82,7 @@ def _count_keys(body: bytes) -> Iterator[int]:
 
     A colon follows the quote that ends a key, or white space after it. A quote behind an odd number of backslashes ends nothing, as in a
     text that holds JSON; so the counts for each number of backslashes are alternately added and subtracted. The last one is added, which
-    only text with as many backslashes in a row can tell from an exact count.
+    only text with as many backslashes in a row can distinguish from an exact count.
     """
     for backslashes in range(0, _BACKSLASHES_MAX, 2):
         yield body.count(b"\\" * backslashes + b'":') - body.count(b"\\" * (backslashes + 1) + b'":')

@@ -16,7 +16,7 @@ SLOT_WORDS: Final = 16
 """A slot fills two cache lines."""
 
 TRAILER_BYTES: Final = 16
-"""Bytes behind the last slot, so that the size of a table tells its layout: before there was a class of pixels they were eight, and none
+"""Bytes behind the last slot, so that the size of a table shows its layout: before there was a class of pixels they were eight, and none
 while a slot had eight words."""
 
 OUTPUT_WORD: Final = 1 + QUANTITY_CLASSES.index(BillingClass.OUTPUT)

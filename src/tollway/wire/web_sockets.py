@@ -143,7 +143,7 @@ class WebSocket:
     def _end(self, event: events.CloseConnection) -> None:
         self.closed = int(event.code), event.reason or ""
         if self._connection.state is not ConnectionState.CLOSED:
-            # wsproto tells a fault of the other end by the same event, with the code to answer with.
+            # wsproto reports a fault of the other end by the same event, with the code to answer with.
             self._send(event.response())
 
     def send(self, message: bytes) -> None:

@@ -48,7 +48,7 @@ def ping() -> bytes:
 class Messages:
     """Reader of what a peer sends: its greeting, its commands, of which nothing is kept, and its messages.
 
-    `is_ready`: the peer has told the type of its socket, after which it sends messages.
+    `is_ready`: the peer has sent the type of its socket, after which it sends messages.
     """
 
     def __init__(self) -> None:

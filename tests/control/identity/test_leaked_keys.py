@@ -300,11 +300,11 @@ class TestMail:
             answered(admin.post("/v1/organization/leaked_keys", json={"secrets": [tenant.secret]}))
             wait_until(lambda: refusals == [owner])
             later = plane.now() + leaked_keys.MAIL_PAUSE_SECONDS * 1_000_000
-            assert leaked_keys.tell_due(plane.database, plane.mail, plane.log, plane.now(), never) == 0, "it is not due yet"
-            assert leaked_keys.tell_due(plane.database, plane.mail, plane.log, later, never) == 1
+            assert leaked_keys.notify_due_owners(plane.database, plane.mail, plane.log, plane.now(), never) == 0, "it is not due yet"
+            assert leaked_keys.notify_due_owners(plane.database, plane.mail, plane.log, later, never) == 1
         before = count_mails(control, owner)
         later += leaked_keys.MAIL_PAUSE_SECONDS_MAX * 1_000_000
-        assert [leaked_keys.tell_due(plane.database, plane.mail, plane.log, later, never) for _ in range(2)] == [1, 0]
+        assert [leaked_keys.notify_due_owners(plane.database, plane.mail, plane.log, later, never) for _ in range(2)] == [1, 0]
         assert count_mails(control, owner) == before + 1
 
     def test_owner_who_can_never_be_told_is_given_up(self, control: Running, tenant: TenantSetup, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,8 +320,8 @@ class TestMail:
         at = plane.now()
         for _ in range(leaked_keys.MAIL_ATTEMPTS_MAX):
             at += leaked_keys.MAIL_PAUSE_SECONDS_MAX * 1_000_000
-            assert leaked_keys.tell_due(plane.database, plane.mail, plane.log, at, never) == 1
-        assert leaked_keys.tell_due(plane.database, plane.mail, plane.log, at + 10**12, never) == 0
+            assert leaked_keys.notify_due_owners(plane.database, plane.mail, plane.log, at, never) == 1
+        assert leaked_keys.notify_due_owners(plane.database, plane.mail, plane.log, at + 10**12, never) == 0
         assert [line["key_id"] for line in control.lines if line["event"] == "mail_given_up"] == [tenant.key_id]
 
     def test_owners_who_were_told_are_not_written_to_again_for_one_whose_message_is_refused(
@@ -349,10 +349,10 @@ class TestMail:
 
         wait_until(lambda: len(find_told()) == 1)
         assert sent == owners, "the second is told although the first is not"
-        assert leaked_keys.tell_due(plane.database, plane.mail, plane.log, at, never) == 1 and sent[2:] == owners[:1]
+        assert leaked_keys.notify_due_owners(plane.database, plane.mail, plane.log, at, never) == 1 and sent[2:] == owners[:1]
         owners[0] = ""  # the mailbox has space again
-        assert leaked_keys.tell_due(plane.database, plane.mail, plane.log, at + 10**10, never) == 1 and sent[3:] == sent[:1]
-        assert leaked_keys.tell_due(plane.database, plane.mail, plane.log, at + 10**12, never) == 0
+        assert leaked_keys.notify_due_owners(plane.database, plane.mail, plane.log, at + 10**10, never) == 1 and sent[3:] == sent[:1]
+        assert leaked_keys.notify_due_owners(plane.database, plane.mail, plane.log, at + 10**12, never) == 0
 
     def test_turn_ends_with_a_server_that_is_away_and_when_its_time_is_over(
         self, control: Running, monkeypatch: pytest.MonkeyPatch
@@ -380,11 +380,11 @@ class TestMail:
                 wait_until(lambda: tried == owners)
         at = plane.now() + leaked_keys.MAIL_PAUSE_SECONDS * 1_000_000
         monkeypatch.setattr(MailDirectory, "send", refuse)
-        assert leaked_keys.tell_due(plane.database, plane.mail, plane.log, at, never) == 1 and len(tried) == 3
+        assert leaked_keys.notify_due_owners(plane.database, plane.mail, plane.log, at, never) == 1 and len(tried) == 3
         monkeypatch.setattr(MailDirectory, "send", hang)
         at += leaked_keys.MAIL_PAUSE_SECONDS_MAX * 1_000_000
-        assert leaked_keys.tell_due(plane.database, plane.mail, plane.log, at, lambda: is_over[0]) == 1 and len(sent) == 1
-        assert leaked_keys.tell_due(plane.database, plane.mail, plane.log, at, never) == 1 and sorted(sent) == owners
+        assert leaked_keys.notify_due_owners(plane.database, plane.mail, plane.log, at, lambda: is_over[0]) == 1 and len(sent) == 1
+        assert leaked_keys.notify_due_owners(plane.database, plane.mail, plane.log, at, never) == 1 and sorted(sent) == owners
 
     def test_messages_of_a_report_end_with_their_time(self, control: Running) -> None:
         at, lines = [0.0], list[Mapping[str, object]]()
@@ -406,7 +406,7 @@ class TestMail:
         finding = Finding(
             leak, is_first=True, version=None, recipients=tuple(Recipient(f"user_{name}", f"{name}@example.com") for name in "abc")
         )
-        leaked_keys.tell(control.plane.database, [finding, None], Slow(), lines.append, clock=lambda: at[0])
+        leaked_keys.notify_owners(control.plane.database, [finding, None], Slow(), lines.append, clock=lambda: at[0])
         assert at == [80.0] and lines == []
 
 

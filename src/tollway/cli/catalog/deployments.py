@@ -168,12 +168,12 @@ async def _keep(control: Control, fleet: Mapping[str, list[SourceState]], output
     states = [state for of_model in fleet.values() for state in of_model]
     waiting = set(map(id, states))
 
-    def tell(state: SourceState) -> None:
+    def report(state: SourceState) -> None:
         waiting.discard(id(state))
         news.set()
 
     async with asyncio.TaskGroup() as group:
-        following = [group.create_task(follow(state, lambda state=state: tell(state))) for state in states]  # type: ignore[misc]
+        following = [group.create_task(follow(state, lambda state=state: report(state))) for state in states]  # type: ignore[misc]
         deadline = time.monotonic() + ONCE_SECONDS
         fine = True
         while True:

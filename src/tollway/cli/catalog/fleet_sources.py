@@ -1,7 +1,7 @@
 """Sources of a fleet, followed: a watched file, DNS, and the EndpointSlices of Kubernetes.
 
-Each source is asked indefinitely, by one coroutine that tells its state what it found. A source that fails is asked again after a pause;
-what it said before stays until it says something else.
+Each source is asked indefinitely, by one coroutine that records in its state what it found. A source that fails is asked again after a
+pause; what it said before stays until it says something else.
 """
 
 import asyncio

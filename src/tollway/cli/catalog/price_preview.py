@@ -44,7 +44,7 @@ def preview(
 ) -> None:
     """Re-rate history under a draft and show, by organization, who pays more and who pays less.
 
-    The last full month (UTC) unless told otherwise. What a request was billed is compared with what it would have cost under the draft;
+    The last full month (UTC) by default. What a request was billed is compared with what it would have cost under the draft;
     requests that the draft has no price for would not have been served, and are counted apart.
     """
     body: dict[str, Any] = {"everybody": everybody}

@@ -77,7 +77,7 @@ def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A name of its own.")],
     currency: Annotated[str, typer.Option("--currency", metavar="CODE", help="Currency code of ISO 4217.")],
     organization: Annotated[str | None, typer.Option(metavar="NAME|ID", help="Whose own it is; general if left out.")] = None,
-    default: Annotated[bool, typer.Option("--default", help="Who is billed in the currency pays by it, unless told otherwise.")] = False,
+    default: Annotated[bool, typer.Option("--default", help="Who is billed in the currency pays by it, unless others are set.")] = False,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,

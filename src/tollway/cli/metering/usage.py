@@ -83,7 +83,7 @@ def usage(
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Show usage: requests and tokens, by model unless told otherwise. Input includes what came from the cache.
+    """Show usage: requests and tokens, by model by default. Input includes what came from the cache.
 
     Days are those of the time zone. Times are cut to whole minutes.
     """
@@ -128,7 +128,7 @@ def costs(
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Show exact costs by line item (model and token class) unless told otherwise.
+    """Show exact costs by line item (model and token class) by default.
 
     Days are those of the time zone. With --period they are the costs of a billing period to the last digit: late requests and corrections
     stand where they are booked, a closed period never changes, and the current one shows the month to date.

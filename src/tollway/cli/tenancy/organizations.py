@@ -164,7 +164,7 @@ def export(
 @app.command("leaked-keys")
 def set_leaked_key_policy(
     policy: Annotated[
-        LeakPolicy, typer.Argument(help="End leaked secrets at once and tell the owners, tell the owners, or only record it.")
+        LeakPolicy, typer.Argument(help="End leaked secrets at once and notify the owners, notify the owners, or only record it.")
     ],
     output: OutputOption = Output.TABLE,
     organization: Organization = None,

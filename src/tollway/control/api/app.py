@@ -366,7 +366,7 @@ class Envelope:
             await self._answer(scope, receive, send, operation)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, operation: TracedOperation | None) -> None:
-        """Answer one HTTP request. `operation`: its trace, which is told what it was; None for none."""
+        """Answer one HTTP request. `operation`: its trace, which records what it was; None for none."""
         request_id = self.plane.new_id(ids.REQUEST)
         started = time.monotonic()
         status = 0

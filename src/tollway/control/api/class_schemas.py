@@ -1,6 +1,6 @@
 """API schemas whose fields are the billing classes: unit prices and quantities. Made from the one table, so a new class appears by itself.
 
-A type checker cannot read a model that is made at run time, so it is told the base class; nothing here reads a field by name.
+A type checker cannot read a model that is made at run time, so it is given the base class; nothing here reads a field by name.
 """
 
 from typing import TYPE_CHECKING, Annotated, Any

@@ -246,7 +246,7 @@ def end_own_session(plane: ControlPlane, live: LiveSession) -> ProviderProof | N
 
 def record_refusal(plane: ControlPlane, refused: Refused, visitor: Visitor) -> None:
     """Record a refused sign-in in the log, in the metrics and, where it concerns somebody, in the audit trail of their organization. Call
-    it after the answer, whose time would tell whether somebody has the address."""
+    it after the answer, whose time would show whether somebody has the address."""
     plane.sign_ins.count(refused.method, "refused")
     account = refused.account
     plane.log(

@@ -189,7 +189,7 @@ def update_deployment(tx: PlatformTx, deployment_id: str, changed: dict[str, obj
 
 
 def _check_priorities(deployment: Deployment) -> None:
-    """Raise PARAMETER_INVALID if an engine would be told priorities that takes none."""
+    """Raise PARAMETER_INVALID if an engine that takes no priorities would be sent some."""
     if deployment.priorities and not ENGINES[deployment.engine].priorities:
         message = f"Tollway knows of no priorities that the engine {deployment.engine} takes."
         raise Fault(PARAMETER_INVALID, param="priorities", message=message)

@@ -125,8 +125,8 @@ def publish_lines(
     new_id: Callable[[str], str],
     draft_id: str | None,
 ) -> list[BookPrice]:
-    """Append checked lines to a book, compile them for each of its lists, and tell gateways. Needs `publish.lock` before `context` was
-    found."""
+    """Append checked lines to a book, compile them for each of its lists, and publish them to gateways. Needs `publish.lock` before
+    `context` was found."""
     published = [
         BookPrice(
             id=new_id(ids.PRICE),

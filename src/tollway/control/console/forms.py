@@ -27,7 +27,7 @@ Form = Mapping[str, str]
 
 def form(operation: Operation | Sequence[Operation] | None, *names: str) -> Any:
     """Return the dependency that yields the fields `names` of a form of this session (`pages.read_form`), to a viewer who may call what
-    it is sent for: nobody else is told what is wrong with a field. The `Page` of the endpoint must come before it.
+    it is sent for: nobody else learns what is wrong with a field. The `Page` of the endpoint must come before it.
 
     `operation`: that of the REST API which the endpoint calls; several where a field chooses one, of which the viewer needs any; None for
     what everybody may do. One of a project is that of the path, or of the field `project`."""

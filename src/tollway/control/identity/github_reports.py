@@ -44,7 +44,7 @@ BODY_BYTES_MAX = 512 * 1024
 """Longest body of a report: REPORTED_MAX secrets with long addresses."""
 
 REPORTS_PER_MINUTE = 120
-"""Verified reports of one control process: 12,000 secrets in a minute. A reporter that is told 429 sends again."""
+"""Verified reports of one control process: 12,000 secrets in a minute. A reporter that gets 429 sends again."""
 
 SIGNATURE_INVALID = FaultKind(
     code="invalid_signature", status=401, blame=Blame.TENANT, message="The signature of the report is missing, or not one of its sender's."

@@ -1,6 +1,6 @@
 """Explanations of access to inference: whether gateways let a key's request pass, and by which rule.
 
-The decision is the gateways' own (`gateway.inference_access`), made over what they are told of the key. `ControlPlane.explain_inference` is
+The decision is the gateways' own (`gateway.inference_access`), made over what they receive of the key. `ControlPlane.explain_inference` is
 how this plane asks it, as neither plane imports the other.
 """
 

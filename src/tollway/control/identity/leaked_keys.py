@@ -28,18 +28,18 @@ from tollway.storage.database import TenantTx
 from tollway.storage.leaked_keys import DueMail, FoundSecret, Recipient
 
 RECIPIENTS_MAX = 10
-"""Owners of an organization who are told of a report."""
+"""Owners of an organization who are notified of a report."""
 
-REPORTS_TOLD_MAX = 30
-"""Reported secrets of one report whose owners are told at once; the others have their turn later."""
+REPORTS_NOTIFIED_MAX = 30
+"""Reported secrets of one report whose owners are notified at once; the others have their turn later."""
 
 MAIL_PAUSE_SECONDS, MAIL_PAUSE_SECONDS_MAX = 120, 3_600
-"""Time until owners who could not be told are written to again: it doubles with each failure, up to the second."""
+"""Time until owners who could not be notified are written to again: it doubles with each failure, up to the second."""
 
 MAIL_ATTEMPTS_MAX = 24
 """Failures after which owners are not written to any more: about twenty hours."""
 
-TELLING_SECONDS_MAX = 60.0
+NOTIFYING_SECONDS_MAX = 60.0
 """For the messages of one report: no further one is begun then."""
 
 
@@ -54,7 +54,7 @@ class Reported:
 @dataclass(frozen=True, slots=True)
 class Finding:
     """A reported secret that a key of an organization has or had. `is_first`: whether it was not reported before. `version`: of the
-    snapshot at which every gateway acts by it; None if nothing was published. `recipients`: those who are told."""
+    snapshot at which every gateway acts by it; None if nothing was published. `recipients`: those who are notified."""
 
     leak: LeakedKey
     is_first: bool
@@ -131,17 +131,17 @@ def log_found(findings: Sequence[Finding | None], log: Callable[[Mapping[str, ob
             log({**line, "action": str(leak.action), "is_first": finding.is_first})
 
 
-def tell(
+def notify_owners(
     database: Database,
     findings: Sequence[Finding | None],
     mail: Mail,
     log: Callable[[Mapping[str, object]], None],
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Tell the owners what they were not told before. Blocks, for TELLING_SECONDS_MAX and the time of one message at most. What cannot be
-    sent now is sent by `tell_due` later."""
-    ends_at = clock() + TELLING_SECONDS_MAX
-    for finding in [each for each in findings if each is not None and each.recipients][:REPORTS_TOLD_MAX]:
+    """Notify the owners of reports of which they have no message yet. Blocks, for NOTIFYING_SECONDS_MAX and the time of one message at
+    most. What cannot be sent now is sent by `notify_due_owners` later."""
+    ends_at = clock() + NOTIFYING_SECONDS_MAX
+    for finding in [each for each in findings if each is not None and each.recipients][:REPORTS_NOTIFIED_MAX]:
         sent = _send(finding.leak, finding.recipients, mail, log, lambda: clock() < ends_at)
         if sent.told:
             due_at = None if sent.is_whole else finding.leak.reported_at + MAIL_PAUSE_SECONDS * 1_000_000
@@ -151,8 +151,10 @@ def tell(
             return
 
 
-def tell_due(database: Database, mail: Mail, log: Callable[[Mapping[str, object]], None], now: int, is_over: Callable[[], bool]) -> int:
-    """Tell owners what they could not be told before, and return of how many reports. Ends where the mail server cannot be given a message:
+def notify_due_owners(
+    database: Database, mail: Mail, log: Callable[[Mapping[str, object]], None], now: int, is_over: Callable[[], bool]
+) -> int:
+    """Notify owners who could not be notified before, and return of how many reports. Ends where the mail server cannot be given a message:
     the other reports have their turn later. After MAIL_ATTEMPTS_MAX failures owners are not written to any more: the audit trail and the
     list of leaked keys have the report. Blocks for one message at a time, and asks `is_over` before each."""
     count, is_reached = 0, True
@@ -235,7 +237,7 @@ def _report(tx: TenantTx, reported: Reported, policy: LeakPolicy, reporter: Repo
     is_first = storage.put_leak(tx, leak)
     is_told = policy is not LeakPolicy.RECORD and action is not LeakAction.INACTIVE and (is_first or action is not LeakAction.NONE)
     recipients = storage.list_recipients(tx, OWNER.id, RECIPIENTS_MAX) if is_told else []
-    if recipients:  # if they are not told before, or the process dies
+    if recipients:  # if they are not notified before, or the process dies
         storage.put_due_mail(tx, DueMail(leak, reporter.now + MAIL_PAUSE_SECONDS * 1_000_000))
     return Finding(leak, is_first, version, tuple(recipients))
 

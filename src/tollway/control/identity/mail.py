@@ -1,6 +1,6 @@
 """Mail: one port, a mail server behind it or a directory of files.
 
-Mail is sent after the commit of what it tells of, and nothing depends on its arrival: what could not be sent is answered as such, and can
+Mail is sent after the commit of what it is about, and nothing depends on its arrival: what could not be sent is answered as such, and can
 be asked for again.
 """
 

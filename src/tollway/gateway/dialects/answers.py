@@ -13,7 +13,7 @@ from tollway.gateway.dialects.conversation import Conversation
 
 
 class Measure(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Quantities that a request with media is expected to use, and the most that it can, as far as its body tells.
+    """Quantities that a request with media is expected to use, and the most that it can, as far as its body shows.
 
     `characters`: of text to be spoken, exactly. `seconds`: of sound, begun ones included. `file_bytes`: of its files. `answers_text`: its
     answer is plain text rather than JSON. `pixels`: of all images that it asks for together; 0 if it does not state their size.
@@ -60,7 +60,7 @@ class AnswerContext(msgspec.Struct, frozen=True, gc=False):
 class Answer(msgspec.Struct, frozen=True):
     """A whole (non-streaming) answer of status 200. `body`: what to send. `used`: None if the engine did not report it. `anomaly`: what was
     wrong with its report, None for nothing. `source`: where `used` comes from. `content_type`: of an answer that is not JSON, else
-    empty. `checked`: what a guardrail is shown in place of a body that encodes its text, else empty. `fault`: what the client is told in
+    empty. `checked`: what a guardrail is shown in place of a body that encodes its text, else empty. `fault`: what the client receives in
     place of a body that is of no use to it; what was used is billed as that of an answer that a guardrail denied."""
 
     body: bytes

@@ -190,7 +190,7 @@ def cap_output(used: Quantities, output_tokens_max: int | None) -> Quantities:
 
 def cap_to_delivered(used: Quantities, output_tokens_max: int | None, delivered_bytes: int) -> Quantities:
     """Return `used` with no more output than `delivered_bytes` can hold, where the request itself bounds nothing; `used` itself if nothing
-    exceeds it. A token takes at least one byte. Reasoning is not bounded: engines may be told not to show it."""
+    exceeds it. A token takes at least one byte. Reasoning is not bounded: engines may be asked not to show it."""
     if output_tokens_max is not None or used.output <= delivered_bytes:
         return used
     return msgspec.structs.replace(used, output=delivered_bytes)

@@ -1,6 +1,6 @@
 """OpenAI's responses: POST /v1/responses, relayed to engines that speak it themselves (vLLM, SGLang, Dynamo, TensorRT-LLM, llama.cpp).
 
-Engines store nothing and are told so (`store: false`). Where an organization stores responses, the gateway does
+Engines store nothing: they are asked with `store: false`. Where an organization stores responses, the gateway does
 (`gateway.conversations`), and takes the fields about it out of the body; elsewhere they are refused here. Clients run tools themselves.
 
 A stream is a sequence of typed events. Usage stands in the last one only (`response.completed` or `response.incomplete`), which is the

@@ -34,7 +34,7 @@ class _Function(msgspec.Struct):
 
 
 class ToolCall(msgspec.Struct):
-    """A call of a function in an answer, or a piece of one in a stream, where `index` tells the calls apart."""
+    """A call of a function in an answer, or a piece of one in a stream, where `index` distinguishes the calls."""
 
     function: _Function | None = None
     id: str | None = None

@@ -38,7 +38,7 @@ from tollway.wire.http import CREDENTIALS, NO_HEADERS, HttpRequest, RequestReade
 
 READ_AHEAD_BYTES = 64 * 1024
 """Bytes read of requests that follow the one being answered. Beyond it the socket is not read until their turn comes; below it it is,
-because only a socket that is read tells that the client left."""
+because only reading a socket shows that the client left."""
 
 UNCHECKED_SECONDS = 1.0
 """Time from which the sender of a body that is not large, and not complete, is checked as that of a large one is. Most bodies come with
@@ -78,7 +78,7 @@ class ClientConnection(asyncio.Protocol):
     )
 
     def __init__(self, edge: Edge, peer: str | None = None) -> None:
-        """`peer`: the address that the connection is from, where the socket does not tell (behind a proxy)."""
+        """`peer`: the address that the connection is from, where the socket does not show it (behind a proxy)."""
         self._edge = edge
         self._reader = RequestReader(edge.http)
         self._transport: asyncio.Transport | None = None
@@ -103,7 +103,7 @@ class ClientConnection(asyncio.Protocol):
         self.committed = False
         self.gone = False
 
-    # What the socket tells.
+    # Events of the socket.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]

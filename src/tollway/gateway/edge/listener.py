@@ -24,7 +24,7 @@ from tollway.wire import proxy
 ACCEPTS_PER_TURN = 64
 """Connections taken before the loop does something else."""
 PAUSE_SECONDS = 0.5
-"""Without descriptors or memory the kernel would tell of the same connection over and over."""
+"""Without descriptors or memory the kernel would report the same connection over and over."""
 
 
 class OpeningBounds(msgspec.Struct, frozen=True, kw_only=True):

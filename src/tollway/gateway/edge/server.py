@@ -106,7 +106,7 @@ def _listen(edge: Edge, listener: socket.socket, tls: Callable[[], ssl.SSLContex
 
 
 async def _drain(edge: Edge, public: asyncio.Server | Listener, bounds: DrainBounds) -> None:
-    """Not ready > linger > accept nothing more > let what runs finish > tell the rest."""
+    """Not ready > linger > accept nothing more > let what runs finish > interrupt the rest."""
     edge.plane.draining = True
     deadline = edge.loop.time() + bounds.grace_seconds
     await asyncio.sleep(bounds.linger_seconds)

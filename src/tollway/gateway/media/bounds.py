@@ -33,7 +33,7 @@ class MediaBounds(msgspec.Struct, frozen=True, kw_only=True):
 
     `parts_max`: pictures, sounds, films and files, links among them. `part_bytes_max`, `request_bytes_max`: decoded bytes of data in one
     part, and in all. `frames_max`: pictures in one `video/...;base64,` list. `pixels_max`, `request_pixels_max`: of one picture or frame
-    as its header tells, and of all. `types`: media types that are taken.
+    as its header states, and of all. `types`: media types that are taken.
     """
 
     parts_max: int = 128

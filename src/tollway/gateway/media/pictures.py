@@ -57,7 +57,7 @@ def find_size(data: Data) -> tuple[str, int, int] | None:
         if head.startswith(magic) and (name != "webp" or head[8:] == b"WEBP"):
             try:
                 width, height = read(data)
-            except (struct.error, IndexError):  # it ends before its size is told
+            except (struct.error, IndexError):  # it ends before its size
                 raise PictureInvalid from None
             if not width or not height:
                 raise PictureInvalid

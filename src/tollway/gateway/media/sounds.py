@@ -1,4 +1,4 @@
-"""Sound in files: its format, and how long it lasts as far as the beginning of the file tells.
+"""Sound in files: its format, and how long it lasts as far as the beginning of the file shows.
 
 A length from here is used where an engine reports none, and bounds what it reports. It is exact for WAV alone. Everything else is
 an estimate by bit rate, because the end of a file, or a look at every frame, would be needed for more.

@@ -151,7 +151,7 @@ class Listener:
 
     async def _end(self, server: grpc.aio.Server, stopped_at: float, grace_seconds: float) -> None:
         """Accept nothing more, let what runs end within the grace since `stopped_at`, end the rest with the fault of a drain, and wait for
-        its records. Streams without a request are told of the drain within MAINTENANCE_SECONDS; then nothing is waited for."""
+        its records. Streams without a request are ended for the drain within MAINTENANCE_SECONDS; then nothing is waited for."""
         deadline = stopped_at + grace_seconds
         stopping = asyncio.ensure_future(server.stop(max(deadline - time.monotonic(), 0.0) + FINISH_SECONDS))
         await self._wait_for_requests(deadline)
@@ -172,7 +172,7 @@ class Listener:
 
     @contextmanager
     def _count_request(self) -> Iterator[None]:
-        """Count a request from its message until its answer is sent, or told: a drain waits for it."""
+        """Count a request from its message until its answer is sent, or reported: a drain waits for it."""
         self._requests += 1
         try:
             yield
@@ -460,7 +460,7 @@ class Listener:
             raise
 
     def _throttle(self, fault: Fault, head: RequestHead) -> Fault:
-        """Count a failed authentication against its address; return what to tell."""
+        """Count a failed authentication against its address; return the fault to answer."""
         if self._rules is not None and edge_policy.is_trusted(self._rules, head.address):
             return fault
         return self._failures.throttle(fault, head.address, time.monotonic_ns())

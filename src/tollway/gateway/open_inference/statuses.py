@@ -46,11 +46,11 @@ _BROKEN = re.compile(
     r"socket closed|reset by peer|goaway|stream removed|broken pipe|watchdog|transport|rst_stream|recvmsg|sendmsg|endpoint", re.IGNORECASE
 )
 """Words of the library for connections that broke while a call was under way. It says UNAVAILABLE then, as an engine that refuses does, and
-nothing but the words tells one from the other."""
+nothing but the words distinguishes them."""
 
 
 def find_code(fault: Fault) -> grpc.StatusCode:
-    """Return the status that tells a fault."""
+    """Return the status that stands for a fault."""
     return _BY_STATUS.get(fault.kind.status, grpc.StatusCode.INVALID_ARGUMENT if fault.kind.status < 500 else grpc.StatusCode.INTERNAL)
 
 

@@ -25,7 +25,7 @@ LINGER_SECONDS: Final = 5.0
 
 
 class Owner(Protocol):
-    """Whoever is told what happens at an end."""
+    """Receives what happens at an end."""
 
     def received(self, end: "End", messages: list[bytes]) -> None:
         """Messages came, and perhaps the end of the connection (`End.closed`)."""
@@ -167,7 +167,7 @@ class End(asyncio.Protocol):
             self._transport.abort()
 
     def read(self, is_wanted: bool) -> None:
-        """Read on, or nothing more until told."""
+        """Read on, or nothing more until the next call."""
         if is_wanted == self._is_reading:
             return
         self._is_reading = is_wanted

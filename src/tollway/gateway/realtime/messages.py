@@ -1,4 +1,4 @@
-"""Messages of a realtime session, as far as the gateway reads them: what a client may not send, and what an engine tells of its
+"""Messages of a realtime session, as far as the gateway reads them: what a client may not send, and what an engine reports of its
 responses."""
 
 import re

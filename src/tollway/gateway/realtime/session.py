@@ -109,7 +109,7 @@ class Session:
         self.request_id = ""
         self.call: Call
 
-    # What the ends tell (`ends.Owner`).
+    # Events of the ends (`ends.Owner`).
 
     def received(self, end: End, messages: list[bytes]) -> None:
         self._active_at = self._loop.time()
@@ -380,7 +380,7 @@ class Session:
             self._ahead.begin()
             self._trace_response(self._ahead, upstream)
             self._responses[event.response_id], self._ahead = self._ahead, None
-            with suppress(Fault):  # the next message of the client asks again, and is told why not
+            with suppress(Fault):  # the next message of the client asks again, and gets the reason
                 await self._admit_ahead(upstream)
         elif event.type == "response.done":
             done = self._responses.get(event.response_id)

@@ -1,4 +1,4 @@
-"""Ends of batches, as gateways tell control of them."""
+"""Ends of batches, as gateways report them to control."""
 
 from typing import Annotated, Literal
 

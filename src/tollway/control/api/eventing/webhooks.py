@@ -215,7 +215,7 @@ DeliveryPage = Annotated[DeliveryQuery, Query()]
 
 @router.get("/v1/webhook_event_types")
 def list_event_types(_caller: Reader) -> EventTypeList:
-    """The types of events of which organizations are told."""
+    """The types of events that organizations receive."""
     return EventTypeList(data=[each for each in CATALOG if each in TENANT_TYPES])
 
 
@@ -290,7 +290,7 @@ def replay_webhook_deliveries(caller: Writer, plane: Plane, webhook_endpoint_id:
 
 @router.get(_PLATFORM_PATH)
 def list_platform_webhook_endpoints(_caller: OperatorReader, plane: Plane, query: Page) -> ListOut[WebhookEndpointOut]:
-    """The webhook endpoints of the operators, which are told of all organizations, the newest first."""
+    """The webhook endpoints of the operators, which receive events of all organizations, the newest first."""
     return _list(plane, None, query)
 
 

@@ -36,7 +36,7 @@ Writer = Annotated[Tenant, Depends(may(Permission.API_KEYS_WRITE))]
 OperatorWriter = Annotated[Operator, Depends(may(Permission.PLATFORM_KEYS_WRITE))]
 
 GITHUB_PATH = "/v1/leaked_keys/github"
-_TELLERS = CapacityLimiter(2)
+_NOTIFIERS = CapacityLimiter(2)
 """Threads that send mail at once: a mail server that hangs takes none of those that answer requests."""
 
 _EVENT = "api_key.leak_reported"
@@ -206,7 +206,7 @@ async def report_leaked_keys_by_github(plane: Plane, request: Request) -> Respon
 
 async def _tell(plane: ControlPlane, findings: Sequence[Finding | None]) -> None:
     if any(finding is not None and finding.recipients for finding in findings):
-        await to_thread.run_sync(leaked_keys.tell, plane.database, findings, plane.mail, plane.log, limiter=_TELLERS)
+        await to_thread.run_sync(leaked_keys.notify_owners, plane.database, findings, plane.mail, plane.log, limiter=_NOTIFIERS)
 
 
 def _report_matches(plane: ControlPlane, request: Request, matches: Sequence[GithubMatch]) -> tuple[list[bool], list[Finding | None]]:
