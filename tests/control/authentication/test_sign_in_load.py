@@ -100,7 +100,7 @@ class TestMetadata:
             ("http://127.0.0.1:1", frozenset(["http://127.0.0.1:1"])),
         ):
             plane = replace(control.plane, private_issuers=private)
-            client = ProviderClient("signin_a", of_whom, "x", False, lambda: None)
+            client = ProviderClient("signin_a", None, of_whom, "x", False, lambda: None)
             for name in ("authorization_endpoint", "end_session_endpoint"):
                 for wrong in (f"{of_whom}/a\r\nX-Evil: 1", f"{of_whom}/\u0416", f"{of_whom}/a b", "http://[bad", "http://"):
                     named = {each: f"{of_whom}/{each}" for each in ("authorization_endpoint", "token_endpoint", "jwks_uri")}

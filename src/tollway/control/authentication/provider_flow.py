@@ -86,8 +86,8 @@ class Proven:
 @dataclass(frozen=True, slots=True)
 class ProviderClient:
     """This platform as a client of an identity provider. `id`: in addresses of this site. `organization_id`: that named the provider;
-    None for operators. `wants_groups`: the groups of a person are looked
-    at. `read_secret`: returns the client secret, None for a public client; it blocks."""
+    None for operators. `wants_groups`: the groups of a person are looked at. `read_secret`: returns the client secret, None for a public
+    client; it blocks."""
 
     id: str
     organization_id: str | None
