@@ -499,6 +499,9 @@ def _find_misbilled(platform: Platform, asked: Mapping[str, str], bills: Mapping
     wrong = []
     for id in asked:
         (place,) = (platform.directory / "files" / "batches").glob(f"org_*/proj_*/{id}")
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not (place / "answered").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)  # it is written when the gateway removes the journal, just after the response is stored as completed
         answered, attempts = _read_ids(place / "answered"), _read_ids(place / "attempts")
         billed = [each for each in attempts if each in bills and bills[each].amount_pico]
         if len(answered) != 1 or billed != answered:
