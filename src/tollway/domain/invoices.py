@@ -180,8 +180,7 @@ class DocumentReference(msgspec.Struct, frozen=True, kw_only=True):
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):
     """An invoice or a credit note. `number`, `issued_on` and `due_on` are empty in a draft. `cancels`: it takes the whole of the document
-    back that it refers to. `direct_debit`: None where the buyer pays itself. `owes_nothing`: it was issued with a total of zero, and says
-    so instead of terms of payment; those from before there was this field do not."""
+    back that it refers to. `direct_debit`: None where the buyer pays itself."""
 
     format: str
     id: str
@@ -211,7 +210,16 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
     tax_decision: TaxDecision
     totals: Totals
     direct_debit: DirectDebit | None = None
-    owes_nothing: bool = False
+
+    @property
+    def owes_nothing(self) -> bool:
+        """Return whether its total is zero: nothing is to be paid or refunded, and it says so in place of terms of payment."""
+        return not self.totals.gross_minor
+
+    @property
+    def is_to_be_paid(self) -> bool:
+        """Return whether the buyer has to pay it, so that it has a day on which it is due."""
+        return self.kind is InvoiceKind.INVOICE and not self.owes_nothing
 
 
 # ---- Lines --------------------------------------------------------------------------------------------------------------
@@ -524,8 +532,7 @@ def _find_direct_debit(kind: InvoiceKind, entity: LegalEntity, account: BillingA
 def issue_document(draft: Document, number: str, issued_on: str) -> Document:
     """Return a draft as it is issued on a day (YYYY-MM-DD), with its number and the day on which it is due."""
     due_on = datetime.fromisoformat(issued_on).date() + timedelta(days=draft.payment_days)
-    owes_nothing = not draft.totals.gross_minor
-    return msgspec.structs.replace(draft, number=number, issued_on=issued_on, due_on=due_on.isoformat(), owes_nothing=owes_nothing)
+    return msgspec.structs.replace(draft, number=number, issued_on=issued_on, due_on=due_on.isoformat())
 
 
 def format_number(series: str, number: int) -> str:
@@ -537,14 +544,11 @@ def encode_document(document: Document) -> bytes:
     """Return the canonical encoding: JSON with names in order, without spaces, all text ASCII.
 
     Amounts in pico-currency and quantities are text, because they exceed the integers that every reader of JSON takes for what they are. A
-    document that is not collected by direct debit has no such field, as those from before there was one, and one
-    with a total above zero has no `owes_nothing`.
+    document that is not collected by direct debit has no such field, as those from before there was one.
     """
     fields = dict(describe(document))
     if document.direct_debit is None:
         del fields["direct_debit"]
-    if not document.owes_nothing:
-        del fields["owes_nothing"]
     return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
 
 
@@ -648,8 +652,6 @@ def find_violations(document: Document) -> list[Violation]:
         found.append(Violation("BR-AE-02", "reverse charge names the VAT ids of both parties: the seller's is missing"))
     if totals.gross_minor < 0:
         found.append(Violation("BR-CO-16", "what is to be paid is below zero: it must be a credit note"))
-    if document.owes_nothing and totals.gross_minor:
-        found.append(Violation("BR-CO-25", "it says that nothing is to be paid, and has a total"))
     if document.direct_debit is not None and not document.direct_debit.mandate_reference:
         found.append(Violation("R061", "what is collected by direct debit names the mandate"))
     if document.cancels and document.corrects is None:

@@ -24,8 +24,9 @@ from tollway.control import host_names
 from tollway.control.auditing import audit
 from tollway.control.auditing.audit import AuditedOperation
 from tollway.control.eventing import delivery, endpoints, owner_mails, searches
-from tollway.control.eventing.addresses import AddressRefused, NamesBusy, check_url, find_peer
+from tollway.control.eventing.addresses import AddressRefused, check_url, find_peer
 from tollway.control.eventing.delivery import Sender
+from tollway.control.host_names import NamesBusy
 from tollway.control.identity.mail import MailFailure, Message
 from tollway.control.jobs import Turn
 from tollway.domain import ids

@@ -310,7 +310,7 @@ class TestIssued:
         assert list_paid(database) == [made.id], "no payment will settle it"
         assert verify(database, archive).differences == []
         issue(database, made.id)
-        assert list_paid(database) == [made.id], "it is told once"
+        assert list_paid(database) == [made.id], "it is reported once"
         cancelling = document_of(issue(database, credit(database, made.id, None).id))
         assert cancelling.owes_nothing and list_paid(database) == [made.id]
         assert verify(database, archive).differences == []

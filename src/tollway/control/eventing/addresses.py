@@ -10,7 +10,6 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from tollway.control import host_names
-from tollway.control.host_names import NamesBusy as NamesBusy  # of `find_peer`, for its callers
 from tollway.control.identity.issuer_keys import is_url
 from tollway.domain.addresses import is_public
 from tollway.domain.networks import Network, contains

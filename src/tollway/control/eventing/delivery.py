@@ -23,10 +23,11 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from tollway.control import foreign_hosts
-from tollway.control.eventing.addresses import AddressRefused, NamesBusy, find_peer
+from tollway.control.eventing.addresses import AddressRefused, find_peer
 from tollway.control.eventing.endpoints import open_secrets
 from tollway.control.eventing.receivers import serve_due
 from tollway.control.foreign_hosts import AnswerInvalid, Host
+from tollway.control.host_names import NamesBusy
 from tollway.control.jobs import Turn, describe_failure
 from tollway.domain.events import Event, EventType, encode, new_event
 from tollway.domain.faults import Fault

@@ -21,10 +21,10 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from tollway.control.eventing import delivery
-from tollway.control.eventing.addresses import NamesBusy
 from tollway.control.eventing.delivery import Outcome
 from tollway.control.eventing.receivers import serve_due
 from tollway.control.eventing.telemetry_exports import PROTOBUF, find_url, open_headers
+from tollway.control.host_names import NamesBusy
 from tollway.control.jobs import Turn, describe_failure
 from tollway.domain.events import EventType, new_event
 from tollway.domain.faults import Fault

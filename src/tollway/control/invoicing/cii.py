@@ -18,7 +18,7 @@ from tollway.control.invoicing.xml_elements import (
     type_code,
     unit_code,
 )
-from tollway.domain.invoices import Allowance, Document, DocumentParty, InvoiceKind, InvoiceLine
+from tollway.domain.invoices import Allowance, Document, DocumentParty, InvoiceLine
 
 NAMESPACES = (
     'xmlns:rsm="urn:un:unece:uncefact:data:standard:CrossIndustryInvoice:100"'
@@ -141,7 +141,6 @@ def _party(document: Document, party: DocumentParty) -> str:
 
 def _settlement(document: Document) -> str:
     tax, totals, debit = document.tax, document.totals, document.direct_debit
-    has_due_date = document.kind is InvoiceKind.INVOICE and not document.owes_nothing
     return group(
         "ram:ApplicableHeaderTradeSettlement",
         element("ram:CreditorReferenceID", "" if debit is None else debit.creditor_id),  # BT-90
@@ -163,7 +162,7 @@ def _settlement(document: Document) -> str:
         group(  # BT-20, BT-9
             "ram:SpecifiedTradePaymentTerms",
             element("ram:Description", describe_terms(document)),
-            group("ram:DueDateDateTime", _date(document.due_on)) if has_due_date else "",
+            group("ram:DueDateDateTime", _date(document.due_on)) if document.is_to_be_paid else "",
             element("ram:DirectDebitMandateID", "" if debit is None else debit.mandate_reference),  # BT-89
         ),
         group(  # BG-22

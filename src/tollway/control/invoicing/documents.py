@@ -257,7 +257,6 @@ def draft_credit_note(tx: PlatformTx, invoice_id: str, *, amount_pico: int | Non
             cancels=True,
             reason=reason,
             direct_debit=None,
-            owes_nothing=False,
         )
         return _insert(tx, document, entity, corrects_id=invoice_id, period_id=None, now=now)
     credited_minor = sum(decode_document(each.document).totals.net_minor for each in others if each.kind is InvoiceKind.CREDIT_NOTE)

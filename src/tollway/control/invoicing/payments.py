@@ -326,7 +326,7 @@ def return_payment(
 
 def settle_issued(tx: PlatformTx, document: Document, now: int) -> None:
     """Settle what a document that was issued allows: a credit note the invoice that it corrects, an invoice with what the organization has
-    paid before. An invoice with nothing to pay is told of as paid. The organization is locked."""
+    paid before. An invoice with nothing to pay is reported as paid. The organization is locked."""
     corrected_id = document.corrects.id if document.kind is InvoiceKind.CREDIT_NOTE and document.corrects is not None else None
     settled: list[Settlement] = []
     if corrected_id is not None:
@@ -337,7 +337,7 @@ def settle_issued(tx: PlatformTx, document: Document, now: int) -> None:
             stored.insert_settlements(tx, document.organization_id, settled, now)
     settled += _settle_balance(tx, document.organization_id, now)
     _tell_paid(tx, document.organization_id, settled, now)
-    if document.kind is InvoiceKind.INVOICE and document.owes_nothing:  # no settlement will ever tell of it
+    if document.kind is InvoiceKind.INVOICE and document.owes_nothing:  # no settlement will ever report it
         outbox.append(tx, [new_event(EventType.INVOICE_PAID, document.organization_id, at=now, data={"id": document.id})])
 
 

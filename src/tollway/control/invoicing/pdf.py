@@ -142,11 +142,10 @@ def describe(document: Document) -> dict[str, Any]:
 def _list_facts(document: Document) -> Rows:
     texts = TEXTS[document.language]
     corrects = document.corrects
-    has_due_date = document.kind is InvoiceKind.INVOICE and not document.owes_nothing
     rows = [
         (texts["number"], document.number),
         (texts["issued_on"], show_day(document.issued_on, document.language)),
-        (texts["due_on"], show_day(document.due_on, document.language) if has_due_date else ""),
+        (texts["due_on"], show_day(document.due_on, document.language) if document.is_to_be_paid else ""),
         (texts["service"], show_days(document.service, document.language)),
         (
             texts["corrects"],

@@ -34,7 +34,7 @@ def render(document: Document) -> bytes:
             element("cbc:ProfileID", PROCESS),  # BT-23
             element("cbc:ID", document.number),  # BT-1
             element("cbc:IssueDate", document.issued_on),  # BT-2
-            "" if is_credit or document.owes_nothing else element("cbc:DueDate", document.due_on),  # BT-9
+            element("cbc:DueDate", document.due_on) if document.is_to_be_paid else "",  # BT-9
             element(f"cbc:{root}TypeCode", type_code(document)),  # BT-3
             element("cbc:Note", document.reason),  # BT-22
             element("cbc:Note", describe_proof(document)),

@@ -11,8 +11,9 @@ from tollway.control.api.eventing.webhooks import NewestFirst
 from tollway.control.api.routes import Plane, may
 from tollway.control.api.schemas import Identified, In, ListOut, Name, Out, find_seconds, list_out, seconds
 from tollway.control.eventing import telemetry_exports
-from tollway.control.eventing.addresses import AddressRefused, NamesBusy, find_peer
+from tollway.control.eventing.addresses import AddressRefused, find_peer
 from tollway.control.eventing.telemetry_exports import ExportChanges
+from tollway.control.host_names import NamesBusy
 from tollway.control.identity import access
 from tollway.control.identity.access import Tenant
 from tollway.control.plane import ControlPlane

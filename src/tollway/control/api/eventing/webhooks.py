@@ -14,8 +14,9 @@ from tollway.control.api import routes
 from tollway.control.api.routes import Plane, may
 from tollway.control.api.schemas import Identified, In, ListOut, Name, Out, Second, find_seconds, list_out, seconds
 from tollway.control.eventing import delivery, endpoints
-from tollway.control.eventing.addresses import AddressRefused, NamesBusy, find_peer
+from tollway.control.eventing.addresses import AddressRefused, find_peer
 from tollway.control.eventing.endpoints import EndpointChanges, Transaction
+from tollway.control.host_names import NamesBusy
 from tollway.control.identity.access import Tenant
 from tollway.control.plane import ControlPlane
 from tollway.domain import ids

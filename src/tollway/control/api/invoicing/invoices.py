@@ -27,7 +27,7 @@ from tollway.control.money import periods
 from tollway.domain import ids, money
 from tollway.domain.currencies import get_currency
 from tollway.domain.faults import RESOURCE_UNKNOWN, Fault
-from tollway.domain.invoices import Document, InvoiceKind, InvoiceState, encode_document
+from tollway.domain.invoices import Document, InvoiceState, encode_document
 from tollway.domain.keys import Operator
 from tollway.domain.roles import Permission
 
@@ -130,7 +130,7 @@ def invoice_out(view: InvoiceView) -> InvoiceOut:
         issue_at=find_seconds(invoice.issue_at) if invoice.state is InvoiceState.DRAFT else None,
         issued_at=None if issue is None else seconds(issue.issued_at),
         issued_by=None if issue is None else issue.issued_by,
-        due_on=issue.due_on if issue is not None and invoice.kind is InvoiceKind.INVOICE and totals.gross_minor else None,
+        due_on=issue.due_on if issue is not None and document.is_to_be_paid else None,
     )
 
 
